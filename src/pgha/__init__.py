@@ -1,0 +1,1 @@
+"""High-availability PostgreSQL client for trio and asyncio."""
