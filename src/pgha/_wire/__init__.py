@@ -1,0 +1,1 @@
+"""The only place that touches libpq through psycopg's lower layers, and sockets."""

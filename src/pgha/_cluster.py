@@ -1,0 +1,394 @@
+"""The face of pgha: a cluster of nodes, opened and left as one scope."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import MappingProxyType
+from typing import Any, Generic, final, overload
+
+import anyio
+import psycopg
+from anyio.abc import TaskGroup
+from anyio.lowlevel import checkpoint_if_cancelled
+from anyio.streams.memory import MemoryObjectReceiveStream
+from psycopg.adapt import AdaptersMap
+from psycopg.rows import BaseRowFactory, TupleRow
+from typing_extensions import TypeVar
+
+from ._config import Node as NodeArgument
+from ._config import NodeConfig, OnConnect, Options, Topology, Tuning, parse_nodes
+from ._dispatcher import Dispatcher
+from ._errors import ClusterClosed, ConfigError, QueueFull
+from ._group import Group
+from ._node import Node
+from ._operation import Operation, Request
+from ._requests import DEFAULT, BatchItem, OnSend, RequestMaker, Seconds
+from ._result import Result, first_column
+from ._types import Event, NodeStatus, Pin, ReadRoute, Statistics, WriteRoute, nearest
+from ._wire.compiling import AnyParams, AnyQuery, Compiler
+
+R = TypeVar("R")
+Row = TypeVar("Row", default=TupleRow)
+
+
+@final
+class Cluster(Generic[Row]):
+    """Live connections to every node, and everything that can be asked of them; see `open_cluster`."""
+
+    def __init__(self, configs: Sequence[NodeConfig], options: Options) -> None:
+        self._options = options
+        self._clock = time.monotonic
+        self._adapters = AdaptersMap(psycopg.adapters)
+        self._nodes: dict[str, Node] = {}
+        self._dispatcher = Dispatcher(options, self._nodes, self._clock)
+        self._maker = RequestMaker(options, Compiler(self._adapters), self._nodes.__contains__)
+        self._tasks: TaskGroup | None = None
+        self._service = anyio.CancelScope(shield=True)
+        for config in configs:
+            self._nodes[config.name] = self._make_node(config)
+
+    def _make_node(self, config: NodeConfig) -> Node:
+        return Node(config, self._options, self._adapters, self._dispatcher, self._clock)
+
+    @property
+    def adapters(self) -> AdaptersMap:
+        """This cluster's own psycopg adapters: register dumpers and loaders here, before the first use."""
+        return self._adapters
+
+    # Reads
+
+    @overload
+    async def fetch(
+        self, query: AnyQuery, params: AnyParams | None = None, *, route: ReadRoute = ...,
+        timeout: Seconds = ..., statement_timeout: Seconds = ..., row_factory: None = None,
+        on_send: OnSend | None = None,
+    ) -> Result[Row]: ...  # fmt: skip
+    @overload
+    async def fetch(
+        self, query: AnyQuery, params: AnyParams | None = None, *, route: ReadRoute = ...,
+        timeout: Seconds = ..., statement_timeout: Seconds = ..., row_factory: BaseRowFactory[R],
+        on_send: OnSend | None = None,
+    ) -> Result[R]: ...  # fmt: skip
+    async def fetch(
+        self, query: AnyQuery, params: AnyParams | None = None, *, route: ReadRoute = nearest(),
+        timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT, row_factory: Any = None,
+        on_send: OnSend | None = None,
+    ) -> Result[Any]:  # fmt: skip
+        """Run a read-only operation, and run it again elsewhere when its node fails.
+
+        The server refuses accidental writes to tables and sequences (25006). ``timeout`` (seconds, on the
+        client) ends it with `OperationTimeout`; ``statement_timeout`` (seconds, on the server) with
+        `psycopg.errors.QueryCanceled`. Leaving by cancellation cancels it on the server.
+        """
+        await checkpoint_if_cancelled()
+        request = self._maker.single(
+            query, params, read=True, route=route, timeout=timeout,
+            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
+        )  # fmt: skip
+        operation = await self._start(request)
+        return await operation.outcome()
+
+    @overload
+    async def fetch_one(
+        self, query: AnyQuery, params: AnyParams | None = None, *, route: ReadRoute = ...,
+        timeout: Seconds = ..., statement_timeout: Seconds = ..., row_factory: None = None,
+        on_send: OnSend | None = None,
+    ) -> Row | None: ...  # fmt: skip
+    @overload
+    async def fetch_one(
+        self, query: AnyQuery, params: AnyParams | None = None, *, route: ReadRoute = ...,
+        timeout: Seconds = ..., statement_timeout: Seconds = ..., row_factory: BaseRowFactory[R],
+        on_send: OnSend | None = None,
+    ) -> R | None: ...  # fmt: skip
+    async def fetch_one(
+        self, query: AnyQuery, params: AnyParams | None = None, *, row_factory: Any = None, **options: Any
+    ) -> Any:
+        """The first row of `fetch`, or None when there is none."""
+        result = await self.fetch(query, params, row_factory=row_factory, **options)
+        return result[0] if result else None
+
+    async def fetch_value(
+        self, query: AnyQuery, params: AnyParams | None = None, *, route: ReadRoute = nearest(),
+        timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT, on_send: OnSend | None = None,
+    ) -> Any:  # fmt: skip
+        """The first column of the first row of `fetch`, or None when there is no row."""
+        result = await self.fetch(
+            query, params, route=route, timeout=timeout, statement_timeout=statement_timeout, on_send=on_send
+        )
+        return first_column(result[0], result.columns) if result else None
+
+    # Writes
+
+    @overload
+    async def execute(
+        self, query: AnyQuery, params: AnyParams | None = None, *, idempotent: bool = False,
+        route: WriteRoute = ..., timeout: Seconds = ..., statement_timeout: Seconds = ...,
+        row_factory: None = None, on_send: OnSend | None = None,
+    ) -> Result[Row]: ...  # fmt: skip
+    @overload
+    async def execute(
+        self, query: AnyQuery, params: AnyParams | None = None, *, idempotent: bool = False,
+        route: WriteRoute = ..., timeout: Seconds = ..., statement_timeout: Seconds = ...,
+        row_factory: BaseRowFactory[R], on_send: OnSend | None = None,
+    ) -> Result[R]: ...  # fmt: skip
+    async def execute(
+        self, query: AnyQuery, params: AnyParams | None = None, *, idempotent: bool = False,
+        route: WriteRoute = nearest(), timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT,
+        row_factory: Any = None, on_send: OnSend | None = None,
+    ) -> Result[Any]:  # fmt: skip
+        """Run anything that may write, as a transaction of its own; it returns rows too.
+
+        It is run again only on proof that it was not applied, or when declared ``idempotent``; where proof
+        is missing, `CommitInDoubt` is raised. Past its ``timeout`` (seconds) it is cancelled on the server:
+        `OperationTimeout` if it certainly was not applied, else `CommitInDoubt`. Leaving by cancellation
+        cancels it on the server; whether it was applied is then told by an `OperationInDoubt` event at most.
+        """
+        await checkpoint_if_cancelled()
+        request = self._maker.single(
+            query, params, read=False, idempotent=idempotent, route=route, timeout=timeout,
+            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
+        )  # fmt: skip
+        operation = await self._start(request)
+        return await operation.outcome()
+
+    async def execute_batch(
+        self, statements: Sequence[BatchItem], *, idempotent: bool = False, route: WriteRoute = nearest(),
+        timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT, row_factory: Any = None,
+        on_send: OnSend | None = None,
+    ) -> list[Result[Any]]:  # fmt: skip
+        """Run several statements as one transaction, in one round trip; one `Result` for each.
+
+        A statement is a query, or a pair of query and parameters. All are applied, or none; an error's
+        `info` tells the index of the statement that failed. ``statement_timeout`` holds for each of them.
+        """
+        await checkpoint_if_cancelled()
+        request = self._maker.batch(
+            statements, idempotent=idempotent, route=route, timeout=timeout,
+            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
+        )  # fmt: skip
+        operation: Operation[list[Result[Any]]] = await self._start(request)
+        return await operation.outcome()
+
+    # Operations
+
+    def submit(
+        self, query: AnyQuery, params: AnyParams | None = None, *, read: bool = False,
+        idempotent: bool = False, route: ReadRoute | WriteRoute = nearest(), timeout: Seconds = DEFAULT,
+        statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
+    ) -> Operation[Result[Any]]:  # fmt: skip
+        """Start an operation and return at once; it belongs to the cluster, and goes on by itself.
+
+        With ``read=True`` it is what `fetch` does, else what `execute` does. Raises `QueueFull` when
+        ``max_queued`` operations wait already.
+        """
+        request = self._maker.single(
+            query, params, read=read, idempotent=idempotent, route=route, timeout=timeout,
+            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
+        )  # fmt: skip
+        if self._dispatcher.full:
+            raise QueueFull(
+                f"{self._dispatcher.queued} operations are waiting already (max_queued): await some of them"
+            )
+        return self._begin(request)
+
+    def group(self) -> AbstractAsyncContextManager[Group]:
+        """A scope of operations: ``g.submit`` starts them, leaving awaits all.
+
+        Failures that nobody awaited come out as an ExceptionGroup. When the body raises or is cancelled,
+        what is not done is cancelled, and the body's exception comes out as itself.
+        """
+        return Group.opened(self.submit)
+
+    def _begin(self, request: Request) -> Operation[Any]:
+        operation: Operation[Any] = Operation(self._dispatcher, request, self._clock())
+        self._dispatcher.start(operation)
+        return operation
+
+    async def _start(self, request: Request) -> Operation[Any]:
+        if self._dispatcher.full:
+            with anyio.move_on_after(request.timeout) as scope:
+                await self._dispatcher.queue_room()
+            if scope.cancelled_caught:
+                raise QueueFull(f"the queue stayed full for {request.timeout:g} s, and nothing was sent")
+        return self._begin(request)
+
+    # Nodes
+
+    @property
+    def nodes(self) -> Mapping[str, NodeStatus]:
+        """Every node by name, as it is at this moment."""
+        return MappingProxyType({name: node.status() for name, node in self._nodes.items()})
+
+    def add_node(self, node: str | NodeArgument) -> None:
+        """Begin to use one more node; returns at once, the node is used as soon as it answers."""
+        if self._tasks is None or self._dispatcher.closed:
+            raise ClusterClosed("the cluster is closed")
+        for config in parse_nodes([node]):
+            if config.name in self._nodes:
+                raise ConfigError(f"a node is called {config.name!r} already")
+            added = self._nodes[config.name] = self._make_node(config)
+            self._tasks.start_soon(added.run)
+        self._dispatcher.reroute()
+
+    async def remove_node(self, name: str, *, timeout: float = 5.0) -> None:
+        """Stop using a node: nothing new is sent, and what is in flight may end within ``timeout`` seconds.
+
+        When cancelled, the node is dropped at once.
+        """
+        node = self._nodes.get(name)
+        if node is None:
+            raise ConfigError(f"no node is called {name!r}: see Cluster.nodes for the names")
+        await self._dispatcher.retire(node, timeout)
+
+    async def wait_ready(self, count: int | None = None) -> None:
+        """Wait until ``count`` nodes (all, when None) answer and can be read from."""
+        while sum(node.ready for node in self._nodes.values()) < (
+            len(self._nodes) if count is None else count
+        ):
+            await self._dispatcher.change()
+
+    # Looking in
+
+    def events(self, *, buffer: int = 1024) -> AbstractAsyncContextManager[MemoryObjectReceiveStream[Event]]:
+        """``async with cluster.events() as events: async for event in events: ...``
+
+        A reader slower than its ``buffer`` loses events, which `Statistics.events_dropped` counts: the
+        cluster never waits for it.
+        """
+        return self._dispatcher.events.subscribe(buffer)
+
+    def statistics(self) -> Statistics:
+        """A frozen snapshot of the counters."""
+        dispatcher = self._dispatcher
+        counters = dispatcher.counters
+        return Statistics(
+            **{name: getattr(counters, name) for name in counters.__slots__},
+            events_dropped=dispatcher.events.dropped,
+            queued=dispatcher.queued,
+            in_flight=sum(node.in_flight for node in self._nodes.values()),
+        )
+
+    # Opening and closing
+
+    async def _serve(self) -> None:
+        """Run every node, out of reach of the scopes around the cluster: the body is cancelled first, and
+        the nodes outlive it, so that what it leaves behind can be cancelled on the servers."""
+        with self._service:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                tasks.start_soon(self._dispatcher.keep_time)
+                for node in tuple(self._nodes.values()):
+                    tasks.start_soon(node.run)
+
+    async def _until_ready(self) -> None:
+        wanted = self._options.min_ready
+        if wanted > len(self._nodes):
+            raise ConfigError(f"min_ready is {wanted}, and there are {len(self._nodes)} nodes")
+        with anyio.move_on_after(self._options.node_wait) as scope:
+            while sum(node.ready for node in self._nodes.values()) < wanted:
+                refusing = sum(node.refuses for node in self._nodes.values())
+                if len(self._nodes) - refusing < wanted:
+                    raise self._dispatcher.no_node("the nodes answer, and will not have us")
+                await self._dispatcher.change()
+        if scope.cancelled_caught:
+            raise self._dispatcher.no_node(
+                f"{wanted} of {len(self._nodes)} nodes were to answer within {self._options.node_wait:g} s"
+            )
+
+    async def _drain(self) -> None:
+        with anyio.move_on_after(self._options.close_timeout):
+            await self._dispatcher.idle()
+
+    async def _shut(self) -> None:
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._dispatcher.shut()
+        finally:
+            self._tasks = None
+            self._service.cancel()
+
+
+@asynccontextmanager
+async def open_cluster(
+    *nodes: str | NodeArgument,
+    lanes: int = 2,
+    min_ready: int = 1,
+    connect_timeout: float = 10.0,
+    node_wait: float = 30.0,
+    timeout: float | None = None,
+    statement_timeout: float | None = None,
+    ping_interval: float = 1.0,
+    ping_timeout: float = 0.25,
+    max_queued: int = 65536,
+    close_timeout: float = 5.0,
+    row_factory: BaseRowFactory[Row] | None = None,
+    prepare_threshold: int | None = 3,
+    on_connect: OnConnect | None = None,
+    application_name: str = "pgha",
+    topology: Topology = "auto",
+    _tuning: Tuning | None = None,
+) -> AsyncGenerator[Cluster[Row], None]:
+    """Open a cluster of PostgreSQL nodes: ``async with pgha.open_cluster("host=db1", "host=db2") as cluster``.
+
+    Entering waits until ``min_ready`` nodes answer (0: not at all), at most ``node_wait`` seconds; what no
+    waiting mends (a bad password on every node, an unknown database, a bad conninfo) is raised at once, as
+    `NoNodeAvailable` or `ConfigError`. A clean exit lets operations end for ``close_timeout`` seconds, an
+    exceptional one cancels them; both leave no task, socket or backend. An exception of the body comes out
+    as itself, not in a group.
+
+    Args:
+        nodes: conninfo strings, URIs or `pgha.Node`; a multi-host URI is several nodes.
+        lanes: connections for reads a node; those for writes are opened at need, one more is the monitor's.
+        min_ready: nodes that must answer before the body runs.
+        connect_timeout: seconds for one attempt to connect.
+        node_wait: seconds that an operation waits for a node before it raises `NoNodeAvailable`.
+        timeout: seconds for an operation, unless it says otherwise; None is no limit.
+        statement_timeout: PostgreSQL's setting of that name for every connection, in seconds.
+        ping_interval: seconds between pings of a node at rest.
+        ping_timeout: seconds after which a ping without an answer means that the node is down.
+        max_queued: operations that may wait; then ``execute`` waits and ``submit`` raises `QueueFull`.
+        close_timeout: seconds that a clean exit waits for operations.
+        row_factory: one of ``psycopg.rows``; tuples by default.
+        prepare_threshold: a statement is prepared after so many uses on a connection; None never.
+        on_connect: SQL, several, or an async callable, run on each new lane, e.g. ``SET synchronous_commit = off``.
+        application_name: shown in ``pg_stat_activity``.
+        topology: a hint; ``"auto"`` asks the nodes for their roles.
+    """
+    options = Options(
+        lanes=lanes,
+        min_ready=min_ready,
+        connect_timeout=connect_timeout,
+        node_wait=node_wait,
+        timeout=timeout,
+        statement_timeout=statement_timeout,
+        ping_interval=ping_interval,
+        ping_timeout=ping_timeout,
+        max_queued=max_queued,
+        close_timeout=close_timeout,
+        prepare_threshold=prepare_threshold,
+        on_connect=on_connect,
+        application_name=application_name,
+        topology=topology,
+        **({} if row_factory is None else {"row_factory": row_factory}),
+        **({} if _tuning is None else {"tuning": _tuning}),
+    )
+    cluster: Cluster[Row] = Cluster(parse_nodes(nodes), options)
+    raised: BaseException | None = None
+    async with anyio.create_task_group() as tasks:
+        # The body's exception is kept out of the task group, which would wrap it.
+        tasks.start_soon(cluster._serve)
+        try:
+            await cluster._until_ready()
+            yield cluster
+            await cluster._drain()
+        except BaseException as error:
+            raised = error
+        finally:
+            await cluster._shut()
+    if raised is not None:
+        try:
+            raise raised
+        finally:
+            del raised

@@ -1,0 +1,192 @@
+"""One lane: how deep it is, what may be sent, and the ladder by which an operation is cancelled.
+
+======== ==================================================== =========================================
+state    meaning                                              exits
+======== ==================================================== =========================================
+OPEN     operations may be sent while there is room           cancel sent -> GATED; retire -> DRAINING
+GATED    a cancel is in flight: nothing is sent, since the    cancel done and its target answered ->
+         cancel could hit whatever the server runs when it    OPEN; no effect within the deadline ->
+         arrives                                              action DISCARD
+DRAINING what is in flight may end, then the lane is closed   empty -> the shell closes it
+======== ==================================================== =========================================
+
+Only the head is ever cancelled: it alone is known to be running, or about to. What is in flight with it
+when the cancel leaves is marked ``overlapped``: a 57014 there is our doing, and is run again. An abandoned
+operation behind the head is left alone until it becomes the head and a grace has passed, since most
+finish sooner than a cancel takes.
+
+A cancel that meets an idle backend is ignored by PostgreSQL, so a cancel that was delivered and shows no
+effect is sent again, until the deadline.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Gate(enum.Enum):
+    OPEN = enum.auto()
+    GATED = enum.auto()
+    DRAINING = enum.auto()
+
+
+class Act(enum.Enum):
+    """What the shell is to do."""
+
+    NOTHING = enum.auto()
+    CANCEL = enum.auto()
+    """Send a cancel request for this connection, then call `Pipeline.cancel_done`."""
+    DISCARD = enum.auto()
+    """Give the connection up: its state can no longer be known in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """All in seconds, but for the depth."""
+
+    depth: int
+    hold_behind: float
+    head_of_line: float
+    cancel_grace: float
+    cancel_again: float
+    cancel_deadline: float
+
+
+class Slot(Generic[T]):
+    """One segment in flight."""
+
+    __slots__ = ("abandoned_at", "alone", "head_at", "item", "overlapped", "rerun_alone", "sent_at")
+
+    def __init__(self, item: T, alone: bool, now: float) -> None:
+        self.item = item
+        self.alone = alone
+        self.sent_at = now
+        self.head_at: float | None = None
+        self.abandoned_at: float | None = None
+        self.overlapped = False
+        self.rerun_alone = False
+
+
+class Pipeline(Generic[T]):
+    """The segments in flight on one connection, oldest first."""
+
+    __slots__ = ("_bounds", "_cancel_again_at", "_cancel_at", "_delivering", "_target", "gate", "slots")
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self.slots: deque[Slot[T]] = deque()
+        self.gate = Gate.OPEN
+        self._target: Slot[T] | None = None
+        self._delivering = False
+        self._cancel_at = 0.0
+        self._cancel_again_at = 0.0
+
+    def room(self, now: float) -> bool:
+        """Whether one more may be sent behind what is in flight."""
+        if self.gate is not Gate.OPEN:
+            return False
+        slots = self.slots
+        if not slots:
+            return True
+        head = slots[0]
+        if len(slots) >= self._bounds.depth or head.alone or head.head_at is None:
+            return False
+        return now - head.head_at < self._bounds.hold_behind
+
+    @property
+    def quiet(self) -> bool:
+        """Whether something may be sent that must be alone."""
+        return self.gate is Gate.OPEN and not self.slots
+
+    def stuck(self, now: float) -> bool:
+        """In use, and nothing can be sent for a while: the head is slow or alone, or a cancel is out."""
+        if self.gate is not Gate.OPEN:
+            return True
+        if not self.slots:
+            return False
+        head = self.slots[0]
+        return head.alone or (head.head_at is not None and now - head.head_at >= self._bounds.hold_behind)
+
+    def sent(self, item: T, now: float, *, alone: bool = False) -> Slot[T]:
+        """Record that a segment was handed to libpq."""
+        slot = Slot(item, alone, now)
+        if not self.slots:
+            slot.head_at = now
+        self.slots.append(slot)
+        return slot
+
+    def answered(self, now: float) -> Slot[T]:
+        """The head's Sync is in: take it out; the next one is the head now."""
+        slot = self.slots.popleft()
+        if self.slots:
+            self.slots[0].head_at = now
+        if self.gate is Gate.GATED and slot is self._target:
+            self._target = None
+            self._maybe_open()
+        return slot
+
+    def abandon(self, slot: Slot[T], now: float, *, urgent: bool) -> Act:
+        """Nobody waits for this segment any more; ``urgent``: cancel it at once if it is the head."""
+        if slot.abandoned_at is None:
+            slot.abandoned_at = now
+        if urgent and self.gate is not Gate.GATED and self.slots and self.slots[0] is slot:
+            return self._cancel(now)
+        return Act.NOTHING
+
+    def _cancel(self, now: float) -> Act:
+        self._target = self.slots[0]
+        self._cancel_at = now
+        self._delivering = True
+        if self.gate is Gate.OPEN:
+            self.gate = Gate.GATED
+        for slot in self.slots:
+            slot.overlapped = True
+        return Act.CANCEL
+
+    def cancel_done(self, now: float) -> None:
+        """The cancel request was delivered, refused or lost: it cannot arrive any later than now."""
+        self._delivering = False
+        self._cancel_again_at = now + self._bounds.cancel_again
+        self._maybe_open()
+
+    def _maybe_open(self) -> None:
+        if self.gate is Gate.GATED and not self._delivering and self._target is None:
+            self.gate = Gate.OPEN
+
+    def tick(self, now: float) -> Act:
+        """What time alone brings: a grace over, a head too old, a cancel without effect."""
+        if self._target is not None:
+            return self._tick_cancelling(now)
+        if self._delivering or not self.slots:
+            return Act.NOTHING
+        head = self.slots[0]
+        if head.head_at is None:
+            return Act.NOTHING
+        if head.abandoned_at is not None:
+            due = max(head.head_at, head.abandoned_at) + self._bounds.cancel_grace
+            return self._cancel(now) if now >= due else Act.NOTHING
+        if len(self.slots) > 1 and now - head.head_at >= self._bounds.head_of_line:
+            head.rerun_alone = True
+            return self._cancel(now)
+        return Act.NOTHING
+
+    def _tick_cancelling(self, now: float) -> Act:
+        if now - self._cancel_at >= self._bounds.cancel_deadline:
+            return Act.DISCARD
+        if not self._delivering and now >= self._cancel_again_at:
+            self._delivering = True
+            return Act.CANCEL
+        return Act.NOTHING
+
+    def retire(self) -> None:
+        """Send nothing more; close when empty."""
+        self.gate = Gate.DRAINING
+
+    @property
+    def retired(self) -> bool:
+        return self.gate is Gate.DRAINING

@@ -1,0 +1,303 @@
+"""What a pipelined lane does with a statement, decided by its first keywords.
+
+A lane is one connection shared by many callers, each operation of which is one implicit transaction. So
+nothing may outlive an operation: a neighbour's `SET search_path` reads another schema's table, a neighbour's
+`BEGIN` swallows acknowledged writes, a COPY stops the reader, a temporary table shadows a real one.
+
+    PLAIN    may share a segment with other statements
+    FRAMED   needs a transaction block around it: 25P01 without (PostgreSQL 18 takes LOCK and DECLARE as the
+             second statement of a segment, never as the first)
+    ALONE    may commit by itself: a segment of its own, without prologue (25001) and without follow-up (its
+             work would stay although the follow-up failed), nothing pipelined before or behind it
+    REFUSED  changes the session, which is the lane's, not the caller's: `session()` will do it
+
+Only the text is seen, not what a function does inside (`set_config(..., false)`, session advisory locks).
+A second statement in one string is left to the server, which answers 42601; so is every syntax error.
+
+Measured on PostgreSQL 16 and 18: first and second in a segment, and between BEGIN and COMMIT.
+"""
+
+import enum
+import functools
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+
+class Kind(enum.Enum):
+    """What a lane does with a statement; the meanings stand at the head of this module."""
+
+    PLAIN = "plain"
+    FRAMED = "framed"
+    ALONE = "alone"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The verdict on one statement."""
+
+    kind: Kind
+    keyword: str
+    """First keywords in upper case, for messages; empty when the text does not begin with a word."""
+    self_committing: bool = False
+    """Outside of a frame its work may be committed although it failed or was never acknowledged."""
+    in_batch: bool = False
+    """Refused or alone by itself, but allowed within a framed batch (SAVEPOINT, CALL)."""
+    hint: str = ""
+    """What to do instead, as the end of a sentence; empty for PLAIN and FRAMED."""
+
+
+_OWN_TRANSACTION = (
+    "every operation is a transaction: give several statements to execute_batch() or use transaction()"
+)
+_SAVEPOINT = "it needs the statements around it: use execute_batch(), transaction() or session()"
+_SETTING = "a lane's settings are shared: use SET LOCAL in execute_batch(), on_connect, or session()"
+_PREPARED = "statements are prepared for you (prepare_threshold); a name of your own needs session()"
+_NOTIFICATIONS = "use listen(), or session()"
+_COPY = "use session(), whose cursors have copy()"
+_LIBRARY = "use session_preload_libraries, on_connect, or session()"
+_DISCARD = "a lane's session is shared and carries nothing of yours; use session() for a session of your own"
+_HOLD = "a cursor that outlives its transaction needs session(); stream() reads a large result"
+_TEMP_TABLE = "it would outlive the operation on a shared lane: add ON COMMIT DROP, or use session()"
+_TEMP_OTHER = "it would outlive the operation on a shared lane: use session()"
+_NOT_IN_TRANSACTION = "it cannot run inside a transaction: give it to execute() on its own"
+_COMMITS = "it may commit by itself: give it to execute() on its own"
+
+
+def _plain(keyword: str) -> Words:
+    return Words(Kind.PLAIN, keyword)
+
+
+def _framed(keyword: str) -> Words:
+    return Words(Kind.FRAMED, keyword)
+
+
+def _alone(keyword: str) -> Words:
+    return Words(Kind.ALONE, keyword, self_committing=True, hint=_NOT_IN_TRANSACTION)
+
+
+def _alone_or_batch(keyword: str) -> Words:
+    """Some forms work inside a transaction: a frame keeps them from committing, the rest get a 25001."""
+    return Words(Kind.ALONE, keyword, self_committing=True, in_batch=True, hint=_COMMITS)
+
+
+def _refused(keyword: str, hint: str) -> Words:
+    return Words(Kind.REFUSED, keyword, hint=hint)
+
+
+def _only_in_batch(keyword: str) -> Words:
+    return Words(Kind.REFUSED, keyword, in_batch=True, hint=_SAVEPOINT)
+
+
+_Row = tuple[str, Words]
+
+
+def _each(verdict: Callable[[str], Words], *keywords: str) -> tuple[_Row, ...]:
+    return tuple((rf"{keyword}\b", verdict(keyword)) for keyword in keywords)
+
+
+def _each_refused(hint: str, *keywords: str) -> tuple[_Row, ...]:
+    return _each(lambda keyword: _refused(keyword, hint), *keywords)
+
+
+_TEMP = r"(?:(?:LOCAL|GLOBAL) )?TEMP(?:ORARY)? "
+_PG_TEMP = r'(?:PG_TEMP|"pg_temp") \.'
+_NEW = r"(?:IF NOT EXISTS )?" + _PG_TEMP
+_NAMED = r"(?:(?:RECURSIVE )?VIEW|SEQUENCE|TYPE|DOMAIN|FUNCTION|PROCEDURE|AGGREGATE)"
+_DROPPED = r".* ON COMMIT DROP\b"
+# `INTO temp FROM x` makes a permanent table that is called temp; `INSERT INTO` and `MERGE INTO` make none.
+_AFTER_INTO = r"(?:FROM|WHERE|GROUP|HAVING|WINDOW|ORDER|LIMIT|OFFSET|FETCH|FOR|UNION|INTERSECT|EXCEPT)\b"
+_INTO_TEMP = (
+    r".*?(?<= )(?<! INSERT )(?<! MERGE )INTO "
+    rf'(?:{_TEMP}(?:TABLE )?(?!{_AFTER_INTO})[A-Z_"\x80-\xff]|(?:TABLE )?{_PG_TEMP})'
+)
+_EXPLAINED = r"EXPLAIN .*?\bANALY[SZ]E\b"
+_EXPLAINED_TEMP = rf"{_EXPLAINED}.*? CREATE (?:{_TEMP}TABLE\b|TABLE {_NEW})"
+
+# Patterns over the normalised statement (see _normalised), anchored at its start. The first that matches
+# decides; a statement that none matches is PLAIN. Each begins with a literal keyword, which indexes _RULES.
+_TABLE: Final[tuple[_Row, ...]] = (
+    # Transaction control. PREPARED acts on a transaction that belongs to no session any more.
+    *_each(_alone, "COMMIT PREPARED", "ROLLBACK PREPARED"),
+    (r"ROLLBACK (?:WORK |TRANSACTION )?TO\b", _only_in_batch("ROLLBACK TO")),
+    *_each(_only_in_batch, "SAVEPOINT", "RELEASE"),
+    *_each_refused(_OWN_TRANSACTION, "BEGIN", "START TRANSACTION", "COMMIT", "END", "ROLLBACK", "ABORT"),
+    *_each_refused(_OWN_TRANSACTION, "PREPARE TRANSACTION"),
+    # The session's settings. `SET local.x = 1` sets the parameter x of a class called local, for the session.
+    (r"SET LOCAL\b(?! \.)", _plain("SET LOCAL")),
+    (r"SET TRANSACTION\b(?! \.)", _plain("SET TRANSACTION")),
+    (r"SET CONSTRAINTS\b(?! \.)", _plain("SET CONSTRAINTS")),
+    *_each_refused(_SETTING, "SET", "RESET"),
+    *_each_refused(_DISCARD, "DISCARD"),
+    *_each_refused(_LIBRARY, "LOAD"),
+    # The session's names: prepared statements, channels, cursors that outlive their transaction.
+    *_each_refused(_PREPARED, "PREPARE", "EXECUTE", "DEALLOCATE"),
+    *_each_refused(_NOTIFICATIONS, "LISTEN", "UNLISTEN"),
+    (r"DECLARE (?:(?!FOR )\S+ )+CURSOR WITH HOLD\b", _refused("DECLARE WITH HOLD", _HOLD)),
+    *_each(_framed, "DECLARE", "LOCK"),
+    # Another protocol.
+    *_each_refused(_COPY, "COPY"),
+    # The session's own schema. EXPLAIN ANALYZE does create what it explains.
+    (rf"CREATE {_TEMP}TABLE\b{_DROPPED}", _plain("CREATE TEMPORARY TABLE")),
+    (rf"CREATE {_TEMP}TABLE\b", _refused("CREATE TEMPORARY TABLE", _TEMP_TABLE)),
+    (rf"CREATE (?:OR REPLACE )?{_TEMP}(?:RECURSIVE )?VIEW\b", _refused("CREATE TEMPORARY VIEW", _TEMP_OTHER)),
+    (rf"CREATE {_TEMP}SEQUENCE\b", _refused("CREATE TEMPORARY SEQUENCE", _TEMP_OTHER)),
+    (rf"CREATE TABLE {_NEW}{_DROPPED}", _plain("CREATE TABLE")),
+    (rf"CREATE TABLE {_NEW}", _refused("CREATE TABLE in pg_temp", _TEMP_TABLE)),
+    (rf"CREATE (?:OR REPLACE )?{_NAMED} {_NEW}", _refused("CREATE in pg_temp", _TEMP_OTHER)),
+    (rf"SELECT{_INTO_TEMP}", _refused("SELECT INTO TEMPORARY", _TEMP_OTHER)),
+    (rf"WITH{_INTO_TEMP}", _refused("SELECT INTO TEMPORARY", _TEMP_OTHER)),
+    (rf"{_EXPLAINED}{_INTO_TEMP}", _refused("SELECT INTO TEMPORARY", _TEMP_OTHER)),
+    (rf"{_EXPLAINED_TEMP}{_DROPPED}", _plain("EXPLAIN")),
+    (_EXPLAINED_TEMP, _refused("CREATE TEMPORARY TABLE", _TEMP_TABLE)),
+    # What may commit by itself (REPACK: PostgreSQL 19, by its documentation).
+    *_each(_alone_or_batch, "CALL", "DO", "CLUSTER", "REINDEX", "REPACK"),
+    *_each(_alone_or_batch, "CREATE SUBSCRIPTION", "DROP SUBSCRIPTION"),
+    (r"ALTER SUBSCRIPTION \S+ (?:SET|ADD|DROP|REFRESH)\b", _alone_or_batch("ALTER SUBSCRIPTION")),
+    *_each(_alone, "VACUUM", "CREATE DATABASE", "DROP DATABASE", "CREATE TABLESPACE", "DROP TABLESPACE"),
+    *_each(_alone, "ALTER SYSTEM", "DROP INDEX CONCURRENTLY"),
+    (r"CREATE (?:UNIQUE )?INDEX CONCURRENTLY\b", _alone("CREATE INDEX CONCURRENTLY")),
+    (r"ALTER DATABASE \S+ (?:SET )?TABLESPACE\b(?! (?:TO\b|=|\.))", _alone("ALTER DATABASE SET TABLESPACE")),
+    (r"ALTER TABLE .* DETACH PARTITION .* CONCURRENTLY\b", _alone("DETACH PARTITION CONCURRENTLY")),
+)
+
+_Rule = tuple[re.Pattern[bytes], Words]
+
+
+def _indexed(table: Iterable[_Row]) -> dict[bytes, tuple[_Rule, ...]]:
+    """The rules by their first keyword, each kept in the order of the table."""
+    rules: dict[bytes, tuple[_Rule, ...]] = {}
+    for pattern, verdict in table:
+        head = re.match(r"[A-Z]+", pattern)
+        assert head is not None, pattern
+        rule = (re.compile(pattern.encode("latin-1"), re.DOTALL), verdict)
+        rules[head[0].encode()] = (*rules.get(head[0].encode(), ()), rule)
+    return rules
+
+
+_RULES: Final = _indexed(_TABLE)
+# What must stand somewhere in the text before a query is worth normalising, which takes half a microsecond a
+# token: a long list of values, normalised whenever it speaks of "temp", would stop the event loop.
+_INTO_CLUE: Final = re.compile(rb"INTO\s*(?:(?:TABLE|LOCAL|GLOBAL)\s*)?(?:TEMP|\"?PG_TEMP|U&|/\*|--)")
+_CLUES: Final = {b"SELECT": _INTO_CLUE, b"WITH": _INTO_CLUE, b"EXPLAIN": re.compile(rb"TEMP")}
+# Elsewhere the first tokens decide.
+_TO_THE_END: Final = frozenset((*_CLUES, b"CREATE", b"ALTER"))
+_HEAD_TOKENS: Final = 32
+_FREQUENT = ("SELECT", "WITH", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES", "TABLE", "EXPLAIN", "")
+_KNOWN: Final = {word.encode(): _plain(word) for word in _FREQUENT}
+
+# PostgreSQL's lexer. White space (the vertical tab only after 16), identifiers (every byte above 127 belongs
+# to one: a byte order mark or a no-break space is part of a name), comments up to the line's end or nested.
+_NOISE: Final = re.compile(rb"(?:[ \t\n\r\f\v;(]++|--[^\n\r]*+)*+")
+_WORD: Final = re.compile(rb"[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+")
+_COMMENT_EDGE: Final = re.compile(rb"/\*|\*/")
+# An unfinished literal runs up to the end. Everything is possessive: no text makes this slower than linear.
+_TOKEN: Final = re.compile(
+    rb"""
+      (?P<space> [ \t\n\r\f\v]++ | --[^\n\r]*+ )
+    | (?P<comment> /\* )
+    | (?P<literal> [eE]'[^'\\]*+ (?: (?:\\.|'') [^'\\]*+ )*+ '? | '[^']*+ (?: '' [^']*+ )*+ '? )
+    | (?P<name> (?:[uU]&)? "[^"]*+ (?: "" [^"]*+ )*+ "? )
+    | (?P<dollar> \$ (?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*+)?+ \$ )
+    | (?P<word> [A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+ )
+    | .
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+_NOT_IN_NAME: Final = re.compile(rb"[^A-Za-z0-9_\x80-\xff]")
+
+_CACHED_LENGTH: Final = 4096
+_KEYWORD_LENGTH: Final = 32
+
+
+def words(query: bytes) -> Words:
+    """What a lane does with `query`, a single statement as it goes to the server. Never raises."""
+    # Longer texts are seldom sent twice and would fill the cache's memory.
+    return _cached(query) if len(query) <= _CACHED_LENGTH else _decide(query)
+
+
+def frame_needed(all_words: Iterable[Words]) -> bool:
+    """Whether a batch of these must go as BEGIN ... COMMIT rather than as one implicit transaction.
+
+    CALL and DO are framed for the batch's sake: as first statement of a segment (on PostgreSQL 16 anywhere in
+    it) their COMMIT would commit half of the batch; inside a block it fails with 2D000.
+    """
+    return any(one.kind is Kind.FRAMED or one.in_batch for one in all_words)
+
+
+def refuse_in_batch(words: Words) -> str | None:
+    """Why this statement cannot stand in a batch of several, or None when it can."""
+    if words.in_batch or words.kind in (Kind.PLAIN, Kind.FRAMED):
+        return None
+    return f"{words.keyword} cannot be part of a batch: {words.hint}"
+
+
+def _decide(query: bytes) -> Words:
+    # libpq takes a C string: what follows a NUL never reaches the server.
+    text = query.partition(b"\0")[0]
+    start, word = _first_word(text)
+    rules = _RULES.get(word, ())
+    clue = _CLUES.get(word)
+    if not rules or (clue and not clue.search(text.upper())):
+        return _no_rule(word)
+    tokens = itertools.islice(_normalised(text, start), None if word in _TO_THE_END else _HEAD_TOKENS)
+    statement = b" ".join(tokens)
+    return next((verdict for pattern, verdict in rules if pattern.match(statement)), None) or _no_rule(word)
+
+
+_cached = functools.lru_cache(maxsize=1024)(_decide)
+
+
+def _no_rule(word: bytes) -> Words:
+    return _KNOWN.get(word) or _plain(word[:_KEYWORD_LENGTH].decode("ascii", "replace"))
+
+
+def _first_word(text: bytes) -> tuple[int, bytes]:
+    """Where the first word begins, and that word in upper case: empty when something else comes first."""
+    start = _after_noise(text, 0)
+    while text.startswith(b"/*", start):
+        start = _after_noise(text, _after_comment(text, start))
+    found = _WORD.match(text, start)
+    return start, found[0].upper() if found else b""
+
+
+def _after_noise(text: bytes, start: int) -> int:
+    found = _NOISE.match(text, start)
+    return found.end() if found else start
+
+
+def _after_comment(text: bytes, start: int) -> int:
+    """The end of the comment that opens at `start`: comments nest, an unfinished one takes the rest."""
+    depth = 0
+    for edge in _COMMENT_EDGE.finditer(text, start):
+        depth += 1 if edge[0] == b"/*" else -1
+        if depth == 0:
+            return edge.end()
+    return len(text)
+
+
+def _normalised(text: bytes, start: int) -> Iterator[bytes]:
+    """The statement's tokens: words in upper case, quoted names made one word, literals emptied, no comments.
+
+    So that a rule cannot be deceived by what stands inside a literal, a name or a comment.
+    """
+    while token := _TOKEN.match(text, start):
+        start = token.end()
+        match token.lastgroup:
+            case "space":
+                continue
+            case "comment":
+                start = _after_comment(text, token.start())
+            case "literal":
+                yield b"'"
+            case "dollar":
+                end = text.find(token[0], start)
+                start = len(text) if end < 0 else end + len(token[0])
+                yield b"'"
+            case "name":
+                yield b'"' + _NOT_IN_NAME.sub(b"_", token[0].strip(b'"')) + b'"'
+            case _:
+                yield token[0].upper()

@@ -1,0 +1,226 @@
+"""From recorded facts to *applied / not applied / in doubt*, and from there to what happens next.
+
+The acknowledgement of a segment is its Sync. What the other evidence proves, most telling first:
+
+====================================================================  ==================================
+evidence                                                              outcome
+====================================================================  ==================================
+nothing was handed to libpq                                           not applied
+framed: the COMMIT's own CommandComplete (tag COMMIT / ROLLBACK)       applied / not applied
+Sync without an error                                                 applied
+SQL that commits by itself, without the above                         in doubt
+its Sync was never handed to libpq (a framed COMMIT may have been)     not applied (framed: in doubt)
+an error 40003 or of class 08; an error without the V field           in doubt
+FATAL before the last CommandComplete / after it                      not applied / in doubt
+ERROR                                                                 not applied
+a genuine FATAL answered an earlier segment of the connection         not applied
+the connection ended without any of these                             in doubt
+====================================================================  ==================================
+
+What happens next is decided in this order: a proven result is delivered; what its caller gave up on is
+answered for good; else each kind of error has its place in `_after_error`. The ledger, which will settle
+doubt, stands between the outcome and `_after_loss`.
+
+Sources: PostgreSQL's protocol documentation (pipelining, error fields) and measurements; every line is a test.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Literal
+
+
+class Outcome(enum.Enum):
+    """Whether a segment took effect."""
+
+    APPLIED = "applied"
+    NOT_APPLIED = "not applied"
+    IN_DOUBT = "in doubt"
+
+
+class Handed(enum.IntEnum):
+    """How much of a segment libpq was given."""
+
+    NOTHING = 0
+    PART = 1
+    """Statements, but not the Sync that would commit them."""
+    WHOLE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ServerError:
+    """The error that answered a statement."""
+
+    sqlstate: str
+    severity: str
+    """ERROR, FATAL or PANIC: the V field, which is never localized; empty without one."""
+    reused: bool = False
+    """The statement had been prepared by an earlier segment."""
+
+    @property
+    def genuine(self) -> bool:
+        """It carries the V field: it comes from a PostgreSQL server, not from a pooler or libpq."""
+        return self.severity != ""
+
+    @property
+    def fatal(self) -> bool:
+        return self.severity in ("FATAL", "PANIC")
+
+    @property
+    def broken_connection(self) -> bool:
+        """40003 and class 08 say by themselves that nobody knows."""
+        return self.sqlstate == "40003" or self.sqlstate.startswith("08")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was seen of one segment, on one connection."""
+
+    handed: Handed = Handed.WHOLE
+    synced: bool = False
+    error: ServerError | None = None
+    completed: int = 0
+    """CommandCompletes seen, hidden statements included."""
+    statements: int = 1
+    """CommandCompletes that were to come."""
+    framed: bool = False
+    commit_tag: str | None = None
+    """Framed: the tag of the COMMIT's CommandComplete."""
+    self_committing: bool = False
+    after_fatal: bool = False
+    """A genuine FATAL answered an earlier segment, so the server never began with this one."""
+
+
+def outcome(facts: Facts) -> Outcome:
+    """Whether the segment took effect; the table stands at the head of this file."""
+    if facts.handed is Handed.NOTHING:
+        return Outcome.NOT_APPLIED
+    if facts.framed and facts.commit_tag is not None:
+        return Outcome.APPLIED if facts.commit_tag == "COMMIT" else Outcome.NOT_APPLIED
+    if facts.synced and facts.error is None and not facts.framed:
+        return Outcome.APPLIED
+    if facts.after_fatal and facts.error is None:
+        return Outcome.NOT_APPLIED
+    if facts.self_committing and not facts.framed:
+        return Outcome.IN_DOUBT
+    if facts.error is not None and facts.error.genuine:
+        return _by_error(facts, facts.error)
+    if facts.handed is Handed.PART and not facts.framed:
+        return Outcome.NOT_APPLIED
+    return Outcome.IN_DOUBT
+
+
+def _by_error(facts: Facts, error: ServerError) -> Outcome:
+    if error.broken_connection:
+        return Outcome.IN_DOUBT
+    if error.fatal and facts.completed >= facts.statements:
+        return Outcome.IN_DOUBT
+    return Outcome.NOT_APPLIED
+
+
+GaveUp = Literal["cancelled", "timeout"]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Everything that decides what becomes of an operation after an attempt."""
+
+    facts: Facts
+    read: bool = False
+    idempotent: bool = False
+    gave_up: GaveUp | None = None
+    """The caller cancelled, or its deadline passed."""
+    ours: bool = False
+    """A cancel of ours was in flight on the lane while the segment was."""
+    attempts: int = 1
+    max_attempts: int = 5
+    head_losses: int = 0
+    """Connections lost while the operation was their head, this one included."""
+    max_head_losses: int = 2
+    unprepared: bool = False
+    """It was already run again without prepared statements."""
+    budget: bool = True
+    """The cluster's retry budget has something left."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Running it twice does no harm."""
+        return self.read or self.idempotent
+
+
+class Then(enum.Enum):
+    """What happens next."""
+
+    DELIVER = "deliver the result"
+    FAIL_SQL = "raise the server's error"
+    FAIL_LOST = "raise the loss of the connection: proven not applied, but not to be sent again"
+    FAIL_IN_DOUBT = "raise CommitInDoubt"
+    FAIL_TIMEOUT = "raise OperationTimeout"
+    FAIL_CANCELLED = "raise OperationCancelled"
+    AGAIN_ELSEWHERE = "run again on another node if there is one"
+    AGAIN_LATER = "run again on the same node after a backoff"
+    AGAIN_NOW = "run again on the same node, in quiet (our own cancel hit it)"
+    AGAIN_UNPREPARED = "run again on the same node without prepared statements"
+
+
+ELSEWHERE = frozenset({"25006", "57P03", "57P01", "57P05"})
+"""Not applied here, and another node may do: read-only, starting up, shut down, idle session timeout."""
+LATER = frozenset({"40001", "40P01"})
+"""Serialization failure and deadlock: the same operation may well pass now."""
+STALE_PLAN = frozenset({"0A000", "26000"})
+"""What DDL does to a reused prepared statement."""
+QUERY_CANCELED = "57014"
+
+
+def decide(case: Case) -> tuple[Outcome, Then]:
+    """The outcome of an attempt and what happens next."""
+    proof = outcome(case.facts)
+    if proof is Outcome.APPLIED:
+        return proof, Then.DELIVER
+    if case.gave_up is not None:
+        return proof, _gave_up(case, proof)
+    if case.facts.error is not None and case.facts.error.genuine:
+        return proof, _after_error(case, case.facts.error, proof)
+    return proof, _after_loss(case, proof)
+
+
+def _gave_up(case: Case, proof: Outcome) -> Then:
+    if proof is Outcome.IN_DOUBT and not case.read:
+        return Then.FAIL_IN_DOUBT
+    return Then.FAIL_CANCELLED if case.gave_up == "cancelled" else Then.FAIL_TIMEOUT
+
+
+def _after_error(case: Case, error: ServerError, proof: Outcome) -> Then:
+    if error.broken_connection or (error.fatal and proof is Outcome.IN_DOUBT):
+        return _after_loss(case, proof)
+    again = proof is Outcome.NOT_APPLIED or case.repeatable
+    if not again or not _allowed(case):
+        return Then.FAIL_SQL
+    return _run_again(case, error)
+
+
+def _run_again(case: Case, error: ServerError) -> Then:
+    state = error.sqlstate
+    if state == QUERY_CANCELED:
+        return Then.AGAIN_NOW if case.ours else Then.FAIL_SQL
+    if state in STALE_PLAN and error.reused and not case.unprepared:
+        return Then.AGAIN_UNPREPARED
+    if state in LATER:
+        return Then.AGAIN_LATER
+    # A read that is told 25006 tried to write: no other node will let it.
+    if (state in ELSEWHERE and not (case.read and state == "25006")) or state.startswith("53"):
+        return Then.AGAIN_ELSEWHERE
+    return Then.FAIL_SQL
+
+
+def _after_loss(case: Case, proof: Outcome) -> Then:
+    if proof is Outcome.IN_DOUBT and not case.repeatable:
+        return Then.FAIL_IN_DOUBT
+    if _allowed(case):
+        return Then.AGAIN_ELSEWHERE
+    return Then.FAIL_LOST if proof is Outcome.NOT_APPLIED or case.read else Then.FAIL_IN_DOUBT
+
+
+def _allowed(case: Case) -> bool:
+    return case.budget and case.attempts < case.max_attempts and case.head_losses < case.max_head_losses

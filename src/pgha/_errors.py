@@ -1,0 +1,119 @@
+"""What pgha raises, and what can be asked of any error that an operation raised.
+
+SQL errors stay psycopg's own classes (``psycopg.errors.UniqueViolation`` and so on); the classes here
+say what pgha itself decided. All of them are `psycopg.Error`, so that one ``except`` covers both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import psycopg
+
+Outcome = Literal["applied", "not applied", "in doubt"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What is known of the operation behind an error; see `info`."""
+
+    node: str | None
+    """Name of the node that answered last, or None when nothing was ever sent."""
+    statement: int | None
+    """Index of the statement in its batch that failed, or None when no statement did."""
+    attempts: int
+    """How many times the operation was handed to a node."""
+    outcome: Outcome
+    """Whether the operation took effect, as far as the evidence goes."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """One node's line in `NoNodeAvailable`."""
+
+    name: str
+    state: str
+    """``connecting``, ``up``, ``suspect``, ``down`` or ``refused``, as in `NodeStatus`."""
+    down_for: float
+    """Seconds since the node entered that state."""
+    reason: str
+    """The last failure in the words of the server or of libpq; never holds a password."""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.state} for {self.down_for:.1f} s ({self.reason or 'no failure seen'})"
+
+
+class Error(psycopg.Error):
+    """The root of pgha's own errors."""
+
+
+@final
+class ConfigError(Error, ValueError):
+    """An argument that cannot be used; the message says which, why, and what to do."""
+
+
+@final
+class ClusterClosed(Error):
+    """The cluster was left, or is being left, and takes no more operations."""
+
+
+class NoNodeAvailable(Error):
+    """No node that the operation may use answered within the time allowed; nothing was applied.
+
+    `nodes` lists every node of the cluster, since when it is down, and why.
+    """
+
+    def __init__(self, message: str, nodes: Sequence[NodeReport] = ()) -> None:
+        self.nodes: tuple[NodeReport, ...] = tuple(nodes)
+        super().__init__("; ".join([message, *map(str, self.nodes)]))
+
+
+@final
+class OperationTimeout(Error, TimeoutError):
+    """The operation's ``timeout=`` passed, and it certainly was not applied (or it was a read)."""
+
+
+@final
+class OperationCancelled(Error):
+    """`Operation.cancel` was called, and the operation certainly was not applied (or it was a read)."""
+
+
+@final
+class CommitInDoubt(Error):
+    """The operation was sent, and nothing proves whether it was applied.
+
+    Deliberately no `psycopg.OperationalError`: code that repeats operations on "connection lost"
+    would apply the write twice.
+    """
+
+
+@final
+class QueueFull(Error):
+    """`Cluster.submit` found ``max_queued`` operations waiting already; nothing was sent."""
+
+
+@final
+class NotOnALane(Error):
+    """The statement would change the session that operations share; it was not sent."""
+
+
+_UNKNOWN = Info(node=None, statement=None, attempts=0, outcome="not applied")
+
+
+def info(error: BaseException) -> Info:
+    """What is known of the operation that raised ``error``: node, statement, attempts, outcome.
+
+    Works for pgha's errors and for psycopg's own alike. For an error that no operation raised, the
+    answer is an `Info` of zero attempts.
+    """
+    found = getattr(error, "_pgha_info", None)
+    return found if isinstance(found, Info) else _UNKNOWN
+
+
+def annotate(error: BaseException, facts: Info) -> None:
+    """Fix ``facts`` to ``error`` for `info` to find."""
+    error._pgha_info = facts  # type: ignore[attr-defined]

@@ -1,0 +1,81 @@
+"""A scope of operations."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any, Protocol, final
+
+from ._operation import Operation
+from ._requests import DEFAULT, OnSend, Seconds
+from ._result import Result
+from ._types import ReadRoute, WriteRoute, nearest
+from ._wire.compiling import AnyParams, AnyQuery
+
+
+class Submit(Protocol):
+    """The signature of `Cluster.submit`."""
+
+    def __call__(
+        self, query: AnyQuery, params: AnyParams | None = None, *, read: bool = False,
+        idempotent: bool = False, route: ReadRoute | WriteRoute = ..., timeout: Seconds = ...,
+        statement_timeout: Seconds = ..., row_factory: Any = None, on_send: OnSend | None = None,
+    ) -> Operation[Result[Any]]: ...  # fmt: skip
+
+
+@final
+class Group:
+    """What ``async with cluster.group() as g`` gives."""
+
+    def __init__(self, submit: Submit) -> None:
+        self._submit = submit
+        self._running: dict[Operation[Any], None] = {}
+        self._failed: list[Operation[Any]] = []
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, submit: Submit) -> AsyncGenerator[Group, None]:
+        """For `Cluster.group`."""
+        group = cls(submit)
+        try:
+            yield group
+            await group._wait()
+        except BaseException:
+            for operation in tuple(group._running):
+                operation.cancel()
+            for operation in group._failed:
+                operation.retrieve()
+            raise
+        group._raise()
+
+    def submit(
+        self, query: AnyQuery, params: AnyParams | None = None, *, read: bool = False,
+        idempotent: bool = False, route: ReadRoute | WriteRoute = nearest(), timeout: Seconds = DEFAULT,
+        statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
+    ) -> Operation[Result[Any]]:  # fmt: skip
+        """As `Cluster.submit`; the operation is awaited when the group is left."""
+        operation = self._submit(
+            query, params, read=read, idempotent=idempotent, route=route, timeout=timeout,
+            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
+        )  # fmt: skip
+        self._running[operation] = None
+        operation.when_done(self._done)
+        return operation
+
+    def _done(self, operation: Operation[Any]) -> None:
+        del self._running[operation]
+        if operation.failure is not None:
+            self._failed.append(operation)
+
+    async def _wait(self) -> None:
+        while self._running:
+            await next(iter(self._running)).wait()
+
+    def _raise(self) -> None:
+        errors: list[Exception] = []
+        for operation in self._failed:
+            if not operation.retrieved and isinstance(operation.failure, Exception):
+                operation.retrieve()
+                errors.append(operation.failure)
+        if errors:
+            raise ExceptionGroup("operations of the group failed", errors)

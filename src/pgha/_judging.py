@@ -1,0 +1,127 @@
+"""From a lane's verdict on a segment to an operation's fate, in words that its caller can use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg.errors import error_from_result
+
+from ._config import Tuning
+from ._core.verdict import Case, Outcome, Then, decide
+from ._errors import CommitInDoubt, Info, OperationCancelled, OperationTimeout, annotate
+from ._lane import Verdict
+from ._operation import Operation
+
+READ_ONLY = "25006"
+
+
+class LegLost(psycopg.OperationalError):
+    """One leg of `fastest` ended without an answer; seen by its caller only when all did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of an operation after an attempt."""
+
+    then: Then
+    outcome: Outcome
+    reason: str
+    """What ended the attempt, on one line."""
+
+
+def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget: bool) -> Fate:
+    """Decide, and write the outcome into the operation's record."""
+    if verdict.lost is not None and verdict.was_head:
+        operation.head_losses += 1
+    facts = verdict.facts
+    outcome, then = decide(
+        Case(
+            facts,
+            read=operation.request.read,
+            idempotent=operation.request.idempotent,
+            gave_up=operation.gave_up,
+            ours=verdict.overlapped,
+            attempts=len(operation.attempts),
+            max_attempts=tuning.max_attempts,
+            head_losses=operation.head_losses,
+            max_head_losses=tuning.head_losses,
+            unprepared=operation.unprepared,
+            budget=budget,
+        )
+    )
+    if operation.attempts:
+        operation.attempts[-1].outcome = outcome
+    operation.doubted = operation.doubted or outcome is Outcome.IN_DOUBT
+    reason = facts.error.sqlstate if facts.error is not None else verdict.lost or "no answer"
+    return Fate(then, outcome, reason)
+
+
+def final_outcome(operation: Operation[Any], last: Outcome) -> Outcome:
+    """An operation that was run again after doubt stays in doubt, unless it succeeded at last."""
+    return Outcome.IN_DOUBT if last is Outcome.NOT_APPLIED and operation.doubted else last
+
+
+def error_for(operation: Operation[Any], verdict: Verdict, fate: Fate) -> psycopg.Error:
+    """The exception that the caller gets."""
+    cause = server_error(operation, verdict)
+    error: psycopg.Error
+    outcome = final_outcome(operation, fate.outcome)
+    then = fate.then
+    if outcome is Outcome.IN_DOUBT and then is not Then.FAIL_SQL and not operation.request.read:
+        then = Then.FAIL_IN_DOUBT
+    match then:
+        case Then.FAIL_SQL if cause is not None:
+            error = cause
+        case Then.FAIL_TIMEOUT:
+            error = timed_out(operation)
+        case Then.FAIL_CANCELLED:
+            error = OperationCancelled("the operation was cancelled, and certainly not applied")
+        case Then.FAIL_IN_DOUBT:
+            error = in_doubt(operation, fate.reason)
+        case _:
+            error = psycopg.OperationalError(f"{_where(operation)}: the connection was lost: {fate.reason}")
+    if error is not cause and cause is not None:
+        error.__cause__ = cause
+    note(error, operation, outcome, verdict.answer.statement)
+    return error
+
+
+def server_error(operation: Operation[Any], verdict: Verdict) -> psycopg.Error | None:
+    """The server's own error as psycopg's class, with a hint where pgha can give one."""
+    result = verdict.answer.error
+    if result is None:
+        return None
+    error = error_from_result(result)
+    if operation.request.read and error.sqlstate == READ_ONLY:
+        error.add_note("fetch runs read-only; use execute, it returns rows too")
+    if error.sqlstate == "42601" and b"multiple commands" in result.error_message:
+        error.add_note("one statement a string: use execute_batch for several in one transaction")
+    return error
+
+
+def timed_out(operation: Operation[Any]) -> OperationTimeout:
+    return OperationTimeout(f"no answer within {operation.request.timeout:g} s, and certainly not applied")
+
+
+def in_doubt(operation: Operation[Any], reason: str) -> CommitInDoubt:
+    return CommitInDoubt(
+        f"{_where(operation)}: nothing proves whether the write was applied ({reason}); "
+        "look before you run it again"
+    )
+
+
+def note(
+    error: BaseException, operation: Operation[Any], outcome: Outcome, statement: int | None = None
+) -> None:
+    """Fix what is known to the error, for `pgha.info`."""
+    attempts = operation.attempts
+    node = attempts[-1].node if attempts else None
+    if not operation.request.batch:
+        statement = None if statement is None else 0
+    annotate(error, Info(node, statement, len(attempts), outcome.value))
+
+
+def _where(operation: Operation[Any]) -> str:
+    return operation.attempts[-1].node if operation.attempts else "no node"

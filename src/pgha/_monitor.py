@@ -1,0 +1,159 @@
+"""A node's monitor: a connection of its own that pings, and that alone tries a node that is down.
+
+Its loop: connect (with backoff) -> ping -> nap until the next ping is due, somebody is suspicious, or the
+server says something by itself (a farewell, an end of file) -> ping ... The health of the node is decided by
+`pgha._core.health`; the monitor reports what it saw to its `MonitorOwner`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Protocol
+
+import anyio
+import psycopg
+from psycopg import pq
+from psycopg.pq.abc import PGconn
+
+from ._config import NodeConfig, Options
+from ._core.backoff import delay
+from ._core.health import role_of
+from ._types import Role
+from ._wire.connect import ConnectFailed, open_pgconn
+
+PING = b"SELECT pg_catalog.pg_is_in_recovery()"
+"""As cheap as SELECT 1, and it tells the role on every version."""
+REFUSED_EVERY = 5.0
+"""Seconds between attempts at a node that says it will not have us."""
+
+
+class PingFailed(Exception):
+    """The monitor's connection is of no use any more. ``silent``: it is open, and nothing came."""
+
+    def __init__(self, reason: str, *, silent: bool = False) -> None:
+        super().__init__(reason)
+        self.silent = silent
+
+
+class MonitorOwner(Protocol):
+    """Who wants to know."""
+
+    def alive(self, role: Role, trip: float, server_version: int) -> None: ...
+    def dead(self, reason: str, *, refused: bool, silent: bool) -> None: ...
+    @property
+    def in_a_hurry(self) -> bool: ...
+
+
+class Monitor:
+    """See the head of this file."""
+
+    def __init__(
+        self, config: NodeConfig, options: Options, owner: MonitorOwner, clock: Callable[[], float]
+    ) -> None:
+        self._config = config
+        self._options = options
+        self._owner = owner
+        self._clock = clock
+        self._nap: anyio.CancelScope | None = None
+        self._poked = False
+        self._condemned: list[int] = []
+        """Backends to be ended with the next ping."""
+
+    def poke(self) -> None:
+        """Ping now rather than later. Synchronous; a ping under way counts."""
+        self._poked = True
+        if self._nap is not None:
+            self._nap.cancel()
+
+    def terminate(self, pid: int) -> None:
+        """End a backend of ours; lost when the node is down, and then there is no backend either."""
+        self._condemned.append(pid)
+        self.poke()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        failures = 0
+        while True:
+            try:
+                pgconn = await open_pgconn(
+                    self._config,
+                    self._options.connect_timeout,
+                    application_name=self._options.application_name,
+                )
+            except ConnectFailed as error:
+                self._owner.dead(str(error), refused=error.refused, silent=False)
+                await self._pause(failures, refused=error.refused)
+                failures += 1
+                continue
+            try:
+                failures = 0 if await self._watch(pgconn) else failures
+            finally:
+                pgconn.finish()
+            await self._pause(failures, refused=False)
+            failures += 1
+
+    async def _pause(self, failures: int, *, refused: bool) -> None:
+        tuning = self._options.tuning
+        wait = delay(failures, random.random(), tuning.reconnect_first, tuning.reconnect_most)
+        await anyio.sleep(REFUSED_EVERY if refused else wait)
+
+    async def _watch(self, pgconn: PGconn) -> bool:
+        """Ping until the connection fails; whether it ever answered."""
+        answered = False
+        try:
+            while True:
+                await self._ping(pgconn)
+                answered = True
+                await self._sleep_lightly(pgconn)
+        except PingFailed as error:
+            self._condemned.clear()
+            self._owner.dead(str(error), refused=False, silent=error.silent)
+        return answered
+
+    async def _sleep_lightly(self, pgconn: PGconn) -> None:
+        interval = self._options.ping_interval
+        if self._owner.in_a_hurry:
+            interval = min(interval, self._options.tuning.probe_no_primary)
+        if self._poked:
+            return
+        with anyio.move_on_after(interval) as self._nap:
+            # Readable while nothing was asked: a notice, or the end. The ping will tell.
+            await anyio.wait_readable(pgconn.socket)
+        self._nap = None
+
+    async def _ping(self, pgconn: PGconn) -> None:
+        self._poked = False
+        query = PING
+        if self._condemned:
+            ends = b", ".join(b"pg_catalog.pg_terminate_backend(%d)" % pid for pid in self._condemned)
+            query += b", " + ends
+            self._condemned.clear()
+        started = self._clock()
+        try:
+            pgconn.send_query(query)
+            in_recovery = await self._read_reply(pgconn, started + self._options.ping_timeout)
+        except psycopg.Error as error:
+            raise PingFailed(" ".join(str(error).split())) from error
+        read_only = pgconn.parameter_status(b"default_transaction_read_only") == b"on"
+        trip = self._clock() - started
+        self._owner.alive(role_of(in_recovery, read_only), trip, pgconn.server_version)
+
+    async def _read_reply(self, pgconn: PGconn, deadline: float) -> bool:
+        in_recovery = False
+        while True:
+            while pgconn.is_busy():
+                late = self._clock() >= deadline
+                if not late:
+                    with anyio.move_on_after(deadline - self._clock()):
+                        await anyio.wait_readable(pgconn.socket)
+                # Also after the timer: where the loop was busy, the answer has long been there.
+                pgconn.consume_input()
+                if late and pgconn.is_busy():
+                    raise PingFailed(f"no answer to a ping in {self._options.ping_timeout:g} s", silent=True)
+            result = pgconn.get_result()
+            if result is None:
+                return in_recovery
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise PingFailed(" ".join(result.get_error_message().split()))
+            in_recovery = result.get_value(0, 0) == b"t"

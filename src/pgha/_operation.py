@@ -1,0 +1,257 @@
+"""One operation: what is asked, who waits for it, and the record of what happened to it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar, final
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from ._core.verdict import GaveUp, Outcome
+from ._types import Fastest, Nearest, Pin, Sent
+from ._wire.compiling import Statement
+from ._wire.link import NO_EXTRAS, Extras
+
+T = TypeVar("T")
+Kind = Literal["read", "write"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked; shared by the legs of `fastest`."""
+
+    statements: Sequence[Statement]
+    read: bool
+    batch: bool
+    route: Nearest | Pin | Fastest
+    row_factory: Callable[[Any], Any]
+    idempotent: bool = False
+    alone: bool = False
+    """Never pipelined: it commits by itself, or needs a frame."""
+    self_committing: bool = False
+    extras: Extras = NO_EXTRAS
+    timeout: float | None = None
+    on_send: Callable[[Sent], object] | None = None
+
+
+class Attempt:
+    """One time that the operation was handed to a node. Times are `time.monotonic` seconds."""
+
+    __slots__ = ("answered_at", "head_at", "node", "outcome", "sent_at")
+
+    def __init__(self, node: str, sent_at: float) -> None:
+        self.node = node
+        self.sent_at = sent_at
+        self.head_at: float | None = None
+        self.answered_at: float | None = None
+        self.outcome: Outcome | None = None
+
+
+class Stage(enum.Enum):
+    """Where an operation is.
+
+    NEW: not started. QUEUED: in a queue, sent to nobody. SENT: on a lane. PAUSED: waiting for its backoff.
+    RACING: its legs run on every node. DONE: it has a result or an error, for good.
+    """
+
+    NEW = enum.auto()
+    QUEUED = enum.auto()
+    SENT = enum.auto()
+    PAUSED = enum.auto()
+    RACING = enum.auto()
+    DONE = enum.auto()
+
+
+class Keeper(Protocol):
+    """Who runs operations."""
+
+    def give_up(self, operation: Operation[Any], why: GaveUp) -> None:
+        """Its caller does not want it any more."""
+        ...
+
+    def unretrieved(self, operation: Operation[Any], error: BaseException) -> None:
+        """It failed and was dropped before anybody looked."""
+        ...
+
+
+@final
+class Operation(Generic[T]):
+    """An operation that was started; made by `Cluster.submit` and its like.
+
+    Await it any number of times, from any task of the loop: the same result or the same exception.
+    When the last waiter leaves by cancellation, the operation is cancelled, on the server too. Dropping the
+    object cancels nothing.
+    """
+
+    __slots__ = (
+        "_callbacks",
+        "_error",
+        "_event",
+        "_keeper",
+        "_result",
+        "_retrieved",
+        "_waiters",
+        "alone",
+        "attempts",
+        "deadline",
+        "doubted",
+        "expiry",
+        "gave_up",
+        "head_losses",
+        "home",
+        "legs",
+        "parent",
+        "place",
+        "queued_at",
+        "request",
+        "stage",
+        "started_at",
+        "timer",
+        "unprepared",
+        "waiting_since",
+    )
+
+    def __init__(self, keeper: Keeper, request: Request, now: float) -> None:
+        self._keeper = keeper
+        self._result: T | None = None
+        self._error: BaseException | None = None
+        self._event: anyio.Event | None = None
+        self._waiters = 0
+        self._retrieved = False
+        self._callbacks: list[Callable[[Operation[T]], None]] | None = None
+        # What follows belongs to the keeper.
+        self.request = request
+        self.stage = Stage.NEW
+        self.started_at = now
+        self.queued_at = now
+        self.waiting_since = now
+        self.deadline: float | None = None
+        self.attempts: list[Attempt] = []
+        self.head_losses = 0
+        self.doubted = False
+        """An earlier attempt ended in doubt (only reads and idempotent writes go on after that)."""
+        self.alone = request.alone
+        """Nothing may be in flight with it; also set when it blocked others and is run again."""
+        self.unprepared = False
+        self.gave_up: GaveUp | None = None
+        self.timer: Any = None
+        self.expiry: Any = None
+        self.place: Any = None
+        """QUEUED: its queue. SENT: its lane and slot."""
+        self.home: str | None = None
+        """The node it must be sent to; None when any will do."""
+        self.parent: Operation[Any] | None = None
+        self.legs: list[Operation[Any]] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Operation {self.stage.name.lower()} after {len(self.attempts)} attempts>"
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    @property
+    def done(self) -> bool:
+        """Whether it has a result or an error."""
+        return self.stage is Stage.DONE
+
+    def cancel(self) -> None:
+        """Ask for it to be cancelled, here and on the server; returns at once.
+
+        Awaiting it then gives its result (it was done first), `OperationCancelled` (certainly not
+        applied) or `CommitInDoubt`. Does nothing once it is done.
+        """
+        if self.stage is not Stage.DONE:
+            self._keeper.give_up(self, "cancelled")
+
+    async def wait(self) -> None:
+        """Wait until it is done, without looking at the outcome; leaving does not cancel it."""
+        if self.stage is Stage.DONE:
+            await checkpoint()
+            return
+        if self._event is None:
+            self._event = anyio.Event()
+        await self._event.wait()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self.outcome().__await__()
+
+    async def outcome(self) -> T:
+        """The same as awaiting the operation."""
+        if self.stage is Stage.DONE:
+            await checkpoint()
+        else:
+            event = self._event
+            if event is None:
+                event = self._event = anyio.Event()
+            self._waiters += 1
+            try:
+                await event.wait()
+            except BaseException:
+                # Cancelled, by a scope or natively. The last one to leave takes the operation along.
+                if self._waiters == 1 and self.stage is not Stage.DONE:
+                    self._keeper.give_up(self, "cancelled")
+                    self._retrieved = True
+                raise
+            finally:
+                self._waiters -= 1
+        self._retrieved = True
+        error = self._error
+        if error is not None:
+            try:
+                raise error.with_traceback(None)
+            finally:
+                # The traceback holds this frame: without this the error would keep itself alive.
+                del self, error
+        return self._result  # type: ignore[return-value]
+
+    def finish(self, result: T | None, error: BaseException | None) -> None:
+        """For the keeper: it is done."""
+        self.stage = Stage.DONE
+        self._result = result
+        self._error = error
+        self.place = None
+        self.legs = None
+        if self._event is not None:
+            self._event.set()
+        if self._callbacks is not None:
+            callbacks, self._callbacks = self._callbacks, None
+            for callback in callbacks:
+                callback(self)
+
+    def when_done(self, callback: Callable[[Operation[T]], None]) -> None:
+        """For pgha: call back once, synchronously, when it is done; at once if it is."""
+        if self.stage is Stage.DONE:
+            callback(self)
+        elif self._callbacks is None:
+            self._callbacks = [callback]
+        else:
+            self._callbacks.append(callback)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """The error it ended with, once it is done."""
+        return self._error
+
+    @property
+    def retrieved(self) -> bool:
+        """Whether anybody was given the outcome."""
+        return self._retrieved
+
+    def retrieve(self) -> None:
+        """For pgha: the outcome was passed on in another way."""
+        self._retrieved = True
+
+    @property
+    def value(self) -> T | None:
+        """For pgha: the result, once it is done."""
+        return self._result
+
+    def __del__(self) -> None:
+        if self._error is not None and not self._retrieved:
+            self._keeper.unretrieved(self, self._error)

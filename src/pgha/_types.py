@@ -1,0 +1,188 @@
+"""Frozen facts and the words of the public face: nodes, routes, states, events, statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+Role = Literal["primary", "standby", "unknown"]
+"""``primary`` takes writes, ``standby`` does not (in recovery, or read-only by default)."""
+
+State = Literal["connecting", "up", "suspect", "down", "refused"]
+"""A node's state; the table of transitions stands in ``pgha._core.health``."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """Route to the node that answers fastest, and stay there while it is healthy."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Route to one node by its name, and wait for it when it is away."""
+
+    name: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Fastest:
+    """Ask every node at once and take the first good answer; reads only."""
+
+
+ReadRoute = Nearest | Pin | Fastest
+WriteRoute = Nearest | Pin
+
+_NEAREST = Nearest()
+_FASTEST = Fastest()
+
+
+def nearest() -> Nearest:
+    """The node that answers fastest; the default of reads and of writes."""
+    return _NEAREST
+
+
+def pin(name: str) -> Pin:
+    """The node called ``name``, and no other: the operation waits for it until its deadline."""
+    return Pin(name)
+
+
+def fastest() -> Fastest:
+    """Every node at once: the first good answer wins, an error only when all fail. Reads only."""
+    return _FASTEST
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What an ``on_send`` callback is told, each time its operation is handed to a node."""
+
+    node: str
+    attempt: int
+    """1 for the first time, 2 when it is run again, and so on."""
+    statements: Sequence[tuple[bytes, Sequence[Any] | None]]
+    """SQL and parameters exactly as given to libpq (``$1`` placeholders, dumped values)."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """One node as the cluster sees it at this moment."""
+
+    name: str
+    state: State
+    role: Role
+    state_for: float
+    """Seconds since the node entered its state."""
+    reason: str
+    """Why it is not up, in the words of the server or of libpq; empty when up."""
+    latency: float | None
+    """Smoothed round trip of the pings in seconds, or None before the first."""
+    server_version: int | None
+    """As libpq has it, 180000 for 18.0; None before the first connection."""
+    read_lanes: int
+    """Open connections that carry reads."""
+    write_lanes: int
+    """Open connections that carry writes."""
+    in_flight: int
+    """Operations sent to this node and not answered yet."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counters since the cluster was opened, and gauges of this moment."""
+
+    operations: int
+    """Operations accepted (each leg of `fastest` is part of its one operation)."""
+    succeeded: int
+    """Operations that gave a result."""
+    failed: int
+    """Operations that gave an error, those below included."""
+    retried: int
+    """Times an operation was run again, on the same node or another."""
+    in_doubt: int
+    """Operations that ended as `CommitInDoubt`."""
+    cancelled: int
+    """Operations that were cancelled by their caller."""
+    timed_out: int
+    """Operations that ended as `OperationTimeout`."""
+    unretrieved: int
+    """Failures of submitted operations that nobody ever looked at."""
+    cancels_sent: int
+    """Cancel requests sent to servers."""
+    lanes_lost: int
+    """Connections that broke or were discarded while the cluster was open."""
+    events_dropped: int
+    """Events not delivered because a subscriber of `Cluster.events` was too slow."""
+    queued: int
+    """Operations waiting now, not sent to any node."""
+    in_flight: int
+    """Operations sent now and not answered yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """The root of what `Cluster.events` gives."""
+
+    at: float
+    """`time.monotonic` when it happened."""
+    node: str | None
+    """The node that it is about, if it is about one."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeChanged(Event):
+    """A node entered another state."""
+
+    state: State
+    before: State
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleChanged(Event):
+    """A node was promoted or demoted."""
+
+    role: Role
+    before: Role
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneLost(Event):
+    """A connection broke or was discarded, with so many operations on it."""
+
+    reason: str
+    in_flight: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationRetried(Event):
+    """An operation will be run again; ``reason`` says what ended the attempt."""
+
+    attempt: int
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationInDoubt(Event):
+    """A write ended without proof; nobody may be waiting for it any more."""
+
+    attempt: int
+    reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureUnretrieved(Event):
+    """A submitted operation failed and was dropped before anybody awaited it."""
+
+    error: BaseException

@@ -1,0 +1,70 @@
+"""From a query and its parameters to what libpq is given. Done once an operation, in its caller's task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import psycopg
+from psycopg._queries import PostgresQuery
+from psycopg.abc import Buffer, Params, Query
+from psycopg.adapt import AdaptersMap, Transformer
+
+from pgha._core.sqlwords import Words, words
+
+MAX_PARAMS = 65535
+"""PostgreSQL's protocol counts parameters in 16 bits."""
+MAX_MESSAGE = 0x3FFFFFFF - 1024
+"""PostgreSQL refuses a longer message, and ends the connection for it (PQ_LARGE_MESSAGE_LIMIT)."""
+LONG = 65536
+"""Only statements with a parameter list or text worth adding up are added up."""
+
+AnyQuery: TypeAlias = Query
+AnyParams: TypeAlias = Params
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement as libpq wants it."""
+
+    query: bytes
+    params: Sequence[Buffer | None] | None
+    types: tuple[int, ...]
+    formats: Sequence[Any] | None
+    words: Words
+
+
+class Compiler:
+    """Dumps parameters with the cluster's adapters. Synchronous, so it may be shared by all tasks."""
+
+    def __init__(self, adapters: AdaptersMap) -> None:
+        self.adapters = adapters
+        self.connection = None
+        self._transformer = Transformer(self)
+
+    def compile(self, query: AnyQuery, params: AnyParams | None) -> Statement:
+        """Raises psycopg's own errors for what cannot be sent: wrong parameters, NUL bytes, sizes."""
+        compiled = PostgresQuery(self._transformer)
+        compiled.convert(query, params)
+        text = compiled.query
+        if b"\0" in text:
+            # libpq takes a C string: it would silently run the part before the NUL.
+            raise psycopg.DataError("a query cannot contain a NUL character")
+        values = compiled.params
+        if values is not None:
+            _check_size(text, values)
+        elif len(text) > LONG:
+            _check_size(text, ())
+        return Statement(text, values, compiled.types, compiled.formats, words(text))
+
+
+def _check_size(text: bytes, values: Sequence[Buffer | None]) -> None:
+    if len(values) > MAX_PARAMS:
+        raise psycopg.ProgrammingError(
+            f"a statement takes at most {MAX_PARAMS} parameters, and {len(values)} were given: "
+            "send an array, or several statements with execute_batch"
+        )
+    size = len(text) + sum([len(value) for value in values if value is not None])
+    if size > MAX_MESSAGE:
+        raise psycopg.DataError(f"statement and parameters take {size} bytes; PostgreSQL accepts 1 GiB")

@@ -1,0 +1,171 @@
+"""The one way in which pgha opens a connection: for lanes, monitors and, later, sessions."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Generator, Sequence
+from typing import Any, TypeVar
+
+import anyio
+import psycopg
+from anyio import to_thread
+from psycopg import capabilities, errors, generators, pq
+from psycopg.pq.abc import PGconn, PGresult
+from psycopg.waiting import Ready, Wait
+
+from pgha._config import NodeConfig, OnConnect
+
+T = TypeVar("T")
+
+_REFUSALS = (
+    "password authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "does not exist",
+    "is not permitted to log in",
+    "permission denied for database",
+    "is not currently accepting connections",
+    "root certificate",
+    "certificate verify failed",
+    "server does not support SSL",
+    "unsupported frontend protocol",
+    "unrecognized configuration parameter",
+)
+"""What no waiting mends. libpq keeps no SQLSTATE of a failed connection (psycopg 3.3, libpq 18), so its words
+must do; words in another language only mean that pgha goes on trying."""
+
+
+class ConnectFailed(Exception):
+    """No connection came about; ``refused``: and trying again will not help."""
+
+    def __init__(self, reason: str, *, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.refused = refused
+
+
+async def open_pgconn(config: NodeConfig, timeout: float, **params: str | int) -> PGconn:
+    """A connected, non-blocking libpq connection, or `ConnectFailed` after at most ``timeout`` seconds.
+
+    Host names are resolved in a thread; each address gets its share of the time, so that a first one
+    that swallows packets does not eat it all. Cancellation closes the half-made connection.
+    """
+    deadline = time.monotonic() + timeout
+    try:
+        with anyio.fail_after(timeout):
+            addresses = await _addresses(config)
+    except TimeoutError:
+        raise ConnectFailed(f"resolving the host took more than {timeout:g} s") from None
+    except OSError as error:
+        raise ConnectFailed(f"the host cannot be resolved: {error}") from None
+    failure = ConnectFailed("the host has no address")
+    for index, address in enumerate(addresses):
+        share = max(0.0, deadline - time.monotonic()) / (len(addresses) - index)
+        extra = {"hostaddr": address} if address else {}
+        conninfo = config.conninfo(client_encoding="utf8", **extra, **params)
+        try:
+            with anyio.fail_after(share):
+                return await drive_connecting(generators.connect(conninfo))
+        except TimeoutError:
+            failure = ConnectFailed(f"no answer to the connection within {share:.3g} s")
+        except psycopg.Error as error:
+            failure = _failure(error)
+    raise failure
+
+
+def _failure(error: psycopg.Error) -> ConnectFailed:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ConnectFailed(reason, refused=any(word in reason for word in _REFUSALS))
+
+
+async def _addresses(config: NodeConfig) -> Sequence[str | None]:
+    host = config.params.get("host", "")
+    if not host or host.startswith(("/", "@")) or config.params.get("hostaddr"):
+        return [None]
+    found = await anyio.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+async def drive_connecting(generator: Generator[tuple[int, Wait], Any, T]) -> T:
+    """Run one of psycopg's generators that may change its socket: connecting, cancelling."""
+    try:
+        fd, wait = next(generator)
+        while True:
+            if wait == Wait.R:
+                await anyio.wait_readable(fd)
+                ready = Ready.R
+            else:
+                await anyio.wait_writable(fd)
+                ready = Ready.W
+            fd, wait = generator.send(ready)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    finally:
+        generator.close()
+
+
+async def cancel(pgconn: PGconn) -> None:
+    """Ask the server to cancel what ``pgconn`` runs. Returns when the request was delivered.
+
+    Raises psycopg's OperationalError when it could not be. The caller sets the deadline.
+    """
+    if capabilities.has_cancel_safe():
+        request = pgconn.cancel_conn()
+        request.start()
+        try:
+            await drive_connecting(generators.cancel(request))
+        finally:
+            request.finish()
+    else:
+        await to_thread.run_sync(pgconn.get_cancel().cancel, abandon_on_cancel=True)
+
+
+async def run_simple(pgconn: PGconn, query: bytes) -> list[PGresult]:
+    """One query of the simple protocol on a connection that is not in pipeline mode."""
+    pgconn.send_query(query)
+    results: list[PGresult] = []
+    while pgconn.flush() != 0:
+        await anyio.wait_writable(pgconn.socket)
+    while True:
+        while pgconn.is_busy():
+            await anyio.wait_readable(pgconn.socket)
+            pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is None:
+            return results
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise errors.error_from_result(result)
+        if result.status in (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH):
+            raise errors.NotSupportedError("COPY cannot be used here")
+        results.append(result)
+
+
+class Setup:
+    """What an ``on_connect`` callable is given; see `pgha.SetupConnection`."""
+
+    def __init__(self, pgconn: PGconn) -> None:
+        self._pgconn = pgconn
+
+    async def execute(self, query: str, /) -> list[tuple[str | None, ...]]:
+        """Run one statement without parameters; the rows come as text."""
+        rows: list[tuple[str | None, ...]] = []
+        for result in await run_simple(self._pgconn, query.encode()):
+            rows = [_text_row(result, row) for row in range(result.ntuples)]
+        return rows
+
+
+def _text_row(result: PGresult, row: int) -> tuple[str | None, ...]:
+    values = (result.get_value(row, column) for column in range(result.nfields))
+    return tuple(None if value is None else bytes(value).decode() for value in values)
+
+
+async def set_up(pgconn: PGconn, on_connect: OnConnect | None) -> None:
+    """Run the user's ``on_connect`` on a new connection."""
+    if on_connect is None:
+        return
+    setup = Setup(pgconn)
+    if callable(on_connect):
+        await on_connect(setup)
+        return
+    for query in (on_connect,) if isinstance(on_connect, str) else on_connect:
+        await setup.execute(query)

@@ -1,0 +1,260 @@
+"""One libpq connection in pipeline mode: whole segments in, whole answers out. No waiting, no tasks.
+
+psycopg's own pipeline loop is not used because it drops the answers that came before an error: here
+everything that still arrives is read, also from a connection that is broken already.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import capabilities, errors, pq
+from psycopg.pq.abc import PGconn, PGresult
+
+from pgha._core.statements import Entry, StatementCache
+from pgha._core.verdict import Handed
+
+from .compiling import Statement
+from .segment import Kind, Piece, Segment
+
+_SYNC = pq.ExecStatus.PIPELINE_SYNC
+_COPIES = frozenset({pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH})
+_BAD = pq.ConnStatus.BAD
+_IDLE = pq.TransactionStatus.IDLE
+_CLOSES = capabilities.has_send_close_prepared()
+
+WATCHED = (
+    b"client_encoding",
+    b"DateStyle",
+    b"IntervalStyle",
+    b"TimeZone",
+    b"application_name",
+    b"standard_conforming_strings",
+    b"session_authorization",
+    b"default_transaction_read_only",
+    b"search_path",
+)
+"""Settings that the server reports when they change (search_path: since PostgreSQL 18)."""
+
+
+class SendFailed(Exception):
+    """libpq took the segment only in part, or not at all: the connection is to be given up."""
+
+    def __init__(self, handed: Handed, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.handed = handed
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A notice of the server. 57P01 and 57P02 as a *warning* do not prove that nothing was applied."""
+
+    severity: str
+    sqlstate: str
+    message: str
+
+
+@dataclass(slots=True)
+class Received:
+    """What one look at the socket brought."""
+
+    answers: list[list[PGresult]]
+    """The results of each segment whose Sync arrived, oldest first."""
+    more: bool = False
+    """The bound was reached: look again soon, without waiting for the socket."""
+    broken: BaseException | None = None
+    """The connection ended, and nothing more will come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a segment holds beside the user's statements."""
+
+    framed: bool = False
+    prologue: tuple[bytes, ...] = ()
+    epilogue: tuple[bytes, ...] = ()
+    unprepared: bool = False
+
+
+NO_EXTRAS = Extras()
+
+
+class Link:
+    """See the head of this file. Belongs to one lane; not safe for use from several threads."""
+
+    def __init__(self, pgconn: PGconn, threshold: int | None, limit: int) -> None:
+        self._pgconn = pgconn
+        self._cache = StatementCache(threshold if _CLOSES else None, limit)
+        self._partial: list[PGresult] = []
+        self.notices: deque[Notice] = deque(maxlen=16)
+        pgconn.notice_handler = self._on_notice
+        pgconn.enter_pipeline_mode()
+        self.fd = pgconn.socket
+        self.pid = pgconn.backend_pid
+        self.tls = pgconn.ssl_in_use
+        self.server_version = pgconn.server_version
+        self._settings = self._read_settings()
+
+    def _on_notice(self, result: PGresult) -> None:
+        field = pq.DiagnosticField
+        self.notices.append(
+            Notice(
+                *(
+                    (result.error_field(code) or b"").decode("utf-8", "replace")
+                    for code in (field.SEVERITY_NONLOCALIZED, field.SQLSTATE, field.MESSAGE_PRIMARY)
+                )
+            )
+        )
+
+    def _read_settings(self) -> list[bytes | None]:
+        ask = self._pgconn.parameter_status
+        return [ask(name) for name in WATCHED]
+
+    @property
+    def pgconn(self) -> PGconn:
+        """For the adaptation context and for cancelling."""
+        return self._pgconn
+
+    def clean(self) -> bool:
+        """Nothing is in flight: is the session as it was when the lane opened?"""
+        return self._pgconn.transaction_status == _IDLE and self._read_settings() == self._settings
+
+    def send(self, statements: Sequence[Statement], extras: Extras = NO_EXTRAS) -> Segment:
+        """Hand a whole segment to libpq and let it write what the socket takes.
+
+        Raises `SendFailed`, after which the link must be finished once everything was received.
+        """
+        handed = Handed.NOTHING
+        pgconn = self._pgconn
+        try:
+            closing = self._cache.closing()
+            if len(statements) == 1 and extras is NO_EXTRAS and not closing:
+                segment = self._send_one(statements[0])
+            else:
+                segment = self._send_many(statements, extras, closing)
+            handed = Handed.PART
+            pgconn.pipeline_sync()
+        except psycopg.Error as error:
+            if handed is Handed.NOTHING and pgconn.status != _BAD:
+                handed = Handed.PART
+            raise SendFailed(handed, error) from error
+        return segment
+
+    def _send_one(self, statement: Statement) -> Segment:
+        entry = self._cache.look((statement.query, statement.types))
+        if entry is None:
+            self._send_unprepared(statement)
+            return Segment()
+        if entry.ready:
+            self._send_prepared(entry, statement)
+            return Segment(entry=entry)
+        pieces: list[Piece] = []
+        self._parse_and_send(entry, statement, pieces)
+        return Segment(pieces)
+
+    def _send_many(
+        self, statements: Sequence[Statement], extras: Extras, closing: Sequence[bytes]
+    ) -> Segment:
+        pieces: list[Piece] = []
+        for name in closing:
+            self._pgconn.send_close_prepared(name)
+            pieces.append(Piece(Kind.CLOSE))
+        hidden = (b"BEGIN", *extras.prologue) if extras.framed else extras.prologue
+        self._send_hidden(hidden, pieces)
+        for statement in statements:
+            self._send_user(statement, extras.unprepared, pieces)
+        self._send_hidden(extras.epilogue, pieces)
+        if extras.framed:
+            self._pgconn.send_query_params(b"COMMIT", None)
+            pieces.append(Piece(Kind.COMMIT))
+        return Segment(pieces, framed=extras.framed)
+
+    def _send_hidden(self, queries: Sequence[bytes], pieces: list[Piece]) -> None:
+        for query in queries:
+            self._pgconn.send_query_params(query, None)
+            pieces.append(Piece(Kind.HIDDEN))
+
+    def _send_user(self, statement: Statement, unprepared: bool, pieces: list[Piece]) -> None:
+        entry = None if unprepared else self._cache.look((statement.query, statement.types))
+        if entry is None:
+            self._send_unprepared(statement)
+            pieces.append(Piece(Kind.USER))
+        elif entry.ready:
+            self._send_prepared(entry, statement)
+            pieces.append(Piece(Kind.USER, entry, True))
+        else:
+            self._parse_and_send(entry, statement, pieces)
+
+    def _parse_and_send(self, entry: Entry, statement: Statement, pieces: list[Piece]) -> None:
+        assert entry.name is not None
+        self._pgconn.send_prepare(entry.name, statement.query, statement.types)
+        pieces.append(Piece(Kind.PARSE, entry))
+        self._send_prepared(entry, statement)
+        pieces.append(Piece(Kind.USER))
+
+    def _send_unprepared(self, statement: Statement) -> None:
+        self._pgconn.send_query_params(statement.query, statement.params, statement.types, statement.formats)
+
+    def _send_prepared(self, entry: Entry, statement: Statement) -> None:
+        assert entry.name is not None
+        self._pgconn.send_query_prepared(entry.name, statement.params, statement.formats)
+
+    @property
+    def cache(self) -> StatementCache:
+        return self._cache
+
+    def flush(self) -> bool:
+        """Whether the kernel has taken everything; raises psycopg's OperationalError on a broken link."""
+        return self._pgconn.flush() == 0
+
+    def receive(self, expected: int, limit: int) -> Received:
+        """Read what the socket has, without waiting; at most ``limit`` segments of ``expected``."""
+        pgconn = self._pgconn
+        received = Received([])
+        try:
+            pgconn.consume_input()
+        except psycopg.Error as error:
+            received.broken = error
+        try:
+            self._take_results(received, min(expected, limit))
+        except psycopg.Error as error:
+            received.broken = received.broken or error
+        received.more = expected > limit and len(received.answers) == limit
+        if received.broken is None and pgconn.status == _BAD and not received.more:
+            received.broken = errors.OperationalError("the connection was closed")
+        return received
+
+    def _take_results(self, received: Received, wanted: int) -> None:
+        pgconn = self._pgconn
+        is_busy, get_result = pgconn.is_busy, pgconn.get_result
+        answers = received.answers
+        nulls = 0
+        while len(answers) < wanted and not is_busy():
+            result = get_result()
+            if result is None:
+                # One NULL ends each statement; a second in a row means that nothing is left.
+                nulls += 1
+                if nulls > 1:
+                    return
+                continue
+            nulls = 0
+            status = result.status
+            if status == _SYNC:
+                answers.append(self._partial)
+                self._partial = []
+            elif status in _COPIES:
+                # Never sent by a lane; libpq would give this result for ever.
+                raise errors.NotSupportedError("COPY cannot be used on a lane")
+            else:
+                self._partial.append(result)
+
+    def unfinished(self) -> list[PGresult]:
+        """Results of the head that came without its Sync; for the verdict, after the link broke."""
+        return self._partial
+
+    def finish(self) -> None:
+        """Close the connection, without waiting."""
+        self._pgconn.finish()

@@ -1,0 +1,133 @@
+"""A segment: everything an operation sends up to its Sync, and how its answers are told apart.
+
+The pieces of a segment, in order: Close of evicted statements, BEGIN (framed), a hidden prologue, the
+user's statements (each with its Parse, the first time), a hidden follow-up, COMMIT (framed). libpq gives one
+result a piece, whatever happens: an error for the piece that failed, "aborted" for those behind it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from psycopg import pq
+from psycopg.pq.abc import PGresult
+
+from pgha._core.statements import Entry
+from pgha._core.verdict import ServerError
+
+_SQLSTATE = pq.DiagnosticField.SQLSTATE
+_SEVERITY = pq.DiagnosticField.SEVERITY_NONLOCALIZED
+FATAL_ERROR = pq.ExecStatus.FATAL_ERROR
+PIPELINE_ABORTED = pq.ExecStatus.PIPELINE_ABORTED
+
+
+class Kind(enum.Enum):
+    CLOSE = enum.auto()
+    PARSE = enum.auto()
+    USER = enum.auto()
+    HIDDEN = enum.auto()
+    COMMIT = enum.auto()
+
+
+@dataclass(slots=True)
+class Piece:
+    kind: Kind
+    entry: Entry | None = None
+    reused: bool = False
+
+
+@dataclass(slots=True)
+class Segment:
+    """What was sent; ``pieces`` is None for the usual case, one user statement and nothing else."""
+
+    pieces: list[Piece] | None = None
+    entry: Entry | None = None
+    """The usual case: the prepared statement that was reused."""
+    framed: bool = False
+
+    def expected(self) -> int:
+        """CommandCompletes that the server owes."""
+        if self.pieces is None:
+            return 1
+        return sum(1 for piece in self.pieces if piece.kind not in (Kind.CLOSE, Kind.PARSE))
+
+
+@dataclass(slots=True)
+class Answer:
+    """What came back for a segment, up to its Sync or up to the end of the connection."""
+
+    results: list[PGresult] = field(default_factory=list)
+    """Of the user's statements, in order."""
+    error: PGresult | None = None
+    fault: ServerError | None = None
+    statement: int | None = None
+    """Index of the user's statement that failed."""
+    completed: int = 0
+    commit_tag: str | None = None
+    parsed: list[Entry] = field(default_factory=list)
+    unparsed: list[Entry] = field(default_factory=list)
+    spoiled: Entry | None = None
+    """The reused statement that failed."""
+
+
+def fault_of(result: PGresult, reused: bool) -> ServerError:
+    """The error in ``result`` as the verdict wants it."""
+    state = result.error_field(_SQLSTATE) or b""
+    severity = result.error_field(_SEVERITY) or b""
+    return ServerError(state.decode("ascii", "replace"), severity.decode("ascii", "replace"), reused)
+
+
+def read_answer(segment: Segment, results: Sequence[PGresult]) -> Answer:
+    """Sort the results of a segment; fewer results than pieces means that the connection ended."""
+    answer = Answer()
+    pieces = segment.pieces
+    if pieces is None:
+        pieces = [Piece(Kind.USER, segment.entry, segment.entry is not None)]
+    index = -1
+    for number, piece in enumerate(pieces):
+        if piece.kind is Kind.USER:
+            index += 1
+        result = results[number] if number < len(results) else None
+        if result is None or result.status in (FATAL_ERROR, PIPELINE_ABORTED):
+            _failed(answer, piece, result, index)
+        else:
+            _succeeded(answer, piece, result)
+    if len(results) > len(pieces) and answer.error is None:
+        # The connection ended with an error after the last statement: at the Sync, or behind it.
+        _late_error(answer, results[len(pieces) :])
+    return answer
+
+
+def _succeeded(answer: Answer, piece: Piece, result: PGresult) -> None:
+    if piece.kind is Kind.PARSE:
+        assert piece.entry is not None
+        answer.parsed.append(piece.entry)
+    elif piece.kind is not Kind.CLOSE:
+        answer.completed += 1
+        if piece.kind is Kind.USER:
+            answer.results.append(result)
+        elif piece.kind is Kind.COMMIT:
+            answer.commit_tag = (result.command_status or b"").decode("ascii", "replace")
+
+
+def _failed(answer: Answer, piece: Piece, result: PGresult | None, index: int) -> None:
+    if piece.kind is Kind.PARSE and piece.entry is not None:
+        answer.unparsed.append(piece.entry)
+    if result is None or result.status != FATAL_ERROR or answer.error is not None:
+        return
+    answer.error = result
+    answer.fault = fault_of(result, piece.reused)
+    if piece.kind in (Kind.USER, Kind.PARSE):
+        answer.statement = index if piece.kind is Kind.USER else index + 1
+    if piece.reused:
+        answer.spoiled = piece.entry
+
+
+def _late_error(answer: Answer, results: Sequence[PGresult]) -> None:
+    for result in results:
+        if result.status == FATAL_ERROR:
+            answer.error = result
+            answer.fault = fault_of(result, False)
+            return

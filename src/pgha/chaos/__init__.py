@@ -1,0 +1,27 @@
+"""The fault kit: local PostgreSQL servers to start, kill and freeze, alone or as replicating masters.
+
+    async with pgha.chaos.masters(3) as nodes:
+        await nodes.create("CREATE TABLE item (id int PRIMARY KEY)")
+        await nodes["n2"].kill()
+
+It runs on trio and asyncio, needs Linux, and finds PostgreSQL by itself (`pip install pgha[chaos]` brings one
+along).
+"""
+
+from pgha.chaos._binaries import Installation, find_installation
+from pgha.chaos._errors import ChaosError
+from pgha.chaos._masters import Masters, masters
+from pgha.chaos._node import LocalNode, StopMode
+from pgha.chaos._nodes import Nodes, standalone
+
+__all__ = [
+    "ChaosError",
+    "Installation",
+    "LocalNode",
+    "Masters",
+    "Nodes",
+    "StopMode",
+    "find_installation",
+    "masters",
+    "standalone",
+]

@@ -1,0 +1,95 @@
+"""The program's side of the warden: tell it which folders exist, and start and end it.
+
+One warden a program, alive while there is a folder to watch over. See `_warden` for what it does.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from pgha.chaos import _warden
+from pgha.chaos._errors import ChaosError
+
+_lock = threading.Lock()
+_folders: set[Path] = set()
+_process: subprocess.Popen[bytes] | None = None
+_END_TIMEOUT = 10.0
+
+
+def watch(folder: Path) -> None:
+    """From now on `folder` (and the servers in it) go when this program ends, whatever way it ends. Blocks
+    shortly.
+    """
+    global _process
+    with _lock:
+        _folders.add(folder)
+        if _process is None or not _tell(_process, _warden.ADD, folder):
+            # None yet, or somebody killed it: a new one hears of everything.
+            _process = _start()
+            for known in _folders:
+                if not _tell(_process, _warden.ADD, known):
+                    raise ChaosError(f"the warden did not start: {sys.executable} -I -S {_warden.__file__}")
+
+
+def unwatch(folder: Path) -> None:
+    """`folder` is gone. With the last one the warden ends too. Blocks shortly."""
+    global _process
+    with _lock:
+        _folders.discard(folder)
+        if _process is None:
+            return
+        _tell(_process, _warden.DROP, folder)  # a warden that was killed needs not be told
+        if not _folders:
+            ending, _process = _process, None
+            _end(ending)
+
+
+def _start() -> subprocess.Popen[bytes]:
+    if not sys.executable or not Path("/proc/self/stat").exists():
+        raise ChaosError("pgha.chaos needs Linux (/proc) and an ordinary Python (sys.executable)")
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", _warden.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        bufsize=0,
+        cwd="/",
+        start_new_session=True,  # the terminal's Ctrl-C is for the program alone
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(_END_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise ChaosError(f"the warden, process {process.pid}, does not end") from None
+
+
+def _tell(process: subprocess.Popen[bytes], verb: bytes, folder: Path) -> bool:
+    assert process.stdin is not None
+    try:
+        process.stdin.write(verb + os.fsencode(folder) + b"\0")
+    except BrokenPipeError:
+        _end(process)
+        return False
+    return True
+
+
+def _forget_after_fork() -> None:
+    """A forked child must not keep the pipe open: its parent's death would go unnoticed until its own."""
+    global _lock, _process
+    _lock = threading.Lock()
+    _folders.clear()
+    if _process is not None:
+        assert _process.stdin is not None
+        _process.stdin.close()
+        _process.returncode = 0  # not a child of this process: nothing to wait for
+        _process = None
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)

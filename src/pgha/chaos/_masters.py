@@ -1,0 +1,206 @@
+"""Masters which replicate to each other by PostgreSQL's own logical replication."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+import psycopg
+from psycopg import sql
+
+from pgha.chaos._errors import ChaosError
+from pgha.chaos._node import LocalNode
+from pgha.chaos._nodes import Files, Nodes, in_parallel, make_nodes, opened
+
+_FIRST_VERSION = 16  # origin = none
+_PUBLICATION = "pgha_masters"
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.1
+_LINK_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """One direction between two masters."""
+
+    publisher: LocalNode
+    subscriber: LocalNode
+
+    @property
+    def name(self) -> str:
+        """Of the subscription, its slot at the publisher and its application_name."""
+        return f"{self.subscriber.name}_from_{self.publisher.name}"
+
+    def __str__(self) -> str:
+        return f"{self.publisher.name} -> {self.subscriber.name}"
+
+
+class Masters(Nodes):
+    """Nodes of which each replicates what is written on it to every other.
+
+    Asynchronous and without conflict resolution, as PostgreSQL ships it: two nodes which insert the same key
+    stop the replication between them until somebody mends it. A node that was killed or frozen catches up by
+    itself.
+    """
+
+    def __init__(self, nodes: Iterable[LocalNode]) -> None:
+        super().__init__(nodes)
+        self._links = tuple(_Link(p, s) for p in self for s in self if p is not s)
+
+    def _into(self, node: LocalNode) -> list[_Link]:
+        return [link for link in self._links if link.subscriber is node]
+
+    async def create(self, ddl: str, *, timeout: float = 30.0) -> None:
+        """Run `ddl` (one or more statements) on all nodes and make every subscription aware of new tables.
+
+        DDL is not replicated. Write to new tables only afterwards: rows written before it returns may stay
+        where they are. All nodes have to be running, else `ChaosError`. Not atomic: when it fails or is
+        cancelled, some nodes may have run the DDL and others not.
+        """
+        if lame := [node.name for node in self if not node.running or node.frozen]:
+            raise ChaosError(f"DDL needs all masters, but {', '.join(lame)} is down or frozen")
+        await self.execute(ddl, timeout=timeout)
+        await in_parallel(self._refresh, self)
+        await _until_nothing(self._unready_tables, timeout, "tables are not replicated yet")
+
+    async def _refresh(self, node: LocalNode) -> None:
+        for link in self._into(node):
+            await node.execute(f"ALTER SUBSCRIPTION {link.name} REFRESH PUBLICATION WITH (copy_data = false)")
+
+    async def _unready_tables(self) -> list[str]:
+        rows = await self.execute(
+            "SELECT srrelid::regclass::text FROM pg_subscription_rel WHERE srsubstate <> 'r'"
+        )
+        return [f"{name}: {row[0]}" for name, found in rows.items() for row in found]
+
+    async def wait_replicated(self, timeout: float = 30.0) -> None:
+        """Wait until every running node has applied what every other running node had written at the time of
+        the call.
+
+        Nodes which are down or frozen at that time count on neither side. `ChaosError` after `timeout`
+        seconds, saying which direction lags, by how much and, if a conflict stopped it, which one.
+        """
+        alive = [node for node in self if node.running and not node.frozen]
+        targets: dict[str, str] = {}
+
+        async def lagging() -> list[str]:
+            marks = await in_parallel(_mark, [node for node in alive if node.name not in targets])
+            targets.update(marks)
+            slots = await in_parallel(lambda node: _slots(node, targets[node.name]), alive)
+            links = [link for link in self._links if link.publisher in alive and link.subscriber in alive]
+            states = [(link, slots[link.publisher.name].get(link.name, "its slot is gone")) for link in links]
+            return [f"{link}: {state}" for link, state in states if state]
+
+        try:
+            await _until_nothing(lagging, timeout, "not replicated")
+        except ChaosError as error:
+            reasons = await in_parallel(_last_apply_error, alive)
+            raise ChaosError("\n".join([str(error), *filter(None, reasons.values())])) from None
+
+    async def _link_up(self) -> None:
+        """Make all publications and slots, then all subscriptions, and wait until every one streams.
+
+        The slots come first and on their own: CREATE SUBSCRIPTION would make its slot inside a transaction,
+        and the slot waits for the transactions that are open at the publisher, which might be just the one
+        which makes the opposite subscription: a deadlock over two servers, which none of them sees.
+        """
+        await self.execute(f"CREATE PUBLICATION {_PUBLICATION} FOR ALL TABLES")
+        await in_parallel(self._make_slots, self)
+        await in_parallel(self._subscribe, self)
+        await _until_nothing(self._not_streaming, _LINK_TIMEOUT, "subscriptions do not stream")
+
+    async def _make_slots(self, node: LocalNode) -> None:
+        names = [link.name for link in self._links if link.publisher is node]
+        await node.execute(
+            "SELECT pg_create_logical_replication_slot(n, 'pgoutput') FROM unnest(%s::name[]) n", [names]
+        )
+
+    async def _subscribe(self, node: LocalNode) -> None:
+        for link in self._into(node):
+            # synchronous_commit: what is applied is confirmed at once, not after the WAL writer's next round.
+            statement = sql.SQL(
+                "CREATE SUBSCRIPTION {} CONNECTION {} PUBLICATION {} WITH"
+                " (create_slot = false, copy_data = false, origin = none, synchronous_commit = on)"
+            ).format(sql.Identifier(link.name), sql.Literal(link.publisher.dsn), sql.Identifier(_PUBLICATION))
+            await node.execute(statement.as_string())
+
+    async def _not_streaming(self) -> list[str]:
+        rows = await self.execute(
+            "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'"
+        )
+        streaming = {row[0] for found in rows.values() for row in found}
+        return [str(link) for link in self._links if link.name not in streaming]
+
+
+async def _mark(node: LocalNode) -> str:
+    """A position in the WAL of `node` behind everything which has been committed there.
+
+    The message's own commit flushes the WAL up to it, also after commits which did not wait for that.
+    """
+    rows = await node.execute("SELECT pg_logical_emit_message(true, 'pgha', '')::text")
+    return str(rows[0][0])
+
+
+async def _slots(publisher: LocalNode, target: str) -> dict[str, str]:
+    """Per slot of `publisher` what is missing up to `target`, "" if nothing."""
+    rows = await publisher.execute(
+        "SELECT slot_name::text, active, pg_wal_lsn_diff(%s, confirmed_flush_lsn)::bigint"
+        " FROM pg_replication_slots WHERE slot_type = 'logical'",
+        [target],
+    )
+    words = {True: "connected", False: "not connected"}
+    return {name: f"{lag} bytes behind, {words[active]}" if lag > 0 else "" for name, active, lag in rows}
+
+
+async def _last_apply_error(node: LocalNode) -> str:
+    """What last stopped a subscription of `node`, from its log; "" if nothing did."""
+    lines = (await node.logs()).splitlines()
+    ends = [i for i, line in enumerate(lines) if "processing remote data for replication origin" in line]
+    if not ends:
+        return ""
+    start = max((i for i in range(ends[-1]) if "ERROR: " in lines[i]), default=ends[-1])
+    return "\n".join([f"{node.name} could not apply:", *lines[start : ends[-1] + 1]])
+
+
+async def _until_nothing(missing: Callable[[], Awaitable[list[str]]], timeout: float, what: str) -> None:
+    """Ask until the answer is empty; `ChaosError` with the last answer after `timeout` seconds."""
+    answer: list[str] = []
+    pause = _FIRST_PAUSE
+    with anyio.move_on_after(timeout):
+        while True:
+            try:
+                answer = await missing()
+            except (psycopg.OperationalError, TimeoutError) as error:
+                answer = [str(error).strip() or "no answer"]  # a node which comes back is waited for
+            if not answer:
+                return
+            await anyio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+    raise ChaosError(f"{what} after {timeout} s: {'; '.join(answer) or 'no answer'}")
+
+
+@asynccontextmanager
+async def masters(
+    n: int = 3,
+    *,
+    version: int | None = None,
+    settings: Mapping[str, str] | None = None,
+    hba: Sequence[str] | None = None,
+    password: str | None = None,
+    tls: Files | None = None,
+) -> AsyncGenerator[Masters]:
+    """`n` running servers, called n1, n2, ..., each replicating to every other; needs PostgreSQL 16 or newer.
+
+    Entering waits until all directions stream (about a second). Leaving kills the servers, frozen or not, and
+    removes every trace, shielded from cancellation and bounded in time. The options are those of `LocalNode`.
+    """
+    nodes = make_nodes(n, version, settings, hba, password, tls)
+    async with opened(nodes):
+        if nodes[0].version < _FIRST_VERSION:
+            raise ChaosError(
+                f"masters need PostgreSQL {_FIRST_VERSION} or newer (origin = none), not {nodes[0].version}"
+            )
+        cluster = Masters(nodes)
+        await cluster._link_up()
+        yield cluster

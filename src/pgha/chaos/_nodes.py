@@ -1,0 +1,139 @@
+"""Several nodes as one thing, and the topology without replication."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from os import PathLike
+from typing import TypeAlias, TypeVar, overload
+
+import anyio
+from psycopg.rows import TupleRow
+
+from pgha.chaos import _sql
+from pgha.chaos._errors import ChaosError
+from pgha.chaos._node import LocalNode
+
+T = TypeVar("T")
+Files: TypeAlias = tuple[str | PathLike[str], str | PathLike[str]]
+
+
+async def in_parallel(
+    function: Callable[[LocalNode], Awaitable[T]], nodes: Iterable[LocalNode]
+) -> dict[str, T]:
+    """`function` of every node at the same time; the results by name. The first error cancels the others and
+    comes out as itself, not in a group.
+    """
+    results: dict[str, T] = {}
+    errors: list[Exception] = []
+
+    async with anyio.create_task_group() as group:
+
+        async def call(node: LocalNode) -> None:
+            try:
+                results[node.name] = await function(node)
+            except Exception as error:  # noqa: BLE001 - it is raised below
+                errors.append(error)
+                group.cancel_scope.cancel()
+
+        ordered = list(nodes)
+        for node in ordered:
+            group.start_soon(call, node)
+    if errors:
+        raise errors[0]
+    return {node.name: results[node.name] for node in ordered}
+
+
+class Nodes(Sequence[LocalNode]):
+    """The nodes of a topology, in order; `nodes[0]` and `nodes["n1"]` are the same."""
+
+    def __init__(self, nodes: Iterable[LocalNode]) -> None:
+        self._nodes = tuple(nodes)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({list(self._nodes)})"
+
+    @overload
+    def __getitem__(self, key: int | str) -> LocalNode: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[LocalNode, ...]: ...
+    def __getitem__(self, key: int | str | slice) -> LocalNode | tuple[LocalNode, ...]:
+        if not isinstance(key, str):
+            return self._nodes[key]
+        for node in self._nodes:
+            if node.name == key:
+                return node
+        raise KeyError(key)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(node.name for node in self._nodes)
+
+    @property
+    def dsns(self) -> tuple[str, ...]:
+        """The conninfo string of each node, in order."""
+        return tuple(node.dsn for node in self._nodes)
+
+    async def execute(
+        self, sql: str, params: _sql.Params = None, *, timeout: float = 10.0
+    ) -> dict[str, list[TupleRow]]:
+        """`LocalNode.execute` on every node at the same time; the rows by node name. The first error ends
+        all.
+        """
+        return await in_parallel(lambda node: node.execute(sql, params, timeout=timeout), self._nodes)
+
+
+@asynccontextmanager
+async def opened(nodes: Sequence[LocalNode]) -> AsyncGenerator[None]:
+    """Start all nodes in parallel; kill and remove all in parallel at the end, whatever happened."""
+
+    async def bring_up(node: LocalNode) -> None:
+        await node.__aenter__()
+        await node.start()
+
+    try:
+        await in_parallel(bring_up, nodes)
+        yield
+    finally:
+        with anyio.CancelScope(shield=True):
+            await in_parallel(LocalNode.close, nodes)
+
+
+def make_nodes(
+    n: int,
+    version: int | None,
+    settings: Mapping[str, str] | None,
+    hba: Sequence[str] | None,
+    password: str | None,
+    tls: Files | None,
+) -> list[LocalNode]:
+    """`n` nodes called n1, n2, ..."""
+    if n < 1:
+        raise ChaosError(f"a topology needs at least one node, not {n}")
+    return [
+        LocalNode(f"n{i}", version=version, settings=settings, hba=hba, password=password, tls=tls)
+        for i in range(1, n + 1)
+    ]
+
+
+@asynccontextmanager
+async def standalone(
+    n: int = 1,
+    *,
+    version: int | None = None,
+    settings: Mapping[str, str] | None = None,
+    hba: Sequence[str] | None = None,
+    password: str | None = None,
+    tls: Files | None = None,
+) -> AsyncGenerator[Nodes]:
+    """`n` independent running servers, called n1, n2, ...; the options are those of `LocalNode`.
+
+    Leaving kills them, frozen or not, and removes every trace, shielded from cancellation and bounded in
+    time.
+    """
+    nodes = make_nodes(n, version, settings, hba, password, tls)
+    async with opened(nodes):
+        yield Nodes(nodes)

@@ -1,0 +1,212 @@
+"""The blocking half of a node: its folder, its processes, its files. `LocalNode` calls it from threads."""
+
+from __future__ import annotations
+
+import secrets
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from pgha.chaos import _guard, _warden
+from pgha.chaos._account import environment, server_account
+from pgha.chaos._binaries import Installation, find_installation
+from pgha.chaos._config import NodeOptions, write_config
+from pgha.chaos._errors import ChaosError
+from pgha.chaos._ports import Port
+from pgha.chaos._template import make_data
+
+V = TypeVar("V")
+_IN_USE = "Address already in use"
+_TAIL = 15
+_STATUS_LINE = 7
+
+
+class PortTaken(ChaosError):
+    """Somebody else listens on the node's port."""
+
+
+class Server:
+    """One PostgreSQL server in a folder of its own: `<folder>/data`, `<folder>/log`.
+
+    Life: `prepare` once, then any number of `launch` and `kill`, `clear` last (also after a failed `prepare`;
+    nothing comes after it). The methods that change something exclude each other: a task of asyncio that is
+    cancelled natively leaves a thread running, and what follows must not overtake it.
+    """
+
+    def __init__(self, name: str, options: NodeOptions, port: int | None) -> None:
+        self.name = name
+        self.options = options
+        self.folder = Path(tempfile.gettempdir()).absolute() / f"pgha-{name}-{secrets.token_hex(5)}"
+        self.data = self.folder / "data"
+        self.log = self.folder / "log"
+        self.known = False  # it was once up, so clients may know its port
+        self.frozen = False
+        self._lock = threading.Lock()
+        self._cleared = False
+        self._wanted_port = port
+        self._port: Port | None = None
+        self._installation: Installation | None = None
+        self._identifier: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+
+    @property
+    def installation(self) -> Installation:
+        return self._prepared(self._installation)
+
+    @property
+    def identifier(self) -> int:
+        return self._prepared(self._identifier)
+
+    @property
+    def port(self) -> int:
+        return self._prepared(self._port).number
+
+    def _prepared(self, value: V | None) -> V:
+        if value is None:
+            raise ChaosError(f"{self.name} has no data folder yet: enter it with 'async with'")
+        return value
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's process id while it lives (frozen counts as living)."""
+        if self._process is None or self._process.poll() is not None:
+            return None
+        return self._process.pid
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except (OSError, _warden.Stubborn) as error:
+                raise ChaosError(f"{self.name}: {error}") from error
+
+    def prepare(self) -> None:
+        """Make the folder with a fresh data folder in it, and reserve a port."""
+        with self._alone():
+            if self._installation is not None or self._cleared:
+                raise ChaosError(f"{self.name} was entered before: make another LocalNode")
+            self._installation = installation = find_installation(self.options.version)
+            self._port = Port(self._wanted_port)
+            _guard.watch(self.folder)  # before it exists: a program killed in between leaves nothing
+            self.folder.mkdir(mode=0o700)
+            server_account().give(self.folder)
+            self._identifier = make_data(installation, self.data)
+            write_config(installation, self.data, self.options, self.folder.name)
+
+    def launch(self) -> None:
+        """Start the postmaster; `look` tells how far it is."""
+        with self._alone():
+            program = self.installation.program("postgres")
+            if self._cleared or self.pid is not None:
+                raise ChaosError(f"{self.name} is {'closed' if self._cleared else 'running already'}")
+            self._remove_traces()
+            with self.log.open("ab") as log:
+                self._log_start = log.tell()
+                self._process = subprocess.Popen(
+                    [program, "-D", self.data, "-p", str(self.port)],
+                    cwd=self.folder,
+                    env=environment(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    umask=0o077,
+                    **server_account().credentials,
+                )
+
+    def _remove_traces(self) -> None:
+        """After a kill: children that outlived their postmaster, its shared memory, its lock file.
+
+        The server would deal with the last two itself, but refuses to start if the id in the lock file was
+        given to another process meanwhile; and an old file which says "ready" would be taken for the new one.
+        """
+        self._kill_all()
+        _warden.remove_shared_memory(self.data)
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
+
+    def _kill_all(self) -> None:
+        _warden.kill_all(self.folder, reap=lambda: self.pid)
+        if self._process is not None:
+            self._process.wait()
+        self.frozen = False
+
+    def look(self) -> bool:
+        """Whether the launched server accepts connections; `ChaosError` with its last words if it died."""
+        if self.pid is None:
+            words = self.tail()
+            if any(_IN_USE in line for line in words):
+                raise PortTaken(f"port {self.port} of {self.name} is taken by another program")
+            raise ChaosError("\n".join([f"{self.name} is not running; the end of its log:", *words]))
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        if len(lines) <= _STATUS_LINE:
+            return False
+        self.known = True
+        return lines[_STATUS_LINE].strip() == "ready"
+
+    def change_port(self) -> None:
+        """Reserve another port than the one which turned out to be taken."""
+        with self._alone():
+            self._prepared(self._port).release()
+            self._port = Port(self._wanted_port)
+
+    def tail(self) -> list[str]:
+        """The last lines which the log got since the last launch."""
+        try:
+            with self.log.open("rb") as log:
+                log.seek(self._log_start)
+                return log.read().decode(errors="replace").splitlines()[-_TAIL:]
+        except FileNotFoundError:
+            return []
+
+    def signal(self, sig: signal.Signals) -> None:
+        """Signal the postmaster, if it lives."""
+        if (pid := self.pid) is not None:
+            _warden.send(pid, sig)
+
+    def backend(self, pid: int) -> int:
+        """`pid`, proven to be a process of this server other than its postmaster."""
+        if pid == self.pid or pid not in _warden.processes(self.folder):
+            raise ChaosError(f"{pid} is no backend of {self.name}")
+        return pid
+
+    def kill(self) -> None:
+        """SIGKILL everything, frozen or not, and wait until it is gone."""
+        with self._alone():
+            self._kill_all()
+
+    def freeze(self) -> None:
+        """SIGSTOP everything and wait until it stands."""
+        with self._alone():
+            if self.pid is None:
+                raise ChaosError(f"{self.name} is not running: nothing to freeze")
+            self.frozen = True  # also when time runs out half-way
+            _warden.freeze_all(self.folder)
+
+    def thaw(self) -> None:
+        """SIGCONT everything."""
+        with self._alone():
+            _warden.thaw_all(self.folder)
+            self.frozen = False
+
+    def clear(self) -> None:
+        """Kill and remove everything; nothing is left of the node afterwards. Can be called again.
+
+        What fails here is tried again by the warden when the program ends.
+        """
+        with self._alone():
+            self._cleared = True
+            self._kill_all()
+            _warden.clear(self.folder)
+            if self._port is not None:
+                self._port.release()
+            _guard.unwatch(self.folder)
