@@ -1,4 +1,4 @@
-"""High-availability PostgreSQL client for trio and asyncio: pipelined, failing over without an error shown."""
+"""High-availability PostgreSQL client for trio and asyncio: pipelined, and failing over by itself."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 from typing import Any, Generic, final, overload
 
 import anyio
@@ -26,7 +26,7 @@ from ._node import Node
 from ._operation import Operation, Request
 from ._requests import DEFAULT, BatchItem, OnSend, RequestMaker, Seconds
 from ._result import Result, first_column
-from ._types import Event, NodeStatus, Pin, ReadRoute, Statistics, WriteRoute, nearest
+from ._types import Event, NodeStatus, ReadRoute, Statistics, WriteRoute, nearest
 from ._wire.compiling import AnyParams, AnyQuery, Compiler
 
 R = TypeVar("R")
@@ -82,13 +82,13 @@ class Cluster(Generic[Row]):
         client) ends it with `OperationTimeout`; ``statement_timeout`` (seconds, on the server) with
         `psycopg.errors.QueryCanceled`. Leaving by cancellation cancels it on the server.
         """
-        await checkpoint_if_cancelled()
         request = self._maker.single(
             query, params, read=True, route=route, timeout=timeout,
             statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
         )  # fmt: skip
-        operation = await self._start(request)
-        return await operation.outcome()
+        if self._dispatcher.full:
+            await self._queue_room(request)
+        return await self._begin(request).outcome()
 
     @overload
     async def fetch_one(
@@ -150,8 +150,9 @@ class Cluster(Generic[Row]):
             query, params, read=False, idempotent=idempotent, route=route, timeout=timeout,
             statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
         )  # fmt: skip
-        operation = await self._start(request)
-        return await operation.outcome()
+        if self._dispatcher.full:
+            await self._queue_room(request)
+        return await self._begin(request).outcome()
 
     async def execute_batch(
         self, statements: Sequence[BatchItem], *, idempotent: bool = False, route: WriteRoute = nearest(),
@@ -168,7 +169,9 @@ class Cluster(Generic[Row]):
             statements, idempotent=idempotent, route=route, timeout=timeout,
             statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
         )  # fmt: skip
-        operation: Operation[list[Result[Any]]] = await self._start(request)
+        if self._dispatcher.full:
+            await self._queue_room(request)
+        operation: Operation[list[Result[Any]]] = self._begin(request)
         return await operation.outcome()
 
     # Operations
@@ -206,13 +209,11 @@ class Cluster(Generic[Row]):
         self._dispatcher.start(operation)
         return operation
 
-    async def _start(self, request: Request) -> Operation[Any]:
-        if self._dispatcher.full:
-            with anyio.move_on_after(request.timeout) as scope:
-                await self._dispatcher.queue_room()
-            if scope.cancelled_caught:
-                raise QueueFull(f"the queue stayed full for {request.timeout:g} s, and nothing was sent")
-        return self._begin(request)
+    async def _queue_room(self, request: Request) -> None:
+        with anyio.move_on_after(request.timeout) as scope:
+            await self._dispatcher.queue_room()
+        if scope.cancelled_caught:
+            raise QueueFull(f"the queue stayed full for {request.timeout:g} s, and nothing was sent")
 
     # Nodes
 
@@ -240,7 +241,27 @@ class Cluster(Generic[Row]):
         node = self._nodes.get(name)
         if node is None:
             raise ConfigError(f"no node is called {name!r}: see Cluster.nodes for the names")
-        await self._dispatcher.retire(node, timeout)
+        node.leaving = True
+        self._dispatcher.reroute()
+        try:
+            with anyio.move_on_after(timeout):
+                await node.drained()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._dismiss([node])
+            del self._nodes[name]
+            self._dispatcher.forget(node)
+
+    async def _dismiss(self, nodes: Sequence[Node]) -> None:
+        """End nodes, and the backends of what is in flight on them, in bounded time."""
+        with anyio.move_on_after(self._options.tuning.farewell + 0.2):
+            async with anyio.create_task_group() as tasks:
+                for node in nodes:
+                    tasks.start_soon(node.farewell)
+        for node in nodes:
+            node.stop()
+        for node in nodes:
+            await node.gone()
 
     async def wait_ready(self, count: int | None = None) -> None:
         """Wait until ``count`` nodes (all, when None) answer and can be read from."""
@@ -257,15 +278,15 @@ class Cluster(Generic[Row]):
         A reader slower than its ``buffer`` loses events, which `Statistics.events_dropped` counts: the
         cluster never waits for it.
         """
-        return self._dispatcher.events.subscribe(buffer)
+        return self._dispatcher.outcomes.events.subscribe(buffer)
 
     def statistics(self) -> Statistics:
         """A frozen snapshot of the counters."""
-        dispatcher = self._dispatcher
-        counters = dispatcher.counters
+        dispatcher, outcomes = self._dispatcher, self._dispatcher.outcomes
+        counters = outcomes.counters
         return Statistics(
             **{name: getattr(counters, name) for name in counters.__slots__},
-            events_dropped=dispatcher.events.dropped,
+            events_dropped=outcomes.events.dropped,
             queued=dispatcher.queued,
             in_flight=sum(node.in_flight for node in self._nodes.values()),
         )
@@ -278,7 +299,7 @@ class Cluster(Generic[Row]):
         with self._service:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
-                tasks.start_soon(self._dispatcher.keep_time)
+                tasks.start_soon(self._dispatcher.times.run)
                 for node in tuple(self._nodes.values()):
                     tasks.start_soon(node.run)
 
@@ -299,13 +320,18 @@ class Cluster(Generic[Row]):
 
     async def _drain(self) -> None:
         with anyio.move_on_after(self._options.close_timeout):
-            await self._dispatcher.idle()
+            await self._dispatcher.outcomes.idle()
 
     async def _shut(self) -> None:
         try:
             with anyio.CancelScope(shield=True):
-                await self._dispatcher.shut()
+                self._dispatcher.closed = True
+                for operation in tuple(self._dispatcher.outcomes.open):
+                    self._dispatcher.give_up(operation, "cancelled")
+                await self._dismiss(tuple(self._nodes.values()))
         finally:
+            self._dispatcher.fail_all()
+            self._dispatcher.outcomes.events.close()
             self._tasks = None
             self._service.cancel()
 
@@ -330,7 +356,7 @@ async def open_cluster(
     topology: Topology = "auto",
     _tuning: Tuning | None = None,
 ) -> AsyncGenerator[Cluster[Row], None]:
-    """Open a cluster of PostgreSQL nodes: ``async with pgha.open_cluster("host=db1", "host=db2") as cluster``.
+    """Open a cluster of nodes: ``async with pgha.open_cluster("host=db1", "host=db2") as cluster``.
 
     Entering waits until ``min_ready`` nodes answer (0: not at all), at most ``node_wait`` seconds; what no
     waiting mends (a bad password on every node, an unknown database, a bad conninfo) is raised at once, as
@@ -352,7 +378,8 @@ async def open_cluster(
         close_timeout: seconds that a clean exit waits for operations.
         row_factory: one of ``psycopg.rows``; tuples by default.
         prepare_threshold: a statement is prepared after so many uses on a connection; None never.
-        on_connect: SQL, several, or an async callable, run on each new lane, e.g. ``SET synchronous_commit = off``.
+        on_connect: SQL, several, or an async callable, run on each new lane, such as
+            ``SET synchronous_commit = off``.
         application_name: shown in ``pg_stat_activity``.
         topology: a hint; ``"auto"`` asks the nodes for their roles.
     """
@@ -375,20 +402,38 @@ async def open_cluster(
         **({} if _tuning is None else {"tuning": _tuning}),
     )
     cluster: Cluster[Row] = Cluster(parse_nodes(nodes), options)
-    raised: BaseException | None = None
+    body = _Body()
     async with anyio.create_task_group() as tasks:
-        # The body's exception is kept out of the task group, which would wrap it.
         tasks.start_soon(cluster._serve)
-        try:
-            await cluster._until_ready()
-            yield cluster
-            await cluster._drain()
-        except BaseException as error:
-            raised = error
-        finally:
-            await cluster._shut()
-    if raised is not None:
-        try:
-            raise raised
-        finally:
-            del raised
+        with body:
+            try:
+                await cluster._until_ready()
+                yield cluster
+                await cluster._drain()
+            finally:
+                await cluster._shut()
+    body.raise_again()
+
+
+class _Body:
+    """Keeps an exception out of the task group around it, which would wrap it, and raises it behind."""
+
+    def __init__(self) -> None:
+        self._raised: BaseException | None = None
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, raised: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._raised = raised
+        return True
+
+    def raise_again(self) -> None:
+        raised, self._raised = self._raised, None
+        if raised is not None:
+            try:
+                raise raised
+            finally:
+                del raised

@@ -10,7 +10,7 @@ from psycopg.errors import error_from_result
 
 from ._config import Tuning
 from ._core.verdict import Case, Outcome, Then, decide
-from ._errors import CommitInDoubt, Info, OperationCancelled, OperationTimeout, annotate
+from ._errors import CommitInDoubt, Error, Info, OperationCancelled, OperationTimeout, annotate
 from ._lane import Verdict
 from ._operation import Operation
 
@@ -77,7 +77,7 @@ def error_for(operation: Operation[Any], verdict: Verdict, fate: Fate) -> psycop
         case Then.FAIL_TIMEOUT:
             error = timed_out(operation)
         case Then.FAIL_CANCELLED:
-            error = OperationCancelled("the operation was cancelled, and certainly not applied")
+            error = cancelled()
         case Then.FAIL_IN_DOUBT:
             error = in_doubt(operation, fate.reason)
         case _:
@@ -103,6 +103,17 @@ def server_error(operation: Operation[Any], verdict: Verdict) -> psycopg.Error |
 
 def timed_out(operation: Operation[Any]) -> OperationTimeout:
     return OperationTimeout(f"no answer within {operation.request.timeout:g} s, and certainly not applied")
+
+
+def given_up(operation: Operation[Any]) -> Error:
+    """For an operation that its caller gave up on while no node had it."""
+    if operation.doubted and not operation.request.read:
+        return in_doubt(operation, "an earlier attempt ended without proof")
+    return timed_out(operation) if operation.gave_up == "timeout" else cancelled()
+
+
+def cancelled() -> OperationCancelled:
+    return OperationCancelled("the operation was cancelled, and certainly not applied")
 
 
 def in_doubt(operation: Operation[Any], reason: str) -> CommitInDoubt:

@@ -1,6 +1,6 @@
 """One lane: a connection that many operations share, at most a few of them at a time.
 
-Who owns what: `Pipeline` decides what may be sent and cancelled, `Link` talks to libpq, the `LaneOwner` decides
+Who owns what: `Pipeline` decides what may be sent and cancelled, `Link` talks to libpq, `LaneOwner` decides
 what becomes of operations. This shell moves things between them. Its tasks are one reader and, when needed, a
 writer and a canceller, all inside `run`; when `run` ends, the connection is closed and nothing is left.
 """
@@ -26,6 +26,7 @@ from ._wire.compiling import Statement
 from ._wire.connect import cancel
 from ._wire.link import NO_EXTRAS, Extras, Link, SendFailed
 from ._wire.loading import Loader
+from ._wire.loops import Loop
 from ._wire.segment import Answer, Segment, read_answer
 
 _GOOD = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY_QUERY})
@@ -61,6 +62,8 @@ class Verdict:
 
 class LaneOwner(Protocol):
     """Who decides what becomes of operations."""
+
+    loop: Loop
 
     def succeeded(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None: ...
     def judge(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None: ...
@@ -198,18 +201,18 @@ class Lane:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 self._owner.room(self)
-                while self.broken is None:
-                    await anyio.wait_readable(self.link.fd)
-                    while self.take_in(self._clock()):
-                        self._owner.room(self)
-                        await anyio.lowlevel.checkpoint()
-                    if self.broken is None:
-                        self._owner.room(self)
-                tasks.cancel_scope.cancel()
+                # Ends by the cancellation of its task group alone: see `_break`.
+                await self._owner.loop.serve(self.link.fd, self._readable)
         finally:
             self._tasks = None
             self.break_off("the lane was closed")
             self.link.finish()
+
+    def _readable(self) -> bool:
+        more = self.take_in(self._clock())
+        if self.broken is None:
+            self._owner.room(self)
+        return more
 
     def take_in(self, now: float) -> bool:
         """Read what is there and settle it, without waiting. True: there is more to read at once."""

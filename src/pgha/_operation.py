@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar, final
 
-import anyio
 from anyio.lowlevel import checkpoint
 
 from ._core.verdict import GaveUp, Outcome
 from ._types import Fastest, Nearest, Pin, Sent
 from ._wire.compiling import Statement
 from ._wire.link import NO_EXTRAS, Extras
+from ._wire.loops import Loop, Waiter
 
 T = TypeVar("T")
 Kind = Literal["read", "write"]
+KINDS: tuple[Kind, Kind] = ("read", "write")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """What is asked; shared by the legs of `fastest`."""
+    """What is asked; shared by the legs of `fastest`, and never changed."""
 
     statements: Sequence[Statement]
-    read: bool
+    kind: Kind
     batch: bool
     route: Nearest | Pin | Fastest
     row_factory: Callable[[Any], Any]
@@ -35,6 +36,10 @@ class Request:
     extras: Extras = NO_EXTRAS
     timeout: float | None = None
     on_send: Callable[[Sent], object] | None = None
+    read: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.read = self.kind == "read"
 
 
 class Attempt:
@@ -68,6 +73,8 @@ class Stage(enum.Enum):
 class Keeper(Protocol):
     """Who runs operations."""
 
+    loop: Loop
+
     def give_up(self, operation: Operation[Any], why: GaveUp) -> None:
         """Its caller does not want it any more."""
         ...
@@ -89,8 +96,8 @@ class Operation(Generic[T]):
     __slots__ = (
         "_callbacks",
         "_error",
-        "_event",
         "_keeper",
+        "_parked",
         "_result",
         "_retrieved",
         "_waiters",
@@ -111,14 +118,13 @@ class Operation(Generic[T]):
         "started_at",
         "timer",
         "unprepared",
-        "waiting_since",
     )
 
     def __init__(self, keeper: Keeper, request: Request, now: float) -> None:
         self._keeper = keeper
         self._result: T | None = None
         self._error: BaseException | None = None
-        self._event: anyio.Event | None = None
+        self._parked: list[Waiter] | None = None
         self._waiters = 0
         self._retrieved = False
         self._callbacks: list[Callable[[Operation[T]], None]] | None = None
@@ -127,7 +133,6 @@ class Operation(Generic[T]):
         self.stage = Stage.NEW
         self.started_at = now
         self.queued_at = now
-        self.waiting_since = now
         self.deadline: float | None = None
         self.attempts: list[Attempt] = []
         self.head_losses = 0
@@ -174,9 +179,15 @@ class Operation(Generic[T]):
         if self.stage is Stage.DONE:
             await checkpoint()
             return
-        if self._event is None:
-            self._event = anyio.Event()
-        await self._event.wait()
+        await self._park().wait()
+
+    def _park(self) -> Waiter:
+        waiter = self._keeper.loop.waiter()
+        if self._parked is None:
+            self._parked = [waiter]
+        else:
+            self._parked.append(waiter)
+        return waiter
 
     def __await__(self) -> Generator[Any, Any, T]:
         return self.outcome().__await__()
@@ -186,12 +197,9 @@ class Operation(Generic[T]):
         if self.stage is Stage.DONE:
             await checkpoint()
         else:
-            event = self._event
-            if event is None:
-                event = self._event = anyio.Event()
             self._waiters += 1
             try:
-                await event.wait()
+                await self._park().wait()
             except BaseException:
                 # Cancelled, by a scope or natively. The last one to leave takes the operation along.
                 if self._waiters == 1 and self.stage is not Stage.DONE:
@@ -217,8 +225,11 @@ class Operation(Generic[T]):
         self._error = error
         self.place = None
         self.legs = None
-        if self._event is not None:
-            self._event.set()
+        parked = self._parked
+        if parked is not None:
+            self._parked = None
+            for waiter in parked:
+                waiter.set()
         if self._callbacks is not None:
             callbacks, self._callbacks = self._callbacks, None
             for callback in callbacks:

@@ -28,7 +28,7 @@ class Default(enum.Enum):
 
 
 DEFAULT: Final = Default.DEFAULT
-Seconds: TypeAlias = float | None | Default
+Seconds: TypeAlias = float | Default | None
 OnSend: TypeAlias = Callable[[Sent], object]
 BatchItem: TypeAlias = AnyQuery | tuple[AnyQuery, AnyParams | None]
 
@@ -46,25 +46,32 @@ class RequestMaker:
         route: Nearest | Pin | Fastest, timeout: Seconds, statement_timeout: Seconds, row_factory: Any,
         on_send: OnSend | None,
     ) -> Request:  # fmt: skip
-        self._check_route(route, read=read)
+        if type(route) is not Nearest:
+            self._check_route(route, read=read)
+        options = self._options
         statement = self._compiler.compile(query, params)
         found = statement.words
-        if found.kind is WordKind.REFUSED:
-            raise NotOnALane(_refusal(found))
-        framed = found.kind is WordKind.FRAMED
-        alone = framed or found.kind is WordKind.ALONE
+        framed = alone = False
+        if found.kind is not WordKind.PLAIN:
+            if found.kind is WordKind.REFUSED:
+                raise NotOnALane(_refusal(found))
+            framed = found.kind is WordKind.FRAMED
+            alone = True
+        extras = NO_EXTRAS
+        if framed or statement_timeout is not DEFAULT:
+            extras = _extras(framed, self._limit(statement_timeout), read, found)
         return Request(
             (statement,),
-            read=read,
-            batch=False,
-            route=route,
-            row_factory=row_factory or self._options.row_factory,
-            idempotent=idempotent,
-            alone=alone,
-            self_committing=found.self_committing,
-            extras=_extras(framed, self._limit(statement_timeout), read, found),
-            timeout=self._timeout(timeout),
-            on_send=on_send,
+            "read" if read else "write",
+            False,
+            route,
+            row_factory or options.row_factory,
+            idempotent,
+            alone,
+            found.self_committing,
+            extras,
+            options.timeout if timeout is DEFAULT else self._timeout(timeout),
+            on_send,
         )
 
     def batch(
@@ -75,12 +82,10 @@ class RequestMaker:
         statements = [self._compile_item(item, index) for index, item in enumerate(items)]
         if not statements:
             raise ConfigError("execute_batch needs at least one statement")
-        framed = frame_needed(one.words for one in statements) or any(
-            one.words.kind is WordKind.ALONE for one in statements
-        )
+        framed = frame_needed(one.words for one in statements)
         return Request(
             tuple(statements),
-            read=False,
+            "write",
             batch=True,
             route=route,
             row_factory=row_factory or self._options.row_factory,

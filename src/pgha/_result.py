@@ -23,10 +23,9 @@ class Result(Sequence[Row], Generic[Row]):
     def __init__(
         self,
         rows: Sequence[Row],
-        *,
         columns: tuple[str, ...],
         rowcount: int,
-        command: str,
+        command: bytes,
         node: str,
         attempts: int,
         latency: float,
@@ -61,7 +60,7 @@ class Result(Sequence[Row], Generic[Row]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"<Result {self._command!r} of {len(self._rows)} rows from {self._node}>"
+        return f"<Result {self.command!r} of {len(self._rows)} rows from {self._node}>"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -76,7 +75,7 @@ class Result(Sequence[Row], Generic[Row]):
     @property
     def command(self) -> str:
         """The server's command tag, such as ``INSERT 0 1``."""
-        return self._command
+        return self._command.decode("utf-8", "replace")
 
     @property
     def node(self) -> str:

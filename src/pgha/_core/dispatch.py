@@ -4,56 +4,41 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
-class Queue(Generic[T]):
+class Queue(OrderedDict[T, None]):
     """First in, first out; an operation that is run again goes to the front; any may leave at once.
 
     An ordered dictionary: a deque could not forget a cancelled operation in its middle, and a million
     operations that timed out while no node was there would stay in memory.
     """
 
-    __slots__ = ("_items",)
-
-    def __init__(self) -> None:
-        self._items: OrderedDict[T, None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __contains__(self, item: T) -> bool:
-        return item in self._items
-
-    def __iter__(self) -> Iterator[T]:
-        return iter(self._items)
-
     def push(self, item: T) -> None:
-        self._items[item] = None
+        self[item] = None
 
     def push_front(self, item: T) -> None:
-        self._items[item] = None
-        self._items.move_to_end(item, last=False)
+        self[item] = None
+        self.move_to_end(item, last=False)
 
-    def pop(self) -> T:
-        """Take the oldest; KeyError when empty."""
-        return self._items.popitem(last=False)[0]
+    def take(self) -> T:
+        """Take the oldest out; KeyError when empty."""
+        return self.popitem(last=False)[0]
 
     def remove(self, item: T) -> bool:
         """Take ``item`` out; False when it was not there."""
         try:
-            del self._items[item]
+            del self[item]
         except KeyError:
             return False
         return True
 
     def drain(self) -> list[T]:
         """Take all out, oldest first."""
-        items = list(self._items)
-        self._items.clear()
+        items = list(self)
+        self.clear()
         return items
 
 

@@ -106,16 +106,24 @@ def _each_refused(hint: str, *keywords: str) -> tuple[_Row, ...]:
 _TEMP = r"(?:(?:LOCAL|GLOBAL) )?TEMP(?:ORARY)? "
 _PG_TEMP = r'(?:PG_TEMP|"pg_temp") \.'
 _NEW = r"(?:IF NOT EXISTS )?" + _PG_TEMP
-_NAMED = r"(?:(?:RECURSIVE )?VIEW|SEQUENCE|TYPE|DOMAIN|FUNCTION|PROCEDURE|AGGREGATE)"
+_NAMED = (
+    r"(?:(?:RECURSIVE |MATERIALIZED )?VIEW|FOREIGN TABLE|SEQUENCE|TYPE|DOMAIN|FUNCTION|PROCEDURE|AGGREGATE)"
+)
 _DROPPED = r".* ON COMMIT DROP\b"
-# `INTO temp FROM x` makes a permanent table that is called temp; `INSERT INTO` and `MERGE INTO` make none.
+# `INTO temp FROM x` makes a permanent table that is called temp. INSERT INTO and MERGE INTO make none, where they
+# are statements and not names (`SELECT 1 AS insert INTO TEMP t` makes one).
 _AFTER_INTO = r"(?:FROM|WHERE|GROUP|HAVING|WINDOW|ORDER|LIMIT|OFFSET|FETCH|FOR|UNION|INTERSECT|EXCEPT)\b"
+_NO_STATEMENT = "".join(
+    rf"(?<!{before} {verb} )"
+    for verb in ("INSERT", "MERGE")
+    for before in (r"\(", r"\)", "ANALYZE", "ANALYSE", "VERBOSE")
+)
 _INTO_TEMP = (
-    r".*?(?<= )(?<! INSERT )(?<! MERGE )INTO "
+    rf".*?(?<= ){_NO_STATEMENT}INTO "
     rf'(?:{_TEMP}(?:TABLE )?(?!{_AFTER_INTO})[A-Z_"\x80-\xff]|(?:TABLE )?{_PG_TEMP})'
 )
-_EXPLAINED = r"EXPLAIN .*?\bANALY[SZ]E\b"
-_EXPLAINED_TEMP = rf"{_EXPLAINED}.*? CREATE (?:{_TEMP}TABLE\b|TABLE {_NEW})"
+_EXPLAINED = r"EXPLAIN .*?\bANALY[SZ]E\b(?! (?:OFF|FALSE|0)\b)"
+_EXPLAINED_TEMP = rf"{_EXPLAINED}.*? CREATE (?:{_TEMP}TABLE\b|(?:TABLE|MATERIALIZED VIEW) {_NEW})"
 
 # Patterns over the normalised statement (see _normalised), anchored at its start. The first that matches
 # decides; a statement that none matches is PLAIN. Each begins with a literal keyword, which indexes _RULES.
@@ -298,6 +306,6 @@ def _normalised(text: bytes, start: int) -> Iterator[bytes]:
                 start = len(text) if end < 0 else end + len(token[0])
                 yield b"'"
             case "name":
-                yield b'"' + _NOT_IN_NAME.sub(b"_", token[0].strip(b'"')) + b'"'
+                yield b'"' + _NOT_IN_NAME.sub(b"_", token[0].lstrip(b"uU&").strip(b'"')) + b'"'
             case _:
                 yield token[0].upper()

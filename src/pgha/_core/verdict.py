@@ -21,7 +21,7 @@ What happens next is decided in this order: a proven result is delivered; what i
 answered for good; else each kind of error has its place in `_after_error`. The ledger, which will settle
 doubt, stands between the outcome and `_after_loss`.
 
-Sources: PostgreSQL's protocol documentation (pipelining, error fields) and measurements; every line is a test.
+Sources: PostgreSQL's protocol documentation (pipelining, error fields), measurements; every line is a test.
 """
 
 from __future__ import annotations

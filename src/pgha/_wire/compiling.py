@@ -18,15 +18,16 @@ MAX_PARAMS = 65535
 MAX_MESSAGE = 0x3FFFFFFF - 1024
 """PostgreSQL refuses a longer message, and ends the connection for it (PQ_LARGE_MESSAGE_LIMIT)."""
 LONG = 65536
-"""Only statements with a parameter list or text worth adding up are added up."""
+FEW = 8
+"""Only statements with a text or a parameter list worth adding up are added up."""
 
 AnyQuery: TypeAlias = Query
 AnyParams: TypeAlias = Params
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Statement:
-    """One statement as libpq wants it."""
+    """One statement as libpq wants it; never changed (not frozen: that would cost a microsecond each)."""
 
     query: bytes
     params: Sequence[Buffer | None] | None
@@ -52,11 +53,17 @@ class Compiler:
             # libpq takes a C string: it would silently run the part before the NUL.
             raise psycopg.DataError("a query cannot contain a NUL character")
         values = compiled.params
-        if values is not None:
-            _check_size(text, values)
-        elif len(text) > LONG:
-            _check_size(text, ())
+        if (values is not None and len(values) > FEW) or len(text) > LONG or _large(values):
+            _check_size(text, values or ())
         return Statement(text, values, compiled.types, compiled.formats, words(text))
+
+
+def _large(values: Sequence[Buffer | None] | None) -> bool:
+    if values is not None:
+        for value in values:
+            if value is not None and len(value) > LONG:
+                return True
+    return False
 
 
 def _check_size(text: bytes, values: Sequence[Buffer | None]) -> None:

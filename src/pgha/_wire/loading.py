@@ -44,49 +44,23 @@ class Loader:
         self._transformer = Transformer(self)
 
     def load(
-        self,
-        pgresult: PGresult,
-        row_factory: Callable[[Any], Any],
-        *,
-        node: str,
-        attempts: int,
-        latency: float,
+        self, pgresult: PGresult, row_factory: Callable[[Any], Any], node: str, attempts: int, latency: float
     ) -> Result[Any]:
         """The `Result`; raises what a loader or the row factory raises."""
         rows: Sequence[Any] = ()
         columns: tuple[str, ...] = ()
         if pgresult.status == _TUPLES_OK:
-            columns = tuple(_name(pgresult, index) for index in range(pgresult.nfields))
+            fname = pgresult.fname
+            columns = tuple([(fname(i) or b"").decode("utf-8", "replace") for i in range(pgresult.nfields)])
             rows = self._rows(pgresult, row_factory)
-        return Result(
-            rows,
-            columns=columns,
-            rowcount=_rowcount(pgresult),
-            command=(pgresult.command_status or b"").decode("utf-8", "replace"),
-            node=node,
-            attempts=attempts,
-            latency=latency,
-        )
+            rowcount = len(rows)
+        else:
+            count = pgresult.command_tuples
+            rowcount = -1 if count is None else count
+        return Result(rows, columns, rowcount, pgresult.command_status or b"", node, attempts, latency)
 
     def _rows(self, pgresult: PGresult, row_factory: Callable[[Any], Any]) -> list[Any]:
+        make = tuple if row_factory is tuple_row else row_factory(CursorView(pgresult, self.connection))
         transformer = self._transformer
         transformer.set_pgresult(pgresult)
-        if row_factory is tuple_row:
-            make = tuple
-        else:
-            make = row_factory(CursorView(pgresult, self.connection))
-        try:
-            return transformer.load_rows(0, pgresult.ntuples, make)
-        finally:
-            transformer.set_pgresult(None)
-
-
-def _name(pgresult: PGresult, index: int) -> str:
-    return (pgresult.fname(index) or b"").decode("utf-8", "replace")
-
-
-def _rowcount(pgresult: PGresult) -> int:
-    if pgresult.status == _TUPLES_OK:
-        return pgresult.ntuples
-    count = pgresult.command_tuples
-    return -1 if count is None else count
+        return transformer.load_rows(0, pgresult.ntuples, make)

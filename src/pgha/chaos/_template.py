@@ -70,6 +70,8 @@ def _set_identifier(data: Path, identifier: int) -> None:
 def _set_wal_identifier(segment: Path, old: bytes, new: bytes) -> None:
     with segment.open("rb") as file:
         head = bytearray(file.read(40))
+    if not any(head):
+        return  # made in advance, not written to yet
     if not struct.unpack_from("=H", head, 2)[0] & _LONG_HEADER or bytes(head[_WAL_IDENTIFIER]) != old:
         raise ChaosError(f"{segment} is laid out in an unknown way: this PostgreSQL is not supported")
     head[_WAL_IDENTIFIER] = new

@@ -17,18 +17,22 @@ taken for ours.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 _PROC = Path("/proc")
 _PROGRAMS = (b"postgres", b"initdb", b"cp")
 _STEP = 0.001
 _IPC_RMID = 0
+_PRIVATE = 0
+_KEY_BITS = 0xFFFFFFFF
+_ALREADY_GONE = (errno.EINVAL, errno.EIDRM)
 ADD, DROP = b"+", b"-"
 
 
@@ -36,13 +40,15 @@ class Stubborn(Exception):
     """Processes or folders did not go in time."""
 
 
-def processes(folder: Path) -> list[int]:
-    """The ids of all living processes of the node in `folder`, ascending; zombies have none of its marks."""
+def processes(folder: Path, sessions: Collection[int] = ()) -> list[int]:
+    """The ids of all living processes of `folder`, ascending (zombies have none of its marks), and of those
+    that belong to one of `sessions`.
+    """
     title = b"postgres: " + os.fsencode(folder.name) + b": "
     inside = os.fsencode(folder) + b"/"
     found = []
     for entry in _PROC.iterdir():
-        if entry.name.isdecimal() and _belongs(entry, title, inside):
+        if entry.name.isdecimal() and (_belongs(entry, title, inside) or _session(entry, sessions)):
             found.append(int(entry.name))
     return sorted(found)
 
@@ -60,13 +66,26 @@ def _belongs(process: Path, title: bytes, inside: bytes) -> bool:
     return program.rpartition(b"/")[2] in _PROGRAMS and any(word.startswith(inside) for word in arguments)
 
 
-def state(pid: int) -> str | None:
-    """The kernel's letter for a process (R, S, D, T stopped, Z zombie), None when it is gone."""
+def _session(process: Path, sessions: Collection[int]) -> bool:
+    """Whether it lives in one of `sessions`: what initdb starts has no mark, but stays in its session."""
+    if not sessions:
+        return False
+    status = _status(int(process.name))
+    return status is not None and status[0] != "Z" and int(status[3]) in sessions
+
+
+def _status(pid: int) -> list[str] | None:
+    """What /proc/<pid>/stat says after the name: state, parent, group, session, ...; None when it is gone."""
     try:
-        status = (_PROC / str(pid) / "stat").read_bytes()
+        return (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return status.rpartition(b")")[2].split(maxsplit=1)[0].decode()
+
+
+def state(pid: int) -> str | None:
+    """The kernel's letter for a process (R, S, D, T stopped, Z zombie), None when it is gone."""
+    status = _status(pid)
+    return status[0] if status is not None else None
 
 
 def send(pid: int, sig: signal.Signals) -> None:
@@ -84,12 +103,24 @@ def kill_all(folder: Path, timeout: float = 10.0, reap: Callable[[], object] = l
     `reap` is called between looks, for a caller who is the parent of one of them. Raises `Stubborn` when time
     is up.
     """
-    _repeat(folder, timeout, "SIGKILL", lambda: _pass_over(folder, signal.SIGKILL, reap))
+    sessions: set[int] = set()
+
+    def look() -> list[int]:
+        reap()
+        found = processes(folder, sessions)
+        sessions.update(found)  # every program of ours leads a session
+        return [pid for pid in found if state(pid) not in ("Z", None)]
+
+    _repeat(look, signal.SIGKILL, timeout)
 
 
 def freeze_all(folder: Path, timeout: float = 10.0) -> None:
     """SIGSTOP every process of `folder` and wait until each one stands (at most `timeout` seconds)."""
-    _repeat(folder, timeout, "SIGSTOP", lambda: _pass_over(folder, signal.SIGSTOP))
+
+    def look() -> list[int]:
+        return [pid for pid in processes(folder) if state(pid) not in ("T", "Z", None)]
+
+    _repeat(look, signal.SIGSTOP, timeout)
 
 
 def thaw_all(folder: Path) -> None:
@@ -98,47 +129,53 @@ def thaw_all(folder: Path) -> None:
         send(pid, signal.SIGCONT)
 
 
-def _pass_over(folder: Path, sig: signal.Signals, reap: Callable[[], object] = lambda: None) -> bool:
-    """Send `sig` where it is still needed; True when it was needed nowhere."""
-    reap()
-    settled = ("Z", None, "T") if sig is signal.SIGSTOP else ("Z", None)
-    left = [pid for pid in processes(folder) if state(pid) not in settled]
-    for pid in left:
-        send(pid, sig)
-    return not left
+def _repeat(look: Callable[[], list[int]], sig: signal.Signals, timeout: float) -> None:
+    """Send `sig` to what `look` finds until it finds nothing.
 
-
-def _repeat(folder: Path, timeout: float, what: str, step: Callable[[], bool]) -> None:
-    # One quiet look is not enough: the postmaster may fork after the list of processes was read and be caught
-    # right after. The second look begins when the postmaster certainly stood (or was gone) already.
+    One quiet look is not enough: the postmaster may fork after the list of processes was read and be caught
+    right after. The second look begins when the postmaster certainly stood (or was gone) already.
+    """
     deadline = time.monotonic() + timeout
     quiet = 0
     while quiet < 2:
-        quiet = quiet + 1 if step() else 0
-        if quiet:
-            continue
-        if time.monotonic() > deadline:
-            raise Stubborn(f"{what} did not reach all of {processes(folder)} of {folder} in {timeout} s")
-        time.sleep(_STEP)
+        left = look()
+        quiet = 0 if left else quiet + 1
+        for pid in left:
+            send(pid, sig)
+        if left and time.monotonic() > deadline:
+            raise Stubborn(f"processes {left} did not obey {sig.name} for {timeout} s")
+        if left:
+            time.sleep(_STEP)
 
 
 def remove_shared_memory(data: Path) -> None:
-    """Remove the SysV segment which a killed server left, named in line 7 of its postmaster.pid.
+    """Remove the SysV segments that killed servers of the data folder `data` left.
 
-    Ids are used again by the kernel, so the segment goes only if id, key and creator all are the server's.
+    A server takes the inode of its data folder for the segment's key, or the next free number, which is then
+    in line 7 of postmaster.pid (written a moment later, and never by the servers which initdb starts). A
+    segment goes only if its creator is dead or nobody is attached: should it be another's after all, it is
+    as stale as ours.
     """
     try:
-        lines = (data / "postmaster.pid").read_text().splitlines()
-        key, segment = (int(word) for word in lines[6].split())
-    except (FileNotFoundError, IndexError, ValueError):
-        return  # it never came as far as having a segment, or removed both itself
-    wanted = (key & 0xFFFFFFFF, segment, int(lines[0]))
+        about = data.stat()
+    except FileNotFoundError:
+        return
+    keys = {about.st_ino & _KEY_BITS, _recorded_key(data) & _KEY_BITS} - {_PRIVATE}
     for line in (_PROC / "sysvipc/shm").read_text().splitlines()[1:]:
-        words = line.split()
-        if (int(words[0]) & 0xFFFFFFFF, int(words[1]), int(words[4])) == wanted:
+        words = [int(word) for word in line.split()]
+        key, segment, creator, attached, owner = words[0], words[1], words[4], words[6], words[9]
+        stale = attached == 0 or state(creator) in ("Z", None)
+        if key & _KEY_BITS in keys and owner == about.st_uid and stale:
             libc = ctypes.CDLL(None, use_errno=True)
-            if libc.shmctl(segment, _IPC_RMID, None) != 0:
+            if libc.shmctl(segment, _IPC_RMID, None) != 0 and ctypes.get_errno() not in _ALREADY_GONE:
                 raise OSError(ctypes.get_errno(), f"cannot remove the shared memory segment {segment}")
+
+
+def _recorded_key(data: Path) -> int:
+    try:
+        return int((data / "postmaster.pid").read_text().splitlines()[6].split()[0])
+    except (FileNotFoundError, IndexError, ValueError):
+        return _PRIVATE  # it never came as far as having a segment, or has removed both itself
 
 
 def remove_folder(folder: Path, timeout: float = 10.0) -> None:

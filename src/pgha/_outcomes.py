@@ -1,0 +1,114 @@
+"""The book of operations: which are open, how each ended, and who is told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+
+from ._core.verdict import Outcome
+from ._errors import CommitInDoubt, OperationCancelled, OperationTimeout
+from ._events import EventHub
+from ._judging import Fate, final_outcome, note
+from ._operation import Operation
+from ._timekeeper import Timekeeper
+from ._types import FailureUnretrieved, OperationInDoubt, OperationRetried
+
+logger = logging.getLogger("pgha")
+
+
+@dataclass(slots=True)
+class Counters:
+    """As documented in `Statistics`."""
+
+    operations: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    retried: int = 0
+    in_doubt: int = 0
+    cancelled: int = 0
+    timed_out: int = 0
+    unretrieved: int = 0
+    cancels_sent: int = 0
+    lanes_lost: int = 0
+
+
+class Outcomes:
+    """See the head of this file. The legs of a race are not operations of their own here."""
+
+    def __init__(self, times: Timekeeper, clock: Callable[[], float]) -> None:
+        self.counters = Counters()
+        self.events = EventHub()
+        self.open: set[Operation[Any]] = set()
+        """Started and not done."""
+        self._times = times
+        self._clock = clock
+        self._idle: anyio.Event | None = None
+
+    def begin(self, operation: Operation[Any]) -> None:
+        self.counters.operations += 1
+        self.open.add(operation)
+
+    def retried(self, operation: Operation[Any], fate: Fate) -> None:
+        self.counters.retried += 1
+        if self.events.wanted:
+            attempts = operation.attempts
+            node = attempts[-1].node if attempts else None
+            self.events.emit(
+                OperationRetried(at=self._clock(), node=node, attempt=len(attempts), reason=fate.reason)
+            )
+
+    def fail(
+        self, operation: Operation[Any], error: BaseException, outcome: Outcome, *, noted: bool = False
+    ) -> None:
+        """End with ``error``; ``noted``: what is known stands in it already."""
+        if not noted:
+            note(error, operation, final_outcome(operation, outcome))
+        if operation.parent is None:
+            self._count_failure(operation, error)
+        self._end(operation, None, error)
+
+    def succeed(self, operation: Operation[Any], result: Any) -> None:
+        if operation.parent is None:
+            self.counters.succeeded += 1
+        self._end(operation, result, None)
+
+    def _end(self, operation: Operation[Any], result: Any, error: BaseException | None) -> None:
+        if operation.timer is not None:
+            self._times.cancel(operation.timer)
+            operation.timer = None
+        if operation.parent is None:
+            self.open.discard(operation)
+            if self._idle is not None and not self.open:
+                self._idle.set()
+        operation.finish(result, error)
+
+    def _count_failure(self, operation: Operation[Any], error: BaseException) -> None:
+        counters = self.counters
+        counters.failed += 1
+        if isinstance(error, CommitInDoubt):
+            counters.in_doubt += 1
+            attempts = operation.attempts
+            node = attempts[-1].node if attempts else None
+            self.events.emit(
+                OperationInDoubt(at=self._clock(), node=node, attempt=len(attempts), reason=str(error))
+            )
+        elif isinstance(error, OperationCancelled):
+            counters.cancelled += 1
+        elif isinstance(error, OperationTimeout):
+            counters.timed_out += 1
+
+    def unretrieved(self, error: BaseException) -> None:
+        self.counters.unretrieved += 1
+        logger.error("an operation failed, and nobody awaited it: %s", error)
+        self.events.emit(FailureUnretrieved(at=self._clock(), node=None, error=error))
+
+    async def idle(self) -> None:
+        """Wait until every operation is done."""
+        while self.open:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+        self._idle = None

@@ -1,0 +1,117 @@
+"""The two waits that every operation passes, made for each loop; everything else waits through anyio.
+
+anyio's Event and wait_readable serve both loops and cost an operation several microseconds: on asyncio
+`wait_readable` registers with the selector anew each time (two system calls and a task switch), and an Event
+is two objects and a coroutine around one future.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import anyio
+import trio
+from anyio.lowlevel import checkpoint
+
+
+class Waiter(Protocol):
+    """Something that one task waits for, once."""
+
+    def set(self) -> None: ...
+    def wait(self) -> Awaitable[object]: ...
+
+
+class Loop(Protocol):
+    """The event loop that a cluster lives in."""
+
+    def waiter(self) -> Waiter:
+        """For one task only."""
+        ...
+
+    async def serve(self, fd: int, take_in: Callable[[], bool]) -> None:
+        """Call ``take_in`` whenever ``fd`` is readable, until cancelled; again at once when it says True.
+
+        The socket must stay open until this has returned. What ``take_in`` raises comes out here.
+        """
+        ...
+
+
+def current_loop() -> Loop:
+    """For the loop of the calling task."""
+    return TrioLoop() if trio.lowlevel.in_trio_run() else AsyncioLoop()
+
+
+async def serve_by_anyio(fd: int, take_in: Callable[[], bool]) -> None:
+    """`Loop.serve` for any loop."""
+    while True:
+        await anyio.wait_readable(fd)
+        while take_in():
+            await checkpoint()
+
+
+class TrioLoop:
+    def waiter(self) -> Waiter:
+        return trio.Event()
+
+    async def serve(self, fd: int, take_in: Callable[[], bool]) -> None:
+        await serve_by_anyio(fd, take_in)
+
+
+class AsyncioLoop:
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+
+    def waiter(self) -> Waiter:
+        return AsyncioWaiter(self._loop)
+
+    async def serve(self, fd: int, take_in: Callable[[], bool]) -> None:
+        serving = _Serving(self._loop, take_in)
+        try:
+            self._loop.add_reader(fd, serving.ready)
+        except NotImplementedError:
+            # Windows' proactor loop has no readers; anyio helps itself with a thread.
+            await serve_by_anyio(fd, take_in)
+            return
+        try:
+            await serving.end
+        finally:
+            self._loop.remove_reader(fd)
+
+
+class _Serving:
+    """Reads in the selector's callback: the operations' tasks are woken one step sooner."""
+
+    __slots__ = ("_loop", "_take_in", "end")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, take_in: Callable[[], bool]) -> None:
+        self._loop = loop
+        self._take_in = take_in
+        self.end: asyncio.Future[None] = loop.create_future()
+
+    def ready(self) -> None:
+        if self.end.done():
+            return
+        try:
+            if self._take_in():
+                self._loop.call_soon(self.ready)
+        except Exception as error:  # noqa: BLE001 - passed on to the task that serves
+            if not self.end.done():
+                self.end.set_exception(error)
+
+
+class AsyncioWaiter:
+    """A future of one waiter's own: cancelling a task cancels the future that it waits for."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._future: asyncio.Future[None] = loop.create_future()
+
+    def set(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    def wait(self) -> Awaitable[object]:
+        return self._future

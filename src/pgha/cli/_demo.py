@@ -1,0 +1,123 @@
+"""`pgha demo`: real servers, a workload, faults under it, and what became of every operation."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import AsyncIterable, Awaitable, Callable
+from random import Random
+
+import anyio
+
+import pgha
+from pgha import chaos
+from pgha.cli._check import check
+from pgha.cli._faults import Saboteur, plan
+from pgha.cli._summary import Options, Summary
+from pgha.cli._view import JsonView, OutputClosed, PlainView, View
+from pgha.cli._workload import READERS, TABLES, WRITERS, Recorder, applied, fill, work
+
+__all__ = ["Options", "run"]
+
+_TIMEOUT = 10.0
+"""Seconds for one operation. None takes as long unless pgha fails: so that a failure ends, and is counted."""
+_PIPE_CLOSED = 128 + signal.SIGPIPE
+
+
+def run(options: Options, *, json: bool) -> int:
+    """Run the demo to its end; the exit code. Nothing is left behind, whatever ends it."""
+    view = JsonView() if json else PlainView()
+    code = 1
+    try:
+        code = anyio.run(_until_signalled, lambda: _demo(options, view), backend=options.loop)
+    except* KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except* OutputClosed:
+        code = _PIPE_CLOSED
+    except* chaos.ChaosError as group:
+        sys.stderr.write(f"pgha demo: {_first(group)}\n")
+    return code
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _until_signalled(body: Callable[[], Awaitable[int]]) -> int:
+    """The exit code of `body`, or, when a signal ends it, 128 and the signal's number.
+
+    The signal is an ordinary cancellation: a KeyboardInterrupt would come up in whatever task runs. Further
+    signals change nothing: an impatient second Ctrl-C must not keep the servers from being removed, which is
+    bounded in time.
+    """
+    code = 1
+
+    async def listen(signals: AsyncIterable[signal.Signals], work: anyio.CancelScope) -> None:
+        nonlocal code
+        async for number in signals:
+            code = 128 + number
+            work.cancel()
+
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with anyio.create_task_group() as tasks:
+            with anyio.CancelScope() as work:
+                tasks.start_soon(listen, signals, work)
+                code = await body()
+            tasks.cancel_scope.cancel()
+    return code
+
+
+async def _demo(options: Options, view: View) -> int:
+    began = time.monotonic()
+    view.note(f"Starting {options.nodes} PostgreSQL servers on this machine ...")
+    async with chaos.masters(options.nodes) as nodes:
+        await nodes.create(TABLES)
+        names = ", ".join(nodes.names)
+        view.note(f"{names} replicate to each other, after {time.monotonic() - began:.1f} s.")
+        recorder = Recorder(options.seconds)
+        named = [pgha.Node(node.dsn, name=node.name) for node in nodes]
+        async with pgha.open_cluster(*named, min_ready=len(named), timeout=_TIMEOUT) as cluster:
+            await fill(cluster, nodes)
+            view.note(
+                f"{READERS} tasks read and {WRITERS} write for {options.seconds} s, under faults;"
+                f" seed {options.seed}, {options.loop}."
+            )
+            saboteur = Saboteur(nodes, cluster, recorder, view)
+            await _load(cluster, saboteur, recorder, view, options)
+            retried = cluster.statistics().retried
+        view.note("All is healed. Replication catches up, then every node is checked ...")
+        verdict = check(recorder.writes, await applied(nodes))
+    summary = Summary(options, recorder, retried, tuple(saboteur.done), verdict)
+    view.result(summary)
+    return 0 if summary.good else 1
+
+
+async def _load(
+    cluster: pgha.Cluster, saboteur: Saboteur, recorder: Recorder, view: View, options: Options
+) -> None:
+    """The workload and the faults, watched; all nodes are healthy again when it returns."""
+    async with cluster.events() as events, anyio.create_task_group() as watchers:
+        recorder.begin()
+        watchers.start_soon(_tell_changes, events, recorder, view)
+        watchers.start_soon(_tell_seconds, cluster, recorder, view)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(saboteur.run, plan(Random(options.seed), options.seconds))
+            await work(cluster, recorder)
+            saboteur.stop()
+        watchers.cancel_scope.cancel()
+
+
+async def _tell_changes(events: AsyncIterable[pgha.Event], recorder: Recorder, view: View) -> None:
+    async for event in events:
+        if isinstance(event, pgha.NodeChanged):
+            view.changed(event.at - recorder.started, event)
+
+
+async def _tell_seconds(cluster: pgha.Cluster, recorder: Recorder, view: View) -> None:
+    for second in range(1, int(recorder.seconds) + 1):
+        await anyio.sleep(second - recorder.elapsed)
+        view.second(recorder.second(), cluster.nodes)

@@ -1,0 +1,148 @@
+"""The faults of the demo: planned from the seed alone, then done to the nodes under the workload."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Literal, Protocol, TypeAlias, get_args
+
+import anyio
+
+import pgha
+from pgha.chaos import LocalNode, Masters
+from pgha.cli._workload import Recorder
+
+Kind: TypeAlias = Literal["kill", "freeze", "restart"]
+
+_EVERY = 2.8
+"""Seconds from one fault to the next, about."""
+_SHARE_AT_WRITER = 0.75
+_PATIENCE = 10.0
+"""Seconds in which pgha has to use a healed node again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A fault to be; `at` and `hold` in seconds."""
+
+    at: float
+    kind: Kind
+    hold: float
+    """How long the node stays killed or frozen."""
+    at_writer: bool
+    """Whether it is for the node that takes the writes at that moment, when it is healthy."""
+    pick: float
+    """Else: where among the healthy nodes it is, from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault that was."""
+
+    at: float
+    kind: Kind
+    node: str
+    at_writer: bool
+
+
+def plan(random: Random, seconds: float) -> list[Planned]:
+    """Faults spread over the time, with a rest before and after; each three have all kinds, in any order."""
+    first, span = 0.06 * seconds, 0.82 * seconds
+    count = max(1, round(span / _EVERY))
+    kinds: list[Kind] = []
+    while len(kinds) < count:
+        kinds += random.sample(get_args(Kind), k=3)
+    slot = span / count
+    return [
+        Planned(
+            at=first + (i + random.uniform(0.0, 0.4)) * slot,
+            kind=kind,
+            hold=random.uniform(0.5, 3.0),
+            at_writer=random.random() < _SHARE_AT_WRITER,
+            pick=random.random(),
+        )
+        for i, kind in enumerate(kinds[:count])
+    ]
+
+
+class FaultView(Protocol):
+    """Who is shown the faults."""
+
+    def fault(self, fault: Fault) -> None: ...
+
+
+class Saboteur:
+    """Does what is planned, and heals it again; one node at least is healthy at each moment.
+
+    Healthy means that its server accepts connections and pgha uses it. Several nodes may be away at once: a
+    permit for each but one is taken before the fault, and given back when its node is healthy again.
+    """
+
+    def __init__(self, nodes: Masters, cluster: pgha.Cluster, recorder: Recorder, view: FaultView) -> None:
+        self.done: list[Fault] = []
+        self._nodes = nodes
+        self._cluster = cluster
+        self._recorder = recorder
+        self._view = view
+        self._away: set[str] = set()
+        self._permits = anyio.Semaphore(len(nodes) - 1)
+        self._stopping = anyio.Event()
+
+    def stop(self) -> None:
+        """No more faults; what is away is healed at once, and `run` ends when all are healthy."""
+        self._stopping.set()
+
+    async def run(self, faults: list[Planned]) -> None:
+        async with anyio.create_task_group() as tasks:
+            for planned in faults:
+                if await self._stopped_within(planned.at - self._recorder.elapsed):
+                    return
+                await self._permits.acquire()
+                if self._stopping.is_set():
+                    return
+                node = self._victim(planned)
+                self._away.add(node.name)
+                tasks.start_soon(self._strike, planned, node)
+
+    async def _stopped_within(self, seconds: float) -> bool:
+        with anyio.move_on_after(max(0.0, seconds)):
+            await self._stopping.wait()
+        return self._stopping.is_set()
+
+    def _victim(self, planned: Planned) -> LocalNode:
+        healthy = [node for node in self._nodes if node.name not in self._away]
+        writer = self._recorder.writer
+        if planned.at_writer and writer is not None and writer not in self._away:
+            return self._nodes[writer]
+        return healthy[int(planned.pick * len(healthy))]
+
+    async def _strike(self, planned: Planned, node: LocalNode) -> None:
+        fault = Fault(self._recorder.elapsed, planned.kind, node.name, node.name == self._recorder.writer)
+        self.done.append(fault)
+        self._view.fault(fault)
+        match planned.kind:
+            case "kill":
+                await node.kill()
+                await self._stopped_within(planned.hold)
+                await node.start()
+            case "freeze":
+                await node.freeze()
+                await self._stopped_within(planned.hold)
+                await node.thaw()
+            case "restart":
+                await node.restart()
+        await node.wait_ready()
+        await self._until_used(node.name)
+        self._away.discard(node.name)
+        self._permits.release()
+
+    async def _until_used(self, name: str) -> None:
+        """Wait until pgha uses the node again; that it does not is a defect to be counted."""
+        with anyio.move_on_after(_PATIENCE):
+            async with self._cluster.events() as events:
+                if self._cluster.nodes[name].state == "up":
+                    return
+                async for event in events:
+                    if isinstance(event, pgha.NodeChanged) and event.node == name and event.state == "up":
+                        return
+        self._recorder.complain(f"{name} is back, and pgha did not use it for {_PATIENCE:g} s")

@@ -1,0 +1,103 @@
+"""What the demo says at its end."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from pgha.cli._check import Verdict
+from pgha.cli._faults import Fault
+from pgha.cli._workload import Recorder
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was asked for."""
+
+    seconds: int
+    nodes: int
+    seed: int
+    loop: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything that is counted."""
+
+    options: Options
+    recorder: Recorder
+    statistics_retried: int
+    faults: tuple[Fault, ...]
+    verdict: Verdict
+
+    @property
+    def good(self) -> bool:
+        """Nothing lost, nothing doubled, and no error reached a caller."""
+        verdict, recorder = self.verdict, self.recorder
+        return not (verdict.lost or verdict.doubled or recorder.errors or recorder.in_doubt)
+
+    def numbers(self) -> dict[str, Any]:
+        """The keys of the JSON output."""
+        recorder, verdict, options = self.recorder, self.verdict, self.options
+        operations, gaps = recorder.operations, recorder.gaps
+        return {
+            "operations": sum(operations.values()),
+            "reads": operations["read"],
+            "writes": operations["write"],
+            "retried": self.statistics_retried,
+            "in_doubt": recorder.in_doubt,
+            "errors": recorder.errors,
+            "error_samples": recorder.samples,
+            "repeated": len(verdict.repeated),
+            "lost": len(verdict.lost),
+            "doubled": len(verdict.doubled),
+            "longest_gap_ms": _ms(gaps[None]),
+            "longest_read_gap_ms": _ms(gaps["read"]),
+            "longest_write_gap_ms": _ms(gaps["write"]),
+            "faults": len(self.faults),
+            "fault_list": [{"kind": f.kind, "node": f.node, "at": round(f.at, 2)} for f in self.faults],
+            "seed": options.seed,
+            "seconds": options.seconds,
+            "nodes": options.nodes,
+            "loop": options.loop,
+        }
+
+    def json(self) -> str:
+        return json.dumps(self.numbers(), indent=2)
+
+    def text(self) -> str:
+        """At most 79 columns wide, samples of errors excepted."""
+        n = self.numbers()
+        kinds = Counter(fault.kind for fault in self.faults)
+        many = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(kinds.items()))
+        rows = [
+            ("operations", n["operations"], f"{n['reads']} reads, {n['writes']} writes"),
+            ("faults", n["faults"], many),
+            ("retried", n["retried"], "run again, which their callers did not notice"),
+            ("repeated", n["repeated"], "applied twice: allowed, they were declared idempotent"),
+            ("in doubt", n["in_doubt"], "writes of which the caller was told: perhaps"),
+            ("errors", n["errors"], "that reached a caller"),
+            ("lost", n["lost"], "acknowledged writes that are not on every node"),
+            ("doubled", n["doubled"], "applied more often than they were sent"),
+            ("longest gap", f"{n['longest_gap_ms']} ms", _gaps(n)),
+        ]
+        lines = [f"  {name:<12} {value!s:>9}   {remark}".rstrip() for name, value, remark in rows]
+        lines += [f"  ! {sample}" for sample in self.recorder.samples]
+        return "\n".join([*lines, "", self._last_words()])
+
+    def _last_words(self) -> str:
+        if self.good:
+            return "Nothing was lost, nothing doubled, and no caller saw an error."
+        again = f"pgha demo --seed {self.options.seed} --loop {self.options.loop}"
+        return f"That must not happen. The same faults again: {again}"
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)
+
+
+def _gaps(numbers: dict[str, Any]) -> str:
+    read, write = numbers["longest_read_gap_ms"], numbers["longest_write_gap_ms"]
+    return f"without an answer; reads alone {read} ms, writes {write} ms"

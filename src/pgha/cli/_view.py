@@ -1,0 +1,135 @@
+"""How the demo is shown while it runs: as lines of text, or not at all until the JSON at the end.
+
+Another way of showing it is one more class with these methods.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from textwrap import shorten
+from typing import Protocol, TextIO, final
+
+import pgha
+from pgha.cli._faults import Fault
+from pgha.cli._summary import Summary
+from pgha.cli._workload import Second
+
+_WIDTH = 79
+
+TEN_LINES = """\
+import anyio, pgha, pgha.chaos
+
+async def main():
+    async with pgha.chaos.masters(3) as nodes:
+        await nodes.create("CREATE TABLE item (id int PRIMARY KEY, name text)")
+        async with pgha.open_cluster(*nodes.dsns) as cluster:
+            await cluster.execute("INSERT INTO item VALUES (%s, %s)", [1, "tea"])
+            await nodes.wait_replicated()
+            await nodes[0].kill()
+            print(list(await cluster.fetch("SELECT id, name FROM item")))
+
+anyio.run(main)
+"""
+
+
+class OutputClosed(Exception):
+    """Whoever read the output has left. Not a `BrokenPipeError`: a connection's would look the same."""
+
+
+class View(Protocol):
+    """What the demo tells while it runs. Every method may raise `OutputClosed`."""
+
+    def note(self, text: str) -> None:
+        """A stage of the demo began or ended."""
+        ...
+
+    def second(self, second: Second, nodes: Mapping[str, pgha.NodeStatus]) -> None:
+        """Once a second, under load."""
+        ...
+
+    def fault(self, fault: Fault) -> None:
+        """A node is about to be killed, frozen or restarted."""
+        ...
+
+    def changed(self, at: float, event: pgha.NodeChanged) -> None:
+        """pgha holds another opinion of a node, `at` seconds after the workload began."""
+        ...
+
+    def result(self, summary: Summary) -> None:
+        """All is over."""
+        ...
+
+
+@final
+class PlainView:
+    """Lines of text that look right in 80 columns and in a pipe."""
+
+    def note(self, text: str) -> None:
+        _print(text, sys.stdout)
+
+    def second(self, second: Second, nodes: Mapping[str, pgha.NodeStatus]) -> None:
+        speed = (
+            f"{second.rate:6,.0f} ops/s   p50 {second.p50 * 1000:5.1f} ms   p99 {second.p99 * 1000:5.1f} ms"
+        )
+        self._at(second.at, f"{speed}   {_states(nodes)}")
+
+    def fault(self, fault: Fault) -> None:
+        remark = ", which takes the writes" if fault.at_writer else ""
+        self._at(fault.at, f"---- {fault.kind} {fault.node}{remark}")
+
+    def changed(self, at: float, event: pgha.NodeChanged) -> None:
+        reason = f" ({event.reason})" if event.reason else ""
+        self._at(at, f"     {event.node}: {event.before} -> {event.state}{reason}")
+
+    def result(self, summary: Summary) -> None:
+        _print(f"\n{summary.text()}\n\nTen lines to go on with:\n\n{TEN_LINES}", sys.stdout, end="")
+
+    def _at(self, at: float, text: str) -> None:
+        # One line, whatever the server wrote: its messages come in several.
+        room = _WIDTH - len("99.99 s  ")
+        text = text.rstrip() if len(text) <= room and "\n" not in text else _squeezed(text, room)
+        _print(f"{at:5.2f} s  {text}", sys.stdout)
+
+
+@final
+class JsonView:
+    """The summary as JSON on standard output; the stages on standard error."""
+
+    def note(self, text: str) -> None:
+        _print(text, sys.stderr)
+
+    def second(self, second: Second, nodes: Mapping[str, pgha.NodeStatus]) -> None:
+        pass
+
+    def fault(self, fault: Fault) -> None:
+        pass
+
+    def changed(self, at: float, event: pgha.NodeChanged) -> None:
+        pass
+
+    def result(self, summary: Summary) -> None:
+        _print(summary.json(), sys.stdout)
+
+
+def _states(nodes: Mapping[str, pgha.NodeStatus]) -> str:
+    text = "  ".join(f"{name} {status.state}" for name, status in nodes.items())
+    if len(text) <= 28:
+        return text
+    return f"{sum(status.state == 'up' for status in nodes.values())} of {len(nodes)} up"
+
+
+def _squeezed(text: str, width: int) -> str:
+    indent = len(text) - len(text.lstrip())
+    return " " * indent + shorten(text, width - indent, placeholder=" ...")
+
+
+def _print(text: str, file: TextIO, end: str = "\n") -> None:
+    try:
+        print(text, file=file, end=end, flush=True)
+    except BrokenPipeError:
+        # What is still buffered must not complain once more when the interpreter flushes it at its end.
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - os.devnull is no path of ours
+            os.dup2(nowhere.fileno(), file.fileno())
+        raise OutputClosed from None

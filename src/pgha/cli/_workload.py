@@ -1,0 +1,193 @@
+"""The load of the demo: tasks that read and write through pgha, and the record of what they saw.
+
+A write's key is made by the client, so that the check can tell afterwards what became of it. Its row names
+the server that applied it, by the server's own port, since pgha sends the same SQL wherever it runs it again;
+and it counts how often that server did. So a repetition is visible, and never stops the replication (two
+masters which insert the same key would).
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+from uuid import uuid4
+
+import anyio
+
+import pgha
+from pgha.chaos import Masters
+from pgha.cli._check import Applied, Write
+
+Kind: TypeAlias = Literal["read", "write"]
+
+READERS, WRITERS = 12, 6
+_PAUSE = 0.005
+"""Seconds between two operations of a task: the servers share the machine with their client."""
+_ITEMS = 1000
+_SAMPLES = 5
+
+TABLES = """
+CREATE TABLE pgha_demo_item (id int PRIMARY KEY, name text NOT NULL);
+CREATE TABLE pgha_demo_write (
+    key uuid, node int DEFAULT inet_server_port(), times int NOT NULL DEFAULT 1, PRIMARY KEY (key, node)
+);
+"""
+_FILL = "INSERT INTO pgha_demo_item SELECT i, 'item ' || i FROM generate_series(0, %s - 1) AS i"
+_READ = "SELECT id, name FROM pgha_demo_item WHERE id = %s"
+_WRITE = (
+    "INSERT INTO pgha_demo_write (key) VALUES (%s)"
+    " ON CONFLICT (key, node) DO UPDATE SET times = pgha_demo_write.times + 1"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Second:
+    """What was answered since the last one."""
+
+    at: float
+    """Seconds since the workload began."""
+    rate: float
+    """Operations a second."""
+    p50: float
+    """Median latency in seconds, from the call to its answer; 0 when nothing was answered."""
+    p99: float
+
+
+@dataclass(slots=True)
+class Recorder:
+    """What the callers saw. Times are `time.monotonic` seconds, as in pgha's events."""
+
+    seconds: float
+    clock: Callable[[], float] = time.monotonic
+    writes: list[Write] = field(default_factory=list)
+    operations: dict[Kind, int] = field(default_factory=lambda: {"read": 0, "write": 0})
+    gaps: dict[Kind | None, float] = field(default_factory=lambda: {None: 0.0, "read": 0.0, "write": 0.0})
+    """The longest time between two successes: of any operation, of reads, of writes."""
+    errors: int = 0
+    in_doubt: int = 0
+    samples: list[str] = field(default_factory=list)
+    writer: str | None = None
+    """The node that took the last write."""
+    started: float = 0.0
+    _last: dict[Kind | None, float] = field(default_factory=dict)
+    _latencies: list[float] = field(default_factory=list)
+    _looked: float = 0.0
+
+    def begin(self) -> None:
+        """The workload begins now."""
+        self.started = self._looked = self.clock()
+        self._last = dict.fromkeys(self.gaps, self.started)
+
+    @property
+    def elapsed(self) -> float:
+        return self.clock() - self.started
+
+    @property
+    def over(self) -> bool:
+        """No new operation is to begin."""
+        return self.elapsed >= self.seconds
+
+    def succeeded(self, kind: Kind, result: pgha.Result[Any]) -> None:
+        self.operations[kind] += 1
+        self._latencies.append(result.latency)
+        if kind == "write":
+            self.writer = result.node
+        # Past the end nothing was asked any more: silence then is no gap.
+        now = min(self.clock(), self.started + self.seconds)
+        which: Kind | None
+        for which in (None, kind):
+            self.gaps[which] = max(self.gaps[which], now - self._last[which])
+            self._last[which] = now
+
+    def failed(self, kind: Kind, error: Exception) -> None:
+        self.operations[kind] += 1
+        self.complain(
+            f"{kind}: {type(error).__name__}: {error}", in_doubt=isinstance(error, pgha.CommitInDoubt)
+        )
+
+    def complain(self, message: str, *, in_doubt: bool = False) -> None:
+        """Something that a user of pgha must not see was seen."""
+        if in_doubt:
+            self.in_doubt += 1
+        else:
+            self.errors += 1
+        if len(self.samples) < _SAMPLES:
+            self.samples.append(f"at {self.elapsed:.2f} s, {message}")
+
+    def second(self) -> Second:
+        """What was answered since the last call."""
+        now = self.clock()
+        ordered, self._latencies = sorted(self._latencies), []
+        spent, self._looked = now - self._looked, now
+        p50, p99 = (ordered[int(len(ordered) * part)] if ordered else 0.0 for part in (0.5, 0.99))
+        return Second(now - self.started, len(ordered) / spent if spent else 0.0, p50, p99)
+
+
+async def fill(cluster: pgha.Cluster, nodes: Masters) -> None:
+    """Write what is read later, and wait until every node has it."""
+    await cluster.execute(_FILL, [_ITEMS])
+    await nodes.wait_replicated()
+
+
+async def work(cluster: pgha.Cluster, recorder: Recorder) -> None:
+    """Read and write until the recorder says that it is over; every operation is awaited to its end."""
+    async with anyio.create_task_group() as tasks:
+        for number in range(READERS):
+            tasks.start_soon(_repeat, recorder, "read", _Reader(cluster, number))
+        for _ in range(WRITERS):
+            tasks.start_soon(_repeat, recorder, "write", _Writer(cluster, recorder))
+
+
+async def _repeat(
+    recorder: Recorder, kind: Kind, once: Callable[[], Coroutine[Any, Any, pgha.Result[Any]]]
+) -> None:
+    while not recorder.over:
+        try:
+            recorder.succeeded(kind, await once())
+        except Exception as error:  # noqa: BLE001 - whatever it is, it reached a caller: that is what is counted
+            recorder.failed(kind, error)
+        await anyio.sleep(_PAUSE)
+
+
+class _Reader:
+    """Reads random items, and knows what the answer has to be."""
+
+    def __init__(self, cluster: pgha.Cluster, seed: int) -> None:
+        self._cluster = cluster
+        self._random = random.Random(seed)
+
+    async def __call__(self) -> pgha.Result[Any]:
+        number = self._random.randrange(_ITEMS)
+        result = await self._cluster.fetch(_READ, [number])
+        if list(result) != [(number, f"item {number}")]:
+            raise AssertionError(f"asked for item {number} and was given {list(result)}")
+        return result
+
+
+class _Writer:
+    """Writes keys of its own making, and notes how often each was handed to a node."""
+
+    def __init__(self, cluster: pgha.Cluster, recorder: Recorder) -> None:
+        self._cluster = cluster
+        self._recorder = recorder
+
+    async def __call__(self) -> pgha.Result[Any]:
+        write = Write(uuid4())
+        self._recorder.writes.append(write)
+
+        def sent(what: pgha.Sent) -> None:
+            write.attempts = what.attempt
+
+        result = await self._cluster.execute(_WRITE, [write.key], idempotent=True, on_send=sent)
+        write.acknowledged = True
+        return result
+
+
+async def applied(nodes: Masters) -> dict[str, list[Applied]]:
+    """Wait until replication has caught up; then the rows of every node."""
+    await nodes.wait_replicated(60.0)
+    found = await nodes.execute("SELECT key, node, times FROM pgha_demo_write", timeout=60.0)
+    return {name: [(row[0], row[1], row[2]) for row in rows] for name, rows in found.items()}
