@@ -305,8 +305,6 @@ class Cluster(Generic[Row]):
 
     async def _until_ready(self) -> None:
         wanted = self._options.min_ready
-        if wanted > len(self._nodes):
-            raise ConfigError(f"min_ready is {wanted}, and there are {len(self._nodes)} nodes")
         with anyio.move_on_after(self._options.node_wait) as scope:
             while sum(node.ready for node in self._nodes.values()) < wanted:
                 refusing = sum(node.refuses for node in self._nodes.values())
@@ -401,7 +399,10 @@ async def open_cluster(
         **({} if row_factory is None else {"row_factory": row_factory}),
         **({} if _tuning is None else {"tuning": _tuning}),
     )
-    cluster: Cluster[Row] = Cluster(parse_nodes(nodes), options)
+    configs = parse_nodes(nodes)
+    if min_ready > len(configs):
+        raise ConfigError(f"min_ready is {min_ready}, and there are {len(configs)} nodes")
+    cluster: Cluster[Row] = Cluster(configs, options)
     body = _Body()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(cluster._serve)

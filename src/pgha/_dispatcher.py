@@ -1,7 +1,7 @@
 """What waits, where it goes, and what becomes of it: the one owner of every operation.
 
-An operation is NEW, then QUEUED or at once SENT; from SENT it goes to DONE, or back to QUEUED (in front),
-or to PAUSED until its backoff is over, then QUEUED. RACING has legs (`_racing`). Sending may bring answers in,
+An operation is NEW, then QUEUED or at once SENT; from SENT it goes to DONE, or back to QUEUED (in front), or
+to PAUSED until its backoff is over, then QUEUED. RACING has legs (`_racing`). Sending may bring answers in,
 and answers may put other operations in line: so what gives room only marks the node as dirty while `_work` is
 at it, and `_work` is never entered twice.
 """
@@ -101,7 +101,11 @@ class Dispatcher:
         """Send it if that is possible at once, else put it in line."""
         kind = operation.request.kind
         home = operation.home
-        node = self._target[kind] if home is None else self._nodes.get(home)
+        if home is None:
+            node = self._target[kind]
+        elif (node := self._nodes.get(home)) is None:
+            self._homeless(operation)
+            return
         if front or operation.alone or self._working or node is None or not node.takes(kind):
             self._enqueue(operation, node, now, front=front)
             return
@@ -111,6 +115,15 @@ class Dispatcher:
                 self._send(lane, node, operation, now)
                 return
         self._enqueue(operation, node, now, front=False)
+
+    def _homeless(self, operation: Operation[Any]) -> None:
+        """Its node was removed while it was between two attempts."""
+        if operation.parent is None and not isinstance(operation.request.route, Pin):
+            operation.home = None
+            self.place(operation, self._clock(), front=True)
+        else:
+            error = self.no_node(f"node {operation.home} was removed")
+            self.outcomes.fail(operation, error, Outcome.NOT_APPLIED)
 
     def _enqueue(self, operation: Operation[Any], node: Node | None, now: float, *, front: bool) -> None:
         kind = operation.request.kind
@@ -273,6 +286,7 @@ class Dispatcher:
                 self._again(operation, fate, pause=True)
             case Then.AGAIN_NOW:
                 operation.alone = operation.alone or verdict.rerun_alone
+                operation.hits += 1
                 self._again(operation, fate)
             case Then.AGAIN_UNPREPARED:
                 operation.unprepared = True
@@ -458,11 +472,10 @@ class Dispatcher:
 
     def forget(self, node: Node) -> None:
         """The node was removed: what was pinned to it fails."""
+        self.reroute()
         for kind in KINDS:
             for queue in node.waiting[kind].queues:
                 for operation in queue.drain():
                     self._out_of_line(operation)
-                    error = self.no_node(f"node {node.name} was removed")
-                    self.outcomes.fail(operation, error, Outcome.NOT_APPLIED)
-        self.reroute()
+                    self._homeless(operation)
         self._tell_changed()

@@ -43,7 +43,7 @@ def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget
             idempotent=operation.request.idempotent,
             gave_up=operation.gave_up,
             ours=verdict.overlapped,
-            attempts=len(operation.attempts),
+            attempts=len(operation.attempts) - operation.hits,
             max_attempts=tuning.max_attempts,
             head_losses=operation.head_losses,
             max_head_losses=tuning.head_losses,

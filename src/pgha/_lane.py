@@ -195,12 +195,15 @@ class Lane:
 
     # Receiving
 
-    async def run(self) -> None:
-        """Read until the lane ends; closes the connection on the way out, however it ends."""
+    async def run(self, opened: Callable[[], None]) -> None:
+        """Read until the lane ends; closes the connection on the way out, however it ends.
+
+        ``opened`` is called once operations may be sent.
+        """
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
-                self._owner.room(self)
+                opened()
                 # Ends by the cancellation of its task group alone: see `_break`.
                 await self._owner.loop.serve(self.link.fd, self._readable)
         finally:
@@ -300,6 +303,8 @@ class Lane:
         """The connection ended (``lost``: not by our choice): judge all that was on it, by what arrived."""
         if self.broken is not None:
             return
+        if words := self.link.last_words():
+            reason = f"{words}; {reason}"
         self.broken = reason
         slots = list(self.pipeline.slots)
         self.pipeline.slots.clear()
@@ -355,6 +360,9 @@ class Lane:
             self.take_in(now)
         if self.broken is None and self._farewell_at is not None and now >= self._farewell_at:
             self.break_off(self._farewell_reason)
+        if self.broken is None and self.pipeline.slots and not self.link.settings_kept():
+            # Seen before it is drained: no more of it, then.
+            self.pipeline.retire()
         if self.broken is None:
             self._perform(self.pipeline.tick(now), now)
 

@@ -188,12 +188,16 @@ class LaneSet:
         if not self._owner.usable:
             lane.link.finish()
             return
-        self.lanes.append(lane)
-        self._owner.lanes_changed()
+
+        def opened() -> None:
+            self.lanes.append(lane)
+            self._owner.lanes_changed()
+
         try:
-            await lane.run()
+            await lane.run(opened)
         finally:
-            self.lanes.remove(lane)
+            if lane in self.lanes:
+                self.lanes.remove(lane)
         self._owner.lanes_changed()
 
     async def _connect(self) -> Lane:

@@ -108,6 +108,7 @@ class Operation(Generic[T]):
         "expiry",
         "gave_up",
         "head_losses",
+        "hits",
         "home",
         "legs",
         "parent",
@@ -136,6 +137,8 @@ class Operation(Generic[T]):
         self.deadline: float | None = None
         self.attempts: list[Attempt] = []
         self.head_losses = 0
+        self.hits = 0
+        """Attempts that a cancel of ours ended, meant for a neighbour."""
         self.doubted = False
         """An earlier attempt ended in doubt (only reads and idempotent writes go on after that)."""
         self.alone = request.alone

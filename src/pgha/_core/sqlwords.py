@@ -110,8 +110,8 @@ _NAMED = (
     r"(?:(?:RECURSIVE |MATERIALIZED )?VIEW|FOREIGN TABLE|SEQUENCE|TYPE|DOMAIN|FUNCTION|PROCEDURE|AGGREGATE)"
 )
 _DROPPED = r".* ON COMMIT DROP\b"
-# `INTO temp FROM x` makes a permanent table that is called temp. INSERT INTO and MERGE INTO make none, where they
-# are statements and not names (`SELECT 1 AS insert INTO TEMP t` makes one).
+# `INTO temp FROM x` makes a permanent table that is called temp. INSERT INTO and MERGE INTO make none where
+# they are statements; where they are names, they do: `SELECT 1 AS insert INTO TEMP t`.
 _AFTER_INTO = r"(?:FROM|WHERE|GROUP|HAVING|WINDOW|ORDER|LIMIT|OFFSET|FETCH|FOR|UNION|INTERSECT|EXCEPT)\b"
 _NO_STATEMENT = "".join(
     rf"(?<!{before} {verb} )"

@@ -6,6 +6,7 @@ everything that still arrives is read, also from a connection that is broken alr
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,7 +93,10 @@ class Link:
         self.notices: deque[Notice] = deque(maxlen=16)
         pgconn.notice_handler = self._on_notice
         pgconn.enter_pipeline_mode()
-        self.fd = pgconn.socket
+        # libpq closes its socket by itself when it meets the end of file, with tasks still waiting for it,
+        # and the next connection may get the same number. So the waiting is done on a number of our own.
+        self.fd = os.dup(pgconn.socket)
+        self._finished = False
         self.pid = pgconn.backend_pid
         self.tls = pgconn.ssl_in_use
         self.server_version = pgconn.server_version
@@ -120,7 +124,17 @@ class Link:
 
     def clean(self) -> bool:
         """Nothing is in flight: is the session as it was when the lane opened?"""
-        return self._pgconn.transaction_status == _IDLE and self._read_settings() == self._settings
+        return self._pgconn.transaction_status == _IDLE and self.settings_kept()
+
+    def settings_kept(self) -> bool:
+        """None of the settings that the server reports was changed."""
+        return self._read_settings() == self._settings
+
+    def last_words(self) -> str:
+        """The last notice of the server, where it is about the end of the connection."""
+        notice = self.notices[-1] if self.notices else None
+        ending = notice is not None and (notice.severity == "FATAL" or notice.sqlstate.startswith("57P"))
+        return f"{notice.severity} {notice.sqlstate}: {notice.message}" if notice and ending else ""
 
     def send(self, statements: Sequence[Statement], extras: Extras = NO_EXTRAS) -> Segment:
         """Hand a whole segment to libpq and let it write what the socket takes.
@@ -230,6 +244,9 @@ class Link:
     def _take_results(self, received: Received, wanted: int) -> None:
         pgconn = self._pgconn
         is_busy, get_result = pgconn.is_busy, pgconn.get_result
+        if not wanted:
+            is_busy()  # notices and settings are parsed by this, also where no answer is due
+            return
         answers = received.answers
         nulls = 0
         while len(answers) < wanted and not is_busy():
@@ -256,5 +273,8 @@ class Link:
         return self._partial
 
     def finish(self) -> None:
-        """Close the connection, without waiting."""
-        self._pgconn.finish()
+        """Close the connection, without waiting; nobody may be waiting for ``fd`` any more."""
+        if not self._finished:
+            self._finished = True
+            self._pgconn.finish()
+            os.close(self.fd)
