@@ -83,13 +83,11 @@ class Dispatcher:
         if not request.read and not self.writes_seen:
             self._first_write()
         route = request.route
-        if isinstance(route, Pin):
+        if type(route) is Pin:
             operation.home = route.name
-        elif isinstance(route, Fastest):
-            names = [node.name for node in self._nodes.values() if node.serves("read")]
-            if names:
-                self._races.start(operation, names, now)
-                return
+        elif type(route) is Fastest and (serving := [n.name for n in self._nodes.values() if n.ready]):
+            self._races.start(operation, serving, now)
+            return
         self.place(operation, now)
 
     def _first_write(self) -> None:
@@ -243,12 +241,18 @@ class Dispatcher:
                 lanes.demand(now, quiet=True)
                 break
             self._send(lane, node, self._take(queue), now)
+        corked: list[Lane] = []
         while queue := own.usual or shared.usual:
             lane = lanes.with_room(now)
             if lane is None:
                 lanes.demand(now, quiet=False)
                 break
+            if not lane.corked:
+                lane.corked = True
+                corked.append(lane)
             self._send(lane, node, self._take(queue), now)
+        for lane in corked:
+            lane.uncork()
 
     def _take(self, queue: Queue[Operation[Any]]) -> Operation[Any]:
         operation = queue.take()

@@ -34,17 +34,8 @@ _PER_WAKE_UP = 64
 """Answers taken before other tasks get a turn."""
 
 
-@dataclass(slots=True)
-class Flight:
-    """What the pipeline's slots hold: one segment, and whose it is (None: the lane's own ROLLBACK)."""
-
-    segment: Segment
-    operation: Operation[Any] | None
-    attempt: Attempt | None
-    self_committing: bool = False
-
-
-FlightSlot: TypeAlias = Slot[Flight]
+FlightSlot: TypeAlias = Slot[Operation[Any] | None, Segment]
+"""A segment in flight, and whose it is (None: the lane's own ROLLBACK)."""
 
 
 @dataclass(slots=True)
@@ -91,7 +82,7 @@ class Lane:
         self.kind: Kind = kind
         self.link = link
         self.loader = Loader(link.pgconn, adapters)
-        self.pipeline: Pipeline[Flight] = Pipeline(bounds.pipeline)
+        self.pipeline: Pipeline[Operation[Any] | None, Segment] = Pipeline(bounds.pipeline)
         self.broken: str | None = None
         self.idle_since = clock()
         self.asked = 0
@@ -99,6 +90,8 @@ class Lane:
         self._bounds = bounds
         self._owner = owner
         self._clock = clock
+        self.corked = False
+        """More is about to be sent: it is written together, by `uncork`."""
         self._tasks: TaskGroup | None = None
         self._writing = False
         self._farewell_at: float | None = None
@@ -140,44 +133,56 @@ class Lane:
             if not self.has_room(now):
                 self._owner.judge(self, operation, self._never_sent())
                 return
-        attempt = Attempt(self.node, now)
-        operation.attempts.append(attempt)
-        self._put(request.statements, _extras(operation), operation, attempt, now)
+        operation.attempts.append(Attempt(self.node, now))
+        self._put(request.statements, _extras(operation), operation, now)
 
     def _never_sent(self) -> Verdict:
         facts = Facts(handed=Handed.NOTHING)
         return Verdict(facts, Answer(), False, False, False, self.broken or "the lane closed")
 
     def _put(
-        self, statements: Sequence[Statement], extras: Extras, operation: Operation[Any] | None,
-        attempt: Attempt | None, now: float,
-    ) -> None:  # fmt: skip
+        self, statements: Sequence[Statement], extras: Extras, operation: Operation[Any] | None, now: float
+    ) -> None:
         alone = operation is None or operation.alone
         try:
-            segment = self.link.send(statements, extras)
-            pending = not self.link.flush()
+            segment = self.link.send(statements, extras, corked=self.corked)
+            pending = not self.corked and not self.link.flush()
         except (SendFailed, psycopg.Error) as error:
             handed = error.handed if isinstance(error, SendFailed) else Handed.WHOLE
-            self._send_failed(operation, attempt, handed, extras.framed, error)
+            self._send_failed(operation, handed, extras.framed, error)
             return
-        committing = operation is not None and operation.request.self_committing
-        slot = self.pipeline.sent(Flight(segment, operation, attempt, committing), now, alone=alone)
+        slot = self.pipeline.sent(operation, segment, now, alone)
         if operation is not None:
             operation.stage = Stage.SENT
             operation.place = (self, slot)
-            if attempt is not None:
-                attempt.head_at = slot.head_at
-        if pending and not self._writing and self._tasks is not None:
+            operation.attempts[-1].head_at = slot.head_at
+        if pending:
+            self._write_later()
+
+    def uncork(self) -> None:
+        """Write what was sent since ``corked`` was set."""
+        self.corked = False
+        if self.broken is not None:
+            return
+        try:
+            pending = not self.link.flush()
+        except psycopg.Error as error:
+            self.break_off(_words_of(error), lost=True)
+            return
+        if pending:
+            self._write_later()
+
+    def _write_later(self) -> None:
+        if not self._writing and self._tasks is not None:
             self._writing = True
             self._tasks.start_soon(self._write_out)
 
     def _send_failed(
-        self, operation: Operation[Any] | None, attempt: Attempt | None, handed: Handed, framed: bool,
-        error: Exception,
-    ) -> None:  # fmt: skip
+        self, operation: Operation[Any] | None, handed: Handed, framed: bool, error: Exception
+    ) -> None:
         reason = _words_of(error)
         self.break_off(reason, lost=True)
-        if operation is not None and attempt is not None:
+        if operation is not None:
             committing = operation.request.self_committing
             facts = Facts(handed=handed, framed=framed, self_committing=committing)
             self._owner.judge(self, operation, Verdict(facts, Answer(), False, False, False, reason))
@@ -240,28 +245,26 @@ class Lane:
             self.break_off("its session was changed by a statement")
 
     def _answered(self, results: list[PGresult], now: float) -> None:
+        slots = self.pipeline.slots
         slot = self.pipeline.answered(now)
         self.asked = 0
-        if self.pipeline.slots and (successor := self.pipeline.slots[0].item.attempt) is not None:
-            successor.head_at = now
-        flight = slot.item
-        operation, attempt = flight.operation, flight.attempt
-        if attempt is not None:
-            attempt.answered_at = now
-        if flight.segment.pieces is None and len(results) == 1 and results[0].status in _GOOD:
-            if operation is not None and operation.stage is not Stage.DONE:
+        if slots and (successor := slots[0].item) is not None:
+            successor.attempts[-1].head_at = now
+        operation, segment = slot.item, slot.segment
+        if operation is not None and operation.stage is not Stage.DONE:
+            operation.attempts[-1].answered_at = now
+            if segment.pieces is None and len(results) == 1 and results[0].status in _GOOD:
                 self._owner.succeeded(self, operation, results)
-            return
-        answer = read_answer(flight.segment, results)
+                return
+        answer = read_answer(segment, results)
         self._learn(answer)
-        if flight.segment.framed and answer.commit_tag is None:
+        if segment.framed and answer.commit_tag is None:
             self._roll_back(now)
         if operation is None:
             if answer.fault is not None:
                 self.break_off("a transaction could not be rolled back")
-            return
-        if operation.stage is not Stage.DONE:
-            if answer.fault is None and (not flight.segment.framed or answer.commit_tag == "COMMIT"):
+        elif operation.stage is not Stage.DONE:
+            if answer.fault is None and (not segment.framed or answer.commit_tag == "COMMIT"):
                 self._owner.succeeded(self, operation, answer.results)
             else:
                 self._owner.judge(self, operation, self._verdict(slot, answer, synced=True))
@@ -278,21 +281,21 @@ class Lane:
     def _roll_back(self, now: float) -> None:
         """A framed batch failed: its block is still open, in the failed state."""
         if self.broken is None:
-            self._put((_ROLLBACK,), NO_EXTRAS, None, None, now)
+            self._put((_ROLLBACK,), NO_EXTRAS, None, now)
 
     def _verdict(
         self, slot: FlightSlot, answer: Answer, *, synced: bool, was_head: bool = True,
         after_fatal: bool = False, lost: str | None = None,
     ) -> Verdict:  # fmt: skip
-        flight = slot.item
+        operation, segment = slot.item, slot.segment
         facts = Facts(
             synced=synced,
             error=answer.fault,
             completed=answer.completed,
-            statements=flight.segment.expected(),
-            framed=flight.segment.framed,
+            statements=segment.expected(),
+            framed=segment.framed,
             commit_tag=answer.commit_tag,
-            self_committing=flight.self_committing,
+            self_committing=operation is not None and operation.request.self_committing,
             after_fatal=after_fatal,
         )
         return Verdict(facts, answer, slot.overlapped, was_head, slot.rerun_alone, lost)
@@ -312,8 +315,8 @@ class Lane:
         after_fatal = False
         for index, slot in enumerate(slots):
             results = self.link.unfinished() if index == 0 else ()
-            answer = read_answer(slot.item.segment, results)
-            operation = slot.item.operation
+            answer = read_answer(slot.segment, results)
+            operation = slot.item
             if operation is not None and operation.stage is not Stage.DONE:
                 verdict = self._verdict(
                     slot, answer, synced=False, was_head=index == 0, after_fatal=after_fatal, lost=reason

@@ -157,12 +157,6 @@ class Operation(Generic[T]):
     def __repr__(self) -> str:
         return f"<Operation {self.stage.name.lower()} after {len(self.attempts)} attempts>"
 
-    def __hash__(self) -> int:
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
-
     @property
     def done(self) -> bool:
         """Whether it has a result or an error."""

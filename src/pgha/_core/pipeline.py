@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 
 class Gate(enum.Enum):
@@ -57,13 +58,23 @@ class Bounds:
     cancel_deadline: float
 
 
-class Slot(Generic[T]):
-    """One segment in flight."""
+class Slot(Generic[T, S]):
+    """One segment in flight: ``item`` is whose it is, ``segment`` what was sent."""
 
-    __slots__ = ("abandoned_at", "alone", "head_at", "item", "overlapped", "rerun_alone", "sent_at")
+    __slots__ = (
+        "abandoned_at",
+        "alone",
+        "head_at",
+        "item",
+        "overlapped",
+        "rerun_alone",
+        "segment",
+        "sent_at",
+    )
 
-    def __init__(self, item: T, alone: bool, now: float) -> None:
+    def __init__(self, item: T, segment: S, alone: bool, now: float) -> None:
         self.item = item
+        self.segment = segment
         self.alone = alone
         self.sent_at = now
         self.head_at: float | None = None
@@ -72,16 +83,16 @@ class Slot(Generic[T]):
         self.rerun_alone = False
 
 
-class Pipeline(Generic[T]):
+class Pipeline(Generic[T, S]):
     """The segments in flight on one connection, oldest first."""
 
     __slots__ = ("_bounds", "_cancel_again_at", "_cancel_at", "_delivering", "_target", "gate", "slots")
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
-        self.slots: deque[Slot[T]] = deque()
+        self.slots: deque[Slot[T, S]] = deque()
         self.gate = Gate.OPEN
-        self._target: Slot[T] | None = None
+        self._target: Slot[T, S] | None = None
         self._delivering = False
         self._cancel_at = 0.0
         self._cancel_again_at = 0.0
@@ -112,15 +123,15 @@ class Pipeline(Generic[T]):
         head = self.slots[0]
         return head.alone or (head.head_at is not None and now - head.head_at >= self._bounds.hold_behind)
 
-    def sent(self, item: T, now: float, *, alone: bool = False) -> Slot[T]:
+    def sent(self, item: T, segment: S, now: float, alone: bool = False) -> Slot[T, S]:
         """Record that a segment was handed to libpq."""
-        slot = Slot(item, alone, now)
+        slot = Slot(item, segment, alone, now)
         if not self.slots:
             slot.head_at = now
         self.slots.append(slot)
         return slot
 
-    def answered(self, now: float) -> Slot[T]:
+    def answered(self, now: float) -> Slot[T, S]:
         """The head's Sync is in: take it out; the next one is the head now."""
         slot = self.slots.popleft()
         if self.slots:
@@ -130,7 +141,7 @@ class Pipeline(Generic[T]):
             self._maybe_open()
         return slot
 
-    def abandon(self, slot: Slot[T], now: float, *, urgent: bool) -> Act:
+    def abandon(self, slot: Slot[T, S], now: float, *, urgent: bool) -> Act:
         """Nobody waits for this segment any more; ``urgent``: cancel it at once if it is the head."""
         if slot.abandoned_at is None:
             slot.abandoned_at = now

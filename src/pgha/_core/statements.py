@@ -16,18 +16,21 @@ ever depends on a Parse that failed. A Parse that passed before its statement fa
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 Key = tuple[bytes, tuple[int, ...]]
 
 
 class Entry:
-    __slots__ = ("key", "name", "ready", "seen")
+    __slots__ = ("key", "name", "ready", "seen", "segment")
 
     def __init__(self, key: Key) -> None:
         self.key = key
         self.seen = 0
         self.name: bytes | None = None
         self.ready = False
+        self.segment: Any = None
+        """For the wire: what it sends each time that the statement is reused."""
 
 
 class StatementCache:

@@ -19,6 +19,7 @@ from pgha._core.statements import Entry, StatementCache
 from pgha._core.verdict import Handed
 
 from .compiling import Statement
+from .libpq import sync_unwritten
 from .segment import Kind, Piece, Segment
 
 _SYNC = pq.ExecStatus.PIPELINE_SYNC
@@ -81,6 +82,7 @@ class Extras:
 
 
 NO_EXTRAS = Extras()
+_UNPREPARED = Segment()
 
 
 class Link:
@@ -136,8 +138,12 @@ class Link:
         ending = notice is not None and (notice.severity == "FATAL" or notice.sqlstate.startswith("57P"))
         return f"{notice.severity} {notice.sqlstate}: {notice.message}" if notice and ending else ""
 
-    def send(self, statements: Sequence[Statement], extras: Extras = NO_EXTRAS) -> Segment:
+    def send(
+        self, statements: Sequence[Statement], extras: Extras = NO_EXTRAS, *, corked: bool = False
+    ) -> Segment:
         """Hand a whole segment to libpq and let it write what the socket takes.
+
+        ``corked``: more follows at once, and `flush` behind it; one system call for all of them.
 
         Raises `SendFailed`, after which the link must be finished once everything was received.
         """
@@ -150,7 +156,8 @@ class Link:
             else:
                 segment = self._send_many(statements, extras, closing)
             handed = Handed.PART
-            pgconn.pipeline_sync()
+            if not (corked and sync_unwritten(pgconn)):
+                pgconn.pipeline_sync()
         except psycopg.Error as error:
             if handed is Handed.NOTHING and pgconn.status != _BAD:
                 handed = Handed.PART
@@ -161,10 +168,12 @@ class Link:
         entry = self._cache.look((statement.query, statement.types))
         if entry is None:
             self._send_unprepared(statement)
-            return Segment()
+            return _UNPREPARED
         if entry.ready:
             self._send_prepared(entry, statement)
-            return Segment(entry=entry)
+            if entry.segment is None:
+                entry.segment = Segment(entry=entry)
+            return entry.segment  # type: ignore[no-any-return]
         pieces: list[Piece] = []
         self._parse_and_send(entry, statement, pieces)
         return Segment(pieces)

@@ -53,10 +53,35 @@ async def serve_by_anyio(fd: int, take_in: Callable[[], bool]) -> None:
 
 class TrioLoop:
     def waiter(self) -> Waiter:
-        return trio.Event()
+        return TrioWaiter()
 
     async def serve(self, fd: int, take_in: Callable[[], bool]) -> None:
-        await serve_by_anyio(fd, take_in)
+        while True:
+            await trio.lowlevel.wait_readable(fd)
+            while take_in():
+                await checkpoint()
+
+
+class TrioWaiter:
+    """What `trio.Event` does, for one task; to be waited for before it can be set."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        self._task: trio.lowlevel.Task | None = None
+
+    def set(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+    async def wait(self) -> None:
+        self._task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def _abort(self, raise_cancel: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
 
 class AsyncioLoop:

@@ -40,7 +40,7 @@ class Piece:
 
 @dataclass(slots=True)
 class Segment:
-    """What was sent; ``pieces`` is None for the usual case, one user statement and nothing else."""
+    """What was sent, never changed; ``pieces`` is None for one user statement and nothing else."""
 
     pieces: list[Piece] | None = None
     entry: Entry | None = None

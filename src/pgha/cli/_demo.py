@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from random import Random
+from typing import TextIO
 
 import anyio
 
@@ -18,7 +21,7 @@ from pgha.cli._summary import Options, Summary
 from pgha.cli._view import JsonView, OutputClosed, PlainView, View
 from pgha.cli._workload import READERS, TABLES, WRITERS, Recorder, applied, fill, work
 
-__all__ = ["Options", "run"]
+__all__ = ["Options", "log_counted", "run"]
 
 _TIMEOUT = 10.0
 """Seconds for one operation. None takes as long unless pgha fails: so that a failure ends, and is counted."""
@@ -79,16 +82,9 @@ async def _demo(options: Options, view: View) -> int:
         names = ", ".join(nodes.names)
         view.note(f"{names} replicate to each other, after {time.monotonic() - began:.1f} s.")
         recorder = Recorder(options.seconds)
-        named = [pgha.Node(node.dsn, name=node.name) for node in nodes]
-        async with pgha.open_cluster(*named, min_ready=len(named), timeout=_TIMEOUT) as cluster:
-            await fill(cluster, nodes)
-            view.note(
-                f"{READERS} tasks read and {WRITERS} write for {options.seconds} s, under faults;"
-                f" seed {options.seed}, {options.loop}."
-            )
-            saboteur = Saboteur(nodes, cluster, recorder, view)
-            await _load(cluster, saboteur, recorder, view, options)
-            retried = cluster.statistics().retried
+        saboteur = Saboteur(nodes, recorder, view)
+        with log_counted(recorder):
+            retried = await _load(nodes, recorder, saboteur, view, options)
         view.note("All is healed. Replication catches up, then every node is checked ...")
         verdict = check(recorder.writes, await applied(nodes))
     summary = Summary(options, recorder, retried, tuple(saboteur.done), verdict)
@@ -97,18 +93,44 @@ async def _demo(options: Options, view: View) -> int:
 
 
 async def _load(
-    cluster: pgha.Cluster, saboteur: Saboteur, recorder: Recorder, view: View, options: Options
-) -> None:
-    """The workload and the faults, watched; all nodes are healthy again when it returns."""
-    async with cluster.events() as events, anyio.create_task_group() as watchers:
-        recorder.begin()
-        watchers.start_soon(_tell_changes, events, recorder, view)
-        watchers.start_soon(_tell_seconds, cluster, recorder, view)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(saboteur.run, plan(Random(options.seed), options.seconds))
-            await work(cluster, recorder)
-            saboteur.stop()
-        watchers.cancel_scope.cancel()
+    nodes: chaos.Masters, recorder: Recorder, saboteur: Saboteur, view: View, options: Options
+) -> int:
+    """The workload and the faults, all healed at the end; how many operations were run again."""
+    named = [pgha.Node(node.dsn, name=node.name) for node in nodes]
+    async with pgha.open_cluster(*named, min_ready=len(named), timeout=_TIMEOUT) as cluster:
+        await fill(cluster, nodes)
+        view.note(
+            f"{READERS} tasks read and {WRITERS} write for {options.seconds} s, under faults;"
+            f" seed {options.seed}, {options.loop}."
+        )
+        async with cluster.events() as events, anyio.create_task_group() as watchers:
+            recorder.begin()
+            watchers.start_soon(_tell_changes, events, recorder, view)
+            watchers.start_soon(_tell_seconds, cluster, recorder, view)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(saboteur.run, cluster, plan(Random(options.seed), options.seconds))
+                await work(cluster, recorder)
+                saboteur.stop()
+            watchers.cancel_scope.cancel()
+        return cluster.statistics().retried
+
+
+@contextmanager
+def log_counted(recorder: Recorder) -> Iterator[None]:
+    """What pgha logs as an error is a defect, even where no caller saw one: it must not pass unnoticed."""
+
+    class Counting(logging.StreamHandler[TextIO]):
+        def emit(self, record: logging.LogRecord) -> None:
+            super().emit(record)
+            if record.levelno >= logging.ERROR:
+                recorder.complain(f"pgha logged: {record.getMessage()}")
+
+    logger, handler = logging.getLogger("pgha"), Counting(sys.stderr)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 async def _tell_changes(events: AsyncIterable[pgha.Event], recorder: Recorder, view: View) -> None:

@@ -47,7 +47,7 @@ class Fault:
 
 def plan(random: Random, seconds: float) -> list[Planned]:
     """Faults spread over the time, with a rest before and after; each three have all kinds, in any order."""
-    first, span = 0.06 * seconds, 0.82 * seconds
+    first, span = 0.06 * seconds, 0.86 * seconds
     count = max(1, round(span / _EVERY))
     kinds: list[Kind] = []
     while len(kinds) < count:
@@ -78,10 +78,9 @@ class Saboteur:
     permit for each but one is taken before the fault, and given back when its node is healthy again.
     """
 
-    def __init__(self, nodes: Masters, cluster: pgha.Cluster, recorder: Recorder, view: FaultView) -> None:
+    def __init__(self, nodes: Masters, recorder: Recorder, view: FaultView) -> None:
         self.done: list[Fault] = []
         self._nodes = nodes
-        self._cluster = cluster
         self._recorder = recorder
         self._view = view
         self._away: set[str] = set()
@@ -92,7 +91,8 @@ class Saboteur:
         """No more faults; what is away is healed at once, and `run` ends when all are healthy."""
         self._stopping.set()
 
-    async def run(self, faults: list[Planned]) -> None:
+    async def run(self, cluster: pgha.Cluster, faults: list[Planned]) -> None:
+        """Do `faults` in their order; returns when all nodes are healthy again."""
         async with anyio.create_task_group() as tasks:
             for planned in faults:
                 if await self._stopped_within(planned.at - self._recorder.elapsed):
@@ -102,7 +102,7 @@ class Saboteur:
                     return
                 node = self._victim(planned)
                 self._away.add(node.name)
-                tasks.start_soon(self._strike, planned, node)
+                tasks.start_soon(self._strike, cluster, planned, node)
 
     async def _stopped_within(self, seconds: float) -> bool:
         with anyio.move_on_after(max(0.0, seconds)):
@@ -116,7 +116,7 @@ class Saboteur:
             return self._nodes[writer]
         return healthy[int(planned.pick * len(healthy))]
 
-    async def _strike(self, planned: Planned, node: LocalNode) -> None:
+    async def _strike(self, cluster: pgha.Cluster, planned: Planned, node: LocalNode) -> None:
         fault = Fault(self._recorder.elapsed, planned.kind, node.name, node.name == self._recorder.writer)
         self.done.append(fault)
         self._view.fault(fault)
@@ -132,15 +132,15 @@ class Saboteur:
             case "restart":
                 await node.restart()
         await node.wait_ready()
-        await self._until_used(node.name)
+        await self._until_used(cluster, node.name)
         self._away.discard(node.name)
         self._permits.release()
 
-    async def _until_used(self, name: str) -> None:
+    async def _until_used(self, cluster: pgha.Cluster, name: str) -> None:
         """Wait until pgha uses the node again; that it does not is a defect to be counted."""
         with anyio.move_on_after(_PATIENCE):
-            async with self._cluster.events() as events:
-                if self._cluster.nodes[name].state == "up":
+            async with cluster.events() as events:
+                if cluster.nodes[name].state == "up":
                     return
                 async for event in events:
                     if isinstance(event, pgha.NodeChanged) and event.node == name and event.state == "up":

@@ -76,7 +76,7 @@ class Summary:
             ("operations", n["operations"], f"{n['reads']} reads, {n['writes']} writes"),
             ("faults", n["faults"], many),
             ("retried", n["retried"], "run again, which their callers did not notice"),
-            ("repeated", n["repeated"], "applied twice: allowed, they were declared idempotent"),
+            ("repeated", n["repeated"], "applied twice, as idempotent writes may be"),
             ("in doubt", n["in_doubt"], "writes of which the caller was told: perhaps"),
             ("errors", n["errors"], "that reached a caller"),
             ("lost", n["lost"], "acknowledged writes that are not on every node"),
@@ -100,4 +100,4 @@ def _ms(seconds: float) -> float:
 
 def _gaps(numbers: dict[str, Any]) -> str:
     read, write = numbers["longest_read_gap_ms"], numbers["longest_write_gap_ms"]
-    return f"without an answer; reads alone {read} ms, writes {write} ms"
+    return f"reads alone {read} ms, writes alone {write} ms"
