@@ -28,6 +28,7 @@ from ._requests import DEFAULT, BatchItem, OnSend, RequestMaker, Seconds
 from ._result import Result, first_column
 from ._types import Event, NodeStatus, ReadRoute, Statistics, WriteRoute, nearest
 from ._wire.compiling import AnyParams, AnyQuery, Compiler
+from ._wire.loops import uninterrupted
 
 R = TypeVar("R")
 Row = TypeVar("Row", default=TupleRow)
@@ -293,6 +294,7 @@ class Cluster(Generic[Row]):
 
     # Opening and closing
 
+    @uninterrupted
     async def _serve(self) -> None:
         """Run every node, out of reach of the scopes around the cluster: the body is cancelled first, and
         the nodes outlive it, so that what it leaves behind can be cancelled on the servers."""

@@ -31,7 +31,7 @@ from ._outcomes import Outcomes
 from ._racing import Races
 from ._timekeeper import Timekeeper
 from ._types import Fastest, LaneLost, NodeChanged, Pin, RoleChanged, Sent
-from ._wire.loops import current_loop
+from ._wire.loops import current_loop, uninterrupted
 
 
 class Dispatcher:
@@ -70,6 +70,7 @@ class Dispatcher:
             self._room_waiters.append(event)
             await event.wait()
 
+    @uninterrupted
     def start(self, operation: Operation[Any]) -> None:
         """Take an operation on; it is sent at once if a lane has room."""
         if self.closed:
@@ -421,6 +422,7 @@ class Dispatcher:
 
     # Giving up
 
+    @uninterrupted
     def give_up(self, operation: Operation[Any], why: GaveUp) -> None:
         """The caller cancelled, or the deadline passed."""
         if operation.stage is Stage.SENT and why == "timeout":

@@ -26,7 +26,7 @@ from ._wire.compiling import Statement
 from ._wire.connect import cancel
 from ._wire.link import NO_EXTRAS, Extras, Link, SendFailed
 from ._wire.loading import Loader
-from ._wire.loops import Loop
+from ._wire.loops import Loop, uninterrupted
 from ._wire.segment import Answer, Segment, read_answer
 
 _GOOD = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY_QUERY})
@@ -187,6 +187,7 @@ class Lane:
             facts = Facts(handed=handed, framed=framed, self_committing=committing)
             self._owner.judge(self, operation, Verdict(facts, Answer(), False, False, False, reason))
 
+    @uninterrupted
     async def _write_out(self) -> None:
         """Write what the socket did not take at once; the reader goes on reading meanwhile."""
         try:
@@ -200,6 +201,7 @@ class Lane:
 
     # Receiving
 
+    @uninterrupted
     async def run(self, opened: Callable[[], None]) -> None:
         """Read until the lane ends; closes the connection on the way out, however it ends.
 
@@ -385,6 +387,7 @@ class Lane:
             case Act.NOTHING:
                 pass
 
+    @uninterrupted
     async def _deliver_cancel(self) -> None:
         certain = False
         try:

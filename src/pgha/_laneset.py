@@ -19,6 +19,7 @@ from ._lane import Lane, LaneBounds, LaneOwner
 from ._operation import Kind, Operation
 from ._wire.connect import ConnectFailed, open_pgconn, set_up
 from ._wire.link import Link
+from ._wire.loops import uninterrupted
 
 
 class Waiting:
@@ -159,6 +160,7 @@ class LaneSet:
         self._tasks.start_soon(self._life)
         return True
 
+    @uninterrupted
     async def _life(self) -> None:
         """One lane, from connecting to its end; a failure waits out its backoff before it counts as ended."""
         lane: Lane | None = None

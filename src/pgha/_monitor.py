@@ -21,6 +21,7 @@ from ._core.backoff import delay
 from ._core.health import role_of
 from ._types import Role
 from ._wire.connect import ConnectFailed, open_pgconn
+from ._wire.loops import uninterrupted
 
 PING = b"SELECT pg_catalog.pg_is_in_recovery()"
 """As cheap as SELECT 1, and it tells the role on every version."""
@@ -71,6 +72,7 @@ class Monitor:
         self._condemned.append(pid)
         self.poke()
 
+    @uninterrupted
     async def run(self) -> None:
         """Until cancelled."""
         failures = 0

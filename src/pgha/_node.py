@@ -17,6 +17,7 @@ from ._laneset import LaneSet, Waiting
 from ._monitor import Monitor
 from ._operation import KINDS, Kind
 from ._types import NodeStatus, Role
+from ._wire.loops import uninterrupted
 
 logger = logging.getLogger("pgha")
 
@@ -60,6 +61,7 @@ class Node:
 
     # Life
 
+    @uninterrupted
     async def run(self) -> None:
         """Until stopped or cancelled. A defect in here is logged and costs this node a restart, no other."""
         self._gone = anyio.Event()
@@ -217,6 +219,7 @@ class Node:
         if self._parked is not None:
             self._parked.set()
 
+    @uninterrupted
     async def _tick(self) -> None:
         while True:
             if not self._anything_to_watch():

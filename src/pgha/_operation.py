@@ -261,5 +261,5 @@ class Operation(Generic[T]):
         return self._result
 
     def __del__(self) -> None:
-        if self._error is not None and not self._retrieved:
+        if self._error is not None and not self._retrieved and self.gave_up != "cancelled":
             self._keeper.unretrieved(self, self._error)

