@@ -435,7 +435,7 @@ class Dispatcher:
             self._give_up_sent(operation, why)
             return
         if operation.stage is Stage.RACING:
-            self._races.drop(operation.legs or ())
+            self._races.drop(operation)
         elif operation.stage is Stage.QUEUED:
             self._leave_queue(operation)
         self.outcomes.fail(operation, given_up(operation), Outcome.NOT_APPLIED)

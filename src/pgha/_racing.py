@@ -55,13 +55,13 @@ class Races:
 
     def _leg_done(self, leg: Operation[Any]) -> None:
         leg.retrieve()
-        operation, leg.parent = leg.parent, leg.parent
+        operation = leg.parent
         if operation is None or operation.stage is not Stage.RACING:
             return
         legs = operation.legs or []
         if leg.failure is None:
             operation.attempts.extend(leg.attempts)
-            self.drop(legs)
+            self.drop(operation)
             self._outcomes.succeed(operation, leg.value)
         elif all(one.done for one in legs):
             operation.attempts.extend(leg.attempts)
@@ -85,8 +85,11 @@ class Races:
         note(error, leg, fate.outcome)
         self._outcomes.fail(leg, error, fate.outcome, noted=True)
 
-    def drop(self, legs: Iterable[Operation[Any]]) -> None:
-        """Nobody waits for these any more."""
+    def drop(self, operation: Operation[Any]) -> None:
+        """The race is over: nobody waits for the legs that still run."""
+        legs, operation.legs = operation.legs or [], None
+        # Before any leg ends: its end must not count as the race's.
+        operation.stage = Stage.NEW
         for leg in legs:
             if leg.stage is not Stage.DONE:
                 self._track.take_back(leg)

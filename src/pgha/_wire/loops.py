@@ -15,7 +15,6 @@ import anyio
 import trio
 from anyio.lowlevel import checkpoint
 
-
 uninterrupted = trio.lowlevel.enable_ki_protection
 """Decorator: trio raises KeyboardInterrupt in whatever code runs, and between handing a segment to libpq and
 recording it, it would make an answer reach the wrong caller. Inside, it waits for the main task's next
