@@ -78,7 +78,8 @@ async def _with_server(seconds: float, rounds: int, wanted: list[int]) -> list[R
 def table(rows: list[Row]) -> str:
     lines = [
         "select by key, operations a second (median)",
-        f"{'tasks':>6} {'asyncpg pool':>13} {'pgha asyncio':>16} {'pgha trio':>16} {'spread':>9} {'target':>7}",
+        f"{'tasks':>6} {'asyncpg pool':>13} {'pgha asyncio':>16} {'pgha trio':>16} {'spread':>9} "
+        f"{'target':>7}",
     ]
     for row in rows:
         asyncio_part = f"{row.pgha_asyncio:.0f} ({row.ratio_asyncio:.2f}x)"

@@ -1,7 +1,5 @@
 """High-availability PostgreSQL client for trio and asyncio: pipelined, and failing over by itself."""
 
-from __future__ import annotations
-
 from ._cluster import Cluster as Cluster
 from ._cluster import open_cluster as open_cluster
 from ._config import Node as Node

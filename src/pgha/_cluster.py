@@ -14,7 +14,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint_if_cancelled
 from anyio.streams.memory import MemoryObjectReceiveStream
 from psycopg.adapt import AdaptersMap
-from psycopg.rows import BaseRowFactory, TupleRow
+from psycopg.rows import BaseRowFactory, TupleRow, tuple_row
 from typing_extensions import TypeVar
 
 from ._config import Node as NodeArgument
@@ -89,7 +89,8 @@ class Cluster(Generic[Row]):
         )  # fmt: skip
         if self._dispatcher.full:
             await self._queue_room(request)
-        return await self._begin(request).outcome()
+        operation: Operation[Result[Any]] = self._begin(request)
+        return await operation.outcome()
 
     @overload
     async def fetch_one(
@@ -153,7 +154,8 @@ class Cluster(Generic[Row]):
         )  # fmt: skip
         if self._dispatcher.full:
             await self._queue_room(request)
-        return await self._begin(request).outcome()
+        operation: Operation[Result[Any]] = self._begin(request)
+        return await operation.outcome()
 
     async def execute_batch(
         self, statements: Sequence[BatchItem], *, idempotent: bool = False, route: WriteRoute = nearest(),
@@ -398,8 +400,8 @@ async def open_cluster(
         on_connect=on_connect,
         application_name=application_name,
         topology=topology,
-        **({} if row_factory is None else {"row_factory": row_factory}),
-        **({} if _tuning is None else {"tuning": _tuning}),
+        row_factory=row_factory or tuple_row,
+        tuning=_tuning or Tuning(),
     )
     configs = parse_nodes(nodes)
     if min_ready > len(configs):

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
-from psycopg.pq.abc import PGresult
 
 from ._config import Options
 from ._core.backoff import RetryBudget, delay
@@ -31,6 +30,7 @@ from ._outcomes import Outcomes
 from ._racing import Races
 from ._timekeeper import Timekeeper
 from ._types import Fastest, LaneLost, NodeChanged, Pin, RoleChanged, Sent
+from ._wire import PGresult
 from ._wire.loops import current_loop, uninterrupted
 
 

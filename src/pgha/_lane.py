@@ -15,21 +15,19 @@ import anyio
 import psycopg
 from anyio.abc import TaskGroup
 from psycopg.adapt import AdaptersMap
-from psycopg.pq import ExecStatus
-from psycopg.pq.abc import PGresult
 
 from ._core.pipeline import Act, Bounds, Pipeline, Slot
 from ._core.sqlwords import words
 from ._core.verdict import Facts, Handed, ServerError
 from ._operation import Attempt, Kind, Operation, Stage
+from ._wire import PGresult
 from ._wire.compiling import Statement
 from ._wire.connect import cancel
 from ._wire.link import NO_EXTRAS, Extras, Link, SendFailed
 from ._wire.loading import Loader
 from ._wire.loops import Loop, uninterrupted
-from ._wire.segment import Answer, Segment, read_answer
+from ._wire.segment import Answer, Segment, plain_success, read_answer
 
-_GOOD = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY_QUERY})
 _PER_WAKE_UP = 64
 """Answers taken before other tasks get a turn."""
 
@@ -255,7 +253,7 @@ class Lane:
         operation, segment = slot.item, slot.segment
         if operation is not None and operation.stage is not Stage.DONE:
             operation.attempts[-1].answered_at = now
-            if segment.pieces is None and len(results) == 1 and results[0].status in _GOOD:
+            if plain_success(segment, results):
                 self._owner.succeeded(self, operation, results)
                 return
         answer = read_answer(segment, results)
@@ -358,18 +356,17 @@ class Lane:
 
     def tick(self, now: float) -> None:
         """Look at what time brings; called while anything is in flight."""
-        if self.broken is not None:
-            return
         if self.link.tls or self._farewell_at is not None:
             # Decrypted bytes inside OpenSSL do not wake anybody.
             self.take_in(now)
-        if self.broken is None and self._farewell_at is not None and now >= self._farewell_at:
+        if self._farewell_at is not None and now >= self._farewell_at:
             self.break_off(self._farewell_reason)
-        if self.broken is None and self.pipeline.slots and not self.link.settings_kept():
+        if self.broken is not None:
+            return
+        if self.pipeline.slots and not self.link.settings_kept():
             # Seen before it is drained: no more of it, then.
             self.pipeline.retire()
-        if self.broken is None:
-            self._perform(self.pipeline.tick(now), now)
+        self._perform(self.pipeline.tick(now), now)
 
     def abandon(self, slot: FlightSlot, now: float, *, urgent: bool) -> None:
         """Nobody waits for this segment any more."""

@@ -13,15 +13,15 @@ from typing import Protocol
 
 import anyio
 import psycopg
-from psycopg import pq
-from psycopg.pq.abc import PGconn
 
 from ._config import NodeConfig, Options
 from ._core.backoff import delay
 from ._core.health import role_of
 from ._types import Role
+from ._wire import PGconn
 from ._wire.connect import ConnectFailed, open_pgconn
 from ._wire.loops import uninterrupted
+from ._wire.segment import FATAL_ERROR
 
 PING = b"SELECT pg_catalog.pg_is_in_recovery()"
 """As cheap as SELECT 1, and it tells the role on every version."""
@@ -156,6 +156,6 @@ class Monitor:
             result = pgconn.get_result()
             if result is None:
                 return in_recovery
-            if result.status == pq.ExecStatus.FATAL_ERROR:
+            if result.status == FATAL_ERROR:
                 raise PingFailed(" ".join(result.get_error_message().split()))
             in_recovery = result.get_value(0, 0) == b"t"

@@ -199,7 +199,7 @@ class Operation(Generic[T]):
                 await self._park().wait()
             except BaseException:
                 # Cancelled, by a scope or natively. The last one to leave takes the operation along.
-                if self._waiters == 1 and self.stage is not Stage.DONE:
+                if self._waiters == 1 and not self.done:
                     self._keeper.give_up(self, "cancelled")
                     self._retrieved = True
                 raise

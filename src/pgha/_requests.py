@@ -59,7 +59,7 @@ class RequestMaker:
             alone = True
         extras = NO_EXTRAS
         if framed or statement_timeout is not DEFAULT:
-            extras = _extras(framed, self._limit(statement_timeout), read, found)
+            extras = _extras(framed, self._limit(statement_timeout), read, (found,))
         return Request(
             (statement,),
             "read" if read else "write",
@@ -91,7 +91,7 @@ class RequestMaker:
             row_factory=row_factory or self._options.row_factory,
             idempotent=idempotent,
             alone=framed,
-            extras=_extras(framed, self._limit(statement_timeout), False, None),
+            extras=_extras(framed, self._limit(statement_timeout), False, [s.words for s in statements]),
             timeout=self._timeout(timeout),
             on_send=on_send,
         )
@@ -133,16 +133,22 @@ def _refusal(found: Words) -> str:
     return f"{found.keyword} is not possible on a shared connection: {found.hint}"
 
 
-def _extras(framed: bool, limit: float | None, read: bool, alone: Words | None) -> Extras:
+def _extras(framed: bool, limit: float | None, read: bool, found: Sequence[Words]) -> Extras:
     if limit is None:
         return Extras(framed=True) if framed else NO_EXTRAS
-    if alone is not None and alone.self_committing:
+    if not framed and any(one.self_committing for one in found):
         raise psycopg.NotSupportedError(
-            f"{alone.keyword} cannot have a statement_timeout of its own, since nothing may precede it: "
+            f"{found[0].keyword} cannot have a statement_timeout of its own, since nothing may precede it: "
             "use timeout=, or the cluster's statement_timeout"
         )
-    # SET LOCAL lasts as long as the implicit transaction. It does not cover the commit: what is deferred
-    # is brought forward, under the limit (measured: a deferred trigger ran 1.5 s under one of 300 ms).
-    prologue = b"SET LOCAL statement_timeout = %d" % round(limit * 1000)
+    milliseconds = round(limit * 1000)
+    if any(one.keyword == "SET TRANSACTION" for one in found):
+        # Has to come before any query (25001). As a segment's first statement it costs a warning in the
+        # server's log, which set_config does not.
+        prologue = b"SET LOCAL statement_timeout = %d" % milliseconds
+    else:
+        prologue = b"SELECT pg_catalog.set_config('statement_timeout', '%d', true)" % milliseconds
+    # The limit does not cover the commit: what is deferred is brought forward, under the limit
+    # (measured: a deferred trigger ran 1.5 s under a limit of 300 ms, and committed).
     epilogue = () if read else (b"SET CONSTRAINTS ALL IMMEDIATE",)
     return Extras(framed=framed, prologue=(prologue,), epilogue=epilogue)

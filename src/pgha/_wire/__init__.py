@@ -1,1 +1,4 @@
 """The only place that touches libpq through psycopg's lower layers, and sockets."""
+
+from psycopg.pq.abc import PGconn as PGconn
+from psycopg.pq.abc import PGresult as PGresult

@@ -23,6 +23,9 @@ FATAL_ERROR = pq.ExecStatus.FATAL_ERROR
 PIPELINE_ABORTED = pq.ExecStatus.PIPELINE_ABORTED
 
 
+_GOOD = frozenset({pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY})
+
+
 class Kind(enum.Enum):
     CLOSE = enum.auto()
     PARSE = enum.auto()
@@ -70,6 +73,11 @@ class Answer:
     unparsed: list[Entry] = field(default_factory=list)
     spoiled: Entry | None = None
     """The reused statement that failed."""
+
+
+def plain_success(segment: Segment, results: Sequence[PGresult]) -> bool:
+    """The usual case, told quickly: one statement, and it succeeded."""
+    return segment.pieces is None and len(results) == 1 and results[0].status in _GOOD
 
 
 def fault_of(result: PGresult, reused: bool) -> ServerError:

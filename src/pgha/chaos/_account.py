@@ -62,9 +62,7 @@ def environment() -> dict[str, str]:
 
 
 def run_tool(arguments: Sequence[str | Path], cwd: Path, *, stdin: str = "", timeout: float = 60.0) -> str:
-    """Run a program under the server's account in `cwd`; its output, or `ChaosError` with its last words.
-    Blocks.
-    """
+    """Run a program under the server's account in `cwd`; its output. `ChaosError` has its last words."""
     account = server_account()
     program = Path(arguments[0]).name
     try:
@@ -82,11 +80,8 @@ def run_tool(arguments: Sequence[str | Path], cwd: Path, *, stdin: str = "", tim
             **account.credentials,
         )
     except OSError as error:
-        if error.filename == str(cwd):
-            raise ChaosError(
-                f"user {account.name} cannot reach {cwd}: set TMPDIR to a folder it can"
-            ) from error
-        raise ChaosError(f"cannot run {arguments[0]} as user {account.name}: {error}") from error
+        hint = "; set TMPDIR to a folder it can reach" if error.filename == str(cwd) else ""
+        raise ChaosError(f"cannot run {program} as user {account.name}: {error}{hint}") from error
     except subprocess.TimeoutExpired as error:
         raise ChaosError(f"{program} took more than {timeout} s") from error
     if done.returncode != 0:

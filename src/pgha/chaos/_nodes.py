@@ -40,6 +40,8 @@ async def in_parallel(
         for node in ordered:
             group.start_soon(call, node)
     if errors:
+        for other in errors[1:]:
+            errors[0].add_note(f"and then: {other!r}")
         raise errors[0]
     return {node.name: results[node.name] for node in ordered}
 

@@ -90,8 +90,9 @@ class Summary:
     def _last_words(self) -> str:
         if self.good:
             return "Nothing was lost, nothing doubled, and no caller saw an error."
-        again = f"pgha demo --seed {self.options.seed} --loop {self.options.loop}"
-        return f"That must not happen. The same faults again: {again}"
+        o = self.options
+        again = f"pgha demo --seed {o.seed} --seconds {o.seconds} --nodes {o.nodes} --loop {o.loop}"
+        return f"That must not happen. The same plan of faults again:\n{again}"
 
 
 def _ms(seconds: float) -> float:

@@ -25,7 +25,7 @@ async def main():
     async with pgha.chaos.masters(3) as nodes:
         await nodes.create("CREATE TABLE item (id int PRIMARY KEY, name text)")
         async with pgha.open_cluster(*nodes.dsns) as cluster:
-            await cluster.execute("INSERT INTO item VALUES (%s, %s)", [1, "tea"])
+            await cluster.execute("INSERT INTO item VALUES (1, %s)", ["tea"])
             await nodes.wait_replicated()
             await nodes[0].kill()
             print(list(await cluster.fetch("SELECT id, name FROM item")))
