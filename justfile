@@ -28,6 +28,10 @@ chaos *args:
 bench *args:
     uv run --group bench python -m bench "$@"
 
+# the documentation as HTML, in docs/_build
+docs:
+    PYTHONWARNINGS=ignore::DeprecationWarning:sphinx_autodoc_typehints uv run --group docs sphinx-build -q -W --keep-going docs docs/_build
+
 # mend what ruff can mend
 fix:
     uv run ruff check --fix .

@@ -13,7 +13,7 @@ def delay(attempt: int, draw: float, first: float, most: float) -> float:
     ``draw`` is a random number in [0, 1). The bound doubles from ``first`` up to ``most``; the answer
     lies between half the bound and the bound, so that it is never zero.
     """
-    bound = min(most, first * 2 ** min(attempt, 30))
+    bound = min(most, first * 2.0 ** min(attempt, 30))
     return bound * (0.5 + draw / 2)
 
 

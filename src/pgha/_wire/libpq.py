@@ -23,7 +23,7 @@ def _find() -> Callable[[int], int] | None:
         return None
     function.argtypes = [ctypes.c_void_p]
     function.restype = ctypes.c_int
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 _send_pipeline_sync = _find()
@@ -31,5 +31,5 @@ _send_pipeline_sync = _find()
 
 def sync_unwritten(pgconn: PGconn) -> bool:
     """Put a Sync behind the segment without a system call; False: it is not to be had, or failed."""
-    pointer = getattr(pgconn, "pgconn_ptr", None)
-    return _send_pipeline_sync is not None and bool(pointer) and _send_pipeline_sync(pointer) == 1
+    pointer: int | None = getattr(pgconn, "pgconn_ptr", None)
+    return _send_pipeline_sync is not None and pointer is not None and _send_pipeline_sync(pointer) == 1
