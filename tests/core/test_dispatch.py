@@ -1,0 +1,256 @@
+"""The queue against a list, the timers against a sorted list; and neither keeps alive what was taken out."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from pgha._core.dispatch import Queue, Timer, Timers
+
+
+class Item:
+    """Something whose end can be seen; equal to nothing else, like an operation."""
+
+
+class QueueAgainstList(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: Queue[int] = Queue()
+        self.list: list[int] = []
+        self.gone: list[int] = []
+        self.count = 0
+
+    @rule(how_many=st.integers(1, 4))
+    def push(self, how_many: int) -> None:
+        for _ in range(how_many):
+            self.count += 1
+            self.queue.push(self.count)
+            self.list.append(self.count)
+
+    @rule(how_many=st.integers(1, 3))
+    def push_front(self, how_many: int) -> None:
+        for _ in range(how_many):
+            self.count += 1
+            self.queue.push_front(self.count)
+            self.list.insert(0, self.count)
+
+    @precondition(lambda self: self.list)
+    @rule()
+    def take(self) -> None:
+        taken = self.queue.take()
+        assert taken == self.list.pop(0)
+        self.gone.append(taken)
+
+    @precondition(lambda self: not self.list)
+    @rule()
+    def take_from_nothing(self) -> None:
+        with pytest.raises(KeyError):
+            self.queue.take()
+
+    @precondition(lambda self: self.list)
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        item = data.draw(st.sampled_from(self.list))
+        assert self.queue.remove(item)
+        self.list.remove(item)
+        self.gone.append(item)
+
+    @precondition(lambda self: self.gone)
+    @rule(data=st.data())
+    def remove_again(self, data: st.DataObject) -> None:
+        assert not self.queue.remove(data.draw(st.sampled_from(self.gone)))
+
+    @precondition(lambda self: self.gone)
+    @rule(front=st.booleans())
+    def come_back(self, front: bool) -> None:
+        item = self.gone.pop()
+        if front:
+            self.queue.push_front(item)
+            self.list.insert(0, item)
+        else:
+            self.queue.push(item)
+            self.list.append(item)
+
+    @rule(really=st.integers(0, 5))
+    def drain(self, really: int) -> None:
+        if really == 0:
+            assert self.queue.drain() == self.list
+            self.gone += self.list
+            self.list = []
+
+    @invariant()
+    def the_same(self) -> None:
+        assert list(self.queue) == self.list
+        assert len(self.queue) == len(self.list)
+        assert bool(self.queue) == bool(self.list)
+        assert all(item in self.queue for item in self.list)
+        assert not any(item in self.queue for item in self.gone)
+
+
+TestQueue = QueueAgainstList.TestCase
+TestQueue.settings = settings(deadline=None, max_examples=40, stateful_step_count=30)
+
+
+def test_pushing_twice_is_being_there_once() -> None:
+    queue: Queue[str] = Queue()
+    for item in "abc":
+        queue.push(item)
+    queue.push("a")
+    assert list(queue) == ["a", "b", "c"]
+    queue.push_front("b")
+    assert list(queue) == ["b", "a", "c"]
+
+
+def test_the_queue_forgets_what_left_its_middle() -> None:
+    queue: Queue[Item] = Queue()
+    items = [Item() for _ in range(4)]
+    seen = [weakref.ref(item) for item in items]
+    for item in items:
+        queue.push(item)
+    del item
+    assert queue.remove(items[1])
+    assert queue.take() is items[0]
+    items.clear()
+    assert [ref() is None for ref in seen] == [True, True, False, False]
+    assert len(queue.drain()) == 2
+    assert all(ref() is None for ref in seen)
+
+
+def test_pushing_while_draining_is_for_later() -> None:
+    # The shell drains a queue and puts some of it back.
+    queue: Queue[int] = Queue()
+    for item in range(3):
+        queue.push(item)
+    for item in queue.drain():
+        queue.push(item)
+    assert list(queue) == [0, 1, 2]
+
+
+# Timers
+
+
+class TimersAgainstList(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.timers: Timers[int] = Timers()
+        self.waiting: dict[int, Timer[int]] = {}
+        self.over: list[Timer[int]] = []
+        self.count = 0
+        self.now = 0.0
+
+    def order(self) -> list[int]:
+        """Who comes first: the earliest, among equals the one that was added first."""
+        return sorted(self.waiting, key=lambda number: (self.waiting[number].when, number))
+
+    @rule(after=st.integers(-1, 6), how_many=st.sampled_from([1, 1, 2, 3, 80]))
+    def add(self, after: int, how_many: int) -> None:
+        for _ in range(how_many):
+            self.count += 1
+            timer = self.timers.add(self.now + after, self.count)
+            assert timer.when == self.now + after
+            self.waiting[self.count] = timer
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        self.cancel_one(data.draw(st.sampled_from(list(self.waiting))))
+
+    @precondition(lambda self: self.waiting)
+    @rule(keep=st.sampled_from([2, 3, 10]), last=st.booleans())
+    def cancel_most(self, keep: int, last: bool) -> None:
+        order = self.order()
+        for number in reversed(order) if last else order:
+            if number % keep:
+                self.cancel_one(number)
+
+    def cancel_one(self, number: int) -> None:
+        timer = self.waiting.pop(number)
+        self.timers.cancel(timer)
+        assert timer.item is None
+        self.over.append(timer)
+
+    @precondition(lambda self: self.over)
+    @rule(data=st.data())
+    def cancel_again(self, data: st.DataObject) -> None:
+        self.timers.cancel(data.draw(st.sampled_from(self.over)))
+
+    @rule(seconds=st.integers(0, 4))
+    def due(self, seconds: int) -> None:
+        self.now += seconds
+        expected = [number for number in self.order() if self.waiting[number].when <= self.now]
+        assert self.timers.due(self.now) == expected
+        for number in expected:
+            timer = self.waiting.pop(number)
+            assert timer.item is None
+            self.over.append(timer)
+
+    @rule()
+    def next(self) -> None:
+        order = self.order()
+        assert self.timers.next() == (self.waiting[order[0]].when if order else None)
+
+    @invariant()
+    def as_many(self) -> None:
+        assert len(self.timers) == len(self.waiting)
+        assert all(timer.item == number for number, timer in self.waiting.items())
+
+    @invariant()
+    def the_dead_are_few(self) -> None:
+        # `_heap` is what grows: a million cancelled deadlines must not stay in it.
+        assert len(self.timers._heap) <= 2 * len(self.waiting) + 65
+
+
+TestTimers = TimersAgainstList.TestCase
+TestTimers.settings = settings(deadline=None, max_examples=40, stateful_step_count=25)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 20), max_size=60), st.integers(0, 20))
+def test_due_in_order(moments: list[int], now: int) -> None:
+    timers: Timers[tuple[int, int]] = Timers()
+    for number, moment in enumerate(moments):
+        timers.add(moment, (moment, number))
+    expected = sorted((moment, number) for number, moment in enumerate(moments) if moment <= now)
+    assert timers.due(now) == expected
+    assert timers.next() == min((moment for moment in moments if moment > now), default=None)
+
+
+def test_a_cancelled_timer_keeps_nothing_alive() -> None:
+    timers: Timers[Item] = Timers()
+    item = Item()
+    seen = weakref.ref(item)
+    timer = timers.add(1.0, item)
+    del item
+    assert seen() is not None
+    timers.cancel(timer)
+    assert seen() is None
+    assert len(timers) == 0
+    assert timers.due(9.0) == []
+
+
+def test_a_timer_that_was_due_keeps_nothing_alive() -> None:
+    timers: Timers[Item] = Timers()
+    item = Item()
+    seen = weakref.ref(item)
+    timer = timers.add(1.0, item)
+    del item
+    assert len(timers.due(1.0)) == 1
+    assert seen() is None
+    timers.cancel(timer)
+    assert len(timers) == 0
+
+
+@pytest.mark.parametrize("oldest_first", [True, False])
+def test_a_million_deadlines_that_were_met_leave_a_small_heap(oldest_first: bool) -> None:
+    # In small: each operation has a deadline far away and is done long before.
+    timers: Timers[int] = Timers()
+    far = [timers.add(1000.0 + number, number) for number in range(5000)]
+    for timer in far if oldest_first else reversed(far):
+        timers.cancel(timer)
+    assert len(timers) == 0
+    assert len(timers._heap) <= 130
+    assert timers.next() is None

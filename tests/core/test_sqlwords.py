@@ -1,0 +1,437 @@
+"""The first keywords decide what a lane does with a statement.
+
+The verdicts themselves were measured on real servers; see the head of the module. Here: that each is given,
+that no spelling changes it, and that no text breaks it.
+"""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgha._core import sqlwords
+from pgha._core.sqlwords import Kind, Words, frame_needed, refuse_in_batch, words
+
+PLAIN = [
+    "SELECT 1",
+    "select * from begin_foo",
+    "SELECT 'BEGIN'",
+    "SELECT 1 -- ; COMMIT",
+    "INSERT INTO t VALUES ('COPY')",
+    "UPDATE t SET a = 1",
+    "WITH x AS (SELECT 1) SELECT * FROM x",
+    "VALUES (1)",
+    "TABLE t",
+    "SHOW work_mem",
+    "SET LOCAL work_mem = '5MB'",
+    "set/**/local x = 1",
+    "SET LOCAL ROLE somebody",
+    "SET LOCAL SESSION AUTHORIZATION somebody",
+    "SET TRANSACTION READ ONLY",
+    "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+    "SET CONSTRAINTS ALL IMMEDIATE",
+    "CREATE TABLE t (a int)",
+    "CREATE TABLE temp (a int)",
+    "CREATE UNLOGGED TABLE t (a int)",
+    "CREATE TEMP TABLE t (a int) ON COMMIT DROP",
+    "CREATE LOCAL TEMPORARY TABLE t ON/**/COMMIT\nDROP AS SELECT 1",
+    "CREATE TABLE IF NOT EXISTS pg_temp.t (a int) ON COMMIT DROP",
+    "EXPLAIN ANALYZE CREATE TEMP TABLE t ON COMMIT DROP AS SELECT 1",
+    "EXPLAIN CREATE TEMP TABLE t AS SELECT 1",
+    "EXPLAIN (ANALYZE off) CREATE TEMP TABLE t AS SELECT 1",
+    "EXPLAIN ANALYZE INSERT INTO temp VALUES (1)",
+    "EXPLAIN (VERBOSE, ANALYZE) INSERT INTO temp VALUES (1)",
+    "EXPLAIN SELECT 1",
+    "EXPLAIN ANALYZE SELECT temperature FROM t",
+    "SELECT a INTO t FROM u",
+    "SELECT 1 INTO temp",
+    "SELECT 1 INTO temp FROM t",
+    "SELECT 'x INTO TEMP t'",
+    'SELECT "INTO TEMP t" FROM u',
+    "SELECT $$ a INTO TEMP t $$",
+    "SELECT E'\\' INTO TEMP t'",
+    "SELECT 1 /* INTO TEMP t */",
+    "SELECT into_temp FROM t",
+    "INSERT INTO temp VALUES (1)",
+    "WITH x AS (INSERT INTO temp VALUES (1) RETURNING 1) SELECT * FROM x",
+    "WITH x AS (SELECT 1) INSERT INTO temp SELECT * FROM x",
+    "WITH x AS (SELECT 1) MERGE INTO temp AS t USING x ON true WHEN MATCHED THEN DELETE",
+    "CREATE INDEX ON t (a)",
+    "CREATE UNIQUE INDEX i ON t (a)",
+    "CREATE INDEX ON pg_temp.t (a)",
+    "DROP INDEX i",
+    "CREATE VIEW v AS SELECT 1",
+    "CREATE OR REPLACE VIEW v AS SELECT 1",
+    "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "CREATE SCHEMA s",
+    "CREATE EXTENSION citext",
+    "ANALYZE t",
+    "CHECKPOINT",
+    "TRUNCATE t",
+    "NOTIFY c",
+    "FETCH 1 FROM c",
+    "MOVE c",
+    "CLOSE c",
+    "REFRESH MATERIALIZED VIEW CONCURRENTLY m",
+    "ALTER DATABASE d SET work_mem = '5MB'",
+    "ALTER DATABASE d SET tablespace.x = '1'",
+    "ALTER DATABASE d RENAME TO tablespace",
+    "ALTER SUBSCRIPTION s DISABLE",
+    "ALTER SUBSCRIPTION s OWNER TO o",
+    "ALTER TABLE t ADD c int",
+    "ALTER TABLE t DETACH PARTITION p",
+    "ALTER TABLE t DETACH PARTITION p FINALIZE",
+    "ALTER TABLE t ALTER a SET DEFAULT ' DETACH PARTITION p CONCURRENTLY'",
+    "EXPLAIN EXECUTE p",
+    "begin_foo",
+    "BEGIN$x",
+    "set_config",
+    '"begin"',
+    'U&"begin"',
+    "'BEGIN'",
+    "$$BEGIN$$",
+    "1 BEGIN",
+    "\ufeffBEGIN",
+    "\u00a0BEGIN",
+    "BEGIN\u00e9",
+    "",
+    ";",
+    " -- only a comment",
+    "/* never closed BEGIN",
+    "/* /* */ BEGIN",
+    "-- BEGIN",
+    "foo",
+]
+FRAMED = [
+    "LOCK TABLE t",
+    "lock t in share mode",
+    "DECLARE c CURSOR FOR SELECT 1",
+    "DECLARE c CURSOR WITHOUT HOLD FOR SELECT 1",
+    "DECLARE c CURSOR FOR SELECT 'CURSOR WITH HOLD'",
+    "DECLARE cursor NO SCROLL CURSOR FOR SELECT 1",
+]
+ALONE = [
+    "VACUUM",
+    "VACUUM (FULL) t",
+    "CREATE DATABASE d",
+    "DROP DATABASE IF EXISTS d",
+    "CREATE TABLESPACE s LOCATION '/x'",
+    "DROP TABLESPACE s",
+    "ALTER SYSTEM SET work_mem = '5MB'",
+    "ALTER DATABASE d SET TABLESPACE s",
+    'ALTER DATABASE "my db" SET TABLESPACE s',
+    "CREATE INDEX CONCURRENTLY i ON t (a)",
+    "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS i ON t (a)",
+    "DROP INDEX CONCURRENTLY i",
+    "ALTER TABLE t DETACH PARTITION p CONCURRENTLY",
+    "ALTER TABLE IF EXISTS s.t DETACH PARTITION s.p CONCURRENTLY",
+    "COMMIT PREPARED 'x'",
+    "ROLLBACK PREPARED 'x'",
+]
+ALONE_OR_BATCH = [
+    "CALL p()",
+    "DO $$ BEGIN END $$",
+    "DO LANGUAGE plpgsql 'begin end'",
+    "CLUSTER",
+    "CLUSTER t USING i",
+    "REINDEX TABLE t",
+    "REINDEX (VERBOSE) DATABASE d",
+    "REPACK t",
+    "CREATE SUBSCRIPTION s CONNECTION 'x' PUBLICATION p",
+    "DROP SUBSCRIPTION s",
+    "ALTER SUBSCRIPTION s REFRESH PUBLICATION",
+    'ALTER SUBSCRIPTION "a b" SET PUBLICATION p',
+]
+REFUSED = [
+    "BEGIN",
+    "; /*x*/ BEGIN",
+    "Begin Isolation Level Serializable",
+    "/*/* BEGIN */*/begin",
+    "START TRANSACTION",
+    "COMMIT",
+    "COMMIT AND CHAIN",
+    "END",
+    "ROLLBACK",
+    "ROLLBACK WORK",
+    "ABORT",
+    "PREPARE TRANSACTION 'x'",
+    "PREPARE p AS SELECT 1",
+    "EXECUTE p",
+    "DEALLOCATE ALL",
+    "SET x = 1",
+    "/* /* */ */ set x = 1",
+    "SET SESSION x = 1",
+    "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    "SET SESSION AUTHORIZATION somebody",
+    "SET ROLE somebody",
+    "SET TIME ZONE 'UTC'",
+    "SET search_path TO a, b",
+    "SET local.x = 1",
+    "SET LOCAL/**/.x = 1",
+    "SET transaction.x = 1",
+    "SET constraints.x = 1",
+    'SET "local" = 1',
+    "RESET ALL",
+    "RESET ROLE",
+    "LISTEN c",
+    "UNLISTEN *",
+    "DISCARD ALL",
+    "DISCARD TEMP",
+    "LOAD 'x'",
+    "COPY t FROM STDIN",
+    "--c\nCOPY t TO STDOUT",
+    "--c\rCOPY t TO STDOUT",
+    "(COPY t TO STDOUT)",
+    "\vCOPY t TO STDOUT",
+    "DECLARE c CURSOR WITH HOLD FOR SELECT 1",
+    "DECLARE c BINARY INSENSITIVE NO SCROLL CURSOR WITH HOLD FOR SELECT 1",
+    'DECLARE "for" CURSOR WITH HOLD FOR SELECT 1',
+    'DECLARE U&"c" CURSOR WITH HOLD FOR SELECT 1',
+    "CREATE TEMP TABLE t (a int)",
+    "CREATE TEMPORARY TABLE IF NOT EXISTS t (a int)",
+    "CREATE GLOBAL TEMP TABLE t (a int)",
+    "CREATE TEMP TABLE t (a int) ON COMMIT DELETE ROWS",
+    "CREATE TEMP TABLE t (a text DEFAULT ' ON COMMIT DROP')",
+    "CREATE TEMP TABLE t (a int) -- ON COMMIT DROP",
+    'CREATE TEMP TABLE " ON COMMIT DROP" (a int)',
+    "CREATE TEMP TABLE t AS SELECT $a$ ON COMMIT DROP $a$",
+    "CREATE TEMP TABLE t (a int)\0 ON COMMIT DROP",
+    "CREATE OR REPLACE TEMP VIEW v AS SELECT 1",
+    "CREATE LOCAL TEMP RECURSIVE VIEW v (a) AS SELECT 1",
+    "CREATE TEMP SEQUENCE s",
+    "CREATE TABLE pg_temp.t (a int)",
+    'CREATE TABLE "pg_temp" . t (a int)',
+    "CREATE TABLE IF NOT EXISTS pg_temp.t (a int)",
+    "CREATE OR REPLACE VIEW pg_temp.v AS SELECT 1",
+    "CREATE OR REPLACE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "CREATE TYPE pg_temp.t AS (a int)",
+    "SELECT 1 INTO TEMP t",
+    "SELECT 1 AS a INTO LOCAL TEMPORARY TABLE t FROM u",
+    'SELECT 1 INTO TEMP "t"',
+    "SELECT 1 INTO/**/temp t",
+    "SELECT 1 INTO temp temp",
+    "SELECT 1 INTO pg_temp.t",
+    "(SELECT 1 INTO TEMP t)",
+    "WITH x AS (SELECT 1) SELECT * INTO TEMP t FROM x",
+    "SELECT 1 AS insert INTO TEMP t",
+    "SELECT 1 merge INTO temp TABLE t",
+    'SELECT 1 INTO U&"pg_temp".t',
+    "CREATE MATERIALIZED VIEW pg_temp.m AS SELECT 1",
+    "EXPLAIN ANALYZE CREATE MATERIALIZED VIEW pg_temp.m AS SELECT 1",
+    "EXPLAIN ANALYZE CREATE TEMP TABLE t AS SELECT 1",
+    "EXPLAIN (VERBOSE, ANALYSE) CREATE TEMP TABLE t AS SELECT 1",
+    "EXPLAIN ANALYZE CREATE TABLE pg_temp.t AS SELECT 1",
+    "EXPLAIN ANALYZE SELECT 1 INTO TEMP t",
+]
+ONLY_IN_BATCH = [
+    "SAVEPOINT s",
+    "RELEASE s",
+    "RELEASE SAVEPOINT s",
+    "ROLLBACK TO s",
+    "ROLLBACK WORK TO SAVEPOINT s",
+    "rollback transaction to s",
+]
+EVERYTHING = [*PLAIN, *FRAMED, *ALONE, *ALONE_OR_BATCH, *REFUSED, *ONLY_IN_BATCH]
+
+
+def of(text: str) -> Words:
+    return words(text.encode())
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_plain(text: str) -> None:
+    found = of(text)
+    assert (found.kind, found.self_committing, found.in_batch, found.hint) == (Kind.PLAIN, False, False, "")
+
+
+@pytest.mark.parametrize("text", FRAMED)
+def test_framed(text: str) -> None:
+    found = of(text)
+    assert (found.kind, found.self_committing, found.in_batch) == (Kind.FRAMED, False, False)
+
+
+@pytest.mark.parametrize("text", ALONE)
+def test_alone(text: str) -> None:
+    found = of(text)
+    assert (found.kind, found.self_committing, found.in_batch) == (Kind.ALONE, True, False)
+    assert found.hint
+
+
+@pytest.mark.parametrize("text", ALONE_OR_BATCH)
+def test_alone_or_in_a_batch(text: str) -> None:
+    found = of(text)
+    assert (found.kind, found.self_committing, found.in_batch) == (Kind.ALONE, True, True)
+    assert found.hint
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_refused(text: str) -> None:
+    found = of(text)
+    assert (found.kind, found.self_committing, found.in_batch) == (Kind.REFUSED, False, False)
+    assert found.hint
+
+
+@pytest.mark.parametrize("text", ONLY_IN_BATCH)
+def test_only_in_a_batch(text: str) -> None:
+    found = of(text)
+    assert (found.kind, found.self_committing, found.in_batch) == (Kind.REFUSED, False, True)
+    assert found.hint
+
+
+@pytest.mark.parametrize("text", [*REFUSED, *ONLY_IN_BATCH])
+def test_a_refusal_names_its_way_out(text: str) -> None:
+    assert any(way in of(text).hint for way in ("session()", "transaction()"))
+
+
+@pytest.mark.parametrize(
+    ("text", "keyword"),
+    [
+        ("select 1", "SELECT"),
+        ("set x = 1", "SET"),
+        ("set local x = 1", "SET LOCAL"),
+        ("copy t from stdin", "COPY"),
+        ("create temp table t()", "CREATE TEMPORARY TABLE"),
+        ("create index concurrently i on t (a)", "CREATE INDEX CONCURRENTLY"),
+        ("start transaction", "START TRANSACTION"),
+        ("rollback to savepoint s", "ROLLBACK TO"),
+        ("select 1 into temp t", "SELECT INTO TEMPORARY"),
+        ("frobnicate it", "FROBNICATE"),
+        ("\u00e9t\u00e9", "\ufffd\ufffdT\ufffd\ufffd"),
+        ("x" * 100, "X" * 32),
+        ("", ""),
+        ("'a'", ""),
+    ],
+)
+def test_keyword(text: str, keyword: str) -> None:
+    assert of(text).keyword == keyword
+
+
+def test_what_follows_a_nul_is_not_seen_by_the_server() -> None:
+    assert words(b"SELECT 1\0").kind is Kind.PLAIN
+    assert words(b"\0BEGIN").kind is Kind.PLAIN
+    assert words(b"/* \0 */ BEGIN").kind is Kind.PLAIN
+    assert words(b"BEGIN\0 PREPARED").kind is Kind.REFUSED
+
+
+def test_bytes_that_are_not_utf8() -> None:
+    assert words(b"\xff\xfe BEGIN").kind is Kind.PLAIN
+    assert words(b"/* \xff */ BEGIN").kind is Kind.REFUSED
+    assert words(b"CREATE TEMP TABLE \xe9\xff (a int)").kind is Kind.REFUSED
+    assert words(b"SELECT 1 INTO TEMP \xe9").kind is Kind.REFUSED
+
+
+def test_a_frame_for_the_batch() -> None:
+    insert = of("INSERT INTO t VALUES (1)")
+    assert not frame_needed([])
+    assert not frame_needed([insert, of("SELECT 1"), of("FETCH c")])
+    for text in [*FRAMED, *ONLY_IN_BATCH, *ALONE_OR_BATCH]:
+        assert frame_needed(iter([insert, of(text)])), text
+
+
+def test_refusal_in_a_batch() -> None:
+    for text in [*PLAIN, *FRAMED, *ONLY_IN_BATCH, *ALONE_OR_BATCH]:
+        assert refuse_in_batch(of(text)) is None, text
+    for text in [*ALONE, *REFUSED]:
+        refusal = refuse_in_batch(of(text))
+        assert refusal is not None, text
+        assert of(text).keyword in refusal and of(text).hint in refusal
+
+
+def test_every_rule_of_the_table_has_an_example() -> None:
+    given = {of(text) for text in EVERYTHING}
+    assert {verdict for _, verdict in sqlwords._TABLE} <= given
+
+
+def test_only_short_texts_are_kept() -> None:
+    sqlwords._cached.cache_clear()
+    short, long = b"SELECT 1" + b" " * 4088, b"SELECT 1" + b" " * 4089
+    assert words(short) is words(short)
+    assert words(long).kind is words(long).kind is Kind.PLAIN
+    assert (sqlwords._cached.cache_info().currsize, sqlwords._cached.cache_info().hits) == (1, 1)
+
+
+def test_a_long_text_is_judged_to_its_end() -> None:
+    filler = "a" * 10_000
+    assert of(f"/* {filler} */ BEGIN").kind is Kind.REFUSED
+    assert of(f"CREATE TEMP TABLE t AS SELECT '{filler}'").kind is Kind.REFUSED
+    assert of(f"CREATE TEMP TABLE t (a int /* {filler} */) ON COMMIT DROP").kind is Kind.PLAIN
+    assert of(f"SELECT '{filler}' INTO TEMP t").kind is Kind.REFUSED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"(" * 1_000_000,
+        b"/*" * 100_000,
+        b"/*" * 100_000 + b"*/" * 100_000 + b"BEGIN",
+        b"--\n" * 100_000,
+        b"SELECT 1 INTO TEMP" + b"'" * 100_001,
+        b"SELECT 1 INTO TEMP" + b'"' * 100_001,
+        b"SELECT 1 INTO TEMP" + b" $a$ $b$" * 10_000,
+        b"SELECT 1 INTO TEMP" + b" E'\\" * 10_000,
+        b"SELECT 'temp' IN (" + b"'into', " * 100_000 + b"0)",
+        b"DECLARE " + b"SCROLL " * 100_000,
+        b"SET " * 100_000,
+    ],
+)
+def test_no_text_stops_the_loop(text: bytes) -> None:
+    """Quadratic behaviour on these would take minutes; linear takes milliseconds."""
+    started = time.perf_counter()
+    words(text)
+    assert time.perf_counter() - started < 2
+
+
+BLANK = st.sampled_from([" ", "\t", "\n", "\r", "\f", "\v", "  \n"])
+INSIDE = st.sampled_from(
+    ["", "x", " BEGIN ", "'", '"', "$$", ";", "*", "/", "--", "\n", "(", "\u00e9", "SELECT 1"]
+)
+NESTED = st.recursive(
+    INSIDE.map(lambda text: f"/* {text} */"),
+    lambda inner: st.lists(inner, min_size=1, max_size=3).map(lambda parts: f"/*{' '.join(parts)}*/"),
+    max_leaves=6,
+)
+LINE = st.tuples(
+    st.sampled_from(["", "x", " BEGIN", "/*", "*/", "'", "--", "; COPY"]), st.sampled_from(["\n", "\r"])
+).map(lambda parts: f"--{parts[0]}{parts[1]}")
+LEADING = st.lists(st.one_of(BLANK, NESTED, LINE, st.sampled_from([";", "("])), max_size=6).map("".join)
+BETWEEN = st.lists(st.one_of(BLANK, NESTED, LINE), min_size=1, max_size=3).map("".join)
+# Spellings of which only the case and the gaps matter: no literals, names or comments of their own.
+SIMPLE = [text for text in EVERYTHING if text and all(part.isalnum() for part in text.split(" "))]
+
+
+@given(text=st.sampled_from([text for text in EVERYTHING if text.isascii()]), noise=LEADING)
+def test_what_leads_does_not_matter(text: str, noise: str) -> None:
+    assert of(noise + text) == of(text)
+
+
+@given(text=st.sampled_from(SIMPLE), data=st.data())
+def test_case_and_gaps_do_not_matter(text: str, data: st.DataObject) -> None:
+    swapped = data.draw(st.lists(st.booleans(), min_size=len(text), max_size=len(text)))
+    varied = "".join(char.swapcase() if swap else char for char, swap in zip(text, swapped, strict=True))
+    spelt = "".join(data.draw(BETWEEN) if char == " " else char for char in varied)
+    assert of(spelt) == of(text)
+
+
+@given(text=st.sampled_from(SIMPLE), tail=st.sampled_from(["_x", "x", "9", "$", "\u00e9"]))
+def test_a_word_that_merely_begins_like_a_keyword(text: str, tail: str) -> None:
+    first, _, rest = text.partition(" ")
+    found = of(f"{first}{tail} {rest}")
+    assert found.kind is Kind.PLAIN or found == of(f"{first}{tail}")
+
+
+FRAGMENT = st.sampled_from(
+    rb"""' " $$ $a$ /* */ -- \ E' U& ( ) ; . 1 SELECT SET LOCAL CREATE TEMP TABLE""".split()
+    + rb"INTO EXPLAIN ANALYZE DECLARE ALTER DETACH CONCURRENTLY pg_temp ON COMMIT DROP".split()
+    + [b" ", b"\n", b"\0", b"\xff"]
+)
+
+
+@given(st.one_of(st.binary(max_size=60), st.lists(FRAGMENT, max_size=30).map(b"".join)))
+def test_no_text_raises(text: bytes) -> None:
+    found = words(text)
+    assert isinstance(found.kind, Kind)
+    assert len(found.keyword) <= 32
+    assert (found.hint == "") == (found.kind in (Kind.PLAIN, Kind.FRAMED))
+    assert found.self_committing == (found.kind is Kind.ALONE)
+    assert sqlwords._decide(text) == found
