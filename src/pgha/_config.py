@@ -120,6 +120,9 @@ class Options:
         _whole("max_queued", self.max_queued, least=1)
         for name in ("connect_timeout", "node_wait", "ping_interval", "ping_timeout", "close_timeout"):
             seconds(name, getattr(self, name))
+        for name in ("connect_timeout", "ping_interval", "ping_timeout"):
+            if getattr(self, name) == 0:
+                raise ConfigError(f"{name} must be more than zero seconds")
         for name in ("timeout", "statement_timeout"):
             if getattr(self, name) is not None:
                 seconds(name, getattr(self, name))

@@ -242,6 +242,8 @@ class Dispatcher:
                 lanes.demand(now, quiet=True)
                 break
             self._send(lane, node, self._take(queue), now)
+        else:
+            lanes.unreserve()
         corked: list[Lane] = []
         while queue := own.usual or shared.usual:
             lane = lanes.with_room(now)

@@ -75,6 +75,8 @@ class LaneSet:
         self._host = host
         self._clock = clock
         self._connecting: set[anyio.CancelScope] = set()
+        self._reserved: Lane | None = None
+        """Kept free until it is quiet, for what must be alone."""
         self._tasks: TaskGroup | None = None
         tuning = options.tuning
         self._bounds = LaneBounds(
@@ -103,7 +105,7 @@ class LaneSet:
         least = 1 << 30
         for lane in self.lanes:
             load = len(lane.pipeline.slots)
-            if load < least and lane.has_room(now):
+            if load < least and lane is not self._reserved and lane.has_room(now):
                 best, least = lane, load
         return best
 
@@ -139,6 +141,13 @@ class LaneSet:
         stuck = quiet or all(lane.stuck(now) for lane in self.lanes)
         if not self.complete or (count < self._options.tuning.max_lanes and stuck):
             self._open()
+        elif quiet and self.lanes and self._reserved not in self.lanes:
+            # No more may be opened, and under steady load none would ever fall quiet by itself.
+            self._reserved = min(self.lanes, key=lambda lane: lane.in_flight)
+
+    def unreserve(self) -> None:
+        """Nothing waits for a quiet lane any more."""
+        self._reserved = None
 
     # Coming and going
 

@@ -113,7 +113,7 @@ def suspicious_age(p99: float, floor: float, ceiling: float, asked: int) -> floa
 
     Doubling keeps a long query from being watched by a ping every few milliseconds.
     """
-    return float(min(max(floor, 4 * p99), ceiling) * 2**asked)
+    return min(max(floor, 4 * p99), ceiling) * 2.0 ** min(asked, 30)
 
 
 def role_of(in_recovery: bool, read_only: bool) -> Role:

@@ -136,7 +136,7 @@ class Pipeline(Generic[T, S]):
         slot = self.slots.popleft()
         if self.slots:
             self.slots[0].head_at = now
-        if self.gate is Gate.GATED and slot is self._target:
+        if slot is self._target:
             self._target = None
             self._maybe_open()
         return slot
@@ -145,7 +145,8 @@ class Pipeline(Generic[T, S]):
         """Nobody waits for this segment any more; ``urgent``: cancel it at once if it is the head."""
         if slot.abandoned_at is None:
             slot.abandoned_at = now
-        if urgent and self.gate is not Gate.GATED and self.slots and self.slots[0] is slot:
+        cancelling = self._delivering or self._target is not None
+        if urgent and not cancelling and self.slots and self.slots[0] is slot:
             return self._cancel(now)
         return Act.NOTHING
 

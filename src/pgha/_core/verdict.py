@@ -12,6 +12,7 @@ SQL that commits by itself, without the above                         in doubt
 its Sync was never handed to libpq (a framed COMMIT may have been)     not applied (framed: in doubt)
 an error 40003 or of class 08; an error without the V field           in doubt
 FATAL before the last CommandComplete / after it                      not applied / in doubt
+PANIC of a frame's COMMIT                                              in doubt
 ERROR                                                                 not applied
 a genuine FATAL answered an earlier segment of the connection         not applied
 the connection ended without any of these                             in doubt
@@ -115,6 +116,9 @@ def _by_error(facts: Facts, error: ServerError) -> Outcome:
     if error.broken_connection:
         return Outcome.IN_DOUBT
     if error.fatal and facts.completed >= facts.statements:
+        return Outcome.IN_DOUBT
+    if error.severity == "PANIC" and facts.framed and facts.completed >= facts.statements - 1:
+        # The COMMIT itself panicked: the record may have reached the disk, and recovery will find it.
         return Outcome.IN_DOUBT
     return Outcome.NOT_APPLIED
 
