@@ -1,0 +1,53 @@
+"""What must be alone on its lane gets one, also where all lanes are busy all the time."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+import pgha
+from pgha._config import Tuning
+from pgha.chaos import LocalNode
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_under_steady_load_with_no_lane_to_spare(server: LocalNode) -> None:
+    tuning = Tuning(max_lanes=1)
+    async with pgha.open_cluster(server.dsn, lanes=1, _tuning=tuning) as cluster:
+        done = 0
+
+        async def write() -> None:
+            nonlocal done
+            while True:
+                await cluster.execute("SELECT 1")
+                done += 1
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(30):
+                tasks.start_soon(write)
+            while done < 100:
+                await cluster.fetch("SELECT 1")
+            with anyio.fail_after(10):
+                for _ in range(20):
+                    await cluster.execute("DO $$ BEGIN PERFORM 1; END $$")
+            before = done
+            # And the load goes on behind it.
+            with anyio.fail_after(10):
+                while done < before + 100:
+                    await cluster.fetch("SELECT 1")
+            tasks.cancel_scope.cancel()
+        assert cluster.nodes[next(iter(cluster.nodes))].write_lanes == 1
+
+
+async def test_a_slow_operation_alone_does_not_hold_the_others_up(server: LocalNode) -> None:
+    async with pgha.open_cluster(server.dsn, lanes=1) as cluster, cluster.group() as group:
+        slow = [group.submit("DO $$ BEGIN PERFORM pg_sleep(2); END $$") for _ in range(2)]
+        with anyio.fail_after(10):
+            for number in range(200):
+                assert (await cluster.execute("SELECT %s::int", [number])).value() == number
+        assert not any(one.done for one in slow)
+        for one in slow:
+            one.cancel()
+            with pytest.raises((pgha.OperationCancelled, pgha.CommitInDoubt)):
+                await one
