@@ -220,6 +220,13 @@ class CacheAndServer(RuleBasedStateMachine):
         self.closed.add(name)
         self.names.remove(name)
 
+    @rule(text=st.sampled_from("abcd"))
+    def often(self, text: str) -> None:
+        """One statement until it is ready, with the answers coming in time."""
+        for _ in range(2 + (self.threshold or 0)):
+            self.send([text], passes=True)
+            self.learn(1)
+
     @precondition(lambda self: self.parsing)
     @rule(how_many=st.integers(1, 3))
     def learn(self, how_many: int) -> None:
@@ -254,4 +261,4 @@ class CacheAndServer(RuleBasedStateMachine):
 
 
 TestCacheAndServer = CacheAndServer.TestCase
-TestCacheAndServer.settings = settings(deadline=None, max_examples=100, stateful_step_count=30)
+TestCacheAndServer.settings = settings(deadline=None, max_examples=150, stateful_step_count=40)

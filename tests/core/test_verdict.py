@@ -156,7 +156,6 @@ def test_outcome(line: str) -> None:
     assert outcome(facts) is expected
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a PANIC of the COMMIT is taken for proof")
 @pytest.mark.parametrize("sqlstate", ["53100", "58030", "XX000"])
 def test_a_panic_while_only_the_commit_was_left_is_in_doubt(sqlstate: str) -> None:
     # XLogFlush fails in a critical section: PANIC, but recovery may find the commit record in the file.
