@@ -87,9 +87,10 @@ class Cluster(Generic[Row]):
             query, params, read=True, route=route, timeout=timeout,
             statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
         )  # fmt: skip
+        started = self._clock()
         if self._dispatcher.full:
             await self._queue_room(request)
-        operation: Operation[Result[Any]] = self._begin(request)
+        operation: Operation[Result[Any]] = self._begin(request, started)
         return await operation.outcome()
 
     @overload
@@ -152,9 +153,10 @@ class Cluster(Generic[Row]):
             query, params, read=False, idempotent=idempotent, route=route, timeout=timeout,
             statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
         )  # fmt: skip
+        started = self._clock()
         if self._dispatcher.full:
             await self._queue_room(request)
-        operation: Operation[Result[Any]] = self._begin(request)
+        operation: Operation[Result[Any]] = self._begin(request, started)
         return await operation.outcome()
 
     async def execute_batch(
@@ -172,9 +174,10 @@ class Cluster(Generic[Row]):
             statements, idempotent=idempotent, route=route, timeout=timeout,
             statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
         )  # fmt: skip
+        started = self._clock()
         if self._dispatcher.full:
             await self._queue_room(request)
-        operation: Operation[list[Result[Any]]] = self._begin(request)
+        operation: Operation[list[Result[Any]]] = self._begin(request, started)
         return await operation.outcome()
 
     # Operations
@@ -197,7 +200,7 @@ class Cluster(Generic[Row]):
             raise QueueFull(
                 f"{self._dispatcher.queued} operations are waiting already (max_queued): await some of them"
             )
-        return self._begin(request)
+        return self._begin(request, self._clock())
 
     def group(self) -> AbstractAsyncContextManager[Group]:
         """A scope of operations: ``g.submit`` starts them, leaving awaits all.
@@ -207,8 +210,8 @@ class Cluster(Generic[Row]):
         """
         return Group.opened(self.submit)
 
-    def _begin(self, request: Request) -> Operation[Any]:
-        operation: Operation[Any] = Operation(self._dispatcher, request, self._clock())
+    def _begin(self, request: Request, started: float) -> Operation[Any]:
+        operation: Operation[Any] = Operation(self._dispatcher, request, started)
         self._dispatcher.start(operation)
         return operation
 
@@ -229,9 +232,11 @@ class Cluster(Generic[Row]):
         """Begin to use one more node; returns at once, the node is used as soon as it answers."""
         if self._tasks is None or self._dispatcher.closed:
             raise ClusterClosed("the cluster is closed")
-        for config in parse_nodes([node]):
+        configs = parse_nodes([node])
+        for config in configs:
             if config.name in self._nodes:
                 raise ConfigError(f"a node is called {config.name!r} already")
+        for config in configs:
             added = self._nodes[config.name] = self._make_node(config)
             self._tasks.start_soon(added.run)
         self._dispatcher.reroute()
@@ -242,7 +247,7 @@ class Cluster(Generic[Row]):
         When cancelled, the node is dropped at once.
         """
         node = self._nodes.get(name)
-        if node is None:
+        if node is None or node.leaving:
             raise ConfigError(f"no node is called {name!r}: see Cluster.nodes for the names")
         node.leaving = True
         self._dispatcher.reroute()
@@ -252,7 +257,8 @@ class Cluster(Generic[Row]):
         finally:
             with anyio.CancelScope(shield=True):
                 await self._dismiss([node])
-            del self._nodes[name]
+            if self._nodes.get(name) is node:
+                del self._nodes[name]
             self._dispatcher.forget(node)
 
     async def _dismiss(self, nodes: Sequence[Node]) -> None:
@@ -267,7 +273,12 @@ class Cluster(Generic[Row]):
             await node.gone()
 
     async def wait_ready(self, count: int | None = None) -> None:
-        """Wait until ``count`` nodes (all, when None) answer and can be read from."""
+        """Wait until ``count`` nodes (all, when None) answer and can be read from.
+
+        Has no bound of its own: put it into a cancel scope. Raises `ClusterClosed` when the cluster is left.
+        """
+        if count is not None and count > len(self._nodes):
+            raise ConfigError(f"{count} nodes cannot be ready: there are {len(self._nodes)}")
         while sum(node.ready for node in self._nodes.values()) < (
             len(self._nodes) if count is None else count
         ):

@@ -47,6 +47,10 @@ class NodeConfig:
     name: str
     params: dict[str, str] = field(repr=False)
 
+    def application_name(self, default: str) -> str:
+        """The conninfo's own, if it has one."""
+        return self.params.get("application_name", default)
+
     def conninfo(self, **more: str | int) -> str:
         """The conninfo string for libpq, with ``more`` laid over it. It may hold a password."""
         return make_conninfo("", **{**self.params, **more})
@@ -123,9 +127,10 @@ class Options:
         for name in ("connect_timeout", "ping_interval", "ping_timeout"):
             if getattr(self, name) == 0:
                 raise ConfigError(f"{name} must be more than zero seconds")
-        for name in ("timeout", "statement_timeout"):
-            if getattr(self, name) is not None:
-                seconds(name, getattr(self, name))
+        if self.timeout is not None:
+            seconds("timeout", self.timeout)
+        if self.statement_timeout is not None:
+            statement_limit(self.statement_timeout)
         if self.prepare_threshold is not None:
             _whole("prepare_threshold", self.prepare_threshold, least=0)
         if self.topology not in ("auto", "masters", "primary", "standalone"):
@@ -148,6 +153,16 @@ def seconds(name: str, value: object) -> float:
     if math.isnan(value) or value < 0:
         raise ConfigError(f"{name} must be zero or more seconds, not {value!r}")
     return float(value)
+
+
+def statement_limit(value: object) -> float:
+    """``value`` as PostgreSQL's statement_timeout, in seconds."""
+    limit = seconds("statement_timeout", value)
+    if not 0.001 <= limit <= 2_147_483:
+        raise ConfigError(
+            f"statement_timeout must be 0.001 to 2147483 seconds, or None for no limit, not {value!r}"
+        )
+    return limit
 
 
 def parse_nodes(nodes: Sequence[str | Node]) -> list[NodeConfig]:

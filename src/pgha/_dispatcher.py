@@ -19,11 +19,12 @@ from ._core.backoff import RetryBudget, delay
 from ._core.dispatch import Queue
 from ._core.health import Transition
 from ._core.routing import choose, elsewhere
-from ._core.verdict import GaveUp, Outcome, Then
+from ._core.verdict import ELSEWHERE, GaveUp, Outcome, Then
 from ._errors import ClusterClosed, NodeReport, NoNodeAvailable
 from ._judging import Fate, LegLost, error_for, given_up, in_doubt, weigh
-from ._lane import Lane, Verdict
+from ._lane import Lane
 from ._laneset import Waiting
+from ._lanetypes import Verdict
 from ._node import Node
 from ._operation import KINDS, Kind, Operation, Stage
 from ._outcomes import Outcomes
@@ -65,7 +66,7 @@ class Dispatcher:
 
     async def queue_room(self) -> None:
         """Wait until the queue takes one more."""
-        while self.full:
+        while self.full and not self.closed:
             event = anyio.Event()
             self._room_waiters.append(event)
             await event.wait()
@@ -112,7 +113,10 @@ class Dispatcher:
             lane = node.sets[kind].with_room(now)
             if lane is not None:
                 self._send(lane, node, operation, now)
-                return
+            else:
+                # The usual case under load, and kept cheap: whoever makes room looks at the queue.
+                self._enqueue(operation, node, now, front=False, feed=not node.sets[kind].complete)
+            return
         self._enqueue(operation, node, now, front=False)
 
     def _homeless(self, operation: Operation[Any]) -> None:
@@ -124,7 +128,9 @@ class Dispatcher:
             error = self.no_node(f"node {operation.home} was removed")
             self.outcomes.fail(operation, error, Outcome.NOT_APPLIED)
 
-    def _enqueue(self, operation: Operation[Any], node: Node | None, now: float, *, front: bool) -> None:
+    def _enqueue(
+        self, operation: Operation[Any], node: Node | None, now: float, *, front: bool, feed: bool = True
+    ) -> None:
         kind = operation.request.kind
         waiting = self._shared[kind] if operation.home is None else self._nodes[operation.home].waiting[kind]
         queue = waiting.of(operation)
@@ -143,15 +149,18 @@ class Dispatcher:
                 for one in self._nodes.values():
                     one.poke()
             return
-        if front or operation.alone or not node.complete(kind):
-            self._mark(node)
         node.busy()
+        if feed:
+            self._mark(node)
 
     # Waiting in line
 
     def _out_of_line(self, operation: Operation[Any]) -> None:
         operation.place = None
+        operation.stage = Stage.NEW
         self.queued -= 1
+        if self._room_waiters and not self.full:
+            self._wake_room_waiters()
         if operation.expiry is not None:
             self.times.cancel(operation.expiry)
             operation.expiry = None
@@ -159,10 +168,23 @@ class Dispatcher:
     def _leave_queue(self, operation: Operation[Any]) -> None:
         operation.place.remove(operation)
         self._out_of_line(operation)
+        if operation.alone and (node := self._node_of(operation)) is not None:
+            self._mark(node)
+
+    def _node_of(self, operation: Operation[Any]) -> Node | None:
+        """Where it would be sent now."""
+        if operation.home is None:
+            return self._target[operation.request.kind]
+        return self._nodes.get(operation.home)
+
+    def _wake_room_waiters(self) -> None:
+        waiters, self._room_waiters = self._room_waiters, []
+        for event in waiters:
+            event.set()
 
     def _expire_later(self, operation: Operation[Any]) -> None:
         """Nobody can take it now: it must not wait without a bound."""
-        if operation.expiry is not None:
+        if operation.expiry is not None or operation.stage is not Stage.QUEUED:
             return
         if isinstance(operation.request.route, Pin) and operation.deadline is not None:
             return
@@ -171,8 +193,10 @@ class Dispatcher:
 
     def _expire(self, operation: Operation[Any]) -> None:
         operation.expiry = None
+        if operation.stage is not Stage.QUEUED:
+            return
         kind = operation.request.kind
-        node = self._target[kind] if operation.home is None else self._nodes.get(operation.home)
+        node = self._node_of(operation)
         if node is not None and node.serves(kind):
             # Served again meanwhile, only not this one yet: begin anew.
             operation.queued_at = self._clock()
@@ -186,7 +210,11 @@ class Dispatcher:
     def _expire_all_later(self, waiting: Waiting, since: float | None) -> None:
         for queue in waiting.queues:
             for operation in queue:
-                operation.queued_at = since or operation.queued_at
+                if since is not None:
+                    operation.queued_at = since
+                    if operation.expiry is not None:
+                        self.times.cancel(operation.expiry)
+                        operation.expiry = None
                 self._expire_later(operation)
 
     def no_node(self, message: str) -> NoNodeAvailable:
@@ -198,16 +226,28 @@ class Dispatcher:
     # Sending
 
     def _send(self, lane: Lane, node: Node, operation: Operation[Any], now: float) -> None:
-        request = operation.request
-        if request.on_send is not None:
-            pairs = [(one.query, one.params) for one in request.statements]
-            try:
-                request.on_send(Sent(node.name, len(operation.attempts) + 1, pairs))
-            except Exception as error:  # noqa: BLE001 - the user's callback: its error goes to its operation
-                self.outcomes.fail(operation, error, Outcome.NOT_APPLIED)
+        if operation.request.on_send is not None:
+            self._tell(operation, node.name)
+            if operation.stage is Stage.DONE:
                 return
-        lane.send(operation, now)
-        node.busy()
+        if lane.send(operation, now):
+            node.busy()
+        else:
+            self._enqueue(operation, self._node_of(operation), now, front=True)
+
+    def _tell(self, operation: Operation[Any], node: str) -> None:
+        """Run the user's ``on_send``, which may submit and cancel: nothing else is sent meanwhile."""
+        request = operation.request
+        pairs = [(one.query, one.params) for one in request.statements]
+        working, self._working = self._working, True
+        try:
+            if request.on_send is not None:
+                request.on_send(Sent(node, len(operation.attempts) + 1, pairs))
+        except Exception as error:  # noqa: BLE001 - the user's callback: its error goes to its operation
+            if operation.stage is not Stage.DONE:
+                self.outcomes.fail(operation, error, Outcome.NOT_APPLIED)
+        finally:
+            self._working = working
 
     def _mark(self, node: Node) -> None:
         self._dirty.add(node)
@@ -225,10 +265,6 @@ class Dispatcher:
                         self._feed(node, kind)
         finally:
             self._working = False
-        if self._room_waiters and not self.full:
-            waiters, self._room_waiters = self._room_waiters, []
-            for event in waiters:
-                event.set()
 
     def _feed(self, node: Node, kind: Kind) -> None:
         """Send to ``node`` what waits for it, as far as its lanes have room."""
@@ -245,17 +281,19 @@ class Dispatcher:
         else:
             lanes.unreserve()
         corked: list[Lane] = []
-        while queue := own.usual or shared.usual:
-            lane = lanes.with_room(now)
-            if lane is None:
-                lanes.demand(now, quiet=False)
-                break
-            if not lane.corked:
-                lane.corked = True
-                corked.append(lane)
-            self._send(lane, node, self._take(queue), now)
-        for lane in corked:
-            lane.uncork()
+        try:
+            while queue := own.usual or shared.usual:
+                lane = lanes.with_room(now)
+                if lane is None:
+                    lanes.demand(now, quiet=False)
+                    break
+                if not lane.corked:
+                    lane.corked = True
+                    corked.append(lane)
+                self._send(lane, node, self._take(queue), now)
+        finally:
+            for lane in corked:
+                lane.uncork()
 
     def _take(self, queue: Queue[Operation[Any]]) -> Operation[Any]:
         operation = queue.take()
@@ -288,6 +326,9 @@ class Dispatcher:
             case Then.DELIVER:
                 self.succeeded(lane, operation, verdict.answer.results)
             case Then.AGAIN_ELSEWHERE:
+                if verdict.lost is None and fate.reason in ELSEWHERE and lane.node in self._nodes:
+                    # It takes no writes any more, or nothing at all: no more of them until it was asked.
+                    self._nodes[lane.node].doubt(fate.reason)
                 self._again(operation, fate, away_from=lane.node if verdict.lost is None else None)
             case Then.AGAIN_LATER:
                 self._again(operation, fate, pause=True)
@@ -304,11 +345,11 @@ class Dispatcher:
     def _again(
         self, operation: Operation[Any], fate: Fate, *, pause: bool = False, away_from: str | None = None
     ) -> None:
-        self._budget.take()
-        self.outcomes.retried(operation, fate)
         if operation.parent is not None and fate.then is Then.AGAIN_ELSEWHERE:
             self._races.lost(operation, fate)
             return
+        self._budget.take()
+        self.outcomes.retried(operation, fate)
         now = self._clock()
         if operation.parent is None and not isinstance(operation.request.route, Pin):
             operation.home = None if away_from is None else self._elsewhere(operation, away_from)
@@ -339,8 +380,10 @@ class Dispatcher:
         if events.wanted:
             count = lane.in_flight
             events.emit(LaneLost(at=self._clock(), node=lane.node, reason=reason, in_flight=count))
-        if lost and lane.node in self._nodes:
-            self._nodes[lane.node].doubt(reason)
+        if lane.node in self._nodes:
+            self._nodes[lane.node].sets[lane.kind].forget(lane)
+            if lost:
+                self._nodes[lane.node].doubt(reason)
 
     def terminate(self, lane: Lane) -> None:
         if lane.node in self._nodes:
@@ -377,9 +420,9 @@ class Dispatcher:
             )
         if moved.role_changed:
             events.emit(RoleChanged(at=now, node=node.name, role=moved.role, before=moved.role_before))
+        self.reroute()
         if moved.fell or moved.role_changed:
             self._bring_home(node)
-        self.reroute()
         if moved.state_changed or moved.role_changed:
             self._tell_changed()
         self._mark(node)
@@ -396,7 +439,7 @@ class Dispatcher:
                         lost = LegLost(f"{node.name}: {node.health.reason}")
                         self.outcomes.fail(operation, lost, Outcome.NOT_APPLIED)
                     else:
-                        self._enqueue(operation, None, operation.queued_at, front=False)
+                        self._enqueue(operation, self._node_of(operation), operation.queued_at, front=False)
 
     def reroute(self) -> None:
         """Choose anew where `nearest` goes."""
@@ -412,7 +455,9 @@ class Dispatcher:
         self._work()
 
     async def change(self) -> None:
-        """Wait until something about the nodes changed."""
+        """Wait until something about the nodes changed; `ClusterClosed` when that will not happen."""
+        if self.closed:
+            raise ClusterClosed("the cluster is closed")
         event = anyio.Event()
         self._changed.append(event)
         await event.wait()
@@ -477,6 +522,8 @@ class Dispatcher:
             operation.doubted = operation.doubted or sent
             operation.gave_up = operation.gave_up or "cancelled"
             self.outcomes.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
+        self._wake_room_waiters()
+        self._tell_changed()
 
     def forget(self, node: Node) -> None:
         """The node was removed: what was pinned to it fails."""

@@ -116,4 +116,8 @@ def info(error: BaseException) -> Info:
 
 def annotate(error: BaseException, facts: Info) -> None:
     """Fix ``facts`` to ``error`` for `info` to find."""
-    error._pgha_info = facts  # type: ignore[attr-defined]
+    try:
+        error._pgha_info = facts  # type: ignore[attr-defined]
+    except (AttributeError, TypeError):
+        # An exception of the user's own that takes no attributes: it is raised as it is, without an `Info`.
+        return

@@ -11,7 +11,7 @@ from psycopg.errors import error_from_result
 from ._config import Tuning
 from ._core.verdict import Case, Outcome, Then, decide
 from ._errors import CommitInDoubt, Error, Info, OperationCancelled, OperationTimeout, annotate
-from ._lane import Verdict
+from ._lanetypes import Verdict
 from ._operation import Operation
 
 READ_ONLY = "25006"

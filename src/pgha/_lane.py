@@ -8,65 +8,31 @@ writer and a canceller, all inside `run`; when `run` ends, the connection is clo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import anyio
 import psycopg
 from anyio.abc import TaskGroup
 from psycopg.adapt import AdaptersMap
 
-from ._core.pipeline import Act, Bounds, Pipeline, Slot
+from ._core.pipeline import Act, Pipeline
 from ._core.sqlwords import words
-from ._core.verdict import Facts, Handed, ServerError
+from ._core.verdict import Facts, ServerError
+from ._lanetypes import FlightSlot, LaneBounds, LaneOwner, Verdict
 from ._operation import Attempt, Kind, Operation, Stage
 from ._wire import PGresult
 from ._wire.compiling import Statement
 from ._wire.connect import cancel
 from ._wire.link import NO_EXTRAS, Extras, Link, SendFailed
 from ._wire.loading import Loader
-from ._wire.loops import Loop, uninterrupted
+from ._wire.loops import uninterrupted
 from ._wire.segment import Answer, Segment, plain_success, read_answer
 
 _PER_WAKE_UP = 64
 """Answers taken before other tasks get a turn."""
-
-
-FlightSlot: TypeAlias = Slot[Operation[Any] | None, Segment]
-"""A segment in flight, and whose it is (None: the lane's own ROLLBACK)."""
-
-
-@dataclass(slots=True)
-class Verdict:
-    """What a lane knows about a segment that did not simply succeed."""
-
-    facts: Facts
-    answer: Answer
-    overlapped: bool
-    was_head: bool
-    rerun_alone: bool
-    lost: str | None
-    """Why the connection ended, if it did."""
-
-
-class LaneOwner(Protocol):
-    """Who decides what becomes of operations."""
-
-    loop: Loop
-
-    def succeeded(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None: ...
-    def judge(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None: ...
-    def room(self, lane: Lane) -> None: ...
-    def lane_broke(self, lane: Lane, reason: str, *, lost: bool) -> None: ...
-    def terminate(self, lane: Lane) -> None: ...
-    def cancel_sent(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class LaneBounds:
-    pipeline: Bounds
-    cancel_deadline: float
-    farewell: float
+_MOST_READS = 1024
+"""Reads of 8 kB and more before a connection is given up, or before a write is sent: bounds the time spent
+where a server keeps on sending."""
 
 
 class Lane:
@@ -92,6 +58,8 @@ class Lane:
         """More is about to be sent: it is written together, by `uncork`."""
         self._tasks: TaskGroup | None = None
         self._writing = False
+        self._ending = False
+        """Being given up: what arrives is still settled, nothing more is sent."""
         self._farewell_at: float | None = None
         self._farewell_reason = ""
 
@@ -101,15 +69,20 @@ class Lane:
     def in_flight(self) -> int:
         return len(self.pipeline.slots)
 
+    @property
+    def usable(self) -> bool:
+        """Neither broken nor about to be."""
+        return self.broken is None and not self._ending
+
     def has_room(self, now: float) -> bool:
-        return self.broken is None and self.pipeline.room(now)
+        return self.broken is None and not self._ending and self.pipeline.room(now)
 
     @property
     def quiet(self) -> bool:
-        return self.broken is None and self.pipeline.quiet
+        return self.usable and self.pipeline.quiet
 
     def stuck(self, now: float) -> bool:
-        return self.broken is not None or self.pipeline.stuck(now)
+        return not self.usable or self.pipeline.stuck(now)
 
     def head_age(self, now: float) -> float:
         """Seconds that the present head has been waiting; 0 without one."""
@@ -118,47 +91,67 @@ class Lane:
 
     # Sending
 
-    def send(self, operation: Operation[Any], now: float) -> None:
-        """Hand ``operation`` to libpq, in the calling task. The lane must have room.
+    def takes(self, operation: Operation[Any], now: float) -> bool:
+        """It may be sent at this moment."""
+        return self.quiet if operation.alone else self.has_room(now)
+
+    def send(self, operation: Operation[Any], now: float) -> bool:
+        """Hand ``operation`` to libpq, in the calling task. False: there was no room for it after all.
 
         When the link breaks meanwhile, the owner is told to judge, this operation included.
         """
-        request = operation.request
         if self.kind == "write":
             # What the server said before it closed would be lost by sending: RST discards it unread
             # (measured: 46 of 47 acknowledgements).
-            self.take_in(now)
-            if not self.has_room(now):
-                self._owner.judge(self, operation, self._never_sent())
-                return
+            self._read_ahead(now)
+        if not self.takes(operation, now):
+            return False
         operation.attempts.append(Attempt(self.node, now))
-        self._put(request.statements, _extras(operation), operation, now)
+        self._put(operation.request.statements, _extras(operation), operation, now)
+        return True
 
-    def _never_sent(self) -> Verdict:
-        facts = Facts(handed=Handed.NOTHING)
-        return Verdict(facts, Answer(), False, False, False, self.broken or "the lane closed")
+    def _read_ahead(self, now: float) -> None:
+        for _ in range(_MOST_READS):
+            if self.broken is not None or not self.link.readable():
+                return
+            self.take_in(now)
 
     def _put(
         self, statements: Sequence[Statement], extras: Extras, operation: Operation[Any] | None, now: float
     ) -> None:
-        alone = operation is None or operation.alone
         try:
             segment = self.link.send(statements, extras, corked=self.corked)
-            pending = not self.corked and not self.link.flush()
-        except (SendFailed, psycopg.Error) as error:
-            handed = error.handed if isinstance(error, SendFailed) else Handed.WHOLE
-            self._send_failed(operation, handed, extras.framed, error)
+        except SendFailed as failure:
+            if failure.segment is None:
+                self._not_sent(operation, extras.framed, failure)
+            else:
+                # All of it was handed over: its place in the line tells what becomes of it.
+                self._sent(failure.segment, operation, now)
+                self.break_off(_words_of(failure), lost=True)
             return
+        self._sent(segment, operation, now)
+        if not self.corked:
+            self.uncork()
+
+    def _sent(self, segment: Segment, operation: Operation[Any] | None, now: float) -> None:
+        alone = operation is None or operation.alone
         slot = self.pipeline.sent(operation, segment, now, alone)
         if operation is not None:
             operation.stage = Stage.SENT
             operation.place = (self, slot)
             operation.attempts[-1].head_at = slot.head_at
-        if pending:
-            self._write_later()
+
+    def _not_sent(self, operation: Operation[Any] | None, framed: bool, failure: SendFailed) -> None:
+        """libpq took a part of it at most, without the Sync: the connection is of no use any more."""
+        reason = _words_of(failure)
+        self.break_off(reason, lost=True)
+        if operation is not None:
+            committing = operation.request.self_committing
+            facts = Facts(handed=failure.handed, framed=framed, self_committing=committing)
+            self._owner.judge(self, operation, Verdict(facts, Answer(), False, False, False, reason))
 
     def uncork(self) -> None:
-        """Write what was sent since ``corked`` was set."""
+        """Write what was sent; ``corked`` put it off."""
         self.corked = False
         if self.broken is not None:
             return
@@ -174,16 +167,6 @@ class Lane:
         if not self._writing and self._tasks is not None:
             self._writing = True
             self._tasks.start_soon(self._write_out)
-
-    def _send_failed(
-        self, operation: Operation[Any] | None, handed: Handed, framed: bool, error: Exception
-    ) -> None:
-        reason = _words_of(error)
-        self.break_off(reason, lost=True)
-        if operation is not None:
-            committing = operation.request.self_committing
-            facts = Facts(handed=handed, framed=framed, self_committing=committing)
-            self._owner.judge(self, operation, Verdict(facts, Answer(), False, False, False, reason))
 
     @uninterrupted
     async def _write_out(self) -> None:
@@ -227,14 +210,29 @@ class Lane:
         if self.broken is not None:
             return False
         received = self.link.receive(len(self.pipeline.slots), _PER_WAKE_UP)
-        for results in received.answers:
-            self._answered(results, now)
+        self._settle(received.answers, now)
         if received.broken is not None:
             self._break(_words_of(received.broken))
             return False
-        if received.answers and not self.pipeline.slots:
+        if received.answers and not self.pipeline.slots and self.usable:
             self._drained(now)
         return received.more
+
+    def _settle(self, answers: Sequence[list[PGresult]], now: float) -> None:
+        """Give each answer to its segment.
+
+        All are paired before any is acted upon: acting may send and read on this very lane again.
+        """
+        for slot, results in [(self._popped(now), results) for results in answers]:
+            self._answered(slot, results, now)
+
+    def _popped(self, now: float) -> FlightSlot:
+        slots = self.pipeline.slots
+        slot = self.pipeline.answered(now)
+        self.asked = 0
+        if slots and (successor := slots[0].item) is not None:
+            successor.attempts[-1].head_at = now
+        return slot
 
     def _drained(self, now: float) -> None:
         self.idle_since = now
@@ -244,30 +242,30 @@ class Lane:
             # Somebody's statement changed the session, unseen: nobody else may get it.
             self.break_off("its session was changed by a statement")
 
-    def _answered(self, results: list[PGresult], now: float) -> None:
-        slots = self.pipeline.slots
-        slot = self.pipeline.answered(now)
-        self.asked = 0
-        if slots and (successor := slots[0].item) is not None:
-            successor.attempts[-1].head_at = now
+    def _answered(self, slot: FlightSlot, results: list[PGresult], now: float) -> None:
         operation, segment = slot.item, slot.segment
-        if operation is not None and operation.stage is not Stage.DONE:
+        wanted = operation is not None and operation.stage is not Stage.DONE
+        if wanted and operation is not None:
             operation.attempts[-1].answered_at = now
             if plain_success(segment, results):
                 self._owner.succeeded(self, operation, results)
                 return
         answer = read_answer(segment, results)
         self._learn(answer)
+        if answer.misfit:
+            self.break_off("its answers do not fit what was sent")
         if segment.framed and answer.commit_tag is None:
             self._roll_back(now)
         if operation is None:
             if answer.fault is not None:
                 self.break_off("a transaction could not be rolled back")
-        elif operation.stage is not Stage.DONE:
-            if answer.fault is None and (not segment.framed or answer.commit_tag == "COMMIT"):
+        elif wanted:
+            good = answer.fault is None and not answer.misfit
+            if good and (not segment.framed or answer.commit_tag == "COMMIT"):
                 self._owner.succeeded(self, operation, answer.results)
             else:
-                self._owner.judge(self, operation, self._verdict(slot, answer, synced=True))
+                synced = not answer.misfit
+                self._owner.judge(self, operation, self._verdict(slot, answer, synced=synced))
 
     def _learn(self, answer: Answer) -> None:
         cache = self.link.cache
@@ -328,12 +326,19 @@ class Lane:
 
     def break_off(self, reason: str, *, lost: bool = False) -> None:
         """Give the connection up now; what the socket still holds is read before anything is judged."""
-        if self.broken is not None:
+        if not self.usable:
             return
-        received = self.link.receive(len(self.pipeline.slots), len(self.pipeline.slots))
-        for results in received.answers:
-            self._answered(results, self._clock())
-        self._break(reason if received.broken is None else _words_of(received.broken), lost=lost)
+        self._ending = True
+        now = self._clock()
+        for _ in range(_MOST_READS):
+            received = self.link.receive(len(self.pipeline.slots), len(self.pipeline.slots))
+            self._settle(received.answers, now)
+            if received.broken is not None:
+                reason = _words_of(received.broken)
+                break
+            if not self.link.readable():
+                break
+        self._break(reason, lost=lost)
 
     def condemn(self, reason: str, now: float, *, terminate: bool) -> None:
         """Send nothing more, and give the server a moment to say what became of what is in flight.

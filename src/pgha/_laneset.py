@@ -15,8 +15,10 @@ from ._config import NodeConfig, Options
 from ._core.backoff import delay
 from ._core.dispatch import Queue
 from ._core.pipeline import Bounds
-from ._lane import Lane, LaneBounds, LaneOwner
+from ._lane import Lane
+from ._lanetypes import LaneBounds, LaneOwner
 from ._operation import Kind, Operation
+from ._wire import PGconn
 from ._wire.connect import ConnectFailed, open_pgconn, set_up
 from ._wire.link import Link
 from ._wire.loops import uninterrupted
@@ -158,6 +160,11 @@ class LaneSet:
             self.opening = 0
             self._connecting.clear()
 
+    def forget(self, lane: Lane) -> None:
+        """It broke: nobody is to count on it, though its task has yet to end."""
+        if lane in self.lanes:
+            self.lanes.remove(lane)
+
     def stop_connecting(self) -> None:
         for scope in self._connecting:
             scope.cancel()
@@ -207,8 +214,7 @@ class LaneSet:
         try:
             await lane.run(opened)
         finally:
-            if lane in self.lanes:
-                self.lanes.remove(lane)
+            self.forget(lane)
         self._owner.lanes_changed()
 
     async def _connect(self) -> Lane:
@@ -217,26 +223,33 @@ class LaneSet:
         if self.kind == "read":
             settings.append("-c default_transaction_read_only=on")
         if options.statement_timeout is not None:
-            settings.append(f"-c statement_timeout={max(1, round(options.statement_timeout * 1000))}")
+            settings.append(f"-c statement_timeout={round(options.statement_timeout * 1000)}")
         pgconn = await open_pgconn(
             self._config,
             options.connect_timeout,
-            application_name=options.application_name,
+            application_name=self._config.application_name(options.application_name),
             options=" ".join(filter(None, settings)),
         )
         try:
-            with anyio.fail_after(options.connect_timeout):
-                await set_up(pgconn, options.on_connect)
+            await self._set_up(pgconn)
             link = Link(pgconn, options.prepare_threshold, options.tuning.statements)
-        except TimeoutError:
+        except OSError as error:
             pgconn.finish()
-            raise ConnectFailed(f"on_connect took more than {options.connect_timeout:g} s") from None
-        except Exception as error:
-            pgconn.finish()
-            refused = not isinstance(error, psycopg.OperationalError)
-            raise ConnectFailed(f"on_connect failed: {error}", refused=refused) from error
+            raise ConnectFailed(f"no descriptor for the connection: {error}") from error
         except BaseException:
             pgconn.finish()
             raise
         name = self._owner.name
         return Lane(link, name, self.kind, self._adapters, self._host, self._bounds, self._clock)
+
+    async def _set_up(self, pgconn: PGconn) -> None:
+        options = self._options
+        scope = anyio.CancelScope(deadline=anyio.current_time() + options.connect_timeout)
+        try:
+            with scope:
+                await set_up(pgconn, options.on_connect)
+        except Exception as error:
+            refused = not isinstance(error, psycopg.OperationalError)
+            raise ConnectFailed(f"on_connect failed: {error}", refused=refused) from error
+        if scope.cancelled_caught:
+            raise ConnectFailed(f"on_connect took more than {options.connect_timeout:g} s")

@@ -7,6 +7,7 @@ server says something by itself (a farewell, an end of file) -> ping ... The hea
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from typing import Protocol
@@ -19,10 +20,12 @@ from ._config import NodeConfig, Options
 from ._core.backoff import delay
 from ._core.health import role_of
 from ._types import Role
-from ._wire import PGconn
+from ._wire import OK, PGconn
 from ._wire.connect import ConnectFailed, open_pgconn
 from ._wire.loops import uninterrupted
 from ._wire.segment import FATAL_ERROR
+
+logger = logging.getLogger("pgha")
 
 PING = b"SELECT pg_catalog.pg_is_in_recovery()"
 """As cheap as SELECT 1, and it tells the role on every version."""
@@ -78,7 +81,7 @@ class Monitor:
                 pgconn = await open_pgconn(
                     self._config,
                     self._options.connect_timeout,
-                    application_name=self._options.application_name,
+                    application_name=self._config.application_name(self._options.application_name),
                 )
             except ConnectFailed as error:
                 self._owner.dead(str(error), refused=error.refused, silent=False)
@@ -104,6 +107,8 @@ class Monitor:
             while True:
                 await self._ping(pgconn)
                 answered = True
+                if self._condemned:
+                    await self._end_backends(pgconn)
                 await self._sleep_lightly(pgconn)
         except PingFailed as error:
             self._owner.dead(str(error), refused=False, silent=True)
@@ -126,20 +131,28 @@ class Monitor:
 
     async def _ping(self, pgconn: PGconn) -> None:
         self._poked = False
-        query = PING
-        if self._condemned:
-            ends = b", ".join(b"pg_catalog.pg_terminate_backend(%d)" % pid for pid in self._condemned)
-            query += b", " + ends
-            self._condemned.clear()
         started = self._clock()
-        pgconn.send_query(query)
+        pgconn.send_query(PING)
         in_recovery = await self._read_reply(pgconn, started + self._options.ping_timeout)
         read_only = pgconn.parameter_status(b"default_transaction_read_only") == b"on"
         trip = self._clock() - started
         self._owner.alive(role_of(in_recovery, read_only), trip, pgconn.server_version)
 
+    async def _end_backends(self, pgconn: PGconn) -> None:
+        pids, self._condemned = self._condemned, []
+        ends = b", ".join(b"pg_catalog.pg_terminate_backend(%d)" % pid for pid in pids)
+        pgconn.send_query(b"SELECT " + ends)
+        try:
+            await self._read_reply(pgconn, self._clock() + self._options.ping_timeout)
+        except psycopg.Error as error:
+            if pgconn.status != OK:
+                raise
+            # A role may be denied the function: the lanes are hung up on, then, and the node is well.
+            logger.warning("%s: backends cannot be ended: %s", self._config.name, error)
+
     async def _read_reply(self, pgconn: PGconn, deadline: float) -> bool:
         in_recovery = False
+        failure: psycopg.Error | None = None
         while True:
             while pgconn.is_busy():
                 late = self._clock() >= deadline
@@ -152,7 +165,10 @@ class Monitor:
                     raise PingFailed(f"no answer to a ping in {self._options.ping_timeout:g} s")
             result = pgconn.get_result()
             if result is None:
+                if failure is not None:
+                    raise failure
                 return in_recovery
             if result.status == FATAL_ERROR:
-                raise error_from_result(result)
-            in_recovery = result.get_value(0, 0) == b"t"
+                failure = error_from_result(result)
+            else:
+                in_recovery = result.get_value(0, 0) == b"t"

@@ -12,8 +12,9 @@ from psycopg.adapt import AdaptersMap
 from ._config import NodeConfig, Options
 from ._core.health import Health, Transition, suspicious_age
 from ._core.routing import Candidate
-from ._lane import Lane, LaneOwner
+from ._lane import Lane
 from ._laneset import LaneSet, Waiting
+from ._lanetypes import LaneOwner
 from ._monitor import Monitor
 from ._operation import KINDS, Kind
 from ._types import NodeStatus, Role
@@ -189,7 +190,11 @@ class Node:
 
     def takes(self, kind: Kind) -> bool:
         """Operations of this kind may be sent here, as far as the node is concerned."""
-        return self.health.state == "up" and (kind == "read" or self.health.role == "primary")
+        return (
+            self.health.state == "up"
+            and not self.leaving
+            and (kind == "read" or self.health.role == "primary")
+        )
 
     def serves(self, kind: Kind) -> bool:
         """It takes operations of this kind now, or as soon as a lane has room."""

@@ -10,10 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+import psycopg
+
 from ._core.verdict import Outcome
+from ._errors import NoNodeAvailable
 from ._judging import Fate, LegLost, note
 from ._operation import Keeper, Operation, Stage
 from ._outcomes import Outcomes
+
+
+def _without_answer(failure: BaseException) -> bool:
+    """It says nothing about the operation, only that a node was lost."""
+    lost = isinstance(failure, psycopg.OperationalError) and failure.sqlstate is None
+    return lost or isinstance(failure, NoNodeAvailable)
 
 
 class Track(Protocol):
@@ -64,13 +73,14 @@ class Races:
             self.drop(operation)
             self._outcomes.succeed(operation, leg.value)
         elif all(one.done for one in legs):
-            operation.attempts.extend(leg.attempts)
+            for one in legs:
+                operation.attempts.extend(one.attempts)
             self._all_failed(operation, legs)
 
     def _all_failed(self, operation: Operation[Any], legs: Sequence[Operation[Any]]) -> None:
         """An error of SQL is the answer; lost connections alone only mean another try, anywhere."""
         for leg in legs:
-            if leg.failure is not None and not isinstance(leg.failure, LegLost):
+            if leg.failure is not None and not _without_answer(leg.failure):
                 self._outcomes.fail(operation, leg.failure, Outcome.NOT_APPLIED, noted=True)
                 return
         operation.legs = None

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 import psycopg
 
-from ._config import Options, seconds
+from ._config import Options, seconds, statement_limit
 from ._core.sqlwords import Kind as WordKind
 from ._core.sqlwords import Words, frame_needed, refuse_in_batch
 from ._errors import ConfigError, NotOnALane
@@ -79,9 +79,9 @@ class RequestMaker:
         statement_timeout: Seconds, row_factory: Any, on_send: OnSend | None,
     ) -> Request:  # fmt: skip
         self._check_route(route, read=False)
+        if isinstance(items, (str, bytes)) or not items:
+            raise ConfigError("execute_batch takes a list of statements, at least one")
         statements = [self._compile_item(item, index) for index, item in enumerate(items)]
-        if not statements:
-            raise ConfigError("execute_batch needs at least one statement")
         framed = frame_needed(one.words for one in statements)
         return Request(
             tuple(statements),
@@ -97,7 +97,16 @@ class RequestMaker:
         )
 
     def _compile_item(self, item: BatchItem, index: int) -> Statement:
-        query, params = item if isinstance(item, tuple) else (item, None)
+        if isinstance(item, (tuple, list)):
+            if len(item) != 2:
+                raise ConfigError(
+                    f"statement {index} of the batch: a query, or a pair of query and parameters"
+                )
+            query, params = item
+        elif item is None:
+            raise ConfigError(f"statement {index} of the batch is None")
+        else:
+            query, params = item, None
         statement = self._compiler.compile(query, params)
         refusal = refuse_in_batch(statement.words)
         if refusal is not None:
@@ -120,13 +129,12 @@ class RequestMaker:
         return None if given is None else seconds("timeout", given)
 
     def _limit(self, given: Seconds) -> float | None:
-        """A limit of this operation's own; the cluster's is a setting of the connections."""
-        if given is DEFAULT or given is None:
+        """A limit of this operation's own, 0 for none; the cluster's is a setting of the connections."""
+        if given is DEFAULT:
             return None
-        limit = seconds("statement_timeout", given)
-        if limit < 0.001:
-            raise ConfigError("statement_timeout must be at least 0.001 s: PostgreSQL counts milliseconds")
-        return limit
+        if given is None:
+            return None if self._options.statement_timeout is None else 0.0
+        return statement_limit(given)
 
 
 def _refusal(found: Words) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -9,6 +10,8 @@ import anyio
 
 from ._core.dispatch import Timer, Timers
 from ._wire.loops import uninterrupted
+
+logger = logging.getLogger("pgha")
 
 Moment: TypeAlias = Timer[Callable[[], None]]
 
@@ -37,7 +40,11 @@ class Timekeeper:
         """Until cancelled."""
         while True:
             for call in self._timers.due(self._clock()):
-                call()
+                try:
+                    call()
+                except Exception:
+                    # A defect in what one operation asked for must not end the time of all others.
+                    logger.exception("a timer failed by a defect")
             when = self._timers.next()
             with anyio.CancelScope() as self._nap:
                 if when is None:

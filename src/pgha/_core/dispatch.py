@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -89,12 +90,10 @@ class Timers(Generic[T]):
             self._dead -= 1
         return self._heap[0][0] if self._heap else None
 
-    def due(self, now: float) -> list[T]:
-        """Take out everything whose moment has come, earliest first."""
-        items: list[T] = []
+    def due(self, now: float) -> Iterator[T]:
+        """Take out what is due, earliest first, one by one: what comes first may cancel what follows."""
         while (when := self.next()) is not None and when <= now:
             timer = heapq.heappop(self._heap)[2]
-            if timer.item is not None:
-                items.append(timer.item)
-                timer.item = None
-        return items
+            item, timer.item = timer.item, None
+            if item is not None:
+                yield item

@@ -53,17 +53,27 @@ class Compiler:
             # libpq takes a C string: it would silently run the part before the NUL.
             raise psycopg.DataError("a query cannot contain a NUL character")
         values = compiled.params
-        if (values is not None and len(values) > FEW) or len(text) > LONG or _large(values):
-            _check_size(text, values or ())
+        if values is not None and _unusual(values):
+            _check_kinds(values)
+            _check_size(text, values)
+        elif len(text) > LONG:
+            _check_size(text, ())
         return Statement(text, values, compiled.types, compiled.formats, words(text))
 
 
-def _large(values: Sequence[Buffer | None] | None) -> bool:
-    if values is not None:
-        for value in values:
-            if value is not None and len(value) > LONG:
-                return True
-    return False
+def _unusual(values: Sequence[Buffer | None]) -> bool:
+    """Many, large, or not bytes: worth a closer look."""
+    if len(values) > FEW:
+        return True
+    return any(value is not None and (type(value) is not bytes or len(value) > LONG) for value in values)
+
+
+def _check_kinds(values: Sequence[Any]) -> None:
+    for value in values:
+        if value is not None and not isinstance(value, (bytes, bytearray, memoryview)):
+            raise psycopg.ProgrammingError(
+                f"a dumper gave {type(value).__name__}, not bytes: a Dumper's dump() returns a buffer or None"
+            )
 
 
 def _check_size(text: bytes, values: Sequence[Buffer | None]) -> None:

@@ -7,6 +7,7 @@ everything that still arrives is read, also from a connection that is broken alr
 from __future__ import annotations
 
 import os
+import select
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,11 +44,13 @@ WATCHED = (
 
 
 class SendFailed(Exception):
-    """libpq took the segment only in part, or not at all: the connection is to be given up."""
+    """Sending failed: the connection is to be given up."""
 
-    def __init__(self, handed: Handed, cause: BaseException) -> None:
-        super().__init__(str(cause))
+    def __init__(self, handed: Handed, segment: Segment | None, cause: BaseException) -> None:
+        super().__init__(str(cause) or type(cause).__name__)
         self.handed = handed
+        self.segment = segment
+        """The segment, when all of it was handed to libpq, its Sync perhaps included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,8 @@ class Link:
         # libpq closes its socket by itself when it meets the end of file, with tasks still waiting for it,
         # and the next connection may get the same number. So the waiting is done on a number of our own.
         self.fd = os.dup(pgconn.socket)
+        self._poll = select.poll()
+        self._poll.register(self.fd, select.POLLIN)
         self._finished = False
         self.pid = pgconn.backend_pid
         self.tls = pgconn.ssl_in_use
@@ -147,7 +152,7 @@ class Link:
 
         Raises `SendFailed`, after which the link must be finished once everything was received.
         """
-        handed = Handed.NOTHING
+        segment: Segment | None = None
         pgconn = self._pgconn
         try:
             closing = self._cache.closing()
@@ -155,13 +160,12 @@ class Link:
                 segment = self._send_one(statements[0])
             else:
                 segment = self._send_many(statements, extras, closing)
-            handed = Handed.PART
             if not (corked and sync_unwritten(pgconn)):
                 pgconn.pipeline_sync()
-        except psycopg.Error as error:
-            if handed is Handed.NOTHING and pgconn.status != _BAD:
-                handed = Handed.PART
-            raise SendFailed(handed, error) from error
+        except Exception as error:
+            # Not only psycopg's errors: its C layer raises TypeError for a value of the wrong kind.
+            handed = Handed.PART if segment is None else Handed.WHOLE
+            raise SendFailed(handed, segment, error) from error
         return segment
 
     def _send_one(self, statement: Statement) -> Segment:
@@ -228,6 +232,10 @@ class Link:
     @property
     def cache(self) -> StatementCache:
         return self._cache
+
+    def readable(self) -> bool:
+        """Whether the socket holds anything that was not read, the end of the connection included."""
+        return bool(self._poll.poll(0))
 
     def flush(self) -> bool:
         """Whether the kernel has taken everything; raises psycopg's OperationalError on a broken link."""

@@ -63,4 +63,8 @@ class Loader:
         make = tuple if row_factory is tuple_row else row_factory(CursorView(pgresult, self.connection))
         transformer = self._transformer
         transformer.set_pgresult(pgresult)
-        return transformer.load_rows(0, pgresult.ntuples, make)
+        try:
+            return transformer.load_rows(0, pgresult.ntuples, make)
+        finally:
+            # Or the last result of each lane would stay in memory.
+            transformer.set_pgresult(None)

@@ -73,6 +73,9 @@ class Answer:
     unparsed: list[Entry] = field(default_factory=list)
     spoiled: Entry | None = None
     """The reused statement that failed."""
+    misfit: bool = False
+    """No error, and other results than the segment must have. Without a Sync that is the connection's end;
+    with one, the connection is not to be trusted any more."""
 
 
 def plain_success(segment: Segment, results: Sequence[PGresult]) -> bool:
@@ -105,7 +108,14 @@ def read_answer(segment: Segment, results: Sequence[PGresult]) -> Answer:
     if len(results) > len(pieces) and answer.error is None:
         # The connection ended with an error after the last statement: at the Sync, or behind it.
         _late_error(answer, results[len(pieces) :])
+    answer.misfit = answer.fault is None and not _fits(pieces, results)
     return answer
+
+
+def _fits(pieces: Sequence[Piece], results: Sequence[PGresult]) -> bool:
+    """Without an error there is exactly one result a piece, and none was skipped."""
+    skipped = any(result.status == PIPELINE_ABORTED for result in results)
+    return len(results) == len(pieces) and not skipped
 
 
 def _succeeded(answer: Answer, piece: Piece, result: PGresult) -> None:

@@ -1,0 +1,53 @@
+"""What lanes and their owners say to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from ._core.pipeline import Bounds, Slot
+from ._core.verdict import Facts
+from ._operation import Operation
+from ._wire import PGresult
+from ._wire.loops import Loop
+from ._wire.segment import Answer, Segment
+
+if TYPE_CHECKING:
+    from ._lane import Lane
+
+FlightSlot: TypeAlias = Slot[Operation[Any] | None, Segment]
+"""A segment in flight, and whose it is (None: the lane's own ROLLBACK)."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What a lane knows about a segment that did not simply succeed."""
+
+    facts: Facts
+    answer: Answer
+    overlapped: bool
+    was_head: bool
+    rerun_alone: bool
+    lost: str | None
+    """Why the connection ended, if it did."""
+
+
+class LaneOwner(Protocol):
+    """Who decides what becomes of operations."""
+
+    loop: Loop
+
+    def succeeded(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None: ...
+    def judge(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None: ...
+    def room(self, lane: Lane) -> None: ...
+    def lane_broke(self, lane: Lane, reason: str, *, lost: bool) -> None: ...
+    def terminate(self, lane: Lane) -> None: ...
+    def cancel_sent(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LaneBounds:
+    pipeline: Bounds
+    cancel_deadline: float
+    farewell: float
