@@ -182,7 +182,7 @@ class TimersAgainstList(RuleBasedStateMachine):
     def due(self, seconds: int) -> None:
         self.now += seconds
         expected = [number for number in self.order() if self.waiting[number].when <= self.now]
-        assert self.timers.due(self.now) == expected
+        assert list(self.timers.due(self.now)) == expected
         for number in expected:
             timer = self.waiting.pop(number)
             assert timer.item is None
@@ -215,8 +215,45 @@ def test_due_in_order(moments: list[int], now: int) -> None:
     for number, moment in enumerate(moments):
         timers.add(moment, (moment, number))
     expected = sorted((moment, number) for number, moment in enumerate(moments) if moment <= now)
-    assert timers.due(now) == expected
+    assert list(timers.due(now)) == expected
     assert timers.next() == min((moment for moment in moments if moment > now), default=None)
+
+
+def test_what_comes_first_may_cancel_what_is_due_with_it() -> None:
+    # An operation's deadline and its wait for a node end at the same moment: the first settles it.
+    timers: Timers[str] = Timers()
+    timers.add(1.0, "deadline")
+    second = timers.add(1.0, "no node")
+    timers.add(1.0, "somebody else's")
+    called: list[str] = []
+    for item in timers.due(1.0):
+        called.append(item)
+        timers.cancel(second)
+    assert called == ["deadline", "somebody else's"]
+    assert len(timers) == 0
+
+
+def test_what_is_added_meanwhile_waits_for_its_moment() -> None:
+    timers: Timers[str] = Timers()
+    timers.add(1.0, "a")
+    called: list[str] = []
+    for item in timers.due(2.0):
+        called.append(item)
+        if item == "a":
+            timers.add(2.5, "later")
+            timers.add(1.5, "due already")
+    assert called == ["a", "due already"]
+    assert timers.next() == 2.5
+
+
+def test_those_left_after_tidying_up_come_in_order() -> None:
+    timers: Timers[int] = Timers()
+    added = [timers.add(moment, moment) for moment in (number * 37 % 300 for number in range(300))]
+    for timer in added:
+        if timer.when % 3:
+            timers.cancel(timer)
+    assert len(timers._heap) < 300
+    assert list(timers.due(1000)) == list(range(0, 300, 3))
 
 
 def test_a_cancelled_timer_keeps_nothing_alive() -> None:
@@ -229,7 +266,7 @@ def test_a_cancelled_timer_keeps_nothing_alive() -> None:
     timers.cancel(timer)
     assert seen() is None
     assert len(timers) == 0
-    assert timers.due(9.0) == []
+    assert list(timers.due(9.0)) == []
 
 
 def test_a_timer_that_was_due_keeps_nothing_alive() -> None:
@@ -238,7 +275,7 @@ def test_a_timer_that_was_due_keeps_nothing_alive() -> None:
     seen = weakref.ref(item)
     timer = timers.add(1.0, item)
     del item
-    assert len(timers.due(1.0)) == 1
+    assert len(list(timers.due(1.0))) == 1
     assert seen() is None
     timers.cancel(timer)
     assert len(timers) == 0

@@ -237,7 +237,13 @@ class CacheAndServer(RuleBasedStateMachine):
                 self.confirmed.add(entry.name)
                 self.cache.parsed(entry)
             else:
-                self.cache.failed(entry)
+                self.fail(entry)
+
+    def fail(self, entry: Entry) -> None:
+        before = self.cache._entries.get(entry.key)
+        self.cache.failed(entry)
+        after = self.cache._entries.get(entry.key)
+        assert after is (None if before is entry else before)
 
     @precondition(lambda self: self.reused)
     @rule(data=st.data())
@@ -258,6 +264,7 @@ class CacheAndServer(RuleBasedStateMachine):
         assert self.cache.closing() == []
         kept = {entry.name for entry in self.cache._entries.values() if entry.ready}
         assert self.names == kept
+        assert all(entry.ready or entry.name is None for entry in self.cache._entries.values())
 
 
 TestCacheAndServer = CacheAndServer.TestCase
