@@ -198,9 +198,9 @@ class Dispatcher:
         kind = operation.request.kind
         node = self._node_of(operation)
         if node is not None and node.serves(kind):
-            # Served again meanwhile, only not this one yet: begin anew.
-            operation.queued_at = self._clock()
-            self._expire_later(operation)
+            # Served again meanwhile, only not this one yet: look again later.
+            again = self._clock() + max(self._options.node_wait, 0.5)
+            operation.expiry = self.times.at(again, lambda: self._expire(operation))
             return
         what = f"node {operation.home}" if operation.home else "a node"
         message = f"no answer from {what} for {kind}s within {self._options.node_wait:g} s"
@@ -363,7 +363,7 @@ class Dispatcher:
 
     def _elsewhere(self, operation: Operation[Any], away_from: str) -> str | None:
         kind = operation.request.kind
-        views = [node.candidate(kind) for node in self._nodes.values()]
+        views = [node.candidate(kind) for node in self._nodes.values() if not node.leaving]
         return elsewhere(views, away_from, write=kind == "write")
 
     def _resume(self, operation: Operation[Any]) -> None:

@@ -74,6 +74,9 @@ def error_for(operation: Operation[Any], verdict: Verdict, fate: Fate) -> psycop
     match then:
         case Then.FAIL_SQL if cause is not None:
             error = cause
+        case Then.FAIL_LOST if cause is not None and verdict.lost is None:
+            # The connection is well: it was the server that spoke of a broken one (a foreign server's).
+            error = cause
         case Then.FAIL_TIMEOUT:
             error = timed_out(operation)
         case Then.FAIL_CANCELLED:

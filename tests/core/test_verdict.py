@@ -230,7 +230,7 @@ THENS: dict[str, tuple[Case, Then]] = {
     "FATAL 57P01, too many attempts": (Case(failed("57P01", "FATAL"), attempts=5), Then.FAIL_SQL),
     "40001": (Case(failed("40001")), Then.AGAIN_LATER),
     "40P01": (Case(failed("40P01")), Then.AGAIN_LATER),
-    "40001 of a CALL": (Case(CALL_FAILED), Then.FAIL_SQL),
+    "40001 of a CALL": (Case(CALL_FAILED), Then.FAIL_IN_DOUBT),
     "40001 of a CALL, idempotent": (Case(CALL_FAILED, idempotent=True), Then.AGAIN_LATER),
     "57014, hit by our cancel": (Case(failed("57014"), ours=True), Then.AGAIN_NOW),
     "57014, somebody else's": (Case(failed("57014")), Then.FAIL_SQL),

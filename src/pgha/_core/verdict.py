@@ -198,10 +198,11 @@ def _gave_up(case: Case, proof: Outcome) -> Then:
 def _after_error(case: Case, error: ServerError, proof: Outcome) -> Then:
     if error.broken_connection or (error.fatal and proof is Outcome.IN_DOUBT):
         return _after_loss(case, proof)
-    again = proof is Outcome.NOT_APPLIED or case.repeatable
-    if not again or not _allowed(case):
-        return Then.FAIL_SQL
-    return _run_again(case, error)
+    then = _run_again(case, error)
+    if proof is Outcome.IN_DOUBT and not case.repeatable:
+        # A CALL, say. An error that invites a retry must not be passed on: the retry would double the work.
+        return Then.FAIL_SQL if then is Then.FAIL_SQL else Then.FAIL_IN_DOUBT
+    return then if _allowed(case) else Then.FAIL_SQL
 
 
 def _run_again(case: Case, error: ServerError) -> Then:

@@ -28,6 +28,7 @@ _REFUSALS = (
     "is not currently accepting connections",
     "root certificate",
     "certificate verify failed",
+    "does not match host name",
     "server does not support SSL",
     "unsupported frontend protocol",
     "unrecognized configuration parameter",
