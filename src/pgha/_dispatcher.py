@@ -109,15 +109,15 @@ class Dispatcher:
         if front or operation.alone or self._working or node is None or not node.takes(kind):
             self._enqueue(operation, node, now, front=front)
             return
+        lanes = node.sets[kind]
         if not node.waiting[kind] and (home is not None or not self._shared[kind]):
-            lane = node.sets[kind].with_room(now)
+            lane = lanes.with_room(now)
             if lane is not None:
                 self._send(lane, node, operation, now)
-            else:
-                # The usual case under load, and kept cheap: whoever makes room looks at the queue.
-                self._enqueue(operation, node, now, front=False, feed=not node.sets[kind].complete)
-            return
-        self._enqueue(operation, node, now, front=False)
+                return
+        # Usual under load, and kept cheap: there is no room, or others wait for it already, and whatever
+        # makes room looks at the queues.
+        self._enqueue(operation, node, now, front=False, feed=not lanes.complete)
 
     def _homeless(self, operation: Operation[Any]) -> None:
         """Its node was removed while it was between two attempts."""
@@ -229,6 +229,9 @@ class Dispatcher:
         if operation.request.on_send is not None:
             self._tell(operation, node.name)
             if operation.stage is Stage.DONE:
+                return
+            if not lane.takes(operation, now):
+                self._enqueue(operation, self._node_of(operation), now, front=True)
                 return
         if lane.send(operation, now):
             node.busy()

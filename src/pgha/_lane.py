@@ -96,7 +96,9 @@ class Lane:
         return self.quiet if operation.alone else self.has_room(now)
 
     def send(self, operation: Operation[Any], now: float) -> bool:
-        """Hand ``operation`` to libpq, in the calling task. False: there was no room for it after all.
+        """Hand ``operation`` to libpq, in the calling task; the lane took it a moment ago (see `takes`).
+
+        False: there is no room any more, by what came in meanwhile.
 
         When the link breaks meanwhile, the owner is told to judge, this operation included.
         """
@@ -104,8 +106,8 @@ class Lane:
             # What the server said before it closed would be lost by sending: RST discards it unread
             # (measured: 46 of 47 acknowledgements).
             self._read_ahead(now)
-        if not self.takes(operation, now):
-            return False
+            if not self.takes(operation, now):
+                return False
         operation.attempts.append(Attempt(self.node, now))
         self._put(operation.request.statements, _extras(operation), operation, now)
         return True
@@ -131,7 +133,7 @@ class Lane:
             return
         self._sent(segment, operation, now)
         if not self.corked:
-            self.uncork()
+            self._flush()
 
     def _sent(self, segment: Segment, operation: Operation[Any] | None, now: float) -> None:
         alone = operation is None or operation.alone
@@ -151,22 +153,20 @@ class Lane:
             self._owner.judge(self, operation, Verdict(facts, Answer(), False, False, False, reason))
 
     def uncork(self) -> None:
-        """Write what was sent; ``corked`` put it off."""
+        """Write what was sent while ``corked``."""
         self.corked = False
-        if self.broken is not None:
-            return
+        if self.broken is None:
+            self._flush()
+
+    def _flush(self) -> None:
         try:
-            pending = not self.link.flush()
+            if self.link.flush() or self._writing or self._tasks is None:
+                return
         except psycopg.Error as error:
             self.break_off(_words_of(error), lost=True)
             return
-        if pending:
-            self._write_later()
-
-    def _write_later(self) -> None:
-        if not self._writing and self._tasks is not None:
-            self._writing = True
-            self._tasks.start_soon(self._write_out)
+        self._writing = True
+        self._tasks.start_soon(self._write_out)
 
     @uninterrupted
     async def _write_out(self) -> None:

@@ -18,8 +18,8 @@ MAX_PARAMS = 65535
 MAX_MESSAGE = 0x3FFFFFFF - 1024
 """PostgreSQL refuses a longer message, and ends the connection for it (PQ_LARGE_MESSAGE_LIMIT)."""
 LONG = 65536
-FEW = 8
-"""Only statements with a text or a parameter list worth adding up are added up."""
+"""Only statements with a text or parameters worth adding up are looked at closely."""
+_PLAIN = frozenset({bytes, type(None)})
 
 AnyQuery: TypeAlias = Query
 AnyParams: TypeAlias = Params
@@ -53,7 +53,7 @@ class Compiler:
             # libpq takes a C string: it would silently run the part before the NUL.
             raise psycopg.DataError("a query cannot contain a NUL character")
         values = compiled.params
-        if values is not None and _unusual(values):
+        if values is not None and (len(values) > MAX_PARAMS or _unusual(values)):
             _check_kinds(values)
             _check_size(text, values)
         elif len(text) > LONG:
@@ -62,10 +62,8 @@ class Compiler:
 
 
 def _unusual(values: Sequence[Buffer | None]) -> bool:
-    """Many, large, or not bytes: worth a closer look."""
-    if len(values) > FEW:
-        return True
-    return any(value is not None and (type(value) is not bytes or len(value) > LONG) for value in values)
+    """Large, or not bytes: worth a closer look."""
+    return not _PLAIN.issuperset(map(type, values)) or sum(map(len, filter(None, values))) > LONG
 
 
 def _check_kinds(values: Sequence[Any]) -> None:
