@@ -6,11 +6,14 @@ import asyncio
 import inspect
 import itertools
 import os
+import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import psutil
 import psycopg
 import pytest
@@ -19,6 +22,8 @@ import trio
 
 import pgha
 from pgha.chaos import LocalNode
+from pgha.chaos._account import run_tool
+from pgha.chaos._config import write_config
 
 PATIENCE = 10.0
 """Seconds until a test gives up; never what is measured."""
@@ -141,6 +146,51 @@ async def cluster_of(*nodes: LocalNode, **options: Any) -> AsyncGenerator[pgha.C
         named = [pgha.Node(node.dsn, node.name) for node in nodes]
         async with pgha.open_cluster(*named, **options) as cluster:
             yield cluster
+
+
+def _make_standby(node: LocalNode, primary: LocalNode) -> None:
+    server = node._server
+    shutil.rmtree(server.data)
+    program = server.installation.program("pg_basebackup")
+    arguments: list[str | Path] = [
+        program,
+        "-D",
+        server.data,
+        "-d",
+        primary.dsn,
+        "-R",
+        "-X",
+        "stream",
+        "-c",
+        "fast",
+    ]
+    run_tool(arguments, cwd=server.folder)
+    # Its own name, above all: by it the kit finds the processes of a node.
+    write_config(server.installation, server.data, server.options, server.folder.name)
+
+
+@asynccontextmanager
+async def standby_of(primary: LocalNode, name: str = "standby") -> AsyncGenerator[LocalNode]:
+    """A running hot standby that streams from ``primary``.
+
+    `LocalNode.start` waits for a server that takes writes, so it is started and waited for here.
+    """
+    node = LocalNode(name, version=primary.version)
+    try:
+        await node.__aenter__()
+        await anyio.to_thread.run_sync(_make_standby, node, primary)
+        await anyio.to_thread.run_sync(node._server.launch)
+
+        async def answers() -> bool:
+            try:
+                return bool((await node.execute("SELECT pg_is_in_recovery()"))[0][0])
+            except psycopg.OperationalError:
+                return False
+
+        await eventually(answers, 30, f"{name} follows {primary.name}")
+        yield node
+    finally:
+        await node.close()
 
 
 @contextmanager

@@ -139,6 +139,22 @@ class Options:
             )
         if not callable(self.row_factory):
             raise ConfigError("row_factory must be one of psycopg.rows or a callable like them")
+        _text("application_name", self.application_name)
+        _check_on_connect(self.on_connect)
+
+
+def _check_on_connect(given: object) -> None:
+    queries = [given] if isinstance(given, str) else given
+    if given is None or callable(given):
+        return
+    if not isinstance(queries, Sequence) or not all(isinstance(one, str) for one in queries):
+        raise ConfigError(f"on_connect is SQL, a list of it, or an async callable, not {given!r}")
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ConfigError(f"{name} must be a string without NUL, not {value!r}")
+    return value
 
 
 def _whole(name: str, value: object, *, least: int) -> None:
@@ -169,7 +185,7 @@ def parse_nodes(nodes: Sequence[str | Node]) -> list[NodeConfig]:
     """Every node named by ``nodes``; a multi-host URI is several. Names must differ."""
     found: list[NodeConfig] = []
     for node in nodes:
-        found.extend(_parse_one(node if isinstance(node, Node) else Node(_string(node))))
+        found.extend(_parse_one(_check_node(node if isinstance(node, Node) else Node(_string(node)))))
     if not found:
         raise ConfigError(
             "give at least one node: a conninfo string, a URI, or pgha.Node(conninfo, name=...)"
@@ -182,6 +198,13 @@ def parse_nodes(nodes: Sequence[str | Node]) -> list[NodeConfig]:
             )
         seen.add(config.name)
     return found
+
+
+def _check_node(node: Node) -> Node:
+    if node.name is not None and not _text("a node's name", node.name):
+        raise ConfigError("a node's name cannot be empty")
+    _string(node.conninfo)
+    return node
 
 
 def _string(value: object) -> str:
@@ -217,9 +240,10 @@ def _parse_conninfo(conninfo: str) -> dict[str, str]:
     try:
         return {k: str(v) for k, v in conninfo_to_dict(conninfo).items() if v is not None}
     except ProgrammingError as error:
-        # libpq's message may quote the string, password and all: only its last clause is safe to show.
+        # libpq's message may quote the string, password and all: only its first words are safe to show.
         reason = str(error).strip().split('"')[0].strip() or "it cannot be parsed"
-        raise ConfigError(f"bad conninfo: {reason} (expected 'host=... dbname=...' or a URI)") from None
+    # Raised out here, or libpq's error would hang on to it as its context, and be printed.
+    raise ConfigError(f"bad conninfo: {reason} (expected 'host=... dbname=...' or a URI)")
 
 
 def _pick(
@@ -235,7 +259,8 @@ def _pick(
     if addresses:
         one["hostaddr"] = addresses[index]
     if port and not (port.isdigit() and 0 < int(port) < 65536):
-        raise ConfigError(f"port must be a number between 1 and 65535, not {port!r}")
+        # Not quoted: where a password holds an unescaped slash, a part of it is taken for the port.
+        raise ConfigError("port must be a number between 1 and 65535 (in a URI's password, escape / as %2F)")
     return one
 
 

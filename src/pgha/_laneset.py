@@ -19,7 +19,7 @@ from ._lane import Lane
 from ._lanetypes import LaneBounds, LaneOwner
 from ._operation import Kind, Operation
 from ._wire import PGconn
-from ._wire.connect import ConnectFailed, open_pgconn, set_up
+from ._wire.connect import ConnectFailed, idle, open_pgconn, set_up
 from ._wire.link import Link
 from ._wire.loops import uninterrupted
 
@@ -253,3 +253,6 @@ class LaneSet:
             raise ConnectFailed(f"on_connect failed: {error}", refused=refused) from error
         if scope.cancelled_caught:
             raise ConnectFailed(f"on_connect took more than {options.connect_timeout:g} s")
+        if not idle(pgconn):
+            # Every write would be part of it, and acknowledged, and lost with the lane.
+            raise ConnectFailed("on_connect left a transaction open: end it there", refused=True)

@@ -376,6 +376,7 @@ async def test_a_group_that_is_cancelled(server: LocalNode) -> None:
 async def test_a_full_queue() -> None:
     """`submit` raises, `execute` waits, until its timeout."""
     async with standalone() as nodes, cluster_of(*nodes, max_queued=10) as cluster:
+        await eventually(lambda: all(node.read_lanes == 2 for node in cluster.nodes.values()))
         await nodes[0].freeze()
         operations = []
         with pytest.raises(pgha.QueueFull, match="max_queued"):

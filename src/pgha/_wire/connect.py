@@ -32,6 +32,10 @@ _REFUSALS = (
     "server does not support SSL",
     "unsupported frontend protocol",
     "unrecognized configuration parameter",
+    "invalid value for parameter",
+    "cannot be changed",
+    "cannot be set",
+    "permission denied to set parameter",
 )
 """What no waiting mends. libpq keeps no SQLSTATE of a failed connection (psycopg 3.3, libpq 18), so its words
 must do; words in another language only mean that pgha goes on trying."""
@@ -158,6 +162,11 @@ class Setup:
 def _text_row(result: PGresult, row: int) -> tuple[str | None, ...]:
     values = (result.get_value(row, column) for column in range(result.nfields))
     return tuple(None if value is None else bytes(value).decode() for value in values)
+
+
+def idle(pgconn: PGconn) -> bool:
+    """No transaction is open."""
+    return pgconn.transaction_status == pq.TransactionStatus.IDLE
 
 
 async def set_up(pgconn: PGconn, on_connect: OnConnect | None) -> None:

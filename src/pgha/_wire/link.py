@@ -168,8 +168,14 @@ class Link:
             raise SendFailed(handed, segment, error) from error
         return segment
 
+    def _look(self, statement: Statement) -> Entry | None:
+        # What commits by itself cannot be run again when DDL made its plan stale: it goes unprepared.
+        if statement.words.self_committing:
+            return None
+        return self._cache.look((statement.query, statement.types))
+
     def _send_one(self, statement: Statement) -> Segment:
-        entry = self._cache.look((statement.query, statement.types))
+        entry = self._look(statement)
         if entry is None:
             self._send_unprepared(statement)
             return _UNPREPARED
@@ -205,7 +211,7 @@ class Link:
             pieces.append(Piece(Kind.HIDDEN))
 
     def _send_user(self, statement: Statement, unprepared: bool, pieces: list[Piece]) -> None:
-        entry = None if unprepared else self._cache.look((statement.query, statement.types))
+        entry = None if unprepared else self._look(statement)
         if entry is None:
             self._send_unprepared(statement)
             pieces.append(Piece(Kind.USER))
