@@ -18,7 +18,7 @@ from psycopg.rows import BaseRowFactory, TupleRow, tuple_row
 from typing_extensions import TypeVar
 
 from ._config import Node as NodeArgument
-from ._config import NodeConfig, OnConnect, Options, Topology, Tuning, parse_nodes
+from ._config import NodeConfig, OnConnect, Options, Tuning, parse_nodes
 from ._dispatcher import Dispatcher
 from ._errors import ClusterClosed, ConfigError, QueueFull
 from ._group import Group
@@ -366,7 +366,6 @@ async def open_cluster(
     prepare_threshold: int | None = 3,
     on_connect: OnConnect | None = None,
     application_name: str = "pgha",
-    topology: Topology = "auto",
     _tuning: Tuning | None = None,
 ) -> AsyncGenerator[Cluster[Row], None]:
     """Open a cluster of nodes: ``async with pgha.open_cluster("host=db1", "host=db2") as cluster``.
@@ -394,7 +393,6 @@ async def open_cluster(
         on_connect: SQL, several, or an async callable, run on each new lane, such as
             ``SET synchronous_commit = off``.
         application_name: shown in ``pg_stat_activity``.
-        topology: a hint; ``"auto"`` asks the nodes for their roles.
     """
     options = Options(
         lanes=lanes,
@@ -410,7 +408,6 @@ async def open_cluster(
         prepare_threshold=prepare_threshold,
         on_connect=on_connect,
         application_name=application_name,
-        topology=topology,
         row_factory=row_factory or tuple_row,
         tuning=_tuning or Tuning(),
     )

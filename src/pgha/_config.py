@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, final
+from typing import Any, Protocol, final
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
 
 from ._errors import ConfigError
-
-Topology = Literal["auto", "masters", "primary", "standalone"]
 
 
 class SetupConnection(Protocol):
@@ -115,7 +113,6 @@ class Options:
     prepare_threshold: int | None = 3
     on_connect: OnConnect | None = None
     application_name: str = "pgha"
-    topology: Topology = "auto"
     tuning: Tuning = field(default_factory=Tuning)
 
     def __post_init__(self) -> None:
@@ -133,10 +130,6 @@ class Options:
             statement_limit(self.statement_timeout)
         if self.prepare_threshold is not None:
             _whole("prepare_threshold", self.prepare_threshold, least=0)
-        if self.topology not in ("auto", "masters", "primary", "standalone"):
-            raise ConfigError(
-                f"topology must be 'auto', 'masters', 'primary' or 'standalone', not {self.topology!r}"
-            )
         if not callable(self.row_factory):
             raise ConfigError("row_factory must be one of psycopg.rows or a callable like them")
         _text("application_name", self.application_name)

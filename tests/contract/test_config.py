@@ -68,8 +68,6 @@ async def test_a_statement_timeout_that_postgresql_cannot_have(server: LocalNode
 
 
 async def test_other_options(server: LocalNode) -> None:
-    for topology in ("ring", "", None, 1):
-        await rejected(NOBODY, match="^topology must be", topology=topology)
     for factory in ("dict_row", 5, [1]):
         await rejected(NOBODY, match="row_factory", row_factory=factory)
     for setup in (5, 1.5, object(), [5], ["SELECT 1", None], b"SELECT 1"):
