@@ -111,7 +111,8 @@ class Dispatcher:
             return
         lanes = node.sets[kind]
         if not node.waiting[kind] and (home is not None or not self._shared[kind]):
-            lane = lanes.with_room(now)
+            pace = operation.request.pace
+            lane = lanes.with_room(now, pack=pace is not None and pace.quick)
             if lane is not None:
                 self._send(lane, node, operation, now)
                 return

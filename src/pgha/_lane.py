@@ -223,7 +223,15 @@ class Lane:
 
         All are paired before any is acted upon: acting may send and read on this very lane again.
         """
+        slots = self.pipeline.slots
+        if not answers:
+            return
+        # What arrived together was worked on in turn: each took its share of the time.
+        share = (now - (slots[0].head_at or now)) / len(answers)
         for slot, results in [(self._popped(now), results) for results in answers]:
+            operation = slot.item
+            if operation is not None and operation.request.pace is not None:
+                operation.request.pace.took(share)
             self._answered(slot, results, now)
 
     def _popped(self, now: float) -> FlightSlot:

@@ -101,14 +101,15 @@ class LaneSet:
         """None is open, and the last attempt failed."""
         return self.failures > 0 and not self.lanes
 
-    def with_room(self, now: float) -> Lane | None:
-        """The least loaded lane that takes one more."""
+    def with_room(self, now: float, *, pack: bool = False) -> Lane | None:
+        """The least loaded lane that takes one more; with ``pack`` the most loaded."""
         best: Lane | None = None
-        least = 1 << 30
+        found = -1 if pack else 1 << 30
         for lane in self.lanes:
             load = len(lane.pipeline.slots)
-            if load < least and lane is not self._reserved and lane.has_room(now):
-                best, least = lane, load
+            better = load > found if pack else load < found
+            if better and lane is not self._reserved and lane.has_room(now):
+                best, found = lane, load
         return best
 
     def quiet(self) -> Lane | None:

@@ -9,6 +9,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, final
 
 from anyio.lowlevel import checkpoint
 
+from ._core.pace import Pace
 from ._core.verdict import GaveUp, Outcome
 from ._types import Fastest, Nearest, Pin, Sent
 from ._wire.compiling import Statement
@@ -37,9 +38,12 @@ class Request:
     timeout: float | None = None
     on_send: Callable[[Sent], object] | None = None
     read: bool = field(init=False)
+    pace: Pace | None = field(init=False)
+    """Of its only statement."""
 
     def __post_init__(self) -> None:
         self.read = self.kind == "read"
+        self.pace = None if self.batch else self.statements[0].pace
 
 
 class Attempt:

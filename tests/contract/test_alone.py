@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anyio
 import pytest
+from _support import cluster_of, eventually, unique
 
 import pgha
 from pgha._config import Tuning
@@ -52,3 +53,24 @@ async def test_a_slow_operation_alone_does_not_hold_the_others_up(server: LocalN
             one.cancel()
             with pytest.raises((pgha.OperationCancelled, pgha.CommitInDoubt)):
                 await one
+
+
+async def test_slow_ones_do_not_share_a_lane_with_quick_ones_packed_on_it(server: LocalNode) -> None:
+    """Quick statements are packed onto one lane; what is slow, or not known yet, is spread."""
+    async with cluster_of(server, lanes=2) as cluster:
+        await eventually(lambda: all(node.read_lanes == 2 for node in cluster.nodes.values()))
+        for _ in range(20):
+            await cluster.fetch("SELECT 1")
+        text = unique("sleep")
+        async with cluster.group() as group:
+            slow = [group.submit(f"SELECT pg_sleep(60) /* {text} */", read=True) for _ in range(2)]
+            await eventually(lambda: running(server, text, 2))
+            for one in slow:
+                one.cancel()
+                with pytest.raises(pgha.OperationCancelled):
+                    await one
+
+
+async def running(server: LocalNode, text: str, count: int) -> bool:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE %s"
+    return (await server.execute(query, [f"SELECT pg_sleep(60) /* {text} */"]))[0][0] == count

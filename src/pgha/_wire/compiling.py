@@ -11,6 +11,7 @@ from psycopg._queries import PostgresQuery
 from psycopg.abc import Buffer, Params, Query
 from psycopg.adapt import AdaptersMap, Transformer
 
+from pgha._core.pace import Pace, Paces
 from pgha._core.sqlwords import Words, words
 
 MAX_PARAMS = 65535
@@ -19,6 +20,9 @@ MAX_MESSAGE = 0x3FFFFFFF - 1024
 """PostgreSQL refuses a longer message, and ends the connection for it (PQ_LARGE_MESSAGE_LIMIT)."""
 LONG = 65536
 """Only statements with a text or parameters worth adding up are looked at closely."""
+REMEMBERED = 4096
+KNOWN = 4096
+"""Texts whose pace is remembered: their longest, and how many of them."""
 _PLAIN = frozenset({bytes, type(None)})
 
 AnyQuery: TypeAlias = Query
@@ -34,6 +38,8 @@ class Statement:
     types: tuple[int, ...]
     formats: Sequence[Any] | None
     words: Words
+    pace: Pace | None = None
+    """What is known of its duration; None for a text too long to remember."""
 
 
 class Compiler:
@@ -43,6 +49,7 @@ class Compiler:
         self.adapters = adapters
         self.connection = None
         self._transformer = Transformer(self)
+        self._paces = Paces(KNOWN)
 
     def compile(self, query: AnyQuery, params: AnyParams | None) -> Statement:
         """Raises psycopg's own errors for what cannot be sent: wrong parameters, NUL bytes, sizes."""
@@ -58,7 +65,8 @@ class Compiler:
             _check_size(text, values)
         elif len(text) > LONG:
             _check_size(text, ())
-        return Statement(text, values, compiled.types, compiled.formats, words(text))
+        pace = self._paces.of(text) if len(text) <= REMEMBERED else None
+        return Statement(text, values, compiled.types, compiled.formats, words(text), pace)
 
 
 def _unusual(values: Sequence[Buffer | None]) -> bool:

@@ -1,0 +1,44 @@
+"""What is learned of a statement's pace."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgha._core.pace import QUICK, Pace, Paces
+
+samples = st.floats(min_value=0.0, max_value=10.0)
+
+
+def test_the_unknown_is_not_quick() -> None:
+    assert not Pace().quick
+
+
+@given(st.lists(samples, min_size=1))
+def test_it_lies_within_what_was_seen(seen: list[float]) -> None:
+    pace = Pace()
+    for sample in seen:
+        pace.took(sample)
+    assert min(seen) - 1e-9 <= pace.seconds <= max(seen) + 1e-9
+
+
+@given(st.lists(st.floats(min_value=0.0, max_value=QUICK / 2), min_size=1))
+def test_one_slow_answer_ends_it_and_quick_ones_bring_it_back(quick: list[float]) -> None:
+    pace = Pace()
+    for sample in quick:
+        pace.took(sample)
+    assert pace.quick
+    pace.took(0.1)
+    assert not pace.quick
+    for _ in range(60):
+        pace.took(0.0)
+    assert pace.quick
+
+
+@given(st.lists(st.binary(max_size=3)), st.integers(1, 5))
+def test_a_text_has_one_pace_and_there_are_not_too_many(texts: list[bytes], limit: int) -> None:
+    paces = Paces(limit)
+    for text in texts:
+        pace = paces.of(text)
+        assert paces.of(text) is pace
+        assert len(paces._paces) <= limit
