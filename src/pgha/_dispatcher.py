@@ -126,8 +126,7 @@ class Dispatcher:
             operation.home = None
             self.place(operation, self._clock(), front=True)
         else:
-            error = self.no_node(f"node {operation.home} was removed")
-            self.outcomes.fail(operation, error, Outcome.NOT_APPLIED)
+            self._fail_without_node(operation, f"node {operation.home} was removed")
 
     def _enqueue(
         self, operation: Operation[Any], node: Node | None, now: float, *, front: bool, feed: bool = True
@@ -206,7 +205,7 @@ class Dispatcher:
         what = f"node {operation.home}" if operation.home else "a node"
         message = f"no answer from {what} for {kind}s within {self._options.node_wait:g} s"
         self._leave_queue(operation)
-        self.outcomes.fail(operation, self.no_node(message), Outcome.NOT_APPLIED)
+        self._fail_without_node(operation, message)
 
     def _expire_all_later(self, waiting: Waiting, since: float | None) -> None:
         for queue in waiting.queues:
@@ -217,6 +216,12 @@ class Dispatcher:
                         self.times.cancel(operation.expiry)
                         operation.expiry = None
                 self._expire_later(operation)
+
+    def _fail_without_node(self, operation: Operation[Any], message: str) -> None:
+        """No node is there for it; an attempt before may have ended in doubt."""
+        doubted = operation.doubted and not operation.request.read
+        error = in_doubt(operation, message) if doubted else self.no_node(message)
+        self.outcomes.fail(operation, error, Outcome.NOT_APPLIED)
 
     def no_node(self, message: str) -> NoNodeAvailable:
         """The error that lists every node."""
@@ -238,6 +243,9 @@ class Dispatcher:
             node.busy()
         else:
             self._enqueue(operation, self._node_of(operation), now, front=True)
+        if self._dirty:
+            # What ``on_send`` submitted.
+            self._work()
 
     def _tell(self, operation: Operation[Any], node: str) -> None:
         """Run the user's ``on_send``, which may submit and cancel: nothing else is sent meanwhile."""
@@ -313,6 +321,9 @@ class Dispatcher:
         self._budget.success()
         latency = self._clock() - operation.started_at
         make, load, count = request.row_factory, lane.loader.load, len(attempts)
+        # A row factory or loader is the user's code, and may submit: nothing is sent, and so nothing read,
+        # while this lane's loader is in use.
+        working, self._working = self._working, True
         try:
             if request.batch:
                 loaded: Any = [load(result, make, lane.node, count, latency) for result in results]
@@ -321,7 +332,11 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001 - a loader or row factory: its error goes to its operation
             self.outcomes.fail(operation, error, Outcome.APPLIED)
             return
+        finally:
+            self._working = working
         self.outcomes.succeed(operation, loaded)
+        if self._dirty:
+            self._work()
 
     def judge(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None:
         """An attempt ended in another way than by plain success."""

@@ -60,7 +60,8 @@ def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget
 
 def final_outcome(operation: Operation[Any], last: Outcome) -> Outcome:
     """An operation that was run again after doubt stays in doubt, unless it succeeded at last."""
-    return Outcome.IN_DOUBT if last is Outcome.NOT_APPLIED and operation.doubted else last
+    doubted = operation.doubted and not operation.request.read
+    return Outcome.IN_DOUBT if last is Outcome.NOT_APPLIED and doubted else last
 
 
 def error_for(operation: Operation[Any], verdict: Verdict, fate: Fate) -> psycopg.Error:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import psycopg
 
 from ._core.verdict import Outcome
-from ._errors import NoNodeAvailable
+from ._errors import NoNodeAvailable, info
 from ._judging import Fate, LegLost, note
 from ._operation import Keeper, Operation, Stage
 from ._outcomes import Outcomes
@@ -81,6 +81,7 @@ class Races:
         """An error of SQL is the answer; lost connections alone only mean another try, anywhere."""
         for leg in legs:
             if leg.failure is not None and not _without_answer(leg.failure):
+                note(leg.failure, operation, Outcome.NOT_APPLIED, info(leg.failure).statement)
                 self._outcomes.fail(operation, leg.failure, Outcome.NOT_APPLIED, noted=True)
                 return
         operation.legs = None

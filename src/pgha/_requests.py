@@ -79,7 +79,8 @@ class RequestMaker:
         statement_timeout: Seconds, row_factory: Any, on_send: OnSend | None,
     ) -> Request:  # fmt: skip
         self._check_route(route, read=False)
-        if isinstance(items, (str, bytes)) or not items:
+        given: object = items
+        if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
             raise ConfigError("execute_batch takes a list of statements, at least one")
         statements = [self._compile_item(item, index) for index, item in enumerate(items)]
         framed = frame_needed(one.words for one in statements)

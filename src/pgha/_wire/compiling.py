@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import psycopg
+from psycopg._compat import Template
 from psycopg._queries import PostgresQuery
 from psycopg.abc import Buffer, Params, Query
 from psycopg.adapt import AdaptersMap, Transformer
+from psycopg.sql import Composable
 
 from pgha._core.pace import Pace, Paces
 from pgha._core.sqlwords import Words, words
+from pgha._errors import ConfigError
 
 MAX_PARAMS = 65535
 """PostgreSQL's protocol counts parameters in 16 bits."""
@@ -23,6 +26,7 @@ LONG = 65536
 REMEMBERED = 4096
 KNOWN = 4096
 """Texts whose pace is remembered: their longest, and how many of them."""
+_QUERIES = (str, bytes, Composable, Template)
 _PLAIN = frozenset({bytes, type(None)})
 
 AnyQuery: TypeAlias = Query
@@ -53,6 +57,8 @@ class Compiler:
 
     def compile(self, query: AnyQuery, params: AnyParams | None) -> Statement:
         """Raises psycopg's own errors for what cannot be sent: wrong parameters, NUL bytes, sizes."""
+        if not isinstance(query, _QUERIES):
+            raise ConfigError(f"a query is a string, bytes, psycopg.sql or a t-string, not {query!r}")
         compiled = PostgresQuery(self._transformer)
         compiled.convert(query, params)
         text = compiled.query
