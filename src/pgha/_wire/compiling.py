@@ -21,13 +21,11 @@ MAX_PARAMS = 65535
 """PostgreSQL's protocol counts parameters in 16 bits."""
 MAX_MESSAGE = 0x3FFFFFFF - 1024
 """PostgreSQL refuses a longer message, and ends the connection for it (PQ_LARGE_MESSAGE_LIMIT)."""
-LONG = 65536
-"""Only statements with a text or parameters worth adding up are looked at closely."""
 REMEMBERED = 4096
 KNOWN = 4096
 """Texts whose pace is remembered: their longest, and how many of them."""
 _QUERIES = (str, bytes, Composable, Template)
-_PLAIN = frozenset({bytes, type(None)})
+_BUFFERS = frozenset({bytes, bytearray, memoryview, type(None)})
 
 AnyQuery: TypeAlias = Query
 AnyParams: TypeAlias = Params
@@ -66,18 +64,19 @@ class Compiler:
             # libpq takes a C string: it would silently run the part before the NUL.
             raise psycopg.DataError("a query cannot contain a NUL character")
         values = compiled.params
-        if values is not None and (len(values) > MAX_PARAMS or _unusual(values)):
+        if values is not None and not _BUFFERS.issuperset(map(type, values)):
             _check_kinds(values)
-            _check_size(text, values)
-        elif len(text) > LONG:
-            _check_size(text, ())
+        if len(text) + sum(map(len, filter(None, values or ()))) > MAX_MESSAGE:
+            raise psycopg.DataError(
+                "statement and parameters take more than the 1 GiB that PostgreSQL accepts"
+            )
+        if values is not None and len(values) > MAX_PARAMS:
+            raise psycopg.ProgrammingError(
+                f"a statement takes at most {MAX_PARAMS} parameters, and {len(values)} were given: "
+                "send an array, or several statements with execute_batch"
+            )
         pace = self._paces.of(text) if len(text) <= REMEMBERED else None
         return Statement(text, values, compiled.types, compiled.formats, words(text), pace)
-
-
-def _unusual(values: Sequence[Buffer | None]) -> bool:
-    """Large, or not bytes: worth a closer look."""
-    return not _PLAIN.issuperset(map(type, values)) or sum(map(len, filter(None, values))) > LONG
 
 
 def _check_kinds(values: Sequence[Any]) -> None:
@@ -86,14 +85,3 @@ def _check_kinds(values: Sequence[Any]) -> None:
             raise psycopg.ProgrammingError(
                 f"a dumper gave {type(value).__name__}, not bytes: a Dumper's dump() returns a buffer or None"
             )
-
-
-def _check_size(text: bytes, values: Sequence[Buffer | None]) -> None:
-    if len(values) > MAX_PARAMS:
-        raise psycopg.ProgrammingError(
-            f"a statement takes at most {MAX_PARAMS} parameters, and {len(values)} were given: "
-            "send an array, or several statements with execute_batch"
-        )
-    size = len(text) + sum([len(value) for value in values if value is not None])
-    if size > MAX_MESSAGE:
-        raise psycopg.DataError(f"statement and parameters take {size} bytes; PostgreSQL accepts 1 GiB")
