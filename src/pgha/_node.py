@@ -190,11 +190,7 @@ class Node:
 
     def takes(self, kind: Kind) -> bool:
         """Operations of this kind may be sent here, as far as the node is concerned."""
-        return (
-            self.health.state == "up"
-            and not self.leaving
-            and (kind == "read" or self.health.role == "primary")
-        )
+        return self.health.sendable and not self.leaving and (kind == "read" or self.health.role == "primary")
 
     def serves(self, kind: Kind) -> bool:
         """It takes operations of this kind now, or as soon as a lane has room."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgha._core.health import Health, Transition, all_refused, role_of, suspicious_age
+from pgha._core.health import Health, Transition, role_of, suspicious_age
 from pgha._types import Role, State
 
 quick = settings(deadline=None, max_examples=100)
@@ -232,9 +232,3 @@ def test_asking_for_ever_is_no_error() -> None:
 )
 def test_role_of(in_recovery: bool, read_only: bool, role: Role) -> None:
     assert role_of(in_recovery, read_only) == role
-
-
-def test_all_refused() -> None:
-    assert all_refused(["refused", "refused"])
-    assert not all_refused(["refused", "down"])
-    assert not all_refused([])

@@ -6,7 +6,7 @@ state      meaning                                     exits
 connecting no answer yet since the node was added      answered -> up; failed -> down or refused
 up         it answered the last ping                   doubted -> suspect; failed -> down
 suspect    something went wrong, the answer to a ping  answered -> up; failed -> down
-           is outstanding; used only if no node is up
+           is outstanding; nothing is sent until it is in
 down       the monitor lost it, and reconnects         answered -> up; refused -> refused
 refused    it answers that it will not have us (bad    answered -> up; failed -> down
            password, no such database); asked rarely
@@ -18,7 +18,6 @@ Only the monitor's own connection moves a node to *up* or *down*; a lane can but
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pgha._types import Role, State
@@ -119,8 +118,3 @@ def suspicious_age(p99: float, floor: float, ceiling: float, asked: int) -> floa
 def role_of(in_recovery: bool, read_only: bool) -> Role:
     """A server that is read-only by default takes no writes either, recovery or not."""
     return "standby" if in_recovery or read_only else "primary"
-
-
-def all_refused(states: Sequence[State]) -> bool:
-    """Whether no waiting will mend it: every node answers that it will not have us."""
-    return bool(states) and all(state == "refused" for state in states)
