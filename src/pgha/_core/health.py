@@ -6,7 +6,7 @@ state      meaning                                     exits
 connecting no answer yet since the node was added      answered -> up; failed -> down or refused
 up         it answered the last ping                   doubted -> suspect; failed -> down
 suspect    something went wrong, the answer to a ping  answered -> up; failed -> down
-           is outstanding; nothing is sent until it is in
+           is outstanding; nothing is sent until then
 down       the monitor lost it, and reconnects         answered -> up; refused -> refused
 refused    it answers that it will not have us (bad    answered -> up; failed -> down
            password, no such database); asked rarely
