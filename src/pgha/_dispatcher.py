@@ -19,6 +19,7 @@ from ._core.backoff import RetryBudget, delay
 from ._core.dispatch import Queue
 from ._core.health import Transition
 from ._core.routing import choose, elsewhere
+from ._core.statements import Entry
 from ._core.verdict import ELSEWHERE, GaveUp, Outcome, Then
 from ._errors import ClusterClosed, NodeReport, NoNodeAvailable
 from ._judging import Fate, LegLost, error_for, given_up, in_doubt, weigh
@@ -314,7 +315,9 @@ class Dispatcher:
 
     # The lanes report
 
-    def succeeded(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None:
+    def succeeded(
+        self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult], entry: Entry | None
+    ) -> None:
         request = operation.request
         attempts = operation.attempts
         attempts[-1].outcome = Outcome.APPLIED
@@ -326,9 +329,9 @@ class Dispatcher:
         working, self._working = self._working, True
         try:
             if request.batch:
-                loaded: Any = [load(result, make, lane.node, count, latency) for result in results]
+                loaded: Any = [load(result, None, make, lane.node, count, latency) for result in results]
             else:
-                loaded = load(results[0], make, lane.node, count, latency)
+                loaded = load(results[0], entry, make, lane.node, count, latency)
         except Exception as error:  # noqa: BLE001 - a loader or row factory: its error goes to its operation
             self.outcomes.fail(operation, error, Outcome.APPLIED)
             return
@@ -343,7 +346,7 @@ class Dispatcher:
         fate = weigh(operation, verdict, self._tuning, budget=self._budget.available(self._clock()))
         match fate.then:
             case Then.DELIVER:
-                self.succeeded(lane, operation, verdict.answer.results)
+                self.succeeded(lane, operation, verdict.answer.results, None)
             case Then.AGAIN_ELSEWHERE:
                 if verdict.lost is None and fate.reason in ELSEWHERE and lane.node in self._nodes:
                     # It takes no writes any more, or nothing at all: no more of them until it was asked.

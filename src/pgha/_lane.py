@@ -109,7 +109,9 @@ class Lane:
             if not self.takes(operation, now):
                 return False
         operation.attempts.append(Attempt(self.node, now))
-        self._put(operation.request.statements, _extras(operation), operation, now)
+        request = operation.request
+        extras = _unprepared(request.extras) if operation.unprepared else request.extras
+        self._put(request.statements, extras, operation, now)
         return True
 
     def _read_ahead(self, now: float) -> None:
@@ -230,8 +232,8 @@ class Lane:
         share = (now - (slots[0].head_at or now)) / len(answers)
         for slot, results in [(self._popped(now), results) for results in answers]:
             operation = slot.item
-            if operation is not None and operation.request.pace is not None:
-                operation.request.pace.took(share)
+            if operation is not None and (pace := operation.request.pace) is not None:
+                pace.took(share)
             self._answered(slot, results, now)
 
     def _popped(self, now: float) -> FlightSlot:
@@ -256,7 +258,7 @@ class Lane:
         if wanted and operation is not None:
             operation.attempts[-1].answered_at = now
             if plain_success(segment, results):
-                self._owner.succeeded(self, operation, results)
+                self._owner.succeeded(self, operation, results, segment.entry)
                 return
         answer = read_answer(segment, results)
         self._learn(answer)
@@ -270,7 +272,7 @@ class Lane:
         elif wanted:
             good = answer.fault is None and not answer.misfit
             if good and (not segment.framed or answer.commit_tag == "COMMIT"):
-                self._owner.succeeded(self, operation, answer.results)
+                self._owner.succeeded(self, operation, answer.results, None)
             else:
                 synced = not answer.misfit
                 self._owner.judge(self, operation, self._verdict(slot, answer, synced=synced))
@@ -422,10 +424,7 @@ class Lane:
 _ROLLBACK = Statement(b"ROLLBACK", None, (), None, words(b"ROLLBACK"))
 
 
-def _extras(operation: Operation[Any]) -> Extras:
-    extras = operation.request.extras
-    if not operation.unprepared:
-        return extras
+def _unprepared(extras: Extras) -> Extras:
     return Extras(extras.framed, extras.prologue, extras.epilogue, unprepared=True)
 
 

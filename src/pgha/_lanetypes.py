@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ._core.pipeline import Bounds, Slot
+from ._core.statements import Entry
 from ._core.verdict import Facts
 from ._operation import Operation
 from ._wire import PGresult
@@ -38,7 +39,9 @@ class LaneOwner(Protocol):
 
     loop: Loop
 
-    def succeeded(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None: ...
+    def succeeded(
+        self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult], entry: Entry | None
+    ) -> None: ...
     def judge(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None: ...
     def room(self, lane: Lane) -> None: ...
     def lane_broke(self, lane: Lane, reason: str, *, lost: bool) -> None: ...

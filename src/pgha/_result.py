@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Generic, TypeVar, final, overload
+from typing import Any, Generic, TypeVar, final, get_args, overload
 
 from psycopg import DataError
 
+from ._columns import Columns, Duplicates, Raw, distinct
+from ._errors import ConfigError
+from ._json import Bytea, Choices, NonFinite, Timestamps, to_json
+from ._models import make_models
+
 Row = TypeVar("Row", covariant=True)
+M = TypeVar("M")
 
 
 @final
@@ -18,20 +24,22 @@ class Result(Sequence[Row], Generic[Row]):
     tells how many rows it touched. Made by pgha alone.
     """
 
-    __slots__ = ("_attempts", "_columns", "_command", "_latency", "_node", "_rowcount", "_rows")
+    __slots__ = ("_attempts", "_columns", "_command", "_latency", "_node", "_raw", "_rowcount", "_rows")
 
     def __init__(
         self,
         rows: Sequence[Row],
-        columns: tuple[str, ...],
+        columns: Columns,
         rowcount: int,
         command: bytes,
         node: str,
         attempts: int,
         latency: float,
+        raw: Raw = None,
     ) -> None:
         self._rows = rows
         self._columns = columns
+        self._raw = raw
         self._rowcount = rowcount
         self._command = command
         self._node = node
@@ -65,7 +73,7 @@ class Result(Sequence[Row], Generic[Row]):
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns, in order; empty when the statement gives no rows."""
-        return self._columns
+        return self._columns.names
 
     @property
     def rowcount(self) -> int:
@@ -111,7 +119,76 @@ class Result(Sequence[Row], Generic[Row]):
 
     def value(self) -> Any:
         """The first column of the only row; `psycopg.DataError` when there is not exactly one row."""
-        return first_column(self.one(), self._columns)
+        return first_column(self.one(), self._columns.names)
+
+    def dicts(self, *, duplicates: Duplicates = "error") -> list[dict[str, Any]]:
+        """The rows as dicts by column name, whose values are as psycopg loads them.
+
+        Two columns of one name are a `psycopg.DataError`, or become ``id`` and ``id_2`` with
+        ``duplicates="number"``. For rows that are tuples or dicts; others do not say what they hold.
+        """
+        _check("duplicates", duplicates, Duplicates)
+        keys = distinct(self._columns.names, duplicates)
+        records: list[dict[str, Any]] = []
+        for row in self._rows:
+            if isinstance(row, dict):
+                records.append(dict(row))
+            elif isinstance(row, tuple):
+                records.append(dict(zip(keys, row, strict=True)))
+            else:
+                raise DataError(
+                    f"the row factory made {type(row).__name__}: dicts() and into() need tuples or dicts"
+                )
+        return records
+
+    def into(self, model: type[M]) -> list[M]:
+        """The rows as objects of a class: a dataclass, or one of attrs, pydantic or msgspec.
+
+        Columns are fields by name. A row that does not fit raises `psycopg.DataError` with the row (counted
+        from 0), the column and the reason. pydantic and msgspec validate and convert in their own way; for
+        other classes, values must be instances of what plain annotations say, since nothing is converted.
+        """
+        return make_models(model, self.dicts(), self._columns.names)
+
+    def json(
+        self,
+        *,
+        timestamps: Timestamps = "iso",
+        bytea: Bytea = "base64",
+        non_finite: NonFinite = "error",
+        duplicates: Duplicates = "error",
+    ) -> str:
+        """The rows as JSON: one array with one object a row, whatever the row factory made of them.
+
+        Made from what the server sent, so nothing is lost on the way: numbers keep all their digits, ``json``
+        and ``jsonb`` are embedded as they are, arrays are arrays, ``"char"`` is 0 to 255. A composite type is
+        an object once its `psycopg.types.composite.CompositeInfo` is registered with `Cluster.adapters`. All
+        other types (ranges, intervals, inet, tsvector, enums, ...) are strings, as PostgreSQL writes them.
+
+        Args:
+            timestamps: ``"iso"`` writes date, timestamp and timestamptz as ISO 8601, ``"epoch"`` as seconds
+                since 1970 (without a time zone: taken as UTC), exact to the microsecond.
+            bytea: ``"base64"`` or ``"hex"``.
+            non_finite: NaN and the infinities, which JSON lacks, of numbers and timestamps: a
+                `psycopg.DataError` that names the column, or with ``"string"`` strings.
+            duplicates: as in `dicts`.
+        """
+        _check("timestamps", timestamps, Timestamps)
+        _check("bytea", bytea, Bytea)
+        _check("non_finite", non_finite, NonFinite)
+        _check("duplicates", duplicates, Duplicates)
+        columns, count = self._columns, len(self._rows)
+        keys = distinct(columns.names, duplicates)
+        if not count:
+            return "[]"
+        how = Choices(timestamps, bytea, non_finite)
+        return to_json(columns, keys, self._raw, count, how)
+
+
+def _check(name: str, given: object, allowed: Any) -> None:
+    words = get_args(allowed)
+    if given not in words:
+        raise ConfigError(f"{name} is {' or '.join(map(repr, words))}, not {given!r}")
 
 
 def first_column(row: Any, columns: tuple[str, ...]) -> Any:

@@ -22,7 +22,7 @@ Key = tuple[bytes, tuple[int, ...]]
 
 
 class Entry:
-    __slots__ = ("key", "name", "ready", "seen", "segment")
+    __slots__ = ("columns", "key", "name", "ready", "seen", "segment")
 
     def __init__(self, key: Key) -> None:
         self.key = key
@@ -31,12 +31,14 @@ class Entry:
         self.ready = False
         self.segment: Any = None
         """For the wire: what it sends each time that the statement is reused."""
+        self.columns: Any = None
+        """For the wire: what it knows of the columns of each result."""
 
 
 class StatementCache:
     """For one connection. ``threshold`` None prepares nothing; 0 prepares at first sight."""
 
-    __slots__ = ("_entries", "_limit", "_number", "_threshold", "_to_close")
+    __slots__ = ("_entries", "_limit", "_number", "_threshold", "to_close")
 
     LONGEST = 8192
     """Longer texts are made by programs, rarely repeated, and not worth the server's memory."""
@@ -46,7 +48,8 @@ class StatementCache:
         self._limit = limit
         self._entries: OrderedDict[Key, Entry] = OrderedDict()
         self._number = 0
-        self._to_close: list[bytes] = []
+        self.to_close: list[bytes] = []
+        """What `closing` will give."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -92,9 +95,9 @@ class StatementCache:
 
     def closing(self) -> list[bytes]:
         """Names that the next segment is to close; each is given once."""
-        if not self._to_close:
+        if not self.to_close:
             return []
-        names, self._to_close = self._to_close, []
+        names, self.to_close = self.to_close, []
         return names
 
     def _evict(self) -> None:
@@ -109,5 +112,5 @@ class StatementCache:
 
     def _close(self, entry: Entry) -> None:
         if entry.name is not None:
-            self._to_close.append(entry.name)
+            self.to_close.append(entry.name)
             entry.name = None

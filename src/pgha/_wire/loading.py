@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -12,8 +12,12 @@ from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.rows import tuple_row
 
+from pgha._columns import NO_COLUMNS, Columns, Raw
+from pgha._core.statements import Entry
 from pgha._result import Result
 
+FEW = 16
+"""Values that are copied out of libpq's result, so that it can go."""
 _TUPLES_OK = ExecStatus.TUPLES_OK
 
 
@@ -44,20 +48,36 @@ class Loader:
         self._transformer = Transformer(self)
 
     def load(
-        self, pgresult: PGresult, row_factory: Callable[[Any], Any], node: str, attempts: int, latency: float
-    ) -> Result[Any]:
-        """The `Result`; raises what a loader or the row factory raises."""
-        rows: Sequence[Any] = ()
-        columns: tuple[str, ...] = ()
-        if pgresult.status == _TUPLES_OK:
-            fname = pgresult.fname
-            columns = tuple([(fname(i) or b"").decode("utf-8", "replace") for i in range(pgresult.nfields)])
-            rows = self._rows(pgresult, row_factory)
-            rowcount = len(rows)
-        else:
+        self, pgresult: PGresult, entry: Entry | None, row_factory: Callable[[Any], Any], node: str,
+        attempts: int, latency: float,
+    ) -> Result[Any]:  # fmt: skip
+        """The `Result`; raises what a loader or the row factory raises. ``entry``: of the prepared statement
+        that was reused."""
+        if pgresult.status != _TUPLES_OK:
             count = pgresult.command_tuples
-            rowcount = -1 if count is None else count
-        return Result(rows, columns, rowcount, pgresult.command_status or b"", node, attempts, latency)
+            command = pgresult.command_status or b""
+            touched = -1 if count is None else count
+            return Result((), NO_COLUMNS, touched, command, node, attempts, latency)
+        # Those of a prepared statement never change: the server refuses it then (0A000).
+        columns = None if entry is None else entry.columns
+        if columns is None:
+            columns = self._columns(pgresult, entry)
+        rows = self._rows(pgresult, row_factory)
+        raw: Raw = pgresult
+        count, width = len(rows), len(columns.names)
+        if count * width <= FEW:
+            value = pgresult.get_value
+            raw = [value(row, column) for row in range(count) for column in range(width)]
+        command = pgresult.command_status or b""
+        return Result(rows, columns, count, command, node, attempts, latency, raw)
+
+    def _columns(self, pgresult: PGresult, entry: Entry | None) -> Columns:
+        fname, ftype, indexes = pgresult.fname, pgresult.ftype, range(pgresult.nfields)
+        names = tuple([(fname(i) or b"").decode("utf-8", "replace") for i in indexes])
+        columns = Columns(names, tuple([ftype(i) for i in indexes]), self.adapters.types)
+        if entry is not None:
+            entry.columns = columns
+        return columns
 
     def _rows(self, pgresult: PGresult, row_factory: Callable[[Any], Any]) -> list[Any]:
         make = tuple if row_factory is tuple_row else row_factory(CursorView(pgresult, self.connection))
