@@ -91,7 +91,7 @@ class Cluster(Generic[Row]):
         if self._dispatcher.full:
             await self._queue_room(request)
         operation: Operation[Result[Any]] = self._begin(request, started)
-        return await operation.outcome()
+        return await operation
 
     @overload
     async def fetch_one(
@@ -157,7 +157,7 @@ class Cluster(Generic[Row]):
         if self._dispatcher.full:
             await self._queue_room(request)
         operation: Operation[Result[Any]] = self._begin(request, started)
-        return await operation.outcome()
+        return await operation
 
     async def execute_batch(
         self, statements: Sequence[BatchItem], *, idempotent: bool = False, route: WriteRoute = nearest(),
@@ -178,7 +178,7 @@ class Cluster(Generic[Row]):
         if self._dispatcher.full:
             await self._queue_room(request)
         operation: Operation[list[Result[Any]]] = self._begin(request, started)
-        return await operation.outcome()
+        return await operation
 
     # Operations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar, final
 
 from anyio.lowlevel import checkpoint
@@ -27,6 +27,7 @@ class Request:
 
     statements: Sequence[Statement]
     kind: Kind
+    read: bool
     batch: bool
     route: Nearest | Pin | Fastest
     row_factory: Callable[[Any], Any]
@@ -37,13 +38,8 @@ class Request:
     extras: Extras = NO_EXTRAS
     timeout: float | None = None
     on_send: Callable[[Sent], object] | None = None
-    read: bool = field(init=False)
-    pace: Pace | None = field(init=False)
-    """Of its only statement."""
-
-    def __post_init__(self) -> None:
-        self.read = self.kind == "read"
-        self.pace = None if self.batch else self.statements[0].pace
+    pace: Pace | None = None
+    """Of its only statement; None for a batch."""
 
 
 class Attempt:
@@ -191,16 +187,12 @@ class Operation(Generic[T]):
         return waiter
 
     def __await__(self) -> Generator[Any, Any, T]:
-        return self.outcome().__await__()
-
-    async def outcome(self) -> T:
-        """The same as awaiting the operation."""
         if self.stage is Stage.DONE:
-            await checkpoint()
+            yield from checkpoint().__await__()
         else:
             self._waiters += 1
             try:
-                await self._park().wait()
+                yield from self._park().wait().__await__()
             except BaseException:
                 # Cancelled, by a scope or natively. The last one to leave takes the operation along.
                 if self._waiters == 1 and not self.done:

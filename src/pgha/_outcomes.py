@@ -69,14 +69,16 @@ class Outcomes:
             note(error, operation, final_outcome(operation, outcome))
         if operation.parent is None:
             self._count_failure(operation, error)
-        self._end(operation, None, error)
+        self._close(operation)
+        operation.finish(None, error)
 
     def succeed(self, operation: Operation[Any], result: Any) -> None:
         if operation.parent is None:
             self.counters.succeeded += 1
-        self._end(operation, result, None)
+        self._close(operation)
+        operation.finish(result, None)
 
-    def _end(self, operation: Operation[Any], result: Any, error: BaseException | None) -> None:
+    def _close(self, operation: Operation[Any]) -> None:
         if operation.timer is not None:
             self._times.cancel(operation.timer)
             operation.timer = None
@@ -84,7 +86,6 @@ class Outcomes:
             self.open.discard(operation)
             if self._idle is not None and not self.open:
                 self._idle.set()
-        operation.finish(result, error)
 
     def _count_failure(self, operation: Operation[Any], error: BaseException) -> None:
         counters = self.counters

@@ -63,6 +63,7 @@ class RequestMaker:
         return Request(
             (statement,),
             "read" if read else "write",
+            read,
             False,
             route,
             row_factory or options.row_factory,
@@ -72,6 +73,7 @@ class RequestMaker:
             extras,
             options.timeout if timeout is DEFAULT else self._timeout(timeout),
             on_send,
+            statement.pace,
         )
 
     def batch(
@@ -87,6 +89,7 @@ class RequestMaker:
         return Request(
             tuple(statements),
             "write",
+            read=False,
             batch=True,
             route=route,
             row_factory=row_factory or self._options.row_factory,

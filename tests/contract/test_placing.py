@@ -275,7 +275,7 @@ class Race:
         self.outcomes = Outcomes(Timekeeper(time.monotonic), time.monotonic)
         self.races = Races(self.track, self.track, self.outcomes, time.monotonic, self.MOST)
         statement = Compiler(AdaptersMap(psycopg.adapters)).compile("SELECT 1", None)
-        request = Request((statement,), "read", False, pgha.fastest(), tuple_row)
+        request = Request((statement,), "read", True, False, pgha.fastest(), tuple_row)
         self.operation: Operation[Any] = Operation(self.track, request, 0.0)
 
     def run(self, *ends: BaseException | str) -> None:

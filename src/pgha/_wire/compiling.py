@@ -23,7 +23,9 @@ MAX_MESSAGE = 0x3FFFFFFF - 1024
 """PostgreSQL refuses a longer message, and ends the connection for it (PQ_LARGE_MESSAGE_LIMIT)."""
 REMEMBERED = 4096
 KNOWN = 4096
-"""Texts whose pace is remembered: their longest, and how many of them."""
+"""Texts that are remembered: their longest, and how many of them."""
+FEW = 32
+"""Parameters of a text that is remembered; those with more are mostly made by programs, each another."""
 _QUERIES = (str, bytes, Composable, Template)
 _BUFFERS = frozenset({bytes, bytearray, memoryview, type(None)})
 
@@ -44,6 +46,22 @@ class Statement:
     """What is known of its duration; None for a text too long to remember."""
 
 
+class _Known:
+    """What was learned of a text that was sent before: converting it again would give the same."""
+
+    __slots__ = ("formats", "pace", "placeholders", "text", "words")
+
+    def __init__(self, compiled: PostgresQuery, pace: Pace) -> None:
+        self.text = compiled.query
+        self.words = words(compiled.query)
+        self.pace = pace
+        self.formats: Any = compiled._want_formats
+        self.placeholders = -1
+        """Positional ones; -1: named ones, or parameters were not given."""
+        if self.formats is not None and compiled._order is None:
+            self.placeholders = len(self.formats)
+
+
 class Compiler:
     """Dumps parameters with the cluster's adapters. Synchronous, so it may be shared by all tasks."""
 
@@ -52,9 +70,22 @@ class Compiler:
         self.connection = None
         self._transformer = Transformer(self)
         self._paces = Paces(KNOWN)
+        self._known: dict[str, _Known] = {}
 
     def compile(self, query: AnyQuery, params: AnyParams | None) -> Statement:
         """Raises psycopg's own errors for what cannot be sent: wrong parameters, NUL bytes, sizes."""
+        if type(query) is str and (type(params) is list or type(params) is tuple):
+            known = self._known.get(query)
+            if known is not None and len(params) == known.placeholders:
+                # What psycopg's PostgresQuery would do, without looking at the text once more.
+                transformer = self._transformer
+                values = transformer.dump_sequence(params, known.formats)
+                _check_values(values, len(known.text))
+                types, formats = transformer.types or (), transformer.formats
+                return Statement(known.text, values, types, formats, known.words, known.pace)
+        return self._compile(query, params)
+
+    def _compile(self, query: AnyQuery, params: AnyParams | None) -> Statement:
         if not isinstance(query, _QUERIES):
             raise ConfigError(f"a query is a string, bytes, psycopg.sql or a t-string, not {query!r}")
         compiled = PostgresQuery(self._transformer)
@@ -64,22 +95,40 @@ class Compiler:
             # libpq takes a C string: it would silently run the part before the NUL.
             raise psycopg.DataError("a query cannot contain a NUL character")
         values = compiled.params
-        if values is not None and not _BUFFERS.issuperset(map(type, values)):
-            _check_kinds(values)
-        if len(text) + sum(map(len, filter(None, values or ()))) > MAX_MESSAGE:
-            raise psycopg.DataError(
-                "statement and parameters take more than the 1 GiB that PostgreSQL accepts"
-            )
-        if values is not None and len(values) > MAX_PARAMS:
-            raise psycopg.ProgrammingError(
-                f"a statement takes at most {MAX_PARAMS} parameters, and {len(values)} were given: "
-                "send an array, or several statements with execute_batch"
-            )
-        pace = self._paces.of(text) if len(text) <= REMEMBERED else None
-        return Statement(text, values, compiled.types, compiled.formats, words(text), pace)
+        _check_values(values or (), len(text))
+        if len(text) > REMEMBERED:
+            return Statement(text, values, compiled.types, compiled.formats, words(text))
+        known = _Known(compiled, self._paces.of(text))
+        if isinstance(query, str) and 0 <= known.placeholders <= FEW:
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            self._known[query] = known
+        return Statement(text, values, compiled.types, compiled.formats, known.words, known.pace)
+
+
+def _check_values(values: Sequence[Any], size: int) -> None:
+    """``size``: of the text."""
+    if len(values) <= FEW:
+        for value in values:
+            if value is not None:
+                if type(value) not in _BUFFERS:
+                    _check_kinds(values)
+                size += len(value)
+    elif len(values) > MAX_PARAMS:
+        raise psycopg.ProgrammingError(
+            f"a statement takes at most {MAX_PARAMS} parameters, and {len(values)} were given: "
+            "send an array, or several statements with execute_batch"
+        )
+    else:
+        _check_kinds(values)
+        size += sum(map(len, filter(None, values)))
+    if size > MAX_MESSAGE:
+        raise psycopg.DataError("statement and parameters take more than the 1 GiB that PostgreSQL accepts")
 
 
 def _check_kinds(values: Sequence[Any]) -> None:
+    if _BUFFERS.issuperset(map(type, values)):
+        return
     for value in values:
         if value is not None and not isinstance(value, (bytes, bytearray, memoryview)):
             raise psycopg.ProgrammingError(

@@ -29,7 +29,12 @@ def _find() -> Callable[[int], int] | None:
 _send_pipeline_sync = _find()
 
 
-def sync_unwritten(pgconn: PGconn) -> bool:
-    """Put a Sync behind the segment without a system call; False: it is not to be had, or failed."""
+def pointer_of(pgconn: PGconn) -> int | None:
+    """What `sync_unwritten` takes; valid until the connection is finished. None: it is not to be had."""
     pointer: int | None = getattr(pgconn, "pgconn_ptr", None)
-    return _send_pipeline_sync is not None and pointer is not None and _send_pipeline_sync(pointer) == 1
+    return None if _send_pipeline_sync is None else pointer
+
+
+def sync_unwritten(pointer: int) -> bool:
+    """Put a Sync behind the segment without a system call; False: it failed."""
+    return _send_pipeline_sync is not None and _send_pipeline_sync(pointer) == 1

@@ -20,7 +20,7 @@ from pgha._core.statements import Entry, StatementCache
 from pgha._core.verdict import Handed
 
 from .compiling import Statement
-from .libpq import sync_unwritten
+from .libpq import pointer_of, sync_unwritten
 from .segment import Kind, Piece, Segment
 
 _SYNC = pq.ExecStatus.PIPELINE_SYNC
@@ -93,6 +93,7 @@ class Link:
 
     def __init__(self, pgconn: PGconn, threshold: int | None, limit: int) -> None:
         self._pgconn = pgconn
+        self._pointer = pointer_of(pgconn)
         self._cache = StatementCache(threshold if _CLOSES else None, limit)
         self._partial: list[PGresult] = []
         self.notices: deque[Notice] = deque(maxlen=16)
@@ -155,12 +156,12 @@ class Link:
         segment: Segment | None = None
         pgconn = self._pgconn
         try:
-            closing = self._cache.closing()
-            if len(statements) == 1 and extras is NO_EXTRAS and not closing:
+            cache = self._cache
+            if extras is NO_EXTRAS and len(statements) == 1 and not cache.to_close:
                 segment = self._send_one(statements[0])
             else:
-                segment = self._send_many(statements, extras, closing)
-            if not (corked and sync_unwritten(pgconn)):
+                segment = self._send_many(statements, extras, cache.closing())
+            if not (corked and self._pointer is not None and sync_unwritten(self._pointer)):
                 pgconn.pipeline_sync()
         except Exception as error:
             # Not only psycopg's errors: its C layer raises TypeError for a value of the wrong kind.
@@ -256,7 +257,7 @@ class Link:
         except psycopg.Error as error:
             received.broken = error
         try:
-            self._take_results(received, min(expected, limit))
+            self._take_results(received.answers, expected if expected < limit else limit)
         except psycopg.Error as error:
             received.broken = received.broken or error
         received.more = expected > limit and len(received.answers) == limit
@@ -264,15 +265,14 @@ class Link:
             received.broken = errors.OperationalError("the connection was closed")
         return received
 
-    def _take_results(self, received: Received, wanted: int) -> None:
+    def _take_results(self, answers: list[list[PGresult]], wanted: int) -> None:
         pgconn = self._pgconn
         is_busy, get_result = pgconn.is_busy, pgconn.get_result
         if not wanted:
             is_busy()  # notices and settings are parsed by this, also where no answer is due
             return
-        answers = received.answers
         nulls = 0
-        while len(answers) < wanted and not is_busy():
+        while wanted and not is_busy():
             result = get_result()
             if result is None:
                 # One NULL ends each statement; a second in a row means that nothing is left.
@@ -285,6 +285,7 @@ class Link:
             if status == _SYNC:
                 answers.append(self._partial)
                 self._partial = []
+                wanted -= 1
             elif status in _COPIES:
                 # Never sent by a lane; libpq would give this result for ever.
                 raise errors.NotSupportedError("COPY cannot be used on a lane")
@@ -299,5 +300,6 @@ class Link:
         """Close the connection, without waiting; nobody may be waiting for ``fd`` any more."""
         if not self._finished:
             self._finished = True
+            self._pointer = None
             self._pgconn.finish()
             os.close(self.fd)
