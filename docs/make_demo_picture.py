@@ -1,0 +1,82 @@
+"""Makes docs/demo.svg: a picture of a real `pgha demo`.
+
+    uv run python docs/make_demo_picture.py [seed [second]]
+
+The demo itself runs, and is shown on a terminal that nobody sees; the picture is what this terminal showed at
+the chosen second.
+"""
+
+from __future__ import annotations
+
+import io
+import pty
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+from rich.console import Console
+from rich.terminal_theme import MONOKAI
+from rich.text import Text
+
+import pgha
+from pgha.cli._demo import Options, watched
+from pgha.cli._live import LiveView
+from pgha.cli._workload import Second
+
+TARGET = Path(__file__).with_name("demo.svg")
+WIDTH, HEIGHT = 100, 20
+SECONDS = 15
+
+
+class Photographer:
+    """The live view, and a picture of it at one moment."""
+
+    def __init__(self, view: LiveView, moment: int) -> None:
+        self._view = view
+        self._moment = moment
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._view, name)
+
+    def second(self, second: Second, nodes: Mapping[str, pgha.NodeStatus]) -> None:
+        self._view.second(second, nodes)
+        if int(second.at) == self._moment:
+            save(self._view)
+
+
+def save(view: LiveView) -> None:
+    paper = terminal(record=True)
+    paper.print(Text.assemble(("$ ", "dim"), "pgha demo"))
+    paper.print(view.picture())
+    svg = paper.export_svg(title="", theme=MONOKAI, unique_id="pgha")
+    # No font from another server: any monospaced one will do.
+    svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
+    TARGET.write_text(svg.replace("Fira Code, monospace", "ui-monospace, Menlo, Consolas, monospace"))
+
+
+def terminal(*, record: bool = False) -> Console:
+    return Console(
+        file=io.StringIO(),
+        record=record,
+        force_terminal=True,
+        color_system="truecolor",
+        width=WIDTH,
+        height=HEIGHT,
+        highlight=False,
+    )
+
+
+async def main(seed: int, moment: int) -> None:
+    options = Options(SECONDS, 3, seed, "asyncio")
+    _, keyboard = pty.openpty()  # so that the keys are shown; nobody presses one
+    view = LiveView(options, terminal(), keyboard)
+    async with view.shown():
+        await watched(options, Photographer(view, moment))
+
+
+if __name__ == "__main__":
+    chosen = [int(word) for word in sys.argv[1:]]
+    anyio.run(main, *(chosen + [4, 11][len(chosen) :]))

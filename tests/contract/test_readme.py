@@ -1,0 +1,50 @@
+"""What the README shows does what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def output(block: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", block], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def test_every_block_is_tried_here() -> None:
+    assert len(BLOCKS) == 3
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_ten_lines(backend: str) -> None:
+    block = BLOCKS[0]
+    assert block.endswith("anyio.run(main)\n")
+    # As the README says it is done.
+    told = re.search(r"`(anyio\.run\(main, backend=\"trio\"\))`", README)
+    assert told is not None
+    other = block.replace("anyio.run(main)", told[1])
+    assert output(other if backend == "trio" else block) == ["[(1, 'tea')]"]
+
+
+def test_rows_objects_json() -> None:
+    row, dicts, objects, text = output(BLOCKS[1])
+    assert row == "('tea', Decimal('2.50'))"
+    assert dicts == "[{'name': 'tea', 'price': Decimal('2.50')}]"
+    assert objects == "[Item(name='tea', price=Decimal('2.50'))]"
+    assert text == '[{"name":"tea","price":2.50}]'
+    assert json.loads(text) == [{"name": "tea", "price": 2.5}]
+
+
+def test_from_threads() -> None:
+    assert output(BLOCKS[2]) == [str(sum(range(100)))]
