@@ -91,7 +91,8 @@ class Dispatcher:
         elif type(route) is Fastest and (serving := [n.name for n in self._nodes.values() if n.ready]):
             self._races.start(operation, serving, now)
             return
-        self.place(operation, now)
+        # A new look at the clock: it may have waited for room in the queue since it was started.
+        self.place(operation, self._clock())
 
     def _first_write(self) -> None:
         self.writes_seen = True

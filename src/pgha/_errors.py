@@ -77,7 +77,6 @@ class OperationTimeout(Error, TimeoutError):
     """The operation's ``timeout=`` passed, and it certainly was not applied (or it was a read)."""
 
 
-@final
 class OperationCancelled(Error):
     """`Operation.cancel` was called, and the operation certainly was not applied (or it was a read)."""
 

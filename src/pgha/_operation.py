@@ -257,5 +257,7 @@ class Operation(Generic[T]):
         return self._result
 
     def __del__(self) -> None:
-        if self._error is not None and not self._retrieved and self.gave_up != "cancelled":
-            self._keeper.unretrieved(self, self._error)
+        # Without the attribute, __init__ was interrupted (trio raises KeyboardInterrupt anywhere).
+        error = getattr(self, "_error", None)
+        if error is not None and not self._retrieved and self.gave_up != "cancelled":
+            self._keeper.unretrieved(self, error)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 import pgha
+import pgha.blocking
 
 Check = Callable[[types.ModuleType], list[str]]
 
@@ -84,9 +85,10 @@ CHECKS: list[Check] = [
 ]
 
 
+@pytest.mark.parametrize("module", [pgha, pgha.blocking], ids=lambda module: module.__name__)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_the_public_face(check: Check) -> None:
-    assert check(pgha) == [], check.__doc__
+def test_the_public_face(check: Check, module: types.ModuleType) -> None:
+    assert check(module) == [], check.__doc__
 
 
 def _face(**names: object) -> types.ModuleType:

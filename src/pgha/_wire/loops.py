@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from typing import Protocol
 
 import anyio
@@ -42,6 +43,13 @@ class Loop(Protocol):
         """
         ...
 
+    def soon(self, callback: Callable[[], object]) -> None:
+        """From any thread: have the loop call ``callback``, which must not raise, in its own thread.
+
+        Does nothing once the loop has ended, and never waits.
+        """
+        ...
+
 
 def current_loop() -> Loop:
     """For the loop of the calling task."""
@@ -57,6 +65,9 @@ async def serve_by_anyio(fd: int, take_in: Callable[[], bool]) -> None:
 
 
 class TrioLoop:
+    def __init__(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+
     def waiter(self) -> Waiter:
         return TrioWaiter()
 
@@ -65,6 +76,12 @@ class TrioLoop:
             await trio.lowlevel.wait_readable(fd)
             while take_in():
                 await checkpoint()
+
+    def soon(self, callback: Callable[[], object]) -> None:
+        try:
+            self._token.run_sync_soon(callback)
+        except trio.RunFinishedError:
+            pass
 
 
 class TrioWaiter:
@@ -92,6 +109,8 @@ class TrioWaiter:
 class AsyncioLoop:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        # Without it, what the callback starts would inherit the context of whichever thread called.
+        self._context = copy_context()
 
     def waiter(self) -> Waiter:
         return AsyncioWaiter(self._loop)
@@ -108,6 +127,13 @@ class AsyncioLoop:
             await serving.end
         finally:
             self._loop.remove_reader(fd)
+
+    def soon(self, callback: Callable[[], object]) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, context=self._context)
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
 
 
 class _Serving:

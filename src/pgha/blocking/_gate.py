@@ -1,0 +1,60 @@
+"""Something that happens once, and that any thread waits for."""
+
+from __future__ import annotations
+
+from _thread import TIMEOUT_MAX, allocate_lock
+from collections import deque
+from collections.abc import Callable
+
+
+class Gate:
+    """Opened once, by the cluster's thread.
+
+    Not a `threading.Event` or `threading.Condition`: an interrupt (a signal's exception in the main thread)
+    at the wrong moment inside those leaves a lock behind, and then the thread that serves everybody would
+    wait for it. `threading.Thread.join` that is interrupted takes the thread for ended (CPython 3.11). Here
+    no lock is held while Python code runs.
+    """
+
+    __slots__ = ("_then", "is_open")
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self._then: deque[Callable[[], object]] = deque()
+
+    def open(self) -> None:
+        # First the flag, then the calls. Others append first and then look at the flag: either they see it
+        # set, or their call is here already.
+        self.is_open = True
+        while self._then:
+            try:
+                call = self._then.popleft()
+            except IndexError:
+                return
+            call()
+
+    def then(self, call: Callable[[], object]) -> None:
+        """Call it once the gate is open, in the thread that opens it; at once if it is."""
+        self._then.append(call)
+        if self.is_open and self._take_back(call):
+            call()
+
+    def _take_back(self, call: Callable[[], object]) -> bool:
+        try:
+            self._then.remove(call)
+        except ValueError:
+            return False
+        return True
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is open, at most ``timeout`` seconds; whether it is."""
+        if self.is_open:
+            return True
+        lock = allocate_lock()
+        lock.acquire()
+        self.then(lock.release)
+        if timeout is None:
+            lock.acquire()
+        elif timeout <= 0 or not lock.acquire(True, min(timeout, TIMEOUT_MAX)):
+            self._take_back(lock.release)
+        return self.is_open

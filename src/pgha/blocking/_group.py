@@ -1,0 +1,83 @@
+"""A scope of operations, for threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, final
+
+from pgha._requests import DEFAULT, OnSend, Seconds
+from pgha._result import Result
+from pgha._types import ReadRoute, WriteRoute, nearest
+from pgha._wire.compiling import AnyParams, AnyQuery
+
+from ._gate import Gate
+from ._host import Host
+from ._operation import Operation
+
+Submit = Callable[..., Operation[Result[Any]]]
+
+
+@final
+class Group:
+    """What ``with cluster.group() as g`` gives. Any thread may `submit` to it."""
+
+    def __init__(self, host: Host, submit: Submit) -> None:
+        self._host = host
+        self._submit = submit
+        self._running: dict[Operation[Any], None] = {}
+        self._failed: list[Operation[Any]] = []
+
+    @classmethod
+    @contextmanager
+    def opened(cls, host: Host, submit: Submit) -> Generator[Group, None, None]:
+        """For `Cluster.group`."""
+        group = cls(host, submit)
+        try:
+            yield group
+            group._wait()
+        except BaseException:
+            group._cancel()
+            raise
+        group._raise()
+
+    def submit(
+        self, query: AnyQuery, params: AnyParams | None = None, *, read: bool = False,
+        idempotent: bool = False, route: ReadRoute | WriteRoute = nearest(), timeout: Seconds = DEFAULT,
+        statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
+    ) -> Operation[Result[Any]]:  # fmt: skip
+        """As `Cluster.submit`; the operation is waited for when the group is left."""
+        operation = self._submit(
+            query, params, read=read, idempotent=idempotent, route=route, timeout=timeout,
+            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
+        )  # fmt: skip
+        self._running[operation] = None
+        operation.settled.then(partial(self._done, operation))
+        return operation
+
+    def _done(self, operation: Operation[Any]) -> None:
+        if operation.failed:
+            self._failed.append(operation)
+        del self._running[operation]
+
+    def _wait(self) -> None:
+        self._host.check_waitable()
+        while self._running:
+            for operation in tuple(self._running):
+                # In the order of their asking `_done` is called first, mostly: hence the loop.
+                told = Gate()
+                operation.settled.then(told.open)
+                told.wait()
+
+    def _cancel(self) -> None:
+        """The body raised, or the wait was interrupted: that is what comes out, and nothing beside it."""
+        for operation in tuple(self._running):
+            operation.cancel()
+        for operation in tuple(self._failed):
+            operation.unseen()
+
+    def _raise(self) -> None:
+        errors = [error for error in (one.unseen() for one in self._failed) if isinstance(error, Exception)]
+        if errors:
+            raise ExceptionGroup("operations of the group failed", errors)

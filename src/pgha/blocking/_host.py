@@ -1,0 +1,288 @@
+"""The thread that a cluster lives in: how it begins and ends, and how other threads reach it.
+
+The thread runs `_live`: it opens the cluster, says so, and waits to be told to leave. A clean leave drains;
+any other cancels the one scope around everything. Whatever happens, the thread closes the mailbox as its last
+act, and from then on nobody waits for it: see `Mailbox.post`. anyio's blocking portal is not used: it takes a
+task a call, and a call that reaches its loop while that ends is never answered.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from _thread import allocate_lock, get_ident
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from contextvars import Context
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+
+from pgha._cluster import Cluster
+from pgha._errors import ClusterClosed, ConfigError
+from pgha._operation import Request
+from pgha._wire.loops import current_loop
+
+from ._call import Call
+from ._errors import WouldDeadlock
+from ._gate import Gate
+from ._mailbox import Job, Letter, Mailbox
+from ._replies import Reply, Task
+from ._starter import CLOSED, Starter
+
+T = TypeVar("T")
+FAILED = "the cluster has failed; the end of its with block tells why"
+FORKED = "this cluster was opened in another process, before a fork: open one in the child"
+_BACKENDS = ("asyncio", "trio")
+_BEGINS_WITHIN = 5.0
+"""Seconds from the making of a thread to its first step; generous."""
+
+_hosts: set[Host] = set()
+"""Whose thread runs."""
+
+
+def _after_fork() -> None:
+    for host in tuple(_hosts):
+        host.abandon()
+    _hosts.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _nothing() -> None:
+    pass
+
+
+class Host:
+    """See the head of this file."""
+
+    cluster: Cluster[Any]
+    _starter: Starter
+
+    def __init__(
+        self,
+        opening: Callable[[], AbstractAsyncContextManager[Cluster[Any]]],
+        backend: str,
+        backend_options: dict[str, Any] | None,
+    ) -> None:
+        if backend not in _BACKENDS:
+            raise ConfigError(f"backend is one of {', '.join(_BACKENDS)}, not {backend!r}")
+        self.forked = False
+        self._opening = opening
+        self._mailbox = Mailbox(self._open_letters)
+        self.post = self._mailbox.post
+        self._failure: BaseException | None = None
+        self._ident: int | None = None
+        self._started = False
+        self._begun = Gate()
+        self._ready = Gate()
+        self._ended = Gate()
+        run = partial(anyio.run, self._live, backend=backend, backend_options=backend_options)
+        # A context of its own: by context variables loops find out whether one is running already.
+        self._thread = threading.Thread(
+            target=Context().run, args=(self._work, run), name=f"pgha {backend}", daemon=True
+        )
+
+    # The life of the thread
+
+    def open(self) -> Cluster[Any]:
+        """Start the thread, and wait until the cluster is open."""
+        _hosts.add(self)
+        self._started = True
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._started = False  # the system has no thread for us
+            raise
+        self._ready.wait()
+        self._raise_failure()
+        return self.cluster
+
+    def close(self, error: BaseException | None) -> None:
+        """End the cluster, and wait until its thread is gone; nothing, in a child after a fork.
+
+        ``error``: of the body, which makes it cancel what runs. An interrupt cancels what is drained, and
+        comes out when that has ended, in bounded time.
+        """
+        if self.forked:
+            return
+        try:
+            self._tell_to_leave(cancel=error is not None)
+            self._join()
+        except BaseException:
+            self._tell_to_leave(cancel=True)
+            self._join()
+            raise
+        finally:
+            _hosts.discard(self)
+        if error is None:
+            self._raise_failure()
+        elif self._failure is not None:
+            error.add_note(f"the cluster had failed: {self._failure!r}")
+
+    def _tell_to_leave(self, *, cancel: bool) -> None:
+        self.post(Job(partial(self._leave, cancel), _nothing))
+        # Whatever became of earlier wake-ups, of one that an interrupt cut off among them.
+        self._mailbox.wake()
+
+    def _leave(self, cancel: bool) -> None:
+        self._left.set()
+        if cancel:
+            self._scope.cancel()
+
+    def _join(self) -> None:
+        # An abandoned ``with`` block may be collected in any thread, the cluster's own among them.
+        if not self._started or self.here:
+            return
+        # Bounded, since an interrupt of `threading.Thread.start` may have come before there was a thread.
+        if self._begun.wait(_BEGINS_WITHIN):
+            self._ended.wait()
+            self._thread.join()
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                # The traceback holds this frame.
+                del failure
+
+    def _work(self, run: Callable[[], object]) -> None:
+        self._ident = get_ident()
+        self._begun.open()
+        try:
+            run()
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that opens or leaves the cluster
+            self._failure = error
+        finally:
+            self._mailbox.close(FAILED)
+            self._ready.open()
+            self._ended.open()
+
+    async def _live(self) -> None:
+        async with anyio.create_task_group() as self._tasks:
+            try:
+                self._left = anyio.Event()
+                with anyio.CancelScope() as self._scope:
+                    self._mailbox.open(current_loop().soon)
+                    await self._inside()
+            except Exception as error:  # noqa: BLE001 - as in `_work`, and not wrapped in a group
+                self._failure = error
+            finally:
+                # What the loop was still to look at is refused, here or by the thread that posts it.
+                self._mailbox.close(CLOSED if self._left.is_set() else FAILED)
+                self._tasks.cancel_scope.cancel()
+
+    async def _inside(self) -> None:
+        async with self._opening() as self.cluster:
+            self._starter = Starter(self.cluster._dispatcher, self._tasks)
+            try:
+                self._ready.open()
+                await self._left.wait()
+            finally:
+                self._starter.close(CLOSED if self._left.is_set() else FAILED)
+
+    def abandon(self) -> None:
+        """In a child after a fork: the thread is not there."""
+        self.forked = True
+        self._mailbox.abandon(FORKED)
+
+    # From other threads
+
+    @property
+    def here(self) -> bool:
+        """Whether the calling thread is the cluster's own."""
+        return get_ident() == self._ident
+
+    @property
+    def waiting(self) -> int:
+        """Operations that no node has yet."""
+        return len(self._mailbox) + self._starter.waiting
+
+    def check_waitable(self) -> None:
+        """Raise if waiting could never end."""
+        if self.here:
+            raise WouldDeadlock(
+                "this waits for the cluster's own thread, which is the one that makes the call: use submit()"
+            )
+        if self.forked:
+            raise ClusterClosed(FORKED)
+
+    def call(self, request: Request) -> Any:
+        """Start an operation and wait for its outcome; an interrupt cancels it, on the server too."""
+        if self._ident == get_ident():
+            self.check_waitable()
+        lock = allocate_lock()
+        lock.acquire()
+        call = Call(request, lock.release)
+        try:
+            self.post(call)
+            lock.acquire()
+        except BaseException:
+            self.give_up(call)
+            raise
+        error = call.error
+        if error is None:
+            return call.value
+        try:
+            raise error.with_traceback(None)
+        finally:
+            # The traceback holds this frame: without this the error would keep itself alive.
+            del error, call
+
+    def give_up(self, call: Call) -> None:
+        """Cancel it; returns at once."""
+        self.post(Job(lambda: self._starter.give_up(call), _nothing))
+        # Its own wake-up may have been cut off by the interrupt that led here.
+        self._mailbox.wake()
+
+    def ask(self, job: Callable[[], T]) -> T:
+        """What ``job`` gives in the cluster's thread; or here, once that has ended and nothing moves."""
+        if self.forked:
+            raise ClusterClosed(FORKED)
+        if self.here:
+            return job()
+        reply: Reply[T] = Reply()
+        fill = partial(reply.fill, job)
+        self.post(Job(fill, fill))
+        return reply.wait()
+
+    def run(self, function: Callable[[], Awaitable[T]]) -> T:
+        """What the coroutine function gives, as a task; an interrupt cancels it."""
+        task = self.begin(function)
+        try:
+            return task.wait()
+        except BaseException:
+            self.cancel(task)
+            raise
+
+    def begin(self, function: Callable[[], Awaitable[T]]) -> Task[T]:
+        """A task, to be waited for or cancelled by its caller."""
+        self.check_waitable()
+        task = Task(function)
+        self.post(Job(lambda: task.begin(self._tasks), task.refuse))
+        return task
+
+    def cancel(self, task: Task[Any]) -> None:
+        """Returns at once."""
+        self.post(Job(task.cancel, _nothing))
+        # As in `give_up`.
+        self._mailbox.wake()
+
+    def unretrieved(self, error: BaseException) -> None:
+        """A failure that nobody looked at; from any thread, in the middle of anything."""
+        if not self.forked:
+            tell = partial(self.cluster._dispatcher.outcomes.unretrieved, error)
+            self.post(Job(tell, tell))
+
+    # In the cluster's thread
+
+    def _open_letters(self, letters: list[Letter]) -> None:
+        for letter in letters:
+            if isinstance(letter, Job):
+                letter.run()
+            else:
+                self._starter.start(letter)

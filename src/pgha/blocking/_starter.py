@@ -1,0 +1,104 @@
+"""Starts what the threads ask for, in the loop's thread; what finds the queue full waits here, in order."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from anyio.abc import TaskGroup
+
+from pgha._core.verdict import Outcome
+from pgha._dispatcher import Dispatcher
+from pgha._errors import ClusterClosed, QueueFull
+from pgha._judging import cancelled
+from pgha._operation import Operation, Stage
+
+from ._call import Call
+
+CLOSED = "the cluster is closed"
+
+
+class Starter:
+    """See the head of this file."""
+
+    def __init__(self, dispatcher: Dispatcher, tasks: TaskGroup) -> None:
+        self._dispatcher = dispatcher
+        self._tasks = tasks
+        self._roomless: dict[Call, None] = {}
+        """In order."""
+        self._admitting = False
+        self._closed = ""
+
+    @property
+    def waiting(self) -> int:
+        """Operations that no node has yet."""
+        return self._dispatcher.queued + len(self._roomless)
+
+    def start(self, call: Call) -> None:
+        """Or fail it: nothing is raised."""
+        if self._closed:
+            call.fail(ClusterClosed(self._closed))
+        elif self._roomless or self._dispatcher.full:
+            self._wait_for_room(call)
+        else:
+            self._start(call)
+
+    def _start(self, call: Call) -> None:
+        operation: Operation[Any] = Operation(self._dispatcher, call.request, call.started_at)
+        call.operation = operation
+        operation.when_done(call.settle)
+        try:
+            self._dispatcher.start(operation)
+        except ClusterClosed as error:
+            call.fail(error)
+        except BaseException as error:  # noqa: BLE001 - raised by the thread that waits for it
+            if operation.stage is not Stage.DONE:
+                self._dispatcher.outcomes.fail(operation, error, Outcome.IN_DOUBT)
+
+    def _wait_for_room(self, call: Call) -> None:
+        timeout = call.request.timeout
+        if timeout is not None:
+            call.timer = self._dispatcher.times.at(call.started_at + timeout, partial(self._no_room, call))
+        self._roomless[call] = None
+        if not self._admitting:
+            self._admitting = True
+            self._tasks.start_soon(self._admit)
+
+    def _no_room(self, call: Call) -> None:
+        call.timer = None
+        self._forget(call)
+        timeout = call.request.timeout
+        call.fail(QueueFull(f"the queue stayed full for {timeout:g} s, and nothing was sent"))
+
+    async def _admit(self) -> None:
+        waiting = self._roomless
+        while waiting:
+            await self._dispatcher.queue_room()
+            while waiting and (self._dispatcher.closed or not self._dispatcher.full):
+                call = next(iter(waiting))
+                self._forget(call)
+                self._start(call)
+        self._admitting = False
+
+    def _forget(self, call: Call) -> None:
+        """It waits for room no more."""
+        del self._roomless[call]
+        if call.timer is not None:
+            self._dispatcher.times.cancel(call.timer)
+            call.timer = None
+
+    def give_up(self, call: Call) -> None:
+        """Its caller does not want it any more."""
+        if call in self._roomless:
+            self._forget(call)
+            call.given_up = True
+            call.fail(cancelled())
+        elif call.operation is not None:
+            self._dispatcher.give_up(call.operation, "cancelled")
+
+    def close(self, reason: str) -> None:
+        """Take nothing more; what was started may end."""
+        self._closed = reason
+        for call in tuple(self._roomless):
+            self._forget(call)
+            call.fail(ClusterClosed(reason))
