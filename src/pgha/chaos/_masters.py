@@ -12,7 +12,7 @@ from psycopg import sql
 
 from pgha.chaos._errors import ChaosError
 from pgha.chaos._node import LocalNode
-from pgha.chaos._nodes import Files, Nodes, in_parallel, make_nodes, opened
+from pgha.chaos._nodes import Files, Nodes, Progress, in_parallel, make_nodes, opened, unheard
 
 _FIRST_VERSION = 16  # origin = none
 _PUBLICATION = "pgha_masters"
@@ -189,18 +189,25 @@ async def masters(
     hba: Sequence[str] | None = None,
     password: str | None = None,
     tls: Files | None = None,
+    ports: Sequence[int] | None = None,
+    progress: Progress = unheard,
 ) -> AsyncGenerator[Masters]:
     """`n` running servers, called n1, n2, ..., each replicating to every other; needs PostgreSQL 16 or newer.
 
     Entering waits until all directions stream (about a second). Leaving kills the servers, frozen or not, and
     removes every trace, shielded from cancellation and bounded in time. The options are those of `LocalNode`.
+
+    `ports`: one for each node, instead of any free ones; `ChaosError` when one is taken. `progress`: called
+    with a node's name and `starting`, `started`, `linked`, as it comes up.
     """
-    nodes = make_nodes(n, version, settings, hba, password, tls)
-    async with opened(nodes):
+    nodes = make_nodes(n, version, settings, hba, password, tls, ports)
+    async with opened(nodes, progress):
         if nodes[0].version < _FIRST_VERSION:
             raise ChaosError(
                 f"masters need PostgreSQL {_FIRST_VERSION} or newer (origin = none), not {nodes[0].version}"
             )
         cluster = Masters(nodes)
         await cluster._link_up()
+        for node in nodes:
+            progress(node.name, "linked")
         yield cluster

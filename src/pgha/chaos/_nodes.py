@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from os import PathLike
-from typing import TypeAlias, TypeVar, overload
+from typing import Literal, TypeAlias, TypeVar, overload
 
 import anyio
 from psycopg.rows import TupleRow
@@ -16,6 +16,14 @@ from pgha.chaos._node import LocalNode
 
 T = TypeVar("T")
 Files: TypeAlias = tuple[str | PathLike[str], str | PathLike[str]]
+Step: TypeAlias = Literal["starting", "started", "linked"]
+"""How far a node is: it has a data folder; it accepts connections; it replicates to and from all others."""
+Progress: TypeAlias = Callable[[str, Step], None]
+"""Told a node's name and the step it came to, in a task of the caller's loop."""
+
+
+def unheard(node: str, step: Step) -> None:
+    """The progress that nobody asked for."""
 
 
 async def in_parallel(
@@ -89,12 +97,14 @@ class Nodes(Sequence[LocalNode]):
 
 
 @asynccontextmanager
-async def opened(nodes: Sequence[LocalNode]) -> AsyncGenerator[None]:
+async def opened(nodes: Sequence[LocalNode], progress: Progress = unheard) -> AsyncGenerator[None]:
     """Start all nodes in parallel; kill and remove all in parallel at the end, whatever happened."""
 
     async def bring_up(node: LocalNode) -> None:
         await node.__aenter__()
+        progress(node.name, "starting")
         await node.start()
+        progress(node.name, "started")
 
     try:
         await in_parallel(bring_up, nodes)
@@ -111,13 +121,16 @@ def make_nodes(
     hba: Sequence[str] | None,
     password: str | None,
     tls: Files | None,
+    ports: Sequence[int] | None,
 ) -> list[LocalNode]:
     """`n` nodes called n1, n2, ..."""
     if n < 1:
         raise ChaosError(f"a topology needs at least one node, not {n}")
+    if ports is not None and len(ports) != n:
+        raise ChaosError(f"{n} nodes need {n} ports, not {len(ports)}")
     return [
-        LocalNode(f"n{i}", version=version, settings=settings, hba=hba, password=password, tls=tls)
-        for i in range(1, n + 1)
+        LocalNode(f"n{i}", version=version, settings=settings, hba=hba, password=password, tls=tls, port=port)
+        for i, port in enumerate(ports or [None] * n, 1)
     ]
 
 
@@ -130,12 +143,17 @@ async def standalone(
     hba: Sequence[str] | None = None,
     password: str | None = None,
     tls: Files | None = None,
+    ports: Sequence[int] | None = None,
+    progress: Progress = unheard,
 ) -> AsyncGenerator[Nodes]:
     """`n` independent running servers, called n1, n2, ...; the options are those of `LocalNode`.
+
+    `ports`: one for each node, instead of any free ones; `ChaosError` when one is taken. `progress`: called
+    with a node's name and `starting` or `started`, as it comes up.
 
     Leaving kills them, frozen or not, and removes every trace, shielded from cancellation and bounded in
     time.
     """
-    nodes = make_nodes(n, version, settings, hba, password, tls)
-    async with opened(nodes):
+    nodes = make_nodes(n, version, settings, hba, password, tls, ports)
+    async with opened(nodes, progress):
         yield Nodes(nodes)

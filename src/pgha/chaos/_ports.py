@@ -30,8 +30,12 @@ class Port:
         """
         for number in [wanted] if wanted is not None else _candidates():
             holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            # Without it, binding fails where anybody else is bound. A port that was asked for may be taken over
+            # from connections that lie in TIME_WAIT, a minute after the last servers there: it fails where
+            # anybody listens.
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(wanted is not None))
             try:
-                holder.bind(("127.0.0.1", number))  # without SO_REUSEADDR: fails where anybody else is bound
+                holder.bind(("127.0.0.1", number))
             except OSError:
                 holder.close()
                 continue

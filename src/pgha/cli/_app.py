@@ -10,6 +10,11 @@ from typing import Annotated
 import typer
 
 from pgha.cli._demo import Options, run
+from pgha.cli._serve import serve as keep_up
+from pgha.cli._soak import SoakOptions
+from pgha.cli._soak import soak as run_soak
+
+_LAST_PORT = 65_535
 
 # Plain messages: they must look right in a pipe. No pretty tracebacks: those show local variables, and with
 # them passwords.
@@ -42,16 +47,69 @@ def pgha(
 
 @app.command()
 def demo(
+    context: typer.Context,
     seconds: Annotated[int, typer.Option(min=1, help="How long the workload runs.")] = 15,
     nodes: Annotated[int, typer.Option(min=2, max=9, help="Servers to start.")] = 3,
     seed: Annotated[int | None, typer.Option(help="Of the faults; random by default.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines of text, on a terminal too.")] = False,
     loop: Annotated[Loop, typer.Option(help="The event loop.")] = Loop.asyncio,
+    port: Annotated[
+        int | None, typer.Option(min=1024, max=_LAST_PORT, help="Of the first server; the others follow it.")
+    ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="No workload: print the servers' DSNs and keep them up.")
+    ] = False,
 ) -> None:
     """Start servers that replicate to each other, kill, freeze and restart them under a workload, and show
     what became of every operation.
 
-    Exit code 1: a write was lost or doubled, or an error reached a caller.
+    Exit code 1: a write was lost or doubled, or an error reached a caller. With --serve: 0 when Ctrl-C,
+    SIGTERM or the key q ends it.
     """
+    if port is not None and port + nodes - 1 > _LAST_PORT:
+        raise typer.BadParameter(f"{nodes} servers need ports up to {_LAST_PORT}", param_hint="--port")
     chosen = random.SystemRandom().randrange(1_000_000) if seed is None else seed
-    raise typer.Exit(run(Options(seconds, nodes, chosen, loop.value), json=json))
+    options = Options(seconds, nodes, chosen, loop.value, port)
+    if serve:
+        _refuse(context, "seconds", "seed", "json", "plain")
+        raise typer.Exit(keep_up(options))
+    raise typer.Exit(run(options, json=json, plain=plain))
+
+
+def _refuse(context: typer.Context, *names: str) -> None:
+    """With --serve there is no workload for them to say something of."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter("not with --serve, which runs no workload", param_hint=f"--{name}")
+
+
+@app.command()
+def soak(
+    dsns: Annotated[
+        list[str], typer.Argument(metavar="DSN...", help="Conninfo strings or URIs, of one cluster's nodes.")
+    ],
+    spike: Annotated[int, typer.Option(min=1, max=100_000, help="Operations submitted at once.")] = 999,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Operations a second at most, over all spikes.")
+    ] = None,
+    pin: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Send all to one node, by its name: host:port.")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Insert into a table pgha_soak, made and dropped for it.")
+    ] = False,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.1, help="End by itself after so long; else by Ctrl-C.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON.")] = False,
+    loop: Annotated[Loop, typer.Option(help="The event loop.")] = Loop.asyncio,
+) -> None:
+    """Send spikes of operations to nodes that run already until Ctrl-C, and show what becomes of them.
+
+    A spike begins when the one before is done, and with --rate not before its time either. Exit code 1:
+    errors reached the caller (a write in doubt is counted apart, and is none).
+    """
+    options = SoakOptions(tuple(dsns), spike, rate, pin, write, seconds, loop.value, json)
+    raise typer.Exit(run_soak(options))

@@ -6,34 +6,53 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from random import Random
 from typing import TextIO
 
 import anyio
+from rich.console import Console
 
 import pgha
 from pgha import chaos
+from pgha.chaos._nodes import Progress, unheard
 from pgha.cli._check import check
 from pgha.cli._faults import Saboteur, plan
+from pgha.cli._keys import keyboard
+from pgha.cli._live import LiveView
 from pgha.cli._summary import Options, Summary
 from pgha.cli._view import JsonView, OutputClosed, PlainView, View
 from pgha.cli._workload import READERS, TABLES, WRITERS, Recorder, applied, fill, work
 
-__all__ = ["Options", "log_counted", "run"]
+__all__ = ["Options", "ending", "log_counted", "run", "servers", "watched"]
 
 _TIMEOUT = 10.0
 """Seconds for one operation. None takes as long unless pgha fails: so that a failure ends, and is counted."""
 _PIPE_CLOSED = 128 + signal.SIGPIPE
 
 
-def run(options: Options, *, json: bool) -> int:
+def run(options: Options, *, json: bool, plain: bool = False) -> int:
     """Run the demo to its end; the exit code. Nothing is left behind, whatever ends it."""
-    view = JsonView() if json else PlainView()
+    view = JsonView() if json else _view(options, plain)
+    return ending(options.loop, lambda: _demo(options, view))
+
+
+def _view(options: Options, plain: bool) -> View:
+    """Pictures for a terminal that can move its cursor, lines for all else."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if plain or sys.stdout is None or not sys.stdout.isatty() or not console.is_interactive:
+        return PlainView()
+    return LiveView(options, console, keyboard())
+
+
+def ending(loop: str, body: Callable[[], Awaitable[int]]) -> int:
+    """Run `body` in a loop of its own; its exit code, or the one for what ended it: a signal, a reader of the
+    output that left, or servers that did not start, which is told in a line.
+    """
     code = 1
     try:
-        code = anyio.run(_until_signalled, lambda: _demo(options, view), backend=options.loop)
+        code = anyio.run(_until_signalled, body, backend=loop)
     except* KeyboardInterrupt:
         code = 128 + signal.SIGINT
     except* OutputClosed:
@@ -58,6 +77,8 @@ async def _until_signalled(body: Callable[[], Awaitable[int]]) -> int:
     bounded in time.
     """
     code = 1
+    # What a terminal ends its programs by. `nohup` has them ignored.
+    more = [one for one in (signal.SIGHUP, signal.SIGQUIT) if signal.getsignal(one) != signal.SIG_IGN]
 
     async def listen(signals: AsyncIterable[signal.Signals], work: anyio.CancelScope) -> None:
         nonlocal code
@@ -65,7 +86,7 @@ async def _until_signalled(body: Callable[[], Awaitable[int]]) -> int:
             code = 128 + number
             work.cancel()
 
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, *more) as signals:
         async with anyio.create_task_group() as tasks:
             with anyio.CancelScope() as work:
                 tasks.start_soon(listen, signals, work)
@@ -75,9 +96,17 @@ async def _until_signalled(body: Callable[[], Awaitable[int]]) -> int:
 
 
 async def _demo(options: Options, view: View) -> int:
+    async with view.shown():
+        summary = await watched(options, view)
+    view.result(summary)
+    return 0 if summary.good else 1
+
+
+async def watched(options: Options, view: View) -> Summary:
+    """The demo itself, told to `view`; the servers are gone afterwards."""
     began = time.monotonic()
-    view.note(f"Starting {options.nodes} PostgreSQL servers on this machine ...")
-    async with chaos.masters(options.nodes) as nodes:
+    view.stage(f"Starting {options.nodes} PostgreSQL servers on this machine")
+    async with servers(options, view.progress) as nodes:
         await nodes.create(TABLES)
         names = ", ".join(nodes.names)
         view.note(f"{names} replicate to each other, after {time.monotonic() - began:.1f} s.")
@@ -85,11 +114,22 @@ async def _demo(options: Options, view: View) -> int:
         saboteur = Saboteur(nodes, recorder, view)
         with log_counted(recorder):
             retried = await _load(nodes, recorder, saboteur, view, options)
-        view.note("All is healed. Replication catches up, then every node is checked ...")
         verdict = check(recorder.writes, await applied(nodes))
-    summary = Summary(options, recorder, retried, tuple(saboteur.done), verdict)
-    view.result(summary)
-    return 0 if summary.good else 1
+    return Summary(options, recorder, retried, tuple(saboteur.done), verdict)
+
+
+@asynccontextmanager
+async def servers(options: Options, progress: Progress = unheard) -> AsyncGenerator[chaos.Masters]:
+    """The masters that were asked for; a port that is taken is told with what to do."""
+    async with AsyncExitStack() as stack:
+        try:
+            masters = chaos.masters(options.nodes, ports=options.ports, progress=progress)
+            nodes = await stack.enter_async_context(masters)
+        except chaos.ChaosError as error:
+            if options.port is None or not str(error).endswith("is taken"):
+                raise
+            raise chaos.ChaosError(f"{error}: choose another --port, or none for any free ones") from None
+        yield nodes
 
 
 async def _load(
@@ -105,6 +145,7 @@ async def _load(
         )
         async with cluster.events() as events, anyio.create_task_group() as watchers:
             recorder.begin()
+            view.load(cluster, nodes, recorder, saboteur)
             watchers.start_soon(_tell_changes, events, recorder, view)
             watchers.start_soon(_tell_seconds, cluster, recorder, view)
             async with anyio.create_task_group() as tasks:
@@ -112,6 +153,7 @@ async def _load(
                 await work(cluster, recorder)
                 saboteur.stop()
             watchers.cancel_scope.cancel()
+            view.stage("All is healed. Replication catches up, then every node is checked")
         return cluster.statistics().retried
 
 

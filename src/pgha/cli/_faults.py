@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Literal, Protocol, TypeAlias, get_args
@@ -19,6 +20,10 @@ _EVERY = 2.8
 _SHARE_AT_WRITER = 0.75
 _PATIENCE = 10.0
 """Seconds in which pgha has to use a healed node again."""
+HOLD = 3.0
+"""Seconds that a node stays killed or frozen by hand."""
+STRIKES: Mapping[str, Kind] = {"k": "kill", "f": "freeze", "r": "restart"}
+"""By their keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,11 @@ class Fault:
     kind: Kind
     node: str
     at_writer: bool
+    by_hand: bool = False
+
+
+class Refused(Exception):
+    """The fault may not be now; the text says why."""
 
 
 def plan(random: Random, seconds: float) -> list[Planned]:
@@ -66,13 +76,23 @@ def plan(random: Random, seconds: float) -> list[Planned]:
 
 
 class FaultView(Protocol):
-    """Who is shown the faults."""
+    """Who is shown the faults. `at`: seconds since the workload began."""
 
-    def fault(self, fault: Fault) -> None: ...
+    def fault(self, fault: Fault) -> None:
+        """A node is about to be killed, frozen or restarted."""
+        ...
+
+    def mending(self, node: str) -> None:
+        """Its server is being started or thawed again."""
+        ...
+
+    def back(self, node: str, at: float, away: float) -> None:
+        """pgha uses it again, `away` seconds after the fault."""
+        ...
 
 
 class Saboteur:
-    """Does what is planned, and heals it again; one node at least is healthy at each moment.
+    """Does what is planned or asked for, and heals it again; one node at least is healthy at each moment.
 
     Healthy means that its server accepts connections and pgha uses it. Several nodes may be away at once: a
     permit for each but one is taken before the fault, and given back when its node is healthy again.
@@ -86,23 +106,48 @@ class Saboteur:
         self._away: set[str] = set()
         self._permits = anyio.Semaphore(len(nodes) - 1)
         self._stopping = anyio.Event()
+        self._begin: Callable[[LocalNode, Kind, float, bool], None] | None = None
 
     def stop(self) -> None:
         """No more faults; what is away is healed at once, and `run` ends when all are healthy."""
         self._stopping.set()
 
     async def run(self, cluster: pgha.Cluster, faults: list[Planned]) -> None:
-        """Do `faults` in their order; returns when all nodes are healthy again."""
+        """Do `faults` in their order, and what `strike` asks for; returns when it was stopped and all nodes
+        are healthy again.
+        """
         async with anyio.create_task_group() as tasks:
-            for planned in faults:
-                if await self._stopped_within(planned.at - self._recorder.elapsed):
-                    return
-                await self._permits.acquire()
-                if self._stopping.is_set():
-                    return
-                node = self._victim(planned)
+
+            def begin(node: LocalNode, kind: Kind, hold: float, by_hand: bool) -> None:
                 self._away.add(node.name)
-                tasks.start_soon(self._strike, cluster, planned, node)
+                tasks.start_soon(self._strike, cluster, node, kind, hold, by_hand)
+
+            self._begin = begin
+            tasks.start_soon(self._follow, faults, begin)
+            await self._stopping.wait()
+
+    def strike(self, kind: Kind, name: str) -> None:
+        """A fault that was not planned begins now, and is healed after `HOLD` seconds; or `Refused`."""
+        if self._begin is None or self._stopping.is_set():
+            raise Refused("no faults now")
+        if name in self._away:
+            raise Refused(f"{name} is away already")
+        try:
+            self._permits.acquire_nowait()
+        except anyio.WouldBlock:
+            raise Refused(f"{name} is the last healthy node: it is spared") from None
+        self._begin(self._nodes[name], kind, HOLD, True)
+
+    async def _follow(
+        self, faults: list[Planned], begin: Callable[[LocalNode, Kind, float, bool], None]
+    ) -> None:
+        for planned in faults:
+            if await self._stopped_within(planned.at - self._recorder.elapsed):
+                return
+            await self._permits.acquire()
+            if self._stopping.is_set():
+                return
+            begin(self._victim(planned), planned.kind, planned.hold, False)
 
     async def _stopped_within(self, seconds: float) -> bool:
         with anyio.move_on_after(max(0.0, seconds)):
@@ -116,25 +161,19 @@ class Saboteur:
             return self._nodes[writer]
         return healthy[int(planned.pick * len(healthy))]
 
-    async def _strike(self, cluster: pgha.Cluster, planned: Planned, node: LocalNode) -> None:
-        fault = Fault(self._recorder.elapsed, planned.kind, node.name, node.name == self._recorder.writer)
+    async def _strike(
+        self, cluster: pgha.Cluster, node: LocalNode, kind: Kind, hold: float, by_hand: bool
+    ) -> None:
+        began = self._recorder.elapsed
+        fault = Fault(began, kind, node.name, node.name == self._recorder.writer, by_hand)
         self.done.append(fault)
         self._view.fault(fault)
-        match planned.kind:
-            case "kill":
-                await node.kill()
-                await self._stopped_within(planned.hold)
-                await node.start()
-            case "freeze":
-                await node.freeze()
-                await self._stopped_within(planned.hold)
-                await node.thaw()
-            case "restart":
-                await node.restart()
-        await node.wait_ready()
+        await afflict(node, kind, lambda: self._stopped_within(hold), lambda: self._view.mending(node.name))
         await self._until_used(cluster, node.name)
         self._away.discard(node.name)
         self._permits.release()
+        now = self._recorder.elapsed
+        self._view.back(node.name, now, now - began)
 
     async def _until_used(self, cluster: pgha.Cluster, name: str) -> None:
         """Wait until pgha uses the node again; that it does not is a defect to be counted."""
@@ -146,3 +185,29 @@ class Saboteur:
                     if isinstance(event, pgha.NodeChanged) and event.node == name and event.state == "up":
                         return
         self._recorder.complain(f"{name} is back, and pgha did not use it for {_PATIENCE:g} s")
+
+
+async def afflict(
+    node: LocalNode, kind: Kind, hold: Callable[[], Awaitable[object]], mending: Callable[[], None]
+) -> None:
+    """Do it to the server, await `hold()`, call `mending()`, and wait until it accepts connections again."""
+    match kind:
+        case "kill":
+            await node.kill()
+            await hold()
+            mending()
+            await node.start()
+        case "freeze":
+            await node.freeze()
+            await hold()
+            mending()
+            await node.thaw()
+        case "restart":
+            await node.restart()
+            mending()
+    await node.wait_ready()
+
+
+def in_words(seconds: float) -> str:
+    """A time to read: 45 ms, 3.1 s."""
+    return f"{seconds:.1f} s" if seconds >= 1.0 else f"{seconds * 1000:.0f} ms"

@@ -20,6 +20,12 @@ class Options:
     nodes: int
     seed: int
     loop: str
+    port: int | None = None
+    """Of the first node; the others follow it. None: any free ones."""
+
+    @property
+    def ports(self) -> range | None:
+        return None if self.port is None else range(self.port, self.port + self.nodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +73,12 @@ class Summary:
     def json(self) -> str:
         return json.dumps(self.numbers(), indent=2)
 
-    def text(self) -> str:
-        """At most 79 columns wide, samples of errors excepted."""
+    def rows(self) -> list[tuple[str, str, str]]:
+        """What is counted: its name, the number, what it means."""
         n = self.numbers()
-        kinds = Counter(fault.kind for fault in self.faults)
-        many = ", ".join(f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(kinds.items()))
         rows = [
             ("operations", n["operations"], f"{n['reads']} reads, {n['writes']} writes"),
-            ("faults", n["faults"], many),
+            ("faults", n["faults"], self._faults()),
             ("retried", n["retried"], "run again, which their callers did not notice"),
             ("repeated", n["repeated"], "applied twice, as idempotent writes may be"),
             ("in doubt", n["in_doubt"], "writes of which the caller was told: perhaps"),
@@ -83,11 +87,23 @@ class Summary:
             ("doubled", n["doubled"], "applied more often than they were sent"),
             ("longest gap", f"{n['longest_gap_ms']} ms", _gaps(n)),
         ]
-        lines = [f"  {name:<12} {value!s:>9}   {remark}".rstrip() for name, value, remark in rows]
-        lines += [f"  ! {sample}" for sample in self.recorder.samples]
-        return "\n".join([*lines, "", self._last_words()])
+        return [(name, str(value), remark) for name, value, remark in rows]
 
-    def _last_words(self) -> str:
+    def _faults(self) -> str:
+        kinds = Counter(fault.kind for fault in self.faults)
+        words = [f"{count} {kind}{'s' if count > 1 else ''}" for kind, count in sorted(kinds.items())]
+        if by_hand := sum(fault.by_hand for fault in self.faults):
+            words.append(f"{by_hand} of them by hand")
+        return ", ".join(words)
+
+    def text(self) -> str:
+        """At most 79 columns wide, samples of errors excepted."""
+        lines = [f"  {name:<12} {value:>9}   {remark}".rstrip() for name, value, remark in self.rows()]
+        lines += [f"  ! {sample}" for sample in self.recorder.samples]
+        return "\n".join([*lines, "", self.last_words()])
+
+    def last_words(self) -> str:
+        """The judgement, and how to see a bad end again."""
         if self.good:
             return "Nothing was lost, nothing doubled, and no caller saw an error."
         o = self.options

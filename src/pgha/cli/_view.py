@@ -1,20 +1,23 @@
 """How the demo is shown while it runs: as lines of text, or not at all until the JSON at the end.
 
-Another way of showing it is one more class with these methods.
+Another way of showing it is one more class with these methods: see `_live`.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from textwrap import shorten
 from typing import Protocol, TextIO, final
 
 import pgha
-from pgha.cli._faults import Fault
+from pgha.chaos import Masters
+from pgha.chaos._nodes import Step
+from pgha.cli._faults import Fault, Saboteur
 from pgha.cli._summary import Summary
-from pgha.cli._workload import Second
+from pgha.cli._workload import Recorder, Second
 
 _WIDTH = 79
 
@@ -39,10 +42,28 @@ class OutputClosed(Exception):
 
 
 class View(Protocol):
-    """What the demo tells while it runs. Every method may raise `OutputClosed`."""
+    """What the demo tells while it runs. Every method may raise `OutputClosed`. Times are seconds since the
+    workload began.
+    """
+
+    def shown(self) -> AbstractAsyncContextManager[None]:
+        """Around all but the result."""
+        ...
+
+    def stage(self, text: str) -> None:
+        """Something begins that takes its time."""
+        ...
 
     def note(self, text: str) -> None:
-        """A stage of the demo began or ended."""
+        """Something worth knowing."""
+        ...
+
+    def progress(self, node: str, step: Step) -> None:
+        """A server comes up; see `pgha.chaos.masters`."""
+        ...
+
+    def load(self, cluster: pgha.Cluster, nodes: Masters, recorder: Recorder, saboteur: Saboteur) -> None:
+        """The workload begins. It goes on until the next stage."""
         ...
 
     def second(self, second: Second, nodes: Mapping[str, pgha.NodeStatus]) -> None:
@@ -53,8 +74,16 @@ class View(Protocol):
         """A node is about to be killed, frozen or restarted."""
         ...
 
+    def mending(self, node: str) -> None:
+        """Its server is being started or thawed again."""
+        ...
+
+    def back(self, node: str, at: float, away: float) -> None:
+        """pgha uses it again, `away` seconds after the fault."""
+        ...
+
     def changed(self, at: float, event: pgha.NodeChanged) -> None:
-        """pgha holds another opinion of a node, `at` seconds after the workload began."""
+        """pgha holds another opinion of a node."""
         ...
 
     def result(self, summary: Summary) -> None:
@@ -62,12 +91,44 @@ class View(Protocol):
         ...
 
 
+class _Quiet:
+    """Shows nothing; what it has in common is here."""
+
+    @asynccontextmanager
+    async def shown(self) -> AsyncGenerator[None]:
+        yield
+
+    def progress(self, node: str, step: Step) -> None:
+        pass
+
+    def load(self, cluster: pgha.Cluster, nodes: Masters, recorder: Recorder, saboteur: Saboteur) -> None:
+        pass
+
+    def second(self, second: Second, nodes: Mapping[str, pgha.NodeStatus]) -> None:
+        pass
+
+    def fault(self, fault: Fault) -> None:
+        pass
+
+    def mending(self, node: str) -> None:
+        pass
+
+    def back(self, node: str, at: float, away: float) -> None:
+        pass
+
+    def changed(self, at: float, event: pgha.NodeChanged) -> None:
+        pass
+
+
 @final
-class PlainView:
+class PlainView(_Quiet):
     """Lines of text that look right in 80 columns and in a pipe."""
 
+    def stage(self, text: str) -> None:
+        write(f"{text} ...", sys.stdout)
+
     def note(self, text: str) -> None:
-        _print(text, sys.stdout)
+        write(text, sys.stdout)
 
     def second(self, second: Second, nodes: Mapping[str, pgha.NodeStatus]) -> None:
         speed = (
@@ -84,33 +145,27 @@ class PlainView:
         self._at(at, f"     {event.node}: {event.before} -> {event.state}{reason}")
 
     def result(self, summary: Summary) -> None:
-        _print(f"\n{summary.text()}\n\nTen lines to go on with:\n\n{TEN_LINES}", sys.stdout, end="")
+        write(f"\n{summary.text()}\n\nTen lines to go on with:\n\n{TEN_LINES}", sys.stdout, end="")
 
     def _at(self, at: float, text: str) -> None:
         # One line, whatever the server wrote: its messages come in several.
         room = _WIDTH - len("99.99 s  ")
         text = text.rstrip() if len(text) <= room and "\n" not in text else _squeezed(text, room)
-        _print(f"{at:5.2f} s  {text}", sys.stdout)
+        write(f"{at:5.2f} s  {text}", sys.stdout)
 
 
 @final
-class JsonView:
+class JsonView(_Quiet):
     """The summary as JSON on standard output; the stages on standard error."""
 
+    def stage(self, text: str) -> None:
+        write(f"{text} ...", sys.stderr)
+
     def note(self, text: str) -> None:
-        _print(text, sys.stderr)
-
-    def second(self, second: Second, nodes: Mapping[str, pgha.NodeStatus]) -> None:
-        pass
-
-    def fault(self, fault: Fault) -> None:
-        pass
-
-    def changed(self, at: float, event: pgha.NodeChanged) -> None:
-        pass
+        write(text, sys.stderr)
 
     def result(self, summary: Summary) -> None:
-        _print(summary.json(), sys.stdout)
+        write(summary.json(), sys.stdout)
 
 
 def _states(nodes: Mapping[str, pgha.NodeStatus]) -> str:
@@ -125,7 +180,8 @@ def _squeezed(text: str, width: int) -> str:
     return " " * indent + shorten(text, width - indent, placeholder=" ...")
 
 
-def _print(text: str, file: TextIO, end: str = "\n") -> None:
+def write(text: str, file: TextIO, end: str = "\n") -> None:
+    """Print it at once, or `OutputClosed`."""
     try:
         print(text, file=file, end=end, flush=True)
     except BrokenPipeError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -28,6 +29,7 @@ _PAUSE = 0.005
 """Seconds between two operations of a task: the servers share the machine with their client."""
 _ITEMS = 1000
 _SAMPLES = 5
+_RECENT = 256
 
 TABLES = """
 CREATE TABLE pgha_demo_item (id int PRIMARY KEY, name text NOT NULL);
@@ -56,6 +58,18 @@ class Second:
     p99: float
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """The writes went from one node to another."""
+
+    at: float
+    """Seconds since the workload began."""
+    node: str
+    """The one that takes them now."""
+    gap: float
+    """Seconds since the last write was acknowledged before."""
+
+
 @dataclass(slots=True)
 class Recorder:
     """What the callers saw. Times are `time.monotonic` seconds, as in pgha's events."""
@@ -71,9 +85,13 @@ class Recorder:
     samples: list[str] = field(default_factory=list)
     writer: str | None = None
     """The node that took the last write."""
+    moves: list[Move] = field(default_factory=list)
+    answered: Counter[str] = field(default_factory=Counter)
+    """Operations that each node answered, since the workload began."""
     started: float = 0.0
     _last: dict[Kind | None, float] = field(default_factory=dict)
     _latencies: list[float] = field(default_factory=list)
+    _recent: dict[str, deque[float]] = field(default_factory=dict)
     _looked: float = 0.0
 
     def begin(self) -> None:
@@ -90,17 +108,28 @@ class Recorder:
         """No new operation is to begin."""
         return self.elapsed >= self.seconds
 
+    def stop(self) -> None:
+        """No new operation is to begin from now on."""
+        self.seconds = min(self.seconds, self.elapsed)
+
     def succeeded(self, kind: Kind, result: pgha.Result[Any]) -> None:
         self.operations[kind] += 1
+        self.answered[result.node] += 1
         self._latencies.append(result.latency)
-        if kind == "write":
-            self.writer = result.node
+        self._recent.setdefault(result.node, deque(maxlen=_RECENT)).append(result.latency)
         # Past the end nothing was asked any more: silence then is no gap.
         now = min(self.clock(), self.started + self.seconds)
+        if kind == "write":
+            self._written(result.node, now)
         which: Kind | None
         for which in (None, kind):
             self.gaps[which] = max(self.gaps[which], now - self._last[which])
             self._last[which] = now
+
+    def _written(self, node: str, now: float) -> None:
+        if self.writer not in (None, node):
+            self.moves.append(Move(now - self.started, node, now - self._last["write"]))
+        self.writer = node
 
     def failed(self, kind: Kind, error: Exception) -> None:
         self.operations[kind] += 1
@@ -124,6 +153,13 @@ class Recorder:
         spent, self._looked = now - self._looked, now
         p50, p99 = (ordered[int(len(ordered) * part)] if ordered else 0.0 for part in (0.5, 0.99))
         return Second(now - self.started, len(ordered) / spent if spent else 0.0, p50, p99)
+
+    def medians(self) -> dict[str, float]:
+        """The median latency in seconds of what each node answered since the last call, or of the newest few
+        hundred; a node that answered nothing is left out.
+        """
+        recent, self._recent = self._recent, {}
+        return {node: sorted(found)[len(found) // 2] for node, found in recent.items()}
 
 
 async def fill(cluster: pgha.Cluster, nodes: Masters) -> None:

@@ -1,0 +1,149 @@
+"""`pgha demo --serve`: the servers alone, for programs of one's own, and keys to break them with."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import stat
+import sys
+import time
+from dataclasses import dataclass, field
+from functools import partial
+
+import anyio
+from anyio.abc import TaskGroup
+
+from pgha import chaos
+from pgha.cli import _keys
+from pgha.cli._demo import ending, servers
+from pgha.cli._faults import HOLD, STRIKES, Kind, afflict, in_words
+from pgha.cli._summary import Options
+from pgha.cli._view import OutputClosed, write
+
+_INTENDED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+
+
+@dataclass(slots=True)
+class Served:
+    """How far it is."""
+
+    up: bool = False
+    """The nodes were there to be used."""
+
+
+def serve(options: Options) -> int:
+    """Start masters, print their names and DSNs, and keep them up until a signal or the key q; the exit code.
+
+    0 when it was ended by SIGINT, SIGTERM or the key while the nodes were up: that is how it is meant to end.
+    """
+    served = Served()
+    code = ending(options.loop, lambda: _serve(options, served))
+    return 0 if served.up and code in _INTENDED else code
+
+
+async def _serve(options: Options, served: Served) -> int:
+    began = time.monotonic()
+    _say(f"Starting {options.nodes} PostgreSQL servers on this machine ...")
+    async with servers(options) as nodes:
+        write("\n".join(f"{node.name}\t{node.dsn}" for node in nodes), sys.stdout)
+        served.up = True
+        _say(_advice(nodes, time.monotonic() - began))
+        await _until_ended(nodes)
+    return 0
+
+
+def _advice(nodes: chaos.Masters, seconds: float) -> str:
+    first, *others = (f"127.0.0.1:{node.port}" for node in nodes)
+    return (
+        f"They replicate to each other, after {seconds:.1f} s, and stay until Ctrl-C or SIGTERM.\n\n"
+        f"    {shlex.quote(_psql(nodes[0]))} postgresql://postgres@{first}/postgres\n"
+        f"    pgha soak postgresql://postgres@{','.join([first, *others])}/postgres\n"
+    )
+
+
+def _psql(node: chaos.LocalNode) -> str:
+    """The one on the path, or that of the servers."""
+    own = node.bindir / "psql"
+    return "psql" if shutil.which("psql") or not own.exists() else str(own)
+
+
+async def _until_ended(nodes: chaos.Masters) -> None:
+    """Until the key q; whoever reads the DSNs through a pipe ends it by closing it."""
+    keyboard = _keys.keyboard()
+    async with anyio.create_task_group() as tasks:
+        if sys.stdout is not None and stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
+            tasks.start_soon(_closed, sys.stdout.fileno())
+        if keyboard is None:
+            await anyio.sleep_forever()
+        else:
+            hand = Hand(nodes, tasks)
+            with _keys.unbuffered(keyboard):
+                _say(f"Keys: {hand.keys}\n")
+                tasks.start_soon(_keys.listen, keyboard, hand.pressed)
+                await hand.ended.wait()
+        tasks.cancel_scope.cancel()
+
+
+async def _closed(descriptor: int) -> None:
+    # The writing end of a pipe is never readable, unless its reader is gone.
+    await anyio.wait_readable(descriptor)
+    raise OutputClosed
+
+
+@dataclass(slots=True)
+class Hand:
+    """What the keys do: any node may be broken at any time, all of them too."""
+
+    nodes: chaos.Masters
+    tasks: TaskGroup
+    ended: anyio.Event = field(default_factory=anyio.Event)
+    _chosen: int = 0
+    _away: set[str] = field(default_factory=set)
+
+    @property
+    def keys(self) -> str:
+        return f"1-{len(self.nodes)} choose a node, k kill, f freeze, r restart it, q end"
+
+    def pressed(self, key: str) -> None:
+        match key:
+            case "up" | "down":
+                self._choose((self._chosen + (1 if key == "down" else -1)) % len(self.nodes))
+            case "k" | "f" | "r":
+                self._strike(STRIKES[key])
+            case "q":
+                self.ended.set()
+            case _ if key.isdecimal() and 1 <= int(key) <= len(self.nodes):
+                self._choose(int(key) - 1)
+            case _:
+                _say(f"keys: {self.keys}")
+
+    def _choose(self, number: int) -> None:
+        self._chosen = number
+        _say(f"{self.nodes[number].name} is chosen")
+
+    def _strike(self, kind: Kind) -> None:
+        node = self.nodes[self._chosen]
+        if node.name in self._away:
+            _say(f"{node.name} is away already")
+            return
+        self._away.add(node.name)
+        self.tasks.start_soon(self._broken, node, kind)
+
+    async def _broken(self, node: chaos.LocalNode, kind: Kind) -> None:
+        began = time.monotonic()
+        _say(f"{kind} {node.name}" + ("" if kind == "restart" else f" for {HOLD:g} s"))
+        try:
+            await afflict(node, kind, partial(anyio.sleep, HOLD), lambda: None)
+        except chaos.ChaosError as error:
+            # Somebody else may have done something to it, as they are welcome to.
+            _say(f"{node.name}: {error}")
+        else:
+            _say(f"{node.name} is back after {in_words(time.monotonic() - began)}")
+        self._away.discard(node.name)
+
+
+def _say(text: str) -> None:
+    """On standard error: standard output is for the DSNs alone."""
+    write(text, sys.stderr)

@@ -1,0 +1,293 @@
+"""`pgha soak`: spikes of operations over nodes that run already, until somebody ends it.
+
+A spike is submitted at once, and the next one begins when all of it is done: never is more than one spike in
+flight. With a rate, a spike does not begin before its time either; time that was lost is not made up. Every
+answer is checked.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+import time
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import anyio
+import psycopg
+
+import pgha
+from pgha._config import parse_nodes
+from pgha.cli._tally import Tally
+from pgha.cli._view import OutputClosed, write
+
+_NODE_WAIT = 5.0
+_TIMEOUT = 30.0
+"""Seconds for one operation: one that hangs is counted, not waited for."""
+_DRAIN = 2.0
+"""Seconds that the end waits for what is in flight, and once more for what it then cancels."""
+_TABLE_TIMEOUT = 5.0
+
+_READ = "SELECT %s::int"
+_WRITE = "INSERT INTO pgha_soak (key) VALUES (%s)"
+_THERE = "SELECT to_regclass('pgha_soak') IS NOT NULL"
+_CREATE = "CREATE TABLE pgha_soak (key uuid PRIMARY KEY, at timestamptz DEFAULT now())"
+_DROP = "DROP TABLE pgha_soak"
+
+
+@dataclass(frozen=True, slots=True)
+class SoakOptions:
+    """What was asked for."""
+
+    dsns: tuple[str, ...] = field(repr=False)
+    """Each one node, or several; they may hold passwords."""
+    spike: int = 999
+    rate: float | None = None
+    """Operations a second at most; None for as many as there can be."""
+    pin: str | None = None
+    """The name of the node that all go to."""
+    write: bool = False
+    seconds: float | None = None
+    loop: str = "asyncio"
+    json: bool = False
+
+
+class WrongAnswer(Exception):
+    """An operation was given what it did not ask for."""
+
+
+class _Unusable(Exception):
+    """The soak cannot begin; the message says why."""
+
+
+def soak(options: SoakOptions) -> int:
+    """Run until SIGINT, SIGTERM or the time that was asked for; the exit code.
+
+    0: no error (writes in doubt are none: the soak says that they are not idempotent). 1: errors, or no node.
+    2: arguments that cannot be used. 130 or 143: ended before it began.
+    """
+    run = _Run(options)
+    try:
+        _check(options)
+        anyio.run(run.until_ended, backend=options.loop)
+    except* OutputClosed:
+        run.code = 128 + signal.SIGPIPE
+    except* KeyboardInterrupt:
+        run.code = 128 + signal.SIGINT
+    except* (pgha.NoNodeAvailable, pgha.ConfigError, _Unusable) as group:
+        error = _first(group)
+        sys.stderr.write(f"pgha soak: {' '.join(str(error).split())}\n")
+        run.code = 2 if isinstance(error, pgha.ConfigError) else 1
+    return run.code
+
+
+def _check(options: SoakOptions) -> None:
+    """Raise `pgha.ConfigError` for what cannot be used, before anything is connected."""
+    names = [node.name for node in parse_nodes(options.dsns)]
+    if options.pin is not None and options.pin not in names:
+        raise pgha.ConfigError(f"no node is called {options.pin!r}: there are {', '.join(names)}")
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+class _Run:
+    """One soak, from its first connection to its summary."""
+
+    def __init__(self, options: SoakOptions) -> None:
+        self.code = 1
+        self._options = options
+        self._tally = Tally(time.monotonic())
+        self._pending: set[pgha.Operation[Any]] = set()
+        self._all_done = anyio.Event()
+        self._opening: anyio.CancelScope | None = None
+        self._ending = anyio.Event()
+        self._hurry = anyio.Event()
+        if options.pin is None:
+            self._route: pgha.Pin | pgha.Nearest = pgha.nearest()
+        else:
+            self._route = pgha.pin(options.pin)
+
+    async def until_ended(self) -> None:
+        """The first signal ends the soak in good order, the second does not wait for what is in flight."""
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with anyio.create_task_group() as tasks:
+                with anyio.CancelScope() as self._opening:
+                    tasks.start_soon(self._listen, signals)
+                    await self._soak()
+                tasks.cancel_scope.cancel()
+
+    async def _listen(self, signals: AsyncIterable[signal.Signals]) -> None:
+        async for number in signals:
+            if self._opening is not None:
+                self.code = 128 + number
+                self._opening.cancel()
+            elif self._ending.is_set():
+                self._hurry.set()
+            else:
+                self._ending.set()
+
+    async def _soak(self) -> None:
+        options = self._options
+        opened = pgha.open_cluster(
+            *options.dsns,
+            node_wait=_NODE_WAIT,
+            timeout=_TIMEOUT,
+            max_queued=max(65_536, options.spike),
+            application_name="pgha soak",
+        )
+        async with opened as cluster, _table(cluster, wanted=options.write):
+            # From here on a signal is no reason to leave: it ends the load.
+            self._opening = None
+            await self._load(cluster)
+            now, retried = time.monotonic(), cluster.statistics().retried
+        self._tell_end(now, retried)
+        self.code = 1 if self._tally.failed else 0
+
+    async def _load(self, cluster: pgha.Cluster) -> None:
+        self._tally = Tally(time.monotonic())
+        async with anyio.create_task_group() as tasks:
+            if not self._options.json:
+                tasks.start_soon(self._tell_seconds, cluster)
+            with anyio.move_on_after(self._options.seconds):
+                async with anyio.create_task_group() as working:
+                    working.start_soon(self._spikes, cluster)
+                    await self._ending.wait()
+                    working.cancel_scope.cancel()
+            self._ending.set()
+            await self._drain()
+            tasks.cancel_scope.cancel()
+
+    async def _spikes(self, cluster: pgha.Cluster) -> None:
+        size, rate = self._options.spike, self._options.rate
+        due = time.monotonic()
+        while True:
+            self._all_done = anyio.Event()
+            for number in range(size):
+                self._submit(cluster, number)
+            self._tally.spikes += 1
+            await self._all_done.wait()
+            if rate is not None:
+                now = time.monotonic()
+                due = max(due + size / rate, now)
+                await anyio.sleep(due - now)
+
+    def _submit(self, cluster: pgha.Cluster, number: int) -> None:
+        if self._options.write:
+            operation = cluster.submit(_WRITE, [uuid4()], route=self._route)
+        else:
+            operation = cluster.submit(_READ, [number], read=True, route=self._route)
+        self._tally.submitted += 1
+        self._pending.add(operation)
+        operation.when_done(lambda one: self._done(one, number))
+
+    def _done(self, operation: pgha.Operation[Any], number: int) -> None:
+        operation.retrieve()
+        self._pending.discard(operation)
+        result, error = operation.value, operation.failure
+        if isinstance(error, pgha.OperationCancelled):
+            self._tally.unfinished += 1  # by us, at the end: nobody else cancels
+        elif result is None:
+            self._tally.ended_with(error or WrongAnswer("none at all"))
+        elif self._right(result, number):
+            self._tally.succeeded(result.node, result.latency)
+        else:
+            self._tally.ended_with(WrongAnswer(f"{result!r} to operation {number}"))
+        if not self._pending:
+            self._all_done.set()
+
+    def _right(self, result: pgha.Result[Any], number: int) -> bool:
+        return result.rowcount == 1 if self._options.write else list(result) == [(number,)]
+
+    async def _drain(self) -> None:
+        """Wait for what is in flight; then cancel it. `open_cluster` sees to what is still left."""
+        for _ in range(2):
+            if not self._pending:
+                return
+            with anyio.move_on_after(_DRAIN):
+                async with anyio.create_task_group() as waiting:
+                    waiting.start_soon(self._hurried, waiting.cancel_scope)
+                    await self._all_done.wait()
+                    waiting.cancel_scope.cancel()
+            for operation in tuple(self._pending):
+                operation.cancel()
+
+    async def _hurried(self, scope: anyio.CancelScope) -> None:
+        await self._hurry.wait()
+        scope.cancel()
+
+    async def _tell_seconds(self, cluster: pgha.Cluster) -> None:
+        terminal = sys.stdout.isatty()
+        second = 0
+        while True:
+            second += 1
+            await anyio.sleep(max(0.0, self._tally.began + second - time.monotonic()))
+            line = self._tally.line(time.monotonic(), cluster.nodes)
+            if terminal:
+                width = shutil.get_terminal_size().columns - 1
+                write(f"\r{line[:width]:<{width}}", sys.stdout, end="")
+            else:
+                write(line, sys.stdout)
+
+    def _tell_end(self, now: float, retried: int) -> None:
+        options = self._options
+        if options.json:
+            asked = {"spike": options.spike, "pin": options.pin, "write": options.write, "loop": options.loop}
+            write(self._tally.json(now, retried, asked), sys.stdout)
+        else:
+            write(f"\n{self._tally.text(now, retried)}", sys.stdout)
+
+
+@asynccontextmanager
+async def _table(cluster: pgha.Cluster, *, wanted: bool) -> AsyncGenerator[None]:
+    """The table of `--write` on every primary; where it was made here, it is dropped at the end."""
+    made: list[str] = []
+    try:
+        if wanted:
+            await _make_tables(cluster, made)
+        yield
+    finally:
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as tasks:
+                for name in made:
+                    tasks.start_soon(_drop_table, cluster, name)
+
+
+async def _make_tables(cluster: pgha.Cluster, made: list[str]) -> None:
+    with anyio.move_on_after(_NODE_WAIT):
+        await cluster.wait_ready()
+    nodes = cluster.nodes.values()
+    # A node that came up later would have no table, and every write that it takes would fail.
+    if absent := [f"{node.name} is {node.state} ({node.reason})" for node in nodes if node.state != "up"]:
+        raise _Unusable(f"--write makes its table on every node first, and {', '.join(absent)}")
+    primaries = [node.name for node in nodes if node.role == "primary"]
+    if not primaries:
+        raise _Unusable("--write needs a primary, and all nodes are standbys")
+    for name in primaries:
+        route = pgha.pin(name)
+        try:
+            if await cluster.fetch_value(_THERE, route=route):
+                continue
+            made.append(name)  # before it is made: a cancellation does not tell whether it was
+            await cluster.execute(_CREATE, route=route, timeout=_TABLE_TIMEOUT)
+        except psycopg.Error as error:
+            if name in made and not isinstance(error, pgha.CommitInDoubt):
+                made.remove(name)
+            raise _Unusable(f"no table pgha_soak on {name}: {error}") from error
+
+
+async def _drop_table(cluster: pgha.Cluster, name: str) -> None:
+    try:
+        await cluster.execute(_DROP, idempotent=True, route=pgha.pin(name), timeout=_TABLE_TIMEOUT)
+    except psycopg.errors.UndefinedTable:
+        return  # it was run again after a lost answer, or somebody else did it
+    except psycopg.Error as error:
+        sys.stderr.write(f"pgha soak: table pgha_soak is left on {name}: {' '.join(str(error).split())}\n")
