@@ -1,108 +1,106 @@
-"""``python -m bench``: a table, or JSON with ``--json``.
+"""``python -m bench``: pgha beside its peers, on the same servers, in one run; a table, or JSON.
 
-Machines are noisy, so every figure is a median of rounds in which the peers take turns, and what counts are
-the ratios. The target of each row is printed beside it; a miss is the exit code 1 with ``--strict`` alone.
+Every figure is a median of rounds in which the contestants take turns, and what counts are the ratios. The
+target of each is printed beside it; a miss is the exit code 1 with ``--strict`` alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import json
-import statistics
+import platform
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from importlib.metadata import version
 
-import anyio
+from anyio.from_thread import start_blocking_portal
 
+from bench.failover import failover_rows
+from bench.measure import Measurement, Setting, say
+from bench.peers import POOL, SCHEMA
+from bench.report import Figure, Report
+from bench.rows import all_rows
 from pgha import chaos
 
-from .loads import Load, asyncpg_pool, pgha_cluster
-
-TABLE = "CREATE TABLE item (id int PRIMARY KEY, name text NOT NULL)"
-ROWS = "INSERT INTO item SELECT i, 'item ' || i FROM generate_series(1, 10000) i"
-TARGETS = {100: 4.0, 10: 3.0, 1: 1.2}
-"""Tasks, and how many times an asyncpg pool of 10 pgha is to reach (select by key)."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; rates in operations a second."""
-
-    tasks: int
-    asyncpg_pool: float
-    pgha_asyncio: float
-    pgha_trio: float
-    ratio_asyncio: float
-    ratio_trio: float
-    spread: str
-    target: float
-
-    @property
-    def reached(self) -> bool:
-        return min(self.ratio_asyncio, self.ratio_trio) >= self.target
-
-
-def measure(dsn: str, tasks: int, seconds: float, rounds: int) -> Row:
-    """Take turns: peer, pgha on asyncio, pgha on trio; the ratios are those of each round."""
-    peer, ours, trios = [], [], []
-    for _ in range(rounds):
-        load = Load(tasks, seconds)
-        peer.append(anyio.run(asyncpg_pool, dsn, load))
-        ours.append(anyio.run(pgha_cluster, dsn, load))
-        trios.append(anyio.run(pgha_cluster, dsn, load, backend="trio"))
-    ratios = [mine / other for mine, other in zip(ours, peer, strict=True)]
-    ratios_trio = [mine / other for mine, other in zip(trios, peer, strict=True)]
-    return Row(
-        tasks=tasks,
-        asyncpg_pool=round(statistics.median(peer)),
-        pgha_asyncio=round(statistics.median(ours)),
-        pgha_trio=round(statistics.median(trios)),
-        ratio_asyncio=round(statistics.median(ratios), 2),
-        ratio_trio=round(statistics.median(ratios_trio), 2),
-        spread=f"{min(ratios + ratios_trio):.1f}-{max(ratios + ratios_trio):.1f}",
-        target=TARGETS[tasks],
-    )
-
-
-async def _with_server(seconds: float, rounds: int, wanted: list[int]) -> list[Row]:
-    async with chaos.standalone(1) as nodes:
-        await nodes.execute(TABLE)
-        await nodes.execute(ROWS)
-        await nodes.execute("VACUUM ANALYZE item")
-        call = functools.partial(measure, nodes.dsns[0], seconds=seconds, rounds=rounds)
-        # Each measurement runs loops of its own, so it needs a thread of its own.
-        return [await anyio.to_thread.run_sync(functools.partial(call, tasks)) for tasks in wanted]
-
-
-def table(rows: list[Row]) -> str:
-    lines = [
-        "select by key, operations a second (median)",
-        f"{'tasks':>6} {'asyncpg pool':>13} {'pgha asyncio':>16} {'pgha trio':>16} {'spread':>9} "
-        f"{'target':>7}",
-    ]
-    for row in rows:
-        asyncio_part = f"{row.pgha_asyncio:.0f} ({row.ratio_asyncio:.2f}x)"
-        trio_part = f"{row.pgha_trio:.0f} ({row.ratio_trio:.2f}x)"
-        verdict = "" if row.reached else "  missed"
-        lines.append(
-            f"{row.tasks:>6} {row.asyncpg_pool:>13.0f} {asyncio_part:>16} {trio_part:>16} "
-            f"{row.spread:>9} {row.target:>6.1f}x{verdict}"
-        )
-    return "\n".join(lines)
+_SETTINGS = {"autovacuum": "off", "max_connections": "300"}
+_NOTES = [
+    "median (least-most) of the rounds; a ratio is taken within a round, and above 1 pgha is the better one",
+    "embedded PostgreSQL on this machine, fsync and autovacuum off: clients are compared, not disks",
+    f"pgha opens as by default; every pool has {POOL} connections, and is warm before it is measured",
+    "prepared statements are on, as by default of each; psycopg in autocommit mode, which spares it a BEGIN"
+    " and a COMMIT; asyncpg's pool resets a connection at each release, as by default",
+    "pgbench: one connection, pipelines of 16 selects, each with a Sync of its own: as in pgha, each is a"
+    " transaction of its own; -M prepared is the like of pgha, -M extended parses each anew",
+    "memory: of a node what the process grew by; of an operation what Python allocated (not libpq's buffers)",
+    "failover: a read every 10 ms a task, on any of 3 servers; every call has 5 s; the node in use is struck;"
+    " psycopg_pool without check=, as by default; hasql with acquire_master, over pools of asyncpg",
+]
+_PACKAGES = ("psycopg", "psycopg-pool", "asyncpg", "psqlpy", "hasql", "anyio", "trio")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--json", action="store_true")
+    rows = [*all_rows(), *failover_rows()]
+    options = _options([row.name for row in rows])
+    if options.list:
+        print("\n".join(row.name for row in rows))
+        return 0
+    wanted = [row for row in rows if not options.only or row.name in options.only]
+    figures: list[Figure] | None = None
+    try:
+        figures = _measured(wanted, options.seconds, options.rounds)
+    except* KeyboardInterrupt:
+        say("")  # the servers are gone already; the progress stands in an unfinished line
+    if figures is None:
+        return 130
+    facts = {"Python": platform.python_version(), "PostgreSQL": chaos.find_installation().release}
+    facts |= {name: version(name) for name in _PACKAGES}
+    report = Report(figures, _NOTES, facts)
+    print(report.json() if options.json else report.table())
+    return 1 if options.strict and report.missed else 0
+
+
+def _options(names: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="JSON in place of the table")
     parser.add_argument("--strict", action="store_true", help="exit code 1 when a target was missed")
-    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tasks", type=int, nargs="*", default=[100, 10, 1], choices=sorted(TARGETS))
-    options = parser.parse_args()
-    rows = anyio.run(_with_server, options.seconds, options.rounds, options.tasks)
-    print(json.dumps([asdict(row) for row in rows], indent=2) if options.json else table(rows))
-    return 1 if options.strict and not all(row.reached for row in rows) else 0
+    parser.add_argument("--seconds", type=_positive, default=0.8, help="of each load (default: 0.8)")
+    parser.add_argument("--rounds", type=_whole, default=5, help="of each row (default: 5)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help="these rows alone")
+    parser.add_argument("--list", action="store_true", help="name the rows, and measure nothing")
+    return parser.parse_args()
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 3600:
+        raise ValueError(text)
+    return value
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def _measured(rows: Sequence[Measurement], seconds: float, rounds: int) -> list[Figure]:
+    """All rows in their order; those that need equally many servers share them."""
+    figures: dict[str, list[Figure]] = {row.name: [] for row in rows}
+    for servers in sorted({row.servers for row in rows}):
+        # The measurements run loops of their own, in this thread: the servers belong to one in another.
+        with (
+            start_blocking_portal() as portal,
+            portal.wrap_async_context_manager(chaos.standalone(servers, settings=_SETTINGS)) as nodes,
+        ):
+            portal.call(nodes.execute, SCHEMA)
+            portal.call(nodes.execute, "VACUUM ANALYZE")
+            setting = Setting(nodes, seconds, rounds)
+            for row in rows:
+                if row.servers == servers:
+                    figures[row.name] = row.run(setting)
+    return [figure for found in figures.values() for figure in found]
 
 
 if __name__ == "__main__":

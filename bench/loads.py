@@ -1,77 +1,83 @@
-"""The loads: each opens its client as its documentation says, warms up, and counts for a while."""
+"""The load: so many tasks or threads, each running one operation after the other, counted for a while."""
 
 from __future__ import annotations
 
+import gc
+import itertools
 import random
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import anyio
-import asyncpg
-from psycopg.conninfo import conninfo_to_dict
-
-import pgha
 
 KEYS = 10_000
+"""Rows of the table that is selected from, with the keys 1 to so many."""
 WARM_UP = 0.3
+"""Seconds that count for nothing: pools fill, statements are prepared."""
+_DRAWN = 4096
 
 
-@dataclass(frozen=True)
+def keys(seed: int) -> Iterator[int]:
+    """Random keys without end. Drawn beforehand: a draw costs as much as a twentieth of an operation."""
+    draw = random.Random(seed)
+    return itertools.cycle([draw.randrange(KEYS) + 1 for _ in range(_DRAWN)])
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
-    """So many tasks, each running one operation after the other."""
+    """So many tasks for so many seconds."""
 
     tasks: int
     seconds: float
 
     async def run(self, operation: Callable[[int], Awaitable[object]]) -> float:
-        """Operations a second."""
-        await self._count(operation, WARM_UP)
+        """Operations a second; the operation is given a random key."""
+        await self._count(operation, min(WARM_UP, self.seconds))
+        gc.collect()
         return await self._count(operation, self.seconds)
 
     async def _count(self, operation: Callable[[int], Awaitable[object]], seconds: float) -> float:
         count = 0
+        given = keys(self.tasks)
         started = time.perf_counter()
         end = started + seconds
 
-        async def work(seed: int) -> None:
+        async def work() -> None:
             nonlocal count
-            key = random.Random(seed).randrange
             while time.perf_counter() < end:
-                await operation(key(KEYS) + 1)
+                await operation(next(given))
                 count += 1
 
         async with anyio.create_task_group() as tasks:
-            for seed in range(self.tasks):
-                tasks.start_soon(work, seed)
+            for _ in range(self.tasks):
+                tasks.start_soon(work)
         return count / (time.perf_counter() - started)
 
+    def run_threads(self, operation: Callable[[int], object]) -> float:
+        """As `run`, with threads in place of tasks."""
+        self._count_threads(operation, min(WARM_UP, self.seconds))
+        gc.collect()
+        return self._count_threads(operation, self.seconds)
 
-async def asyncpg_pool(dsn: str, load: Load) -> float:
-    """asyncpg with a pool of 10, as its documentation has it."""
-    params = conninfo_to_dict(dsn)
-    async with asyncpg.create_pool(
-        host=params["host"],
-        port=int(params["port"] or 5432),
-        user=params["user"],
-        database=params["dbname"],
-        min_size=10,
-        max_size=10,
-    ) as pool:
+    def _count_threads(self, operation: Callable[[int], object], seconds: float) -> float:
+        stop = threading.Event()
+        started = time.perf_counter()
+        end = started + seconds
 
-        async def operation(key: int) -> None:
-            rows = await pool.fetch("SELECT id, name FROM item WHERE id = $1", key)
-            assert rows[0][0] == key
+        def work(seed: int) -> int:
+            count = 0
+            given = keys(seed)
+            while time.perf_counter() < end and not stop.is_set():
+                operation(next(given))
+                count += 1
+            return count
 
-        return await load.run(operation)
-
-
-async def pgha_cluster(dsn: str, load: Load) -> float:
-    """pgha as it opens by default: monitor, lanes, failover, everything on."""
-    async with pgha.open_cluster(dsn) as cluster:
-
-        async def operation(key: int) -> None:
-            rows = await cluster.fetch("SELECT id, name FROM item WHERE id = %s", [key])
-            assert rows[0][0] == key
-
-        return await load.run(operation)
+        with ThreadPoolExecutor(self.tasks) as threads:
+            try:
+                count = sum(threads.map(work, range(self.tasks)))
+            finally:
+                stop.set()  # after Ctrl-C in the main thread
+        return count / (time.perf_counter() - started)

@@ -1,0 +1,63 @@
+"""A measurement: contestants that take turns, round after round."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from bench.report import Figure, Metric
+from pgha.chaos import Nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where and for how long is measured."""
+
+    nodes: Nodes
+    """Running servers with the tables of `bench.peers`."""
+    seconds: float
+    rounds: int
+
+    @property
+    def dsn(self) -> str:
+        return self.nodes.dsns[0]
+
+
+Sampler: TypeAlias = Callable[[Setting], Sequence[float]]
+"""Gives a sample of every metric."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One row of the benchmark, or several that come out of the same run."""
+
+    name: str
+    """What it is called on the command line."""
+    metrics: Sequence[Metric]
+    contestants: Mapping[str, Sampler]
+    """By name."""
+    servers: int = 1
+
+    def run(self, setting: Setting) -> list[Figure]:
+        """Rounds in which everybody has a turn; the next round starts with the next one."""
+        names = list(self.contestants)
+        samples: dict[str, list[Sequence[float]]] = {name: [] for name in names}
+        began = time.perf_counter()
+        for number in range(setting.rounds):
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                say(f"\r{self.name}, round {number + 1} of {setting.rounds}: {name:<30}", end="")
+                samples[name].append(self.contestants[name](setting))
+        say(f"\r{self.name}: {time.perf_counter() - began:.0f} s{'':<50}")
+        return [
+            Figure(metric, {name: [one[i] for one in samples[name]] for name in names})
+            for i, metric in enumerate(self.metrics)
+        ]
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Tell whoever waits what goes on."""
+    print(text, end=end, file=sys.stderr, flush=True)

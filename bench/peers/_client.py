@@ -1,0 +1,81 @@
+"""What every client is asked to do, and the statements for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from psycopg.conninfo import conninfo_to_dict
+
+from bench.loads import KEYS
+
+POOL = 10
+"""Connections of each pool."""
+BATCH = 5
+"""Inserts of one batch."""
+MANY = 100_000
+"""Rows of the large result."""
+
+SCHEMA = f"""
+CREATE TABLE item (id int PRIMARY KEY, name text NOT NULL);
+INSERT INTO item SELECT i, 'item ' || i FROM generate_series(1, {KEYS}) i;
+CREATE TABLE entry (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, item int NOT NULL);
+CREATE TABLE many (id int PRIMARY KEY, name text, price numeric(10, 2), created timestamptz, flag bool);
+INSERT INTO many SELECT i, 'item ' || i, i / 100.0, now() - i * interval '1 minute', i % 3 = 0
+  FROM generate_series(1, {MANY}) i;
+"""
+SELECT = "SELECT id, name FROM item WHERE id = "
+INSERT = "INSERT INTO entry (item) VALUES "
+ROWS = "SELECT id, name, price, created, flag FROM many"
+
+
+class Client(Protocol):
+    """An open client. Each method is one operation, answered and checked."""
+
+    async def select(self, key: int, /) -> object:
+        """One row by its primary key."""
+        ...
+
+    async def insert(self, key: int, /) -> object:
+        """One row, in a transaction of its own."""
+        ...
+
+    async def batch(self, key: int, /) -> object:
+        """Five inserts, one transaction."""
+        ...
+
+    async def rows(self) -> int:
+        """100,000 rows of five columns as Python values; how many came."""
+        ...
+
+
+Opener: TypeAlias = Callable[[str], AbstractAsyncContextManager[Client]]
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncContestant:
+    """A client on one of the event loops."""
+
+    name: str
+    open: Opener
+    """Called with a conninfo string."""
+    backend: str = "asyncio"
+
+
+def parts(dsn: str) -> dict[str, Any]:
+    """The conninfo string as keywords: host, port, user, dbname."""
+    found = conninfo_to_dict(dsn)
+    return {
+        "host": found["host"],
+        "port": int(found["port"] or 5432),
+        "user": found["user"],
+        "dbname": found["dbname"],
+    }
+
+
+def uri(dsn: str) -> str:
+    """The conninfo string as a URI."""
+    p = parts(dsn)
+    return f"postgresql://{p['user']}@{p['host']}:{p['port']}/{p['dbname']}"

@@ -1,0 +1,197 @@
+"""The figures as a table and as JSON: medians, spreads, ratios, what was missed. Pure: numbers in, text out.
+
+Machines are noisy, so what counts are ratios of two samples of the same round, taken seconds apart, and the
+median of those; a ratio of two medians would mix rounds of different weather.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+OURS = "pgha"
+"""Names of contestants that begin so are ours; all others are peers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The median of some samples, and the least and the most of them."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Spread:
+        return cls(statistics.median(samples), min(samples), max(samples))
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What is measured, and what is asked of it."""
+
+    title: str
+    unit: str
+    better: Literal["more", "less"] = "more"
+    targets: Mapping[str, float] = field(default_factory=dict)
+    """By peer: how many times as good as it each of ours is to be."""
+    at_most: float | None = None
+    """What each of ours may reach at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times as good as a peer one of ours is; more is better, whatever the metric."""
+
+    ours: str
+    peer: str
+    spread: Spread
+    target: float | None
+
+    @property
+    def missed(self) -> bool:
+        return self.target is not None and self.spread.median < self.target
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A metric and its samples, by contestant, one a round and in the order of the rounds."""
+
+    metric: Metric
+    samples: Mapping[str, Sequence[float]]
+
+    @property
+    def ours(self) -> list[str]:
+        return [name for name in self.samples if name.startswith(OURS)]
+
+    @property
+    def peers(self) -> list[str]:
+        return [name for name in self.samples if not name.startswith(OURS)]
+
+    def ratio(self, ours: str, peer: str) -> Ratio | None:
+        """None where a sample is zero: nothing is so many times as good as nothing."""
+        pairs = list(zip(self.samples[ours], self.samples[peer], strict=True))
+        if not all(mine and other for mine, other in pairs):
+            return None
+        more = self.metric.better == "more"
+        quotients = [mine / other if more else other / mine for mine, other in pairs]
+        return Ratio(ours, peer, Spread.of(quotients), self.metric.targets.get(peer))
+
+    def ratios(self) -> list[Ratio]:
+        found = (self.ratio(ours, peer) for peer in self.peers for ours in self.ours)
+        return [one for one in found if one is not None]
+
+    def excess(self) -> list[str]:
+        """Those of ours that are above what they may reach at most."""
+        limit = self.metric.at_most
+        return [
+            name for name in self.ours if limit is not None and Spread.of(self.samples[name]).median > limit
+        ]
+
+    @property
+    def missed(self) -> bool:
+        return any(one.missed for one in self.ratios()) or bool(self.excess())
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All figures of a run."""
+
+    figures: Sequence[Figure]
+    notes: Sequence[str] = ()
+    """What a reader has to know of how they were taken."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """Versions and the like."""
+
+    @property
+    def missed(self) -> int:
+        return sum(figure.missed for figure in self.figures)
+
+    def table(self) -> str:
+        """At most 110 columns wide, but for the notes."""
+        return "\n\n".join([*map(_block, self.figures), *self._last_words()])
+
+    def json(self) -> str:
+        return json.dumps(
+            {
+                "facts": dict(self.facts),
+                "figures": [_numbers(figure) for figure in self.figures],
+                "missed": self.missed,
+                "notes": list(self.notes),
+            },
+            indent=2,
+        )
+
+    def _last_words(self) -> Iterable[str]:
+        aimed = sum(bool(f.metric.targets) or f.metric.at_most is not None for f in self.figures)
+        yield f"{aimed - self.missed} of {aimed} figures with a target reached it."
+        if self.facts:
+            yield ", ".join(f"{name} {value}" for name, value in self.facts.items())
+        if self.notes:
+            yield "\n".join(f"* {note}" for note in self.notes)
+
+
+def _numbers(figure: Figure) -> dict[str, Any]:
+    metric = figure.metric
+    return {
+        "title": metric.title,
+        "unit": metric.unit,
+        "better": metric.better,
+        "contestants": {
+            name: {**asdict(Spread.of(values)), "samples": list(values)}
+            for name, values in figure.samples.items()
+        },
+        "ratios": [
+            {"ours": r.ours, "peer": r.peer, **asdict(r.spread), "target": r.target, "missed": r.missed}
+            for r in figure.ratios()
+        ],
+        "at_most": metric.at_most,
+        "missed": figure.missed,
+    }
+
+
+def _block(figure: Figure) -> str:
+    """The lines of one figure: ours first, then the peers with the ratios to them."""
+    metric = figure.metric
+    columns = "".join(f"{f'{name} / it':>24}" for name in figure.ours)
+    head = f"  {metric.unit:<43}{columns}{'target':>9}" if figure.peers else f"  {metric.unit}"
+    lines = [metric.title, head]
+    excess = figure.excess()
+    for name in [*figure.ours, *figure.peers]:
+        line = f"  {name:<22}{_range(Spread.of(figure.samples[name])):>21}"
+        if name in figure.peers:
+            line += _versus(figure, name)
+        elif metric.at_most is not None:
+            line += f"  at most {_number(metric.at_most)}{'  missed' if name in excess else ''}"
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def _versus(figure: Figure, peer: str) -> str:
+    found = [figure.ratio(ours, peer) for ours in figure.ours]
+    cells = "".join(f"{'' if one is None else _times(one.spread):>24}" for one in found)
+    target = figure.metric.targets.get(peer)
+    missed = any(one is not None and one.missed for one in found)
+    return cells + ("" if target is None else f"{target:>8.1f}x{'  missed' if missed else ''}")
+
+
+def _times(spread: Spread) -> str:
+    return f"{spread.median:.2f}x ({spread.low:.2f}-{spread.high:.2f})"
+
+
+def _range(spread: Spread) -> str:
+    if spread.low == spread.high:
+        return _number(spread.median)
+    return f"{_number(spread.median)} ({_number(spread.low)}-{_number(spread.high)})"
+
+
+def _number(value: float) -> str:
+    """Three figures are as many as such measurements have."""
+    if value >= 1e6:
+        return f"{value / 1e6:.2f}M"
+    if value >= 1e4:
+        return f"{value / 1e3:.1f}k"
+    return f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
