@@ -30,9 +30,8 @@ class Port:
         """
         for number in [wanted] if wanted is not None else _candidates():
             holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            # Without it, binding fails where anybody else is bound. A port that was asked for may be taken over
-            # from connections that lie in TIME_WAIT, a minute after the last servers there: it fails where
-            # anybody listens.
+            # Without it, binding fails where anybody else is bound. A port that was asked for is had a minute
+            # after other servers there too, with their connections in TIME_WAIT: unless somebody listens.
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(wanted is not None))
             try:
                 holder.bind(("127.0.0.1", number))
