@@ -9,7 +9,6 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Generic, final, overload
 
 import anyio
-import psycopg
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint_if_cancelled
 from anyio.streams.memory import MemoryObjectReceiveStream
@@ -25,9 +24,9 @@ from ._group import Group
 from ._node import Node
 from ._operation import Operation, Request
 from ._requests import DEFAULT, BatchItem, OnSend, RequestMaker, Seconds
-from ._result import Result, first_column
+from ._result import Result
 from ._types import Event, NodeStatus, ReadRoute, Statistics, WriteRoute, nearest
-from ._wire.compiling import AnyParams, AnyQuery, Compiler
+from ._wire.compiling import AnyParams, AnyQuery, Compiler, own_adapters
 from ._wire.loops import uninterrupted
 
 R = TypeVar("R")
@@ -41,7 +40,7 @@ class Cluster(Generic[Row]):
     def __init__(self, configs: Sequence[NodeConfig], options: Options) -> None:
         self._options = options
         self._clock = time.monotonic
-        self._adapters = AdaptersMap(psycopg.adapters)
+        self._adapters = own_adapters()
         self._nodes: dict[str, Node] = {}
         self._dispatcher = Dispatcher(options, self._nodes, self._clock)
         self._maker = RequestMaker(options, Compiler(self._adapters), self._nodes.__contains__)
@@ -124,9 +123,10 @@ class Cluster(Generic[Row]):
     ) -> Any:  # fmt: skip
         """The first column of the first row of `fetch`, or None when there is no row."""
         result = await self.fetch(
-            query, params, route=route, timeout=timeout, statement_timeout=statement_timeout, on_send=on_send
-        )
-        return first_column(result[0], result.columns) if result else None
+            query, params, route=route, timeout=timeout, statement_timeout=statement_timeout,
+            row_factory=tuple_row, on_send=on_send,
+        )  # fmt: skip
+        return result[0][0] if result else None
 
     # Writes
 

@@ -39,11 +39,14 @@ NO_COLUMNS = Columns((), (), psycopg.adapters.types)
 
 def distinct(names: Sequence[str], duplicates: Duplicates) -> list[str]:
     """``names`` as the keys of one object; `psycopg.DataError` for two that are the same, or numbered."""
-    keys: list[str] = []
     taken = set(names)
+    if len(taken) == len(names):
+        return list(names)
+    keys: list[str] = []
+    seen: set[str] = set()
     for name in names:
         key = name
-        if name in keys:
+        if name in seen:
             if duplicates == "error":
                 raise DataError(
                     f'two columns are called "{name}": name them apart with AS, or pass duplicates="number"'
@@ -53,6 +56,7 @@ def distinct(names: Sequence[str], duplicates: Duplicates) -> list[str]:
                 number += 1
             key = f"{name}_{number}"
             taken.add(key)
+        seen.add(name)
         keys.append(key)
     return keys
 

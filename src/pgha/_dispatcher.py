@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from threading import get_ident
 from typing import Any
 
 import anyio
@@ -41,6 +43,7 @@ class Dispatcher:
 
     def __init__(self, options: Options, nodes: Mapping[str, Node], clock: Callable[[], float]) -> None:
         self.loop = current_loop()
+        self._thread = get_ident()
         self.times = Timekeeper(clock)
         self.outcomes = Outcomes(self.times, clock)
         self.writes_seen = False
@@ -257,7 +260,7 @@ class Dispatcher:
         try:
             if request.on_send is not None:
                 request.on_send(Sent(node, len(operation.attempts) + 1, pairs))
-        except Exception as error:  # noqa: BLE001 - the user's callback: its error goes to its operation
+        except BaseException as error:  # noqa: BLE001 - the user's callback: its error goes to its operation
             if operation.stage is not Stage.DONE:
                 self.outcomes.fail(operation, error, Outcome.NOT_APPLIED)
         finally:
@@ -333,7 +336,7 @@ class Dispatcher:
                 loaded: Any = [load(result, None, make, lane.node, count, latency) for result in results]
             else:
                 loaded = load(results[0], entry, make, lane.node, count, latency)
-        except Exception as error:  # noqa: BLE001 - a loader or row factory: its error goes to its operation
+        except BaseException as error:  # noqa: BLE001 - of a loader or row factory, even SystemExit: for its operation
             self.outcomes.fail(operation, error, Outcome.APPLIED)
             return
         finally:
@@ -536,7 +539,12 @@ class Dispatcher:
             place[0].abandon(place[1], self._clock(), urgent=False)
 
     def unretrieved(self, operation: Operation[Any], error: BaseException) -> None:
-        self.outcomes.unretrieved(error)
+        self.outcomes.log_unretrieved(error)
+        if get_ident() == self._thread:
+            self.outcomes.unretrieved(error)
+        else:
+            # The garbage is collected by whichever thread is about to allocate.
+            self.loop.soon(partial(self.outcomes.unretrieved, error))
 
     def fail_all(self) -> None:
         """The nodes are gone: nothing runs any more that could answer what is left."""

@@ -72,10 +72,11 @@ class Group:
             await next(iter(self._running)).wait()
 
     def _raise(self) -> None:
-        errors: list[Exception] = []
+        errors: list[BaseException] = []
         for operation in self._failed:
-            if not operation.retrieved and isinstance(operation.failure, Exception):
+            if not operation.retrieved and operation.failure is not None:
                 operation.retrieve()
                 errors.append(operation.failure)
         if errors:
-            raise ExceptionGroup("operations of the group failed", errors)
+            # An ExceptionGroup, unless a row factory raised more than an Exception.
+            raise BaseExceptionGroup("operations of the group failed", errors)

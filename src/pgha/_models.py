@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import inspect
 import sys
@@ -198,7 +199,9 @@ def _hints(model: type) -> Iterator[tuple[str, Any]]:
         for name, annotation in found.items():
             holder = types.SimpleNamespace(__annotations__={name: annotation})
             try:
-                yield name, typing.get_type_hints(holder, names, dict(vars(model)))[name]
+                # Last the module's names: a field may be called as its type (``date: date | None = None``).
+                known = {**vars(model), **vars(builtins), **names}
+                yield name, typing.get_type_hints(holder, known, {})[name]
             except Exception:  # noqa: BLE001 - seen by a type checker alone: then it cannot be checked here
                 yield name, Any
 

@@ -14,7 +14,7 @@ from ._core.verdict import GaveUp, Outcome
 from ._types import Fastest, Nearest, Pin, Sent
 from ._wire.compiling import Statement
 from ._wire.link import NO_EXTRAS, Extras
-from ._wire.loops import Loop, Waiter
+from ._wire.loops import Loop, Waiter, uninterrupted
 
 T = TypeVar("T")
 Kind = Literal["read", "write"]
@@ -186,6 +186,7 @@ class Operation(Generic[T]):
             self._parked.append(waiter)
         return waiter
 
+    @uninterrupted
     def __await__(self) -> Generator[Any, Any, T]:
         if self.stage is Stage.DONE:
             yield from checkpoint().__await__()

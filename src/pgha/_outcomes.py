@@ -102,9 +102,13 @@ class Outcomes:
         elif isinstance(error, OperationTimeout):
             counters.timed_out += 1
 
-    def unretrieved(self, error: BaseException) -> None:
-        self.counters.unretrieved += 1
+    def log_unretrieved(self, error: BaseException) -> None:
+        """In any thread."""
         logger.error("an operation failed, and nobody awaited it: %s", error)
+
+    def unretrieved(self, error: BaseException) -> None:
+        """Count and tell it, in the loop's thread."""
+        self.counters.unretrieved += 1
         self.events.emit(FailureUnretrieved(at=self._clock(), node=None, error=error))
 
     async def idle(self) -> None:

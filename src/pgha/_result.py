@@ -24,7 +24,10 @@ class Result(Sequence[Row], Generic[Row]):
     tells how many rows it touched. Made by pgha alone.
     """
 
-    __slots__ = ("_attempts", "_columns", "_command", "_latency", "_node", "_raw", "_rowcount", "_rows")
+    __slots__ = (
+        "_attempts", "_columns", "_command", "_latency", "_node", "_raw", "_rowcount", "_rows",
+        "_scalar",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -36,10 +39,12 @@ class Result(Sequence[Row], Generic[Row]):
         attempts: int,
         latency: float,
         raw: Raw = None,
+        scalar: bool = False,
     ) -> None:
         self._rows = rows
         self._columns = columns
         self._raw = raw
+        self._scalar = scalar
         self._rowcount = rowcount
         self._command = command
         self._node = node
@@ -119,7 +124,8 @@ class Result(Sequence[Row], Generic[Row]):
 
     def value(self) -> Any:
         """The first column of the only row; `psycopg.DataError` when there is not exactly one row."""
-        return first_column(self.one(), self._columns.names)
+        row: Any = self.one()
+        return row if self._scalar else first_column(row, self._columns.names)
 
     def dicts(self, *, duplicates: Duplicates = "error") -> list[dict[str, Any]]:
         """The rows as dicts by column name, whose values are as psycopg loads them.
@@ -128,16 +134,20 @@ class Result(Sequence[Row], Generic[Row]):
         ``duplicates="number"``. For rows that are tuples or dicts; others do not say what they hold.
         """
         _check("duplicates", duplicates, Duplicates)
-        keys = distinct(self._columns.names, duplicates)
+        names = self._columns.names
+        keys = distinct(names, duplicates)
+        # A dict has lost one of two columns of one name.
+        whole = not self._scalar and len(set(names)) == len(names)
         records: list[dict[str, Any]] = []
         for row in self._rows:
-            if isinstance(row, dict):
+            if isinstance(row, dict) and whole:
                 records.append(dict(row))
-            elif isinstance(row, tuple):
+            elif isinstance(row, tuple) and len(row) == len(keys) and not self._scalar:
                 records.append(dict(zip(keys, row, strict=True)))
             else:
                 raise DataError(
-                    f"the row factory made {type(row).__name__}: dicts() and into() need tuples or dicts"
+                    f"the row factory made {type(row).__name__}, which does not hold every column: dicts() "
+                    "and into() need tuples, or dicts of columns with different names"
                 )
         return records
 
@@ -163,7 +173,12 @@ class Result(Sequence[Row], Generic[Row]):
         Made from what the server sent, so nothing is lost on the way: numbers keep all their digits, ``json``
         and ``jsonb`` are embedded as they are, arrays are arrays, ``"char"`` is 0 to 255. A composite type is
         an object once it was registered (``psycopg.types.composite.register_composite(info, cluster)``). All
-        other types (ranges, intervals, inet, tsvector, enums, ...) are strings, as PostgreSQL writes them.
+        other types (ranges, intervals, inet, tsvector, enums, arrays of types that psycopg does not know) are
+        strings, as PostgreSQL writes them.
+
+        psycopg cannot load infinite timestamps, years before 1 and after 9999: the operation fails with its
+        `psycopg.DataError` before there is a result, unless such columns are loaded as text
+        (``cluster.adapters.register_loader("timestamptz", TextLoader)``).
 
         Args:
             timestamps: ``"iso"`` writes date, timestamp and timestamptz as ISO 8601, ``"epoch"`` as seconds

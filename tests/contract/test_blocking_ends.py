@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import itertools
 import multiprocessing
 import os
@@ -24,6 +25,8 @@ from _threads import Backend, Crew, ask, cluster_of, crew, nothing_left, soon, w
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 import pgha.blocking
+from pgha.blocking._gate import Gate
+from pgha.blocking._mailbox import Job
 from pgha.chaos import LocalNode, Masters, masters
 
 ABSENT = "host=127.0.0.1 port=1"
@@ -183,16 +186,33 @@ def test_several_at_once(server: LocalNode) -> None:
 
 
 @pytest.mark.parametrize("read", [True, False])
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, BaseException, ValueError])
+def test_whatever_a_row_factory_raises(
+    server: LocalNode, backend: Backend, read: bool, kind: type[BaseException]
+) -> None:
+    """It is for its own caller; nobody beside it notices."""
+
+    def raising(cursor: object) -> Any:
+        raise kind("from a row factory")
+
+    with cluster_of(server, backend=backend) as cluster, cluster.group() as group:
+        beside = [group.submit("SELECT %s::int", [i], read=read) for i in range(20)]
+        mine = cluster.submit("SELECT 1", read=read, row_factory=raising)
+        beside += [group.submit("SELECT %s::int", [i], read=read) for i in range(20, 40)]
+        with pytest.raises(kind, match="from a row factory"):
+            mine.result(timeout=PATIENCE)
+        assert [one.result(timeout=PATIENCE).value() for one in beside] == list(range(40))
+        assert cluster.fetch_value("SELECT 1") == 1
+
+
 @pytest.mark.parametrize("propagates", [True, False])
 # asyncio leaves half-run coroutines behind when it is ended from within a callback.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_row_factory_that_ends_the_thread(
-    server: LocalNode, backend: Backend, read: bool, propagates: bool
-) -> None:
+def test_what_ends_the_thread(server: LocalNode, backend: Backend, propagates: bool) -> None:
     """The cluster is lost, and says so; nobody waits for it for ever."""
 
-    def exits(cursor: object) -> Any:
-        raise SystemExit("from a row factory")
+    async def exits() -> None:
+        raise SystemExit("in the cluster's thread")
 
     ended = []
 
@@ -206,8 +226,7 @@ def test_a_row_factory_that_ends_the_thread(
         for _ in range(2):
             threads.start(call, cluster)
         soon(lambda: cluster.statistics().in_flight == 2)
-        with pytest.raises((pgha.OperationCancelled, pgha.CommitInDoubt)):
-            cluster.submit("SELECT 1", read=read, row_factory=exits).result(timeout=PATIENCE)
+        cluster._host.post(Job(lambda: cluster._host._tasks.start_soon(exits), lambda: None))
         soon(lambda: len(ended) == 2)
         try:
             cluster.fetch("SELECT 1")
@@ -222,10 +241,56 @@ def test_a_row_factory_that_ends_the_thread(
             body(cluster, threads)
     if propagates:
         assert isinstance(caught.value, pgha.ClusterClosed)
-        assert "from a row factory" in caught.value.__notes__[0]
+        assert "in the cluster's thread" in caught.value.__notes__[0]
     else:
         assert isinstance(caught.value, (SystemExit, BaseExceptionGroup))
-        assert "from a row factory" in repr(caught.value)
+        assert "in the cluster's thread" in repr(caught.value)
+
+
+# What interrupts leave behind
+
+
+def test_a_lock_of_concurrent_futures_is_held(server: LocalNode, backend: Backend) -> None:
+    """As after an interrupt in `concurrent.futures.wait`: the cluster's thread does not wait for it."""
+    with cluster_of(server, backend=backend) as cluster:
+        operation = cluster.submit("SELECT pg_sleep(0.2)", read=True)
+        called = Gate()
+        operation.add_done_callback(lambda one: called.open())
+        with operation._condition:
+            assert called.wait(PATIENCE)
+            assert operation.result(PATIENCE).rowcount == 1
+            assert cluster.fetch_value("SELECT 2") == 2
+        assert concurrent.futures.wait([operation], PATIENCE).done == {operation}
+
+
+def test_a_group_that_was_not_told(server: LocalNode, backend: Backend) -> None:
+    """As after an interrupt in the middle of `Group.submit`."""
+    with (
+        cluster_of(server, backend=backend) as cluster,
+        pytest.raises(ExceptionGroup) as caught,
+        cluster.group() as group,
+    ):
+        for query in ("SELECT 1", "SELECT 1/0"):
+            group._running[cluster.submit(query)] = None
+    (error,) = caught.value.exceptions
+    assert isinstance(error, psycopg.errors.DivisionByZero)
+
+
+def test_a_subscription_that_nobody_got(
+    server: LocalNode, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt comes out of `Cluster.events` when the subscription was asked for already."""
+
+    def interrupted(gate: Gate, timeout: float | None = None) -> bool:
+        raise KeyboardInterrupt
+
+    with cluster_of(server, backend=backend) as cluster:
+        with monkeypatch.context() as patched:
+            patched.setattr(Gate, "wait", interrupted)
+            with pytest.raises(KeyboardInterrupt), cluster.events():
+                pass
+        cluster.fetch_value("SELECT 1")
+        soon(lambda: not cluster._cluster._dispatcher.outcomes.events.wanted)
 
 
 # Interrupts

@@ -21,7 +21,6 @@ from psycopg.rows import scalar_row
 from psycopg.types import TypeInfo
 from psycopg.types.composite import CompositeInfo, register_composite
 from psycopg.types.enum import EnumInfo, register_enum
-from psycopg.types.hstore import register_hstore
 from psycopg.types.string import TextLoader
 
 import pgha
@@ -547,20 +546,6 @@ async def test_a_composite_that_changed(server: LocalNode, types: psycopg.Connec
         result = await cluster.fetch("SELECT ROW(1, 'a', 2, 3)::part AS p")
         with pytest.raises(psycopg.DataError, match=r'column "p".*part'):
             result.json()
-
-
-async def test_hstore_is_text(server: LocalNode) -> None:
-    with psycopg.connect(server.dsn, autocommit=True) as connection:
-        if not connection.execute("SELECT 1 FROM pg_available_extensions WHERE name = 'hstore'").fetchone():
-            pytest.skip("this server has no hstore")
-        connection.execute("CREATE EXTENSION IF NOT EXISTS hstore")
-        info = TypeInfo.fetch(connection, "hstore")
-    assert info is not None
-    async with cluster_of(server) as cluster:
-        register_hstore(info, cluster.adapters)
-        result = await cluster.fetch("""SELECT 'a=>1'::hstore AS h, ARRAY['a=>1'::hstore] AS hh""")
-        assert json.loads(result.json()) == [{"h": '"a"=>"1"', "hh": ['"a"=>"1"']}]
-        assert result[0][0] == {"a": "1"}
 
 
 async def test_loaders_of_the_user_change_nothing(server: LocalNode) -> None:

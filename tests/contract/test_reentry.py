@@ -15,9 +15,10 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import psycopg
 import pytest
-from _support import PATIENCE, cluster_of, started, unique
+from _support import PATIENCE, cluster_of, started, unique, within
 from psycopg import pq
 
 import pgha
@@ -313,3 +314,36 @@ def test_an_error_or_one_result_each_fits(segment: Segment, kinds: list[str]) ->
     answer = read_answer(segment, results(*kinds))
     assert not answer.misfit
     assert (answer.fault is not None) == ("error" in kinds)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, BaseException])
+async def test_whatever_a_row_factory_or_on_send_raises(server: LocalNode, kind: type[BaseException]) -> None:
+    """It is for its own caller: the answers that came with it reach theirs, and the lane goes on."""
+
+    def raising(anything: object) -> Any:
+        raise kind("the user's")
+
+    async with cluster_of(server, lanes=1) as cluster:
+        each: list[dict[str, Any]] = [{"row_factory": raising}, {"on_send": raising}]
+        for options in each:
+            before = [cluster.submit("SELECT %s::int", [i], read=True) for i in range(20)]
+            mine = cluster.submit("SELECT 1", read=True, **options)
+            behind = [cluster.submit("SELECT %s::int", [i], read=True) for i in range(20, 40)]
+            with within(), pytest.raises(kind, match="the user's"):
+                await mine
+            with within():
+                assert [(await one).value() for one in before + behind] == list(range(40))
+
+
+async def test_a_failure_collected_by_another_thread(server: LocalNode) -> None:
+    """The garbage of a program with threads may be collected in any of them."""
+    async with cluster_of(server) as cluster, cluster.events() as events:
+        operation = cluster.submit("SELECT 1/0", read=True)
+        await operation.wait()
+        held = [operation]
+        del operation
+        await anyio.to_thread.run_sync(held.clear)
+        with within():
+            event = await events.receive()
+        assert isinstance(event, pgha.FailureUnretrieved)
+        assert cluster.statistics().unretrieved == 1

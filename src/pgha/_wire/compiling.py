@@ -10,8 +10,9 @@ import psycopg
 from psycopg._compat import Template
 from psycopg._queries import PostgresQuery
 from psycopg.abc import Buffer, Params, Query
-from psycopg.adapt import AdaptersMap, Transformer
+from psycopg.adapt import AdaptersMap, PyFormat, Transformer
 from psycopg.sql import Composable
+from psycopg.types.string import BytesDumper
 
 from pgha._core.pace import Pace, Paces
 from pgha._core.sqlwords import Words, words
@@ -44,6 +45,26 @@ class Statement:
     words: Words
     pace: Pace | None = None
     """What is known of its duration; None for a text too long to remember."""
+
+
+class _HexDumper(BytesDumper):
+    """psycopg's own needs a connection: without one it writes a literal, whose quotes are doubled."""
+
+    def dump(self, obj: Any) -> bytes:
+        return b"\\x" + bytes(obj).hex().encode()
+
+
+def own_adapters() -> AdaptersMap:
+    """psycopg's, as they are now, for parameters that are dumped before any connection is chosen."""
+    adapters = AdaptersMap(psycopg.adapters)
+    for kind in (bytes, bytearray, memoryview):
+        text = adapters.get_dumper(kind, PyFormat.TEXT)
+        if text.__name__ == BytesDumper.__name__ and text.__module__.startswith("psycopg"):
+            usual = adapters.get_dumper(kind, PyFormat.AUTO)
+            adapters.register_dumper(kind, _HexDumper)
+            # What is registered last is what a plain %s takes.
+            adapters.register_dumper(kind, usual)
+    return adapters
 
 
 class _Known:
@@ -99,7 +120,7 @@ class Compiler:
         if len(text) > REMEMBERED:
             return Statement(text, values, compiled.types, compiled.formats, words(text))
         known = _Known(compiled, self._paces.of(text))
-        if isinstance(query, str) and 0 <= known.placeholders <= FEW:
+        if type(query) is str and 0 <= known.placeholders <= FEW:
             if len(self._known) >= KNOWN:
                 self._known.clear()
             self._known[query] = known

@@ -10,7 +10,7 @@ from psycopg._column import Column
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
-from psycopg.rows import tuple_row
+from psycopg.rows import scalar_row, tuple_row
 
 from pgha._columns import NO_COLUMNS, Columns, Raw
 from pgha._core.statements import Entry
@@ -69,7 +69,8 @@ class Loader:
             value = pgresult.get_value
             raw = [value(row, column) for row in range(count) for column in range(width)]
         command = pgresult.command_status or b""
-        return Result(rows, columns, count, command, node, attempts, latency, raw)
+        scalar = row_factory is scalar_row
+        return Result(rows, columns, count, command, node, attempts, latency, raw, scalar)
 
     def _columns(self, pgresult: PGresult, entry: Entry | None) -> Columns:
         fname, ftype, indexes = pgresult.fname, pgresult.ftype, range(pgresult.nfields)

@@ -97,6 +97,7 @@ class TrioWaiter:
         if task is not None:
             trio.lowlevel.reschedule(task)
 
+    @uninterrupted
     async def wait(self) -> None:
         self._task = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(self._abort)
@@ -152,7 +153,9 @@ class _Serving:
         try:
             if self._take_in():
                 self._loop.call_soon(self.ready)
-        except Exception as error:  # noqa: BLE001 - passed on to the task that serves
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001 - passed on to the task that serves
             if not self.end.done():
                 self.end.set_exception(error)
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, final, overload
 
 import anyio
 from psycopg.adapt import AdaptersMap
-from psycopg.rows import BaseRowFactory, TupleRow
+from psycopg.rows import BaseRowFactory, TupleRow, tuple_row
 from typing_extensions import TypeVar
 
 import pgha._cluster as asynchronous
@@ -17,7 +17,7 @@ from pgha._config import Node as NodeArgument
 from pgha._config import OnConnect, Tuning, seconds
 from pgha._errors import QueueFull
 from pgha._requests import DEFAULT, BatchItem, OnSend, RequestMaker, Seconds
-from pgha._result import Result, first_column
+from pgha._result import Result
 from pgha._types import NodeStatus, ReadRoute, Statistics, WriteRoute, nearest
 from pgha._wire.compiling import AnyParams, AnyQuery, Compiler
 
@@ -131,9 +131,10 @@ class Cluster(Generic[Row]):
     ) -> Any:  # fmt: skip
         """The first column of the first row of `fetch`, or None when there is no row."""
         result = self.fetch(
-            query, params, route=route, timeout=timeout, statement_timeout=statement_timeout, on_send=on_send
-        )
-        return first_column(result[0], result.columns) if result else None
+            query, params, route=route, timeout=timeout, statement_timeout=statement_timeout,
+            row_factory=tuple_row, on_send=on_send,
+        )  # fmt: skip
+        return result[0][0] if result else None
 
     # Writes
 

@@ -31,12 +31,14 @@ class Events(Iterator[Event]):
         self._host = host
         self._subscribe = subscribe
         self._subscribed = Gate()
-        self._task: Task[None] | None = None
+        self._task: Task[None] = Task(self._hold)
         self._stream: Stream | None = None
+        self._closed = False
 
     def opened(self) -> Self:
         """For `Cluster.events`."""
-        self._task = self._host.begin(self._hold)
+        self._host.check_waitable()
+        self._host.begin(self._task)
         self._task.filled.then(self._subscribed.open)
         self._subscribed.wait()
         if self._stream is None:
@@ -49,20 +51,33 @@ class Events(Iterator[Event]):
             # A clone: the end of the subscription closes the stream with what is still in it.
             self._stream = stream.clone()
             self._subscribed.open()
-            await anyio.sleep_forever()
+            try:
+                await anyio.sleep_forever()
+            finally:
+                if self._closed:
+                    # By a thread that may have looked for the stream before it was there.
+                    self._stream.close()
 
     def close(self) -> None:
         """For `Cluster.events`. In any thread: an abandoned ``with`` block may be collected in any."""
-        if self._task is not None:
+        self._closed = True
+        try:
+            self._cancel()
+        except BaseException:
+            # An interrupt, maybe before it was asked to end: nobody else would ask it any more.
             self._host.cancel(self._task)
-            if not self._host.here and not self._host.forked:
-                self._task.filled.wait()
+            raise
         stream = self._stream
         if stream is not None:
             if self._host.forked:
                 stream.close()
             else:
                 self._host.ask(stream.close)
+
+    def _cancel(self) -> None:
+        self._host.cancel(self._task)
+        if self._stream is not None and not self._host.here and not self._host.forked:
+            self._task.filled.wait()
 
     def __next__(self) -> Event:
         stream = self._stream

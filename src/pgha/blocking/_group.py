@@ -12,7 +12,6 @@ from pgha._result import Result
 from pgha._types import ReadRoute, WriteRoute, nearest
 from pgha._wire.compiling import AnyParams, AnyQuery
 
-from ._gate import Gate
 from ._host import Host
 from ._operation import Operation
 
@@ -57,18 +56,16 @@ class Group:
         return operation
 
     def _done(self, operation: Operation[Any]) -> None:
-        if operation.failed:
+        """Once is enough: an interrupt may have kept `submit` from asking to be told."""
+        if self._running.pop(operation, self) is None and operation.failed:
             self._failed.append(operation)
-        del self._running[operation]
 
     def _wait(self) -> None:
         self._host.check_waitable()
         while self._running:
             for operation in tuple(self._running):
-                # In the order of their asking `_done` is called first, mostly: hence the loop.
-                told = Gate()
-                operation.settled.then(told.open)
-                told.wait()
+                operation.settled.wait()
+                self._done(operation)
 
     def _cancel(self) -> None:
         """The body raised, or the wait was interrupted: that is what comes out, and nothing beside it."""
@@ -78,6 +75,7 @@ class Group:
             operation.unseen()
 
     def _raise(self) -> None:
-        errors = [error for error in (one.unseen() for one in self._failed) if isinstance(error, Exception)]
+        errors = [error for error in (one.unseen() for one in self._failed) if error is not None]
         if errors:
-            raise ExceptionGroup("operations of the group failed", errors)
+            # An ExceptionGroup, unless a row factory raised more than an Exception.
+            raise BaseExceptionGroup("operations of the group failed", errors)

@@ -252,19 +252,18 @@ class Host:
 
     def run(self, function: Callable[[], Awaitable[T]]) -> T:
         """What the coroutine function gives, as a task; an interrupt cancels it."""
-        task = self.begin(function)
+        self.check_waitable()
+        task = Task(function)
         try:
+            self.begin(task)
             return task.wait()
         except BaseException:
             self.cancel(task)
             raise
 
-    def begin(self, function: Callable[[], Awaitable[T]]) -> Task[T]:
-        """A task, to be waited for or cancelled by its caller."""
-        self.check_waitable()
-        task = Task(function)
+    def begin(self, task: Task[Any]) -> None:
+        """To be waited for, or cancelled, by the caller: also when an interrupt comes out of this."""
         self.post(Job(lambda: task.begin(self._tasks), task.refuse))
-        return task
 
     def cancel(self, task: Task[Any]) -> None:
         """Returns at once."""
@@ -275,7 +274,9 @@ class Host:
     def unretrieved(self, error: BaseException) -> None:
         """A failure that nobody looked at; from any thread, in the middle of anything."""
         if not self.forked:
-            tell = partial(self.cluster._dispatcher.outcomes.unretrieved, error)
+            outcomes = self.cluster._dispatcher.outcomes
+            outcomes.log_unretrieved(error)
+            tell = partial(outcomes.unretrieved, error)
             self.post(Job(tell, tell))
 
     # In the cluster's thread

@@ -59,7 +59,9 @@ class Mailbox:
                 self._woken = True
                 self.wake()
             except BaseException:
-                # An interrupt, maybe before the loop was told: nobody else would tell it any more.
+                # An interrupt, maybe before the loop was told, and nobody else would tell it. (If another one
+                # comes here, the next to post does.)
+                self._woken = False
                 self.wake()
                 raise
 

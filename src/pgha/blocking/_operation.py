@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
+from collections.abc import Callable
+from functools import partial
+from threading import Thread
 from typing import TypeVar, final
 
 import pgha._errors as errors
@@ -51,12 +54,34 @@ class Operation(concurrent.futures.Future[T]):
             error = OperationCancelled.of(error)
         self._error = error
         self.settled.open()
+        # `concurrent.futures.wait` holds this lock for a moment, or for ever when an interrupt meets it: this
+        # thread serves everybody, and does not wait.
+        if self._condition.acquire(blocking=False):
+            try:
+                self._publish()
+            finally:
+                self._condition.release()
+        else:
+            Thread(target=self._publish, name="pgha outcome", daemon=True).start()
+
+    def _publish(self) -> None:
+        """Tell the base class, for `concurrent.futures.wait` and `concurrent.futures.as_completed`."""
+        if self._error is None:
+            self.set_result(self._call.value)
+        else:
+            self.set_exception(self._error)
+
+    def add_done_callback(self, fn: Callable[[Operation[T]], object]) -> None:
+        """Call ``fn`` with this operation once it is done; what it raises is logged.
+
+        In the cluster's own thread, or at once in the caller's when it is done already.
+        """
+        self.settled.then(partial(self._call_back, fn))
+
+    def _call_back(self, fn: Callable[[Operation[T]], object]) -> None:
         try:
-            if error is None:
-                self.set_result(self._call.value)
-            else:
-                self.set_exception(error)
-        except BaseException as raised:  # noqa: BLE001 - of a done callback: this thread serves everybody
+            fn(self)
+        except BaseException as raised:  # noqa: BLE001 - this thread serves everybody
             _callback_raised(self, raised)
 
     def cancel(self) -> bool:
@@ -121,5 +146,4 @@ class Operation(concurrent.futures.Future[T]):
 
 
 def _callback_raised(operation: Operation[T], error: BaseException) -> None:
-    """More than an Exception, which is logged by `concurrent.futures`."""
     logger.error("a done callback of %r raised", operation, exc_info=error)
