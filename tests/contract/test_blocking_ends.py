@@ -293,6 +293,24 @@ def test_a_subscription_that_nobody_got(
         soon(lambda: not cluster._cluster._dispatcher.outcomes.events.wanted)
 
 
+def test_a_subscription_that_was_not_ended(
+    server: LocalNode, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupt comes when its end is about to be asked for."""
+    with cluster_of(server, backend=backend) as cluster:
+        cancel, calls = cluster._host.cancel, itertools.count()
+
+        def interrupted(task: Any) -> None:
+            if next(calls) == 0:
+                raise KeyboardInterrupt
+            cancel(task)
+
+        monkeypatch.setattr(cluster._host, "cancel", interrupted)
+        with pytest.raises(KeyboardInterrupt), cluster.events():
+            pass
+        soon(lambda: not cluster._cluster._dispatcher.outcomes.events.wanted)
+
+
 # Interrupts
 
 

@@ -342,8 +342,16 @@ async def test_a_failure_collected_by_another_thread(server: LocalNode) -> None:
         await operation.wait()
         held = [operation]
         del operation
-        await anyio.to_thread.run_sync(held.clear)
+        received: list[pgha.Event] = []
+
+        async def receive() -> None:
+            received.append(await events.receive())
+
+        # Somebody waits for the event, and has to be woken from that thread.
         with within():
-            event = await events.receive()
-        assert isinstance(event, pgha.FailureUnretrieved)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(receive)
+                await anyio.wait_all_tasks_blocked()
+                await anyio.to_thread.run_sync(held.clear)
+        assert isinstance(received[0], pgha.FailureUnretrieved)
         assert cluster.statistics().unretrieved == 1
