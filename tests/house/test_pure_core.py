@@ -149,14 +149,14 @@ def only_the_wire_has_sockets(module: Module) -> list[str]:
 
 def no_loop_by_name(module: Module) -> list[str]:
     """Only the wire, the command and the fault kit may know trio from asyncio."""
-    if module.within("pgha._wire", "pgha.cli", "pgha.chaos"):
+    if module.within("pgha._wire", "pgha.cli", "pgha.chaos", "pgha._trials"):
         return []
     return _forbid(module, "trio", "asyncio")
 
 
 def only_the_command_uses_the_fault_kit(module: Module) -> list[str]:
     """Nothing that runs in production imports `pgha.chaos`."""
-    return [] if module.within("pgha.cli", "pgha.chaos") else _forbid(module, "pgha.chaos")
+    return [] if module.within("pgha.cli", "pgha.chaos", "pgha._trials") else _forbid(module, "pgha.chaos")
 
 
 def the_fault_kit_stands_alone(module: Module) -> list[str]:
