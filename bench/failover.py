@@ -14,7 +14,7 @@ from bench.loads import keys
 from bench.measure import Measurement, Sampler, Setting
 from bench.peers.multihost import MULTIHOSTS, PATIENCE, Multihost, Reader
 from bench.report import Metric
-from pgha.chaos import LocalNode, Nodes
+from pgha.chaos import Node, Nodes
 
 Fault = Literal["kill", "freeze"]
 
@@ -92,7 +92,7 @@ async def _struck(contestant: Multihost, nodes: Nodes, fault: Fault) -> Sequence
     return [seen.errors, 1000 * seen.gap, 1000 * seen.longest]
 
 
-async def _strike(victim: LocalNode, fault: Fault) -> None:
+async def _strike(victim: Node, fault: Fault) -> None:
     if fault == "kill":
         await victim.kill()
         try:
@@ -109,7 +109,7 @@ async def _strike(victim: LocalNode, fault: Fault) -> None:
                 await victim.thaw()
 
 
-async def _used(reader: Reader, nodes: Nodes) -> LocalNode:
+async def _used(reader: Reader, nodes: Nodes) -> Node:
     port = await reader.port()
     return next(node for node in nodes if node.port == port)
 

@@ -21,7 +21,7 @@ import sniffio
 import trio
 
 import pgha
-from pgha.chaos import LocalNode
+from pgha.chaos import LocalNode, Node
 from pgha.chaos._account import run_tool
 from pgha.chaos._config import write_config
 
@@ -49,7 +49,7 @@ async def eventually(
     pytest.fail(f"did not come about in {timeout} s: {what or condition}")
 
 
-async def backends(node: LocalNode, application: str, state: str | None = None) -> list[int]:
+async def backends(node: Node, application: str, state: str | None = None) -> list[int]:
     """Process ids of the server's backends of one cluster."""
     rows = await node.execute(
         "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND coalesce(state = %s, true)",
@@ -58,7 +58,7 @@ async def backends(node: LocalNode, application: str, state: str | None = None) 
     return [row[0] for row in rows]
 
 
-async def running(node: LocalNode, text: str) -> list[int]:
+async def running(node: Node, text: str) -> list[int]:
     """Backends that run a statement with ``text`` in it at this moment."""
     rows = await node.execute(
         "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
@@ -68,7 +68,7 @@ async def running(node: LocalNode, text: str) -> list[int]:
     return [row[0] for row in rows]
 
 
-async def started(node: LocalNode, text: str) -> int:
+async def started(node: Node, text: str) -> int:
     """Wait until a backend runs ``text``; its process id."""
     found: list[int] = []
 
@@ -80,7 +80,7 @@ async def started(node: LocalNode, text: str) -> int:
     return found[0]
 
 
-async def stopped(node: LocalNode, text: str) -> None:
+async def stopped(node: Node, text: str) -> None:
     """Wait until no backend runs ``text``."""
 
     async def look() -> bool:
@@ -105,14 +105,14 @@ def tasks() -> set[Any]:
     return set(asyncio.all_tasks())
 
 
-def sockets(*nodes: LocalNode) -> int:
+def sockets(*nodes: Node) -> int:
     """Connections of this process to the nodes."""
     ports = {node.port for node in nodes}
     return sum(bool(one.raddr) and one.raddr.port in ports for one in psutil.Process().net_connections("tcp"))
 
 
 @asynccontextmanager
-async def nothing_left(*nodes: LocalNode) -> AsyncGenerator[str]:
+async def nothing_left(*nodes: Node) -> AsyncGenerator[str]:
     """Gives an application name; afterwards no task, socket or backend may be left.
 
     Tasks and sockets must be gone at once, backends within a deadline (they end when they notice).
@@ -128,7 +128,7 @@ async def nothing_left(*nodes: LocalNode) -> AsyncGenerator[str]:
             await no_backends(node, application)
 
 
-async def no_backends(node: LocalNode, application: str) -> None:
+async def no_backends(node: Node, application: str) -> None:
     async def look() -> bool:
         try:
             return not await backends(node, application)
@@ -139,7 +139,7 @@ async def no_backends(node: LocalNode, application: str) -> None:
 
 
 @asynccontextmanager
-async def cluster_of(*nodes: LocalNode, **options: Any) -> AsyncGenerator[pgha.Cluster]:
+async def cluster_of(*nodes: Node, **options: Any) -> AsyncGenerator[pgha.Cluster]:
     """A cluster of running servers, called as they are, that must leave nothing behind."""
     async with nothing_left(*nodes) as application:
         options.setdefault("application_name", application)
@@ -148,7 +148,7 @@ async def cluster_of(*nodes: LocalNode, **options: Any) -> AsyncGenerator[pgha.C
             yield cluster
 
 
-def _make_standby(node: LocalNode, primary: LocalNode) -> None:
+def _make_standby(node: LocalNode, primary: Node) -> None:
     server = node._server
     shutil.rmtree(server.data)
     program = server.installation.program("pg_basebackup")
@@ -170,7 +170,7 @@ def _make_standby(node: LocalNode, primary: LocalNode) -> None:
 
 
 @asynccontextmanager
-async def standby_of(primary: LocalNode, name: str = "standby") -> AsyncGenerator[LocalNode]:
+async def standby_of(primary: Node, name: str = "standby") -> AsyncGenerator[Node]:
     """A running hot standby that streams from ``primary``.
 
     `LocalNode.start` waits for a server that takes writes, so it is started and waited for here.

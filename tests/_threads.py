@@ -13,7 +13,7 @@ import pytest
 from _support import PATIENCE, no_backends, sockets, started, stopped, unique
 
 import pgha.blocking
-from pgha.chaos import LocalNode
+from pgha.chaos import Node
 
 T = TypeVar("T")
 Backend = Literal["asyncio", "trio"]
@@ -28,12 +28,12 @@ def ask(function: Callable[..., Awaitable[T]], *arguments: object) -> T:
     return anyio.run(call)
 
 
-def wait_started(node: LocalNode, text: str) -> int:
+def wait_started(node: Node, text: str) -> int:
     """Until a backend runs ``text``; its process id."""
     return ask(started, node, text)
 
 
-def wait_stopped(node: LocalNode, text: str) -> None:
+def wait_stopped(node: Node, text: str) -> None:
     """Until no backend runs ``text``."""
     ask(stopped, node, text)
 
@@ -87,7 +87,7 @@ def crew() -> Iterator[Crew]:
 
 
 @contextmanager
-def nothing_left(*nodes: LocalNode) -> Iterator[str]:
+def nothing_left(*nodes: Node) -> Iterator[str]:
     """Gives an application name; afterwards no thread, socket or backend may be left.
 
     The cluster's thread and sockets must be gone at once, backends within a deadline (they end when they
@@ -104,7 +104,7 @@ def nothing_left(*nodes: LocalNode) -> Iterator[str]:
 
 
 @contextmanager
-def cluster_of(*nodes: LocalNode, **options: Any) -> Iterator[pgha.blocking.Cluster]:
+def cluster_of(*nodes: Node, **options: Any) -> Iterator[pgha.blocking.Cluster]:
     """A cluster of running servers, called as they are, that must leave nothing behind."""
     with nothing_left(*nodes) as application:
         options.setdefault("application_name", application)

@@ -17,7 +17,6 @@ from ._errors import OperationTimeout as OperationTimeout
 from ._errors import QueueFull as QueueFull
 from ._errors import info as info
 from ._group import Group as Group
-from ._operation import Attempt as Attempt
 from ._operation import Operation as Operation
 from ._result import Result as Result
 from ._types import Event as Event
@@ -30,15 +29,16 @@ from ._types import NodeStatus as NodeStatus
 from ._types import OperationInDoubt as OperationInDoubt
 from ._types import OperationRetried as OperationRetried
 from ._types import Pin as Pin
+from ._types import Record as Record
 from ._types import RoleChanged as RoleChanged
 from ._types import Sent as Sent
 from ._types import Statistics as Statistics
+from ._types import Try as Try
 from ._types import fastest as fastest
 from ._types import nearest as nearest
 from ._types import pin as pin
 
 __all__ = [
-    "Attempt",
     "Cluster",
     "ClusterClosed",
     "CommitInDoubt",
@@ -64,11 +64,13 @@ __all__ = [
     "OperationTimeout",
     "Pin",
     "QueueFull",
+    "Record",
     "Result",
     "RoleChanged",
     "Sent",
     "SetupConnection",
     "Statistics",
+    "Try",
     "fastest",
     "info",
     "nearest",

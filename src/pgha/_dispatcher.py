@@ -326,7 +326,8 @@ class Dispatcher:
         attempts = operation.attempts
         attempts[-1].outcome = Outcome.APPLIED
         self._budget.success()
-        latency = self._clock() - operation.started_at
+        operation.ended_at = now = self._clock()
+        latency = now - operation.started_at
         make, load, count = request.row_factory, lane.loader.load, len(attempts)
         # A row factory or loader is the user's code, and may submit: nothing is sent, and so nothing read,
         # while this lane's loader is in use.

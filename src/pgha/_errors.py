@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
 import psycopg
 
-Outcome = Literal["applied", "not applied", "in doubt"]
+from ._types import Outcome
 
 
 @final

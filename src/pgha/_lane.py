@@ -105,20 +105,25 @@ class Lane:
         if self.kind == "write":
             # What the server said before it closed would be lost by sending: RST discards it unread
             # (measured: 46 of 47 acknowledgements).
-            self._read_ahead(now)
+            self._read_ahead()
             if not self.takes(operation, now):
                 return False
+        if operation.attempts:
+            # Its last attempt may have ended while the caller was sending others, after it had looked at
+            # the clock: in the record, time does not run backwards.
+            now = self._clock()
         operation.attempts.append(Attempt(self.node, now))
         request = operation.request
         extras = _unprepared(request.extras) if operation.unprepared else request.extras
         self._put(request.statements, extras, operation, now)
         return True
 
-    def _read_ahead(self, now: float) -> None:
+    def _read_ahead(self) -> None:
         for _ in range(_MOST_READS):
             if self.broken is not None or not self.link.readable():
                 return
-            self.take_in(now)
+            # A new look at the clock: what came in before may have had more sent, on this lane too.
+            self.take_in(self._clock())
 
     def _put(
         self, statements: Sequence[Statement], extras: Extras, operation: Operation[Any] | None, now: float
@@ -373,7 +378,7 @@ class Lane:
         """Look at what time brings; called while anything is in flight."""
         if self.link.tls or self._farewell_at is not None:
             # Decrypted bytes inside OpenSSL do not wake anybody.
-            self.take_in(now)
+            self.take_in(self._clock())
         if self._farewell_at is not None and now >= self._farewell_at:
             self.break_off(self._farewell_reason)
         if self.broken is not None:

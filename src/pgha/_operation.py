@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 
 from ._core.pace import Pace
 from ._core.verdict import GaveUp, Outcome
-from ._types import Fastest, Nearest, Pin, Sent
+from ._types import Fastest, Nearest, Pin, Record, Sent, Try
 from ._wire.compiling import Statement
 from ._wire.link import NO_EXTRAS, Extras
 from ._wire.loops import Loop, Waiter, uninterrupted
@@ -53,6 +53,11 @@ class Attempt:
         self.head_at: float | None = None
         self.answered_at: float | None = None
         self.outcome: Outcome | None = None
+
+    def shown(self) -> Try:
+        """As its caller sees it."""
+        outcome = None if self.outcome is None else self.outcome.value
+        return Try(self.node, self.sent_at, self.head_at, self.answered_at, outcome)
 
 
 class Stage(enum.Enum):
@@ -105,6 +110,7 @@ class Operation(Generic[T]):
         "attempts",
         "deadline",
         "doubted",
+        "ended_at",
         "expiry",
         "gave_up",
         "head_losses",
@@ -134,6 +140,7 @@ class Operation(Generic[T]):
         self.stage = Stage.NEW
         self.started_at = now
         self.queued_at = now
+        self.ended_at: float | None = None
         self.deadline: float | None = None
         self.attempts: list[Attempt] = []
         self.head_losses = 0
@@ -161,6 +168,18 @@ class Operation(Generic[T]):
     def done(self) -> bool:
         """Whether it has a result or an error."""
         return self.stage is Stage.DONE
+
+    @property
+    def record(self) -> Record:
+        """When it was queued, sent and answered, and where, until now; at any time, also once it is done.
+
+        Made anew each time. Of the losers of `fastest` only the sending is known.
+        """
+        attempts = self.attempts
+        if self.legs is not None:
+            attempts = [*attempts, *(attempt for leg in self.legs for attempt in leg.attempts)]
+        tries = tuple(attempt.shown() for attempt in attempts)
+        return Record(self.started_at, self.queued_at, self.ended_at, tries)
 
     def cancel(self) -> None:
         """Ask for it to be cancelled, here and on the server; returns at once.

@@ -70,6 +70,7 @@ class Outcomes:
         if operation.parent is None:
             self._count_failure(operation, error)
         self._close(operation)
+        operation.ended_at = self._clock()
         operation.finish(None, error)
 
     def succeed(self, operation: Operation[Any], result: Any) -> None:

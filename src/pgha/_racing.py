@@ -69,8 +69,8 @@ class Races:
             return
         legs = operation.legs or []
         if leg.failure is None:
-            operation.attempts.extend(leg.attempts)
             self.drop(operation)
+            operation.ended_at = leg.ended_at
             self._outcomes.succeed(operation, leg.value)
         elif all(one.done for one in legs):
             for one in legs:
@@ -102,5 +102,6 @@ class Races:
         # Before any leg ends: its end must not count as the race's.
         operation.stage = Stage.NEW
         for leg in legs:
+            operation.attempts.extend(leg.attempts)
             if leg.stage is not Stage.DONE:
                 self._track.take_back(leg)

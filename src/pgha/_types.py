@@ -12,6 +12,9 @@ Role = Literal["primary", "standby", "unknown"]
 State = Literal["connecting", "up", "suspect", "down", "refused"]
 """A node's state; the table of transitions stands in ``pgha._core.health``."""
 
+Outcome = Literal["applied", "not applied", "in doubt"]
+"""Whether an operation, or one try of it, took effect, as far as the evidence goes."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,42 @@ class Sent:
     """1 for the first time, 2 when it is run again, and so on."""
     statements: Sequence[tuple[bytes, Sequence[Any] | None]]
     """SQL and parameters exactly as given to libpq (``$1`` placeholders, dumped values)."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One time that an operation was handed to a node. Times are `time.monotonic` seconds."""
+
+    node: str
+    sent_at: float
+    """When it was handed to libpq."""
+    head_at: float | None
+    """When it became the oldest on its connection: from then on the server worked on it, unless the node was
+    away. None: what was sent before it was not answered (yet)."""
+    answered_at: float | None
+    """When its answer was there. None: not yet, or nobody waited for it any more, or the connection ended
+    before."""
+    outcome: Outcome | None
+    """None: not known yet, or never looked at, since nobody waited for it any more (an operation that was
+    given up, the losers of `fastest`)."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What happened to an operation until now; see `Operation.record`. Times are `time.monotonic` seconds."""
+
+    started_at: float
+    """When the caller asked for it."""
+    queued_at: float
+    """When it last got in line, or the node that it waited for went away; as ``started_at`` if it never had
+    to wait."""
+    ended_at: float | None
+    """When its result or error was decided; None: not yet. Its caller runs a moment later."""
+    tries: tuple[Try, ...]
+    """In the order in which they were sent; the legs of `fastest` stand side by side, one a node. Empty:
+    nothing was ever sent."""
 
 
 @final

@@ -25,7 +25,7 @@ import psycopg
 import pytest
 import trustme
 
-from pgha.chaos import ChaosError, LocalNode, Masters, StopMode, find_installation, masters, standalone
+from pgha.chaos import ChaosError, LocalNode, Masters, Node, StopMode, find_installation, masters, standalone
 
 pytestmark = pytest.mark.anyio
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
@@ -66,7 +66,7 @@ def content(folder: Path) -> list[Path]:
     return list(folder.iterdir())
 
 
-def states(node: LocalNode) -> set[str]:
+def states(node: Node) -> set[str]:
     assert node.pid is not None
     postmaster = psutil.Process(node.pid)
     return {process.status() for process in [postmaster, *postmaster.children(recursive=True)]}
@@ -88,7 +88,7 @@ async def eventually(condition: Callable[[], bool], timeout: float = 20.0) -> No
             await anyio.sleep(0.01)
 
 
-async def count(node: LocalNode) -> int:
+async def count(node: Node) -> int:
     return int((await node.execute("SELECT count(*) FROM item"))[0][0])
 
 

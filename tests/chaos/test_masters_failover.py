@@ -12,7 +12,7 @@ import pytest
 from _support import cluster_of, eventually
 
 import pgha
-from pgha.chaos import LocalNode, masters
+from pgha.chaos import Node, masters
 
 pytestmark = pytest.mark.anyio
 
@@ -121,7 +121,7 @@ async def test_idempotent_writers() -> None:
                 before = len(acknowledged)
                 await eventually(lambda: len(acknowledged) >= before + 100, 30, "writes go on")
 
-            async def hurt(victim: LocalNode, fault: str) -> None:
+            async def hurt(victim: Node, fault: str) -> None:
                 await (victim.kill() if fault == "kill" else victim.freeze())
                 await more()
                 assert last != victim.name

@@ -14,7 +14,7 @@ import pytest
 from _support import PATIENCE, cluster_of, eventually, started, stopped, unique
 
 import pgha
-from pgha.chaos import LocalNode, standalone
+from pgha.chaos import Node, standalone
 
 pytestmark = pytest.mark.anyio
 asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -50,7 +50,7 @@ SLEEPS = [_fetch_sleep, _execute_sleep, _batch_sleep, _framed_sleep, _alone_slee
 
 
 @pytest.mark.parametrize("sleep", SLEEPS)
-async def test_leaving_a_scope_stops_the_backend(server: LocalNode, sleep: Sleep) -> None:
+async def test_leaving_a_scope_stops_the_backend(server: Node, sleep: Sleep) -> None:
     text = unique("sleep")
     async with cluster_of(server) as cluster:
         async with anyio.create_task_group() as group:
@@ -66,7 +66,7 @@ async def test_leaving_a_scope_stops_the_backend(server: LocalNode, sleep: Sleep
 
 @asyncio_only
 @pytest.mark.parametrize("sleep", SLEEPS)
-async def test_native_cancellation_stops_the_backend(server: LocalNode, sleep: Sleep) -> None:
+async def test_native_cancellation_stops_the_backend(server: Node, sleep: Sleep) -> None:
     text = unique("sleep")
     async with cluster_of(server) as cluster:
         task = asyncio.ensure_future(sleep(cluster, text))
@@ -78,7 +78,7 @@ async def test_native_cancellation_stops_the_backend(server: LocalNode, sleep: S
         assert await cluster.fetch_value("SELECT 1") == 1
 
 
-async def test_operation_cancel_of_the_head(server: LocalNode) -> None:
+async def test_operation_cancel_of_the_head(server: Node) -> None:
     text = unique("sleep")
     async with cluster_of(server) as cluster:
         for read in (True, False):
@@ -94,7 +94,7 @@ async def test_operation_cancel_of_the_head(server: LocalNode) -> None:
         assert cluster.statistics().cancelled == 2
 
 
-async def test_a_cancelled_write_is_not_there(server: LocalNode) -> None:
+async def test_a_cancelled_write_is_not_there(server: Node) -> None:
     table, text = unique("t"), unique("sleep")
     async with cluster_of(server) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
@@ -113,7 +113,7 @@ async def test_a_cancelled_write_is_not_there(server: LocalNode) -> None:
 
 
 async def _head_and_followers(
-    cluster: pgha.Cluster, server: LocalNode, *, read: bool
+    cluster: pgha.Cluster, server: Node, *, read: bool
 ) -> tuple[pgha.Operation[pgha.Result[object]], list[pgha.Operation[pgha.Result[object]]]]:
     """A head that holds up a lane, and what was pipelined behind it."""
     text = unique("head")
@@ -124,7 +124,7 @@ async def _head_and_followers(
 
 
 @pytest.mark.parametrize("read", [True, False])
-async def test_cancel_behind_the_head_hurts_nobody(server: LocalNode, read: bool) -> None:
+async def test_cancel_behind_the_head_hurts_nobody(server: Node, read: bool) -> None:
     async with cluster_of(server, lanes=1) as cluster:
         await (cluster.fetch("SELECT 1") if read else cluster.execute("SELECT 1"))
         head, behind = await _head_and_followers(cluster, server, read=read)
@@ -144,7 +144,7 @@ async def test_cancel_behind_the_head_hurts_nobody(server: LocalNode, read: bool
 
 
 @pytest.mark.parametrize("read", [True, False])
-async def test_cancel_of_the_head_leaves_its_followers(server: LocalNode, read: bool) -> None:
+async def test_cancel_of_the_head_leaves_its_followers(server: Node, read: bool) -> None:
     async with cluster_of(server, lanes=1) as cluster:
         await (cluster.fetch("SELECT 1") if read else cluster.execute("SELECT 1"))
         head, behind = await _head_and_followers(cluster, server, read=read)
@@ -154,7 +154,7 @@ async def test_cancel_of_the_head_leaves_its_followers(server: LocalNode, read: 
         assert [(await operation).value() for operation in behind] == list(range(8))
 
 
-async def test_cancel_of_what_was_never_sent(server: LocalNode) -> None:
+async def test_cancel_of_what_was_never_sent(server: Node) -> None:
     table = unique("t")
     async with cluster_of(server, lanes=1) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
@@ -175,7 +175,7 @@ async def test_cancel_of_what_was_never_sent(server: LocalNode) -> None:
         assert await cluster.fetch_value(f"SELECT count(*) FROM {table}") == 0
 
 
-async def test_cancelling_what_is_done_changes_nothing(server: LocalNode) -> None:
+async def test_cancelling_what_is_done_changes_nothing(server: Node) -> None:
     async with cluster_of(server) as cluster:
         operation = cluster.submit("SELECT 7")
         assert (await operation).value() == 7
@@ -184,7 +184,7 @@ async def test_cancelling_what_is_done_changes_nothing(server: LocalNode) -> Non
         assert cluster.statistics().cancelled == 0
 
 
-async def test_a_thousand_cancels_at_random_moments(server: LocalNode) -> None:
+async def test_a_thousand_cancels_at_random_moments(server: Node) -> None:
     """No answer reaches the wrong caller, and no cancel a neighbour."""
     draw = random.Random(1)
     wrong: list[object] = []
@@ -229,7 +229,7 @@ async def test_a_thousand_cancels_at_random_moments(server: LocalNode) -> None:
         assert await cluster.fetch_value("SELECT 1") == 1
 
 
-async def test_a_dba_who_cancels_is_obeyed(server: LocalNode) -> None:
+async def test_a_dba_who_cancels_is_obeyed(server: Node) -> None:
     text = unique("sleep")
     async with cluster_of(server) as cluster:
         for read in (True, False):
@@ -296,7 +296,7 @@ async def test_native_cancellation_on_a_frozen_node_is_prompt() -> None:
             await node.thaw()
 
 
-async def test_the_last_waiter_takes_the_operation_along(server: LocalNode) -> None:
+async def test_the_last_waiter_takes_the_operation_along(server: Node) -> None:
     text = unique("sleep")
     async with cluster_of(server) as cluster:
         operation = cluster.submit(f"SELECT pg_sleep(60) /* {text} */", read=True)
@@ -319,7 +319,7 @@ async def test_the_last_waiter_takes_the_operation_along(server: LocalNode) -> N
         await stopped(server, text)
 
 
-async def test_an_observer_who_leaves_cancels_nothing(server: LocalNode) -> None:
+async def test_an_observer_who_leaves_cancels_nothing(server: Node) -> None:
     async with cluster_of(server) as cluster:
         operation = cluster.submit("SELECT pg_sleep(0.2), 5", read=True)
         with anyio.move_on_after(0.01) as scope:
@@ -328,7 +328,7 @@ async def test_an_observer_who_leaves_cancels_nothing(server: LocalNode) -> None
         assert (await operation)[0][1] == 5
 
 
-async def test_dropping_an_operation_cancels_nothing(server: LocalNode) -> None:
+async def test_dropping_an_operation_cancels_nothing(server: Node) -> None:
     table = unique("t")
     async with cluster_of(server) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
@@ -340,7 +340,7 @@ async def test_dropping_an_operation_cancels_nothing(server: LocalNode) -> None:
         await eventually(there)
 
 
-async def test_cancelled_before_it_began(server: LocalNode) -> None:
+async def test_cancelled_before_it_began(server: Node) -> None:
     """A scope that is cancelled already: nothing is sent."""
     table = unique("t")
     async with cluster_of(server) as cluster:
@@ -379,7 +379,7 @@ async def test_a_cancel_that_the_server_refuses_hurts_nobody() -> None:
                     connection.close()
 
 
-async def test_cancels_meet_every_checkpoint(server: LocalNode) -> None:
+async def test_cancels_meet_every_checkpoint(server: Node) -> None:
     """A scope cancelled after any number of the loop's rounds: neighbours right, nothing left."""
     async with cluster_of(server) as cluster:
         for rounds in range(40):

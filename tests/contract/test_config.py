@@ -20,7 +20,7 @@ from psycopg.conninfo import make_conninfo
 
 import pgha
 from pgha._config import NodeConfig
-from pgha.chaos import LocalNode, standalone
+from pgha.chaos import LocalNode, Node, standalone
 
 pytestmark = pytest.mark.anyio
 
@@ -58,7 +58,7 @@ async def test_counts_are_whole_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0001, math.inf, 1e7])
-async def test_a_statement_timeout_that_postgresql_cannot_have(server: LocalNode, value: float) -> None:
+async def test_a_statement_timeout_that_postgresql_cannot_have(server: Node, value: float) -> None:
     """It counts milliseconds, from one to 2^31 - 1."""
     await rejected(server.dsn, match="statement_timeout", statement_timeout=value)
     async with cluster_of(server) as cluster:
@@ -67,7 +67,7 @@ async def test_a_statement_timeout_that_postgresql_cannot_have(server: LocalNode
                 await call("SELECT 1", statement_timeout=value)
 
 
-async def test_other_options(server: LocalNode) -> None:
+async def test_other_options(server: Node) -> None:
     for factory in ("dict_row", 5, [1]):
         await rejected(NOBODY, match="row_factory", row_factory=factory)
     for setup in (5, 1.5, object(), [5], ["SELECT 1", None], b"SELECT 1"):
@@ -117,7 +117,7 @@ BAD_NODES: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("conninfo", "words"), BAD_NODES)
-async def test_a_bad_conninfo(server: LocalNode, conninfo: str, words: str) -> None:
+async def test_a_bad_conninfo(server: Node, conninfo: str, words: str) -> None:
     await rejected(conninfo, match=words)
     await rejected(pgha.Node(conninfo), match=words)
     await rejected(NOBODY, conninfo, match=words)
@@ -139,7 +139,7 @@ async def test_no_nodes_and_no_such_nodes() -> None:
         await rejected(pgha.Node(NOBODY, bad), match="name")
 
 
-async def test_names_differ(server: LocalNode) -> None:
+async def test_names_differ(server: Node) -> None:
     await rejected("host=a", "host=a", match="two nodes are called 'a:5432'")
     await rejected("host=a", "host=a port=5432 dbname=other", match="two nodes are called 'a:5432'")
     await rejected("host=a,a", match="two nodes are called")
@@ -240,7 +240,7 @@ async def test_a_multi_host_uri_is_added() -> None:
 # Arguments of operations
 
 
-async def test_routes(server: LocalNode) -> None:
+async def test_routes(server: Node) -> None:
     bad: Any
     async with cluster_of(server) as cluster:
         calls = (cluster.fetch, cluster.fetch_one, cluster.fetch_value, cluster.execute)
@@ -273,7 +273,7 @@ async def test_routes(server: LocalNode) -> None:
 
 
 @pytest.mark.parametrize("name", LIMITS)
-async def test_limits_of_operations(server: LocalNode, name: str) -> None:
+async def test_limits_of_operations(server: Node, name: str) -> None:
     values: list[Any] = [math.nan, -1, -0.001, "1", True, [1]]
     async with cluster_of(server) as cluster:
         for value in values + ([0, 0.0004] if name == "statement_timeout" else []):
@@ -359,7 +359,7 @@ async def test_a_node_keeps_its_password() -> None:
 
 
 @pytest.fixture(scope="module")
-def guarded() -> Iterator[LocalNode]:
+def guarded() -> Iterator[Node]:
     """A server that asks for a password."""
     node = LocalNode("guarded", password=SECRET, settings={"log_min_messages": "fatal"})
 
@@ -374,7 +374,7 @@ def guarded() -> Iterator[LocalNode]:
         anyio.run(node.close)
 
 
-async def test_passwords_stay_inside(guarded: LocalNode, caplog: pytest.LogCaptureFixture) -> None:
+async def test_passwords_stay_inside(guarded: Node, caplog: pytest.LogCaptureFixture) -> None:
     """Of a cluster that works, fails, loses connections, and is told so in events and logs."""
     told: list[str] = []
     with caplog.at_level(logging.DEBUG):
@@ -411,7 +411,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("more", "reason"), WRONG)
 async def test_what_no_waiting_mends_is_raised_at_once(
-    guarded: LocalNode, more: dict[str, str], reason: str, caplog: pytest.LogCaptureFixture
+    guarded: Node, more: dict[str, str], reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     node = pgha.Node(make_conninfo(guarded.dsn, **more), "n1")
     with caplog.at_level(logging.DEBUG), pytest.raises(pgha.NoNodeAvailable) as caught:
@@ -428,14 +428,14 @@ async def test_what_no_waiting_mends_is_raised_at_once(
     assert pgha.info(caught.value).outcome == "not applied"
 
 
-async def test_an_unknown_role(server: LocalNode) -> None:
+async def test_an_unknown_role(server: Node) -> None:
     node = pgha.Node(make_conninfo(server.dsn, user="nobody_here"), "n1")
     with pytest.raises(pgha.NoNodeAvailable, match="nobody_here"), anyio.fail_after(PATIENCE):
         async with pgha.open_cluster(node):
             pytest.fail("entered")
 
 
-async def test_a_wrong_password_on_one_node_of_two(guarded: LocalNode, server: LocalNode) -> None:
+async def test_a_wrong_password_on_one_node_of_two(guarded: Node, server: Node) -> None:
     wrong = pgha.Node(make_conninfo(guarded.dsn, password=SECRET + "x"), "wrong")
     right = pgha.Node(server.dsn, "right")
     async with nothing_left(server, guarded) as application:
@@ -455,7 +455,7 @@ async def test_a_wrong_password_on_one_node_of_two(guarded: LocalNode, server: L
                 pytest.fail("entered")
 
 
-async def test_a_password_that_is_mended(guarded: LocalNode) -> None:
+async def test_a_password_that_is_mended(guarded: Node) -> None:
     """It is asked for again, rarely: the servers' logs are not to be filled."""
     role = unique("role")
     await guarded.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'old'")
@@ -474,7 +474,7 @@ async def test_a_password_that_is_mended(guarded: LocalNode) -> None:
 # What is done to each new connection
 
 
-async def test_on_connect_as_sql(server: LocalNode) -> None:
+async def test_on_connect_as_sql(server: Node) -> None:
     for setup in ("SET synchronous_commit = off", ["SET work_mem = '7MB'", "SET synchronous_commit = off"]):
         async with cluster_of(server, on_connect=setup) as cluster:
             for call in (cluster.fetch, cluster.execute):
@@ -484,13 +484,13 @@ async def test_on_connect_as_sql(server: LocalNode) -> None:
             assert cluster.statistics().lanes_lost == 0
 
 
-async def test_on_connect_as_several_statements_in_one_string(server: LocalNode) -> None:
+async def test_on_connect_as_several_statements_in_one_string(server: Node) -> None:
     async with cluster_of(server, on_connect="SET work_mem = '7MB'; SET synchronous_commit = off") as cluster:
         assert await cluster.fetch_value("SHOW work_mem") == "7MB"
         assert await cluster.fetch_value("SHOW synchronous_commit") == "off"
 
 
-async def test_on_connect_changes_a_setting_that_is_watched(server: LocalNode) -> None:
+async def test_on_connect_changes_a_setting_that_is_watched(server: Node) -> None:
     """The session as on_connect left it is how it is to be."""
     setup = ["SET TIME ZONE 'Asia/Tokyo'", "SET DateStyle = 'German'", "SET search_path = pg_catalog"]
     async with cluster_of(server, on_connect=setup) as cluster:
@@ -501,7 +501,7 @@ async def test_on_connect_changes_a_setting_that_is_watched(server: LocalNode) -
         assert cluster.statistics().lanes_lost == 0
 
 
-async def test_on_connect_as_a_callable_and_again_on_reconnect(server: LocalNode) -> None:
+async def test_on_connect_as_a_callable_and_again_on_reconnect(server: Node) -> None:
     calls: list[list[tuple[str | None, ...]]] = []
 
     async def setup(connection: pgha.SetupConnection) -> None:
@@ -547,7 +547,7 @@ async def _fail(connection: pgha.SetupConnection) -> None:
         (_fail, "division by zero"),
     ],
 )
-async def test_on_connect_that_fails(server: LocalNode, setup: Any, reason: str) -> None:
+async def test_on_connect_that_fails(server: Node, setup: Any, reason: str) -> None:
     """No waiting mends it: it is raised at once, and says whose fault it is."""
     async with nothing_left(server) as application:
         with pytest.raises(pgha.NoNodeAvailable) as caught, anyio.fail_after(PATIENCE):
@@ -557,7 +557,7 @@ async def test_on_connect_that_fails(server: LocalNode, setup: Any, reason: str)
         assert reason in str(caught.value)
 
 
-async def test_on_connect_that_hangs(server: LocalNode) -> None:
+async def test_on_connect_that_hangs(server: Node) -> None:
     async def hang(connection: pgha.SetupConnection) -> None:
         await anyio.sleep(60)
 
@@ -576,7 +576,7 @@ async def test_on_connect_that_hangs(server: LocalNode) -> None:
                 await server.execute("SELECT pg_terminate_backend(%s)", [pid])  # it sleeps on, unheard
 
 
-async def test_on_connect_that_leaves_a_transaction_open(server: LocalNode) -> None:
+async def test_on_connect_that_leaves_a_transaction_open(server: Node) -> None:
     """Every write after it would be acknowledged and lost."""
     table = unique("t")
     await server.execute(f"CREATE TABLE {table} (id int)")
@@ -593,7 +593,7 @@ async def test_on_connect_that_leaves_a_transaction_open(server: LocalNode) -> N
     assert (await server.execute(f"SELECT count(*) FROM {table}"))[0][0] == acknowledged
 
 
-async def test_on_connect_that_fails_on_one_node_of_two(server: LocalNode) -> None:
+async def test_on_connect_that_fails_on_one_node_of_two(server: Node) -> None:
     async with standalone() as nodes:
         await server.execute("CREATE TABLE IF NOT EXISTS only_here (id int)")
         other = pgha.Node(nodes[0].dsn, "n1")
@@ -615,7 +615,7 @@ async def test_on_connect_that_fails_on_one_node_of_two(server: LocalNode) -> No
 # Settings of each connection
 
 
-async def test_the_clusters_statement_timeout(server: LocalNode) -> None:
+async def test_the_clusters_statement_timeout(server: Node) -> None:
     async with cluster_of(server, statement_timeout=0.1) as cluster:
         for call in (cluster.fetch, cluster.execute):
             begun = time.monotonic()
@@ -627,7 +627,7 @@ async def test_the_clusters_statement_timeout(server: LocalNode) -> None:
             await cluster.execute_batch(["SELECT 1", "SELECT pg_sleep(10)"])
 
 
-async def test_an_operations_own_statement_timeout_wins(server: LocalNode) -> None:
+async def test_an_operations_own_statement_timeout_wins(server: Node) -> None:
     async with cluster_of(server, statement_timeout=0.1) as cluster:
         for call in (cluster.fetch, cluster.execute):
             await call("SELECT pg_sleep(0.3)", statement_timeout=10)
@@ -637,7 +637,7 @@ async def test_an_operations_own_statement_timeout_wins(server: LocalNode) -> No
             await call("SELECT pg_sleep(0.3)", statement_timeout=None)
 
 
-async def test_the_clusters_timeout_and_an_operations_own(server: LocalNode) -> None:
+async def test_the_clusters_timeout_and_an_operations_own(server: Node) -> None:
     async with cluster_of(server, timeout=0.1) as cluster:
         for call in (cluster.fetch, cluster.execute):
             with pytest.raises(pgha.OperationTimeout):
@@ -646,7 +646,7 @@ async def test_the_clusters_timeout_and_an_operations_own(server: LocalNode) -> 
             await call("SELECT pg_sleep(0.3)", timeout=None)
 
 
-async def test_the_application_name(server: LocalNode) -> None:
+async def test_the_application_name(server: Node) -> None:
     for name in (unique("app"), unique("app") + " 'quoted' \\ back"):
         async with pgha.open_cluster(server.dsn, application_name=name) as cluster:
             for call in (cluster.fetch, cluster.execute):
@@ -655,14 +655,14 @@ async def test_the_application_name(server: LocalNode) -> None:
 
 
 @asynccontextmanager
-async def _with_options(server: LocalNode, given: str, **options: Any) -> AsyncGenerator[pgha.Cluster]:
+async def _with_options(server: Node, given: str, **options: Any) -> AsyncGenerator[pgha.Cluster]:
     async with nothing_left(server) as application:
         node = pgha.Node(make_conninfo(server.dsn, options=given), server.name)
         async with pgha.open_cluster(node, application_name=application, **options) as cluster:
             yield cluster
 
 
-async def test_options_of_the_conninfo_are_kept(server: LocalNode) -> None:
+async def test_options_of_the_conninfo_are_kept(server: Node) -> None:
     given = r"-c work_mem=7MB -c my.words=a\ b --statement_timeout=5s"
     async with _with_options(server, given) as cluster:
         for call in (cluster.fetch, cluster.execute):
@@ -675,7 +675,7 @@ async def test_options_of_the_conninfo_are_kept(server: LocalNode) -> None:
         assert await cluster.fetch_value("SHOW statement_timeout") == "2s"
 
 
-async def test_options_of_the_conninfo_cannot_make_reads_write(server: LocalNode) -> None:
+async def test_options_of_the_conninfo_cannot_make_reads_write(server: Node) -> None:
     table = unique("t")
     async with _with_options(server, "-c default_transaction_read_only=off") as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
@@ -684,14 +684,14 @@ async def test_options_of_the_conninfo_cannot_make_reads_write(server: LocalNode
 
 
 @pytest.mark.parametrize("setting", ["nosuch_setting=1", "work_mem=much", "max_connections=5"])
-async def test_a_bad_setting_in_the_conninfo_is_raised_at_once(server: LocalNode, setting: str) -> None:
+async def test_a_bad_setting_in_the_conninfo_is_raised_at_once(server: Node, setting: str) -> None:
     node = make_conninfo(server.dsn, options=f"-c {setting}")
     with pytest.raises(pgha.NoNodeAvailable, match=setting.split("=")[0]), anyio.fail_after(PATIENCE):
         async with pgha.open_cluster(node):
             pytest.fail("entered")
 
 
-async def test_client_encoding_is_always_utf8(server: LocalNode) -> None:
+async def test_client_encoding_is_always_utf8(server: Node) -> None:
     node = make_conninfo(server.dsn, client_encoding="latin1")
     async with pgha.open_cluster(node) as cluster:
         for call in (cluster.fetch, cluster.execute):

@@ -14,7 +14,7 @@ import pytest
 from _support import PATIENCE, backends, cluster_of, eventually, no_backends, nothing_left, started, unique
 
 import pgha
-from pgha.chaos import LocalNode, StopMode, standalone
+from pgha.chaos import Node, StopMode, standalone
 
 pytestmark = pytest.mark.anyio
 
@@ -48,26 +48,26 @@ async def more(answered: list[str], count: int = 100, *, node: str | None = None
         await eventually(lambda: answered[-1] == node)
 
 
-async def state_of(cluster: pgha.Cluster, node: LocalNode, *states: str) -> None:
+async def state_of(cluster: pgha.Cluster, node: Node, *states: str) -> None:
     await eventually(lambda: cluster.nodes[node.name].state in states, what=f"{node.name} becomes {states}")
 
 
-Fault = Callable[[LocalNode], Awaitable[object]]
+Fault = Callable[[Node], Awaitable[object]]
 
 
-async def _kill(node: LocalNode) -> None:
+async def _kill(node: Node) -> None:
     await node.kill()
 
 
-async def _freeze(node: LocalNode) -> None:
+async def _freeze(node: Node) -> None:
     await node.freeze()
 
 
-async def _stop_fast(node: LocalNode) -> None:
+async def _stop_fast(node: Node) -> None:
     await node.stop("fast")
 
 
-async def _stop_immediate(node: LocalNode) -> None:
+async def _stop_immediate(node: Node) -> None:
     await node.stop("immediate")
 
 
@@ -279,7 +279,7 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-async def test_never_there(server: LocalNode) -> None:
+async def test_never_there(server: Node) -> None:
     absent = pgha.Node(f"host=127.0.0.1 port={free_port()}", "absent")
     async with nothing_left(server) as application:
         async with pgha.open_cluster(
@@ -304,7 +304,7 @@ async def test_never_there(server: LocalNode) -> None:
                 pytest.fail("entered")
 
 
-async def test_a_node_that_swallows_connections_holds_nobody_up(server: LocalNode) -> None:
+async def test_a_node_that_swallows_connections_holds_nobody_up(server: Node) -> None:
     """Its listener accepts and never says a word: the others are used at once."""
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     port = listener.extra(anyio.abc.SocketAttribute.local_port)
@@ -343,7 +343,7 @@ async def test_pin_waits_for_its_node_until_the_deadline() -> None:
             assert (await late).node == "n1"
 
 
-async def test_pin_stays_with_its_node(server: LocalNode) -> None:
+async def test_pin_stays_with_its_node(server: Node) -> None:
     async with standalone(2) as nodes, cluster_of(*nodes, min_ready=2) as cluster:
         for name in ("n1", "n2", "n1"):
             for call in (cluster.fetch, cluster.execute):
@@ -400,7 +400,7 @@ async def test_a_backend_killed_under_load() -> None:
                         await node.wait_ready()
 
 
-async def test_a_terminated_write_without_doubt_is_run_again(server: LocalNode) -> None:
+async def test_a_terminated_write_without_doubt_is_run_again(server: Node) -> None:
     """FATAL before the last CommandComplete proves that it was not applied."""
     table, text = unique("t"), unique("sleep")
     async with cluster_of(server) as cluster:
@@ -524,7 +524,7 @@ async def test_removing_a_frozen_node_is_bounded() -> None:
             assert (await cluster.execute("SELECT 1")).node == "n2"
 
 
-async def test_removing_the_last_node(server: LocalNode) -> None:
+async def test_removing_the_last_node(server: Node) -> None:
     async with cluster_of(server, node_wait=0.2) as cluster:
         await cluster.remove_node(server.name)
         with pytest.raises(pgha.NoNodeAvailable), anyio.fail_after(PATIENCE):
@@ -600,7 +600,7 @@ async def test_events_tell_what_happened() -> None:
         assert statistics.lanes_lost >= 2
 
 
-async def test_statuses_of_nodes(server: LocalNode) -> None:
+async def test_statuses_of_nodes(server: Node) -> None:
     async with cluster_of(server) as cluster:
         await cluster.execute("SELECT 1")
         await cluster.wait_ready()

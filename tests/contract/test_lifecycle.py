@@ -24,7 +24,8 @@ from _support import (
 )
 
 import pgha
-from pgha.chaos import LocalNode, standalone
+from pgha._operation import Attempt
+from pgha.chaos import Node, standalone
 
 pytestmark = pytest.mark.anyio
 asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -45,7 +46,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-async def test_an_exception_of_the_body_comes_out_as_itself(server: LocalNode, error: BaseException) -> None:
+async def test_an_exception_of_the_body_comes_out_as_itself(server: Node, error: BaseException) -> None:
     with pytest.raises(BaseException) as caught:
         async with cluster_of(server) as cluster:
             cluster.submit(SLEEP)
@@ -54,7 +55,7 @@ async def test_an_exception_of_the_body_comes_out_as_itself(server: LocalNode, e
     assert caught.value is error
 
 
-async def test_a_clean_exit_drains(server: LocalNode) -> None:
+async def test_a_clean_exit_drains(server: Node) -> None:
     table = unique("t")
     async with cluster_of(server) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
@@ -66,7 +67,7 @@ async def test_a_clean_exit_drains(server: LocalNode) -> None:
     assert (await server.execute(f"SELECT count(*) FROM {table}"))[0][0] == 50
 
 
-async def test_a_drain_is_bounded(server: LocalNode) -> None:
+async def test_a_drain_is_bounded(server: Node) -> None:
     text = unique("sleep")
     async with cluster_of(server, close_timeout=0.2) as cluster:
         read = cluster.submit(f"{SLEEP} /* {text} */", read=True)
@@ -80,7 +81,7 @@ async def test_a_drain_is_bounded(server: LocalNode) -> None:
     await stopped(server, text)
 
 
-async def test_an_exceptional_exit_cancels_on_the_server(server: LocalNode) -> None:
+async def test_an_exceptional_exit_cancels_on_the_server(server: Node) -> None:
     table, text = unique("t"), unique("sleep")
     await server.execute(f"CREATE TABLE {table} (id int)")
     with pytest.raises(Trouble):
@@ -101,7 +102,7 @@ async def test_an_exceptional_exit_cancels_on_the_server(server: LocalNode) -> N
     assert (await server.execute(f"SELECT count(*) FROM {table}"))[0][0] == sum(outcomes)
 
 
-async def test_a_cancelled_scope_around_the_cluster(server: LocalNode) -> None:
+async def test_a_cancelled_scope_around_the_cluster(server: Node) -> None:
     text = unique("sleep")
     begun = time.monotonic()
     with anyio.CancelScope() as scope:
@@ -115,7 +116,7 @@ async def test_a_cancelled_scope_around_the_cluster(server: LocalNode) -> None:
     await stopped(server, text)
 
 
-async def test_a_scope_inside_the_body_is_no_business_of_the_cluster(server: LocalNode) -> None:
+async def test_a_scope_inside_the_body_is_no_business_of_the_cluster(server: Node) -> None:
     async with cluster_of(server) as cluster:
         with anyio.move_on_after(0.02) as scope:
             await cluster.fetch(SLEEP)
@@ -124,7 +125,7 @@ async def test_a_scope_inside_the_body_is_no_business_of_the_cluster(server: Loc
 
 
 @asyncio_only
-async def test_native_cancellation_in_the_body(server: LocalNode) -> None:
+async def test_native_cancellation_in_the_body(server: Node) -> None:
     text = unique("sleep")
     async with nothing_left(server) as application:
 
@@ -142,7 +143,7 @@ async def test_native_cancellation_in_the_body(server: LocalNode) -> None:
 
 
 @asyncio_only
-async def test_native_cancellation_during_the_entry(server: LocalNode) -> None:
+async def test_native_cancellation_during_the_entry(server: Node) -> None:
     """After any number of the loop's rounds."""
     async with nothing_left(server) as application:
 
@@ -159,7 +160,7 @@ async def test_native_cancellation_during_the_entry(server: LocalNode) -> None:
                 await task
 
 
-async def test_scope_cancellation_during_the_entry(server: LocalNode) -> None:
+async def test_scope_cancellation_during_the_entry(server: Node) -> None:
     async with nothing_left(server) as application:
         for rounds in range(0, 120, 4):
             entered = False
@@ -178,7 +179,7 @@ async def test_scope_cancellation_during_the_entry(server: LocalNode) -> None:
 
 
 @asyncio_only
-async def test_native_cancellation_during_the_exit(server: LocalNode) -> None:
+async def test_native_cancellation_during_the_exit(server: Node) -> None:
     for rounds in range(0, 40, 4):
         async with nothing_left(server) as application:
             leaving = asyncio.Event()
@@ -197,7 +198,7 @@ async def test_native_cancellation_during_the_exit(server: LocalNode) -> None:
                 await task
 
 
-async def test_scope_cancellation_during_the_exit(server: LocalNode) -> None:
+async def test_scope_cancellation_during_the_exit(server: Node) -> None:
     for rounds in range(0, 40, 4):
         async with nothing_left(server) as application, anyio.create_task_group() as group:
             leaving = anyio.Event()
@@ -268,7 +269,7 @@ async def test_leaving_while_nodes_connect() -> None:
     assert tasks() == before
 
 
-async def test_use_after_leaving(server: LocalNode) -> None:
+async def test_use_after_leaving(server: Node) -> None:
     async with cluster_of(server) as cluster:
         pass
     with pytest.raises(pgha.ClusterClosed):
@@ -281,13 +282,13 @@ async def test_use_after_leaving(server: LocalNode) -> None:
         cluster.add_node(pgha.Node(server.dsn, "again"))
 
 
-async def test_two_clusters_at_once_and_one_in_the_other(server: LocalNode) -> None:
+async def test_two_clusters_at_once_and_one_in_the_other(server: Node) -> None:
     async with cluster_of(server) as one, cluster_of(server) as two:
         assert await one.fetch_value("SELECT 1") == 1
         assert await two.fetch_value("SELECT 2") == 2
 
 
-async def test_a_cluster_in_an_exit_stack_of_a_generator(server: LocalNode) -> None:
+async def test_a_cluster_in_an_exit_stack_of_a_generator(server: Node) -> None:
     @asynccontextmanager
     async def inner() -> AsyncGenerator[pgha.Cluster]:
         async with cluster_of(server) as cluster:
@@ -299,18 +300,18 @@ async def test_a_cluster_in_an_exit_stack_of_a_generator(server: LocalNode) -> N
             raise Trouble
 
 
-async def test_an_sql_error_leaves_the_cluster_as_itself(server: LocalNode) -> None:
+async def test_an_sql_error_leaves_the_cluster_as_itself(server: Node) -> None:
     with pytest.raises(psycopg.errors.DivisionByZero):
         async with cluster_of(server) as cluster:
             await cluster.fetch("SELECT 1/0")
 
 
-async def test_twenty_thousand_in_flight(server: LocalNode) -> None:
+async def test_twenty_thousand_in_flight(server: Node) -> None:
     """All right, and their memory is given back."""
 
     def alive() -> int:
         gc.collect()
-        return sum(type(one) in (pgha.Operation, pgha.Result, pgha.Attempt) for one in gc.get_objects())
+        return sum(type(one) in (pgha.Operation, pgha.Result, Attempt) for one in gc.get_objects())
 
     before = alive()
     async with cluster_of(server) as cluster:
@@ -328,7 +329,7 @@ async def test_twenty_thousand_in_flight(server: LocalNode) -> None:
         await eventually(lambda: alive() <= before + 10)
 
 
-async def test_twenty_thousand_cancelled(server: LocalNode) -> None:
+async def test_twenty_thousand_cancelled(server: Node) -> None:
     async with cluster_of(server) as cluster:
         operations = [cluster.submit("SELECT %s::int", [i], read=i % 2 == 0) for i in range(20_000)]
         for operation in operations:

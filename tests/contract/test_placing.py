@@ -25,19 +25,19 @@ from pgha._outcomes import Outcomes
 from pgha._racing import Races
 from pgha._timekeeper import Timekeeper
 from pgha._wire.compiling import Compiler
-from pgha.chaos import LocalNode, standalone
+from pgha.chaos import Node, standalone
 
 pytestmark = pytest.mark.anyio
 
 ONE_AT_A_TIME = Tuning(max_lanes=1, depth=1)
 
 
-async def demote(node: LocalNode) -> None:
+async def demote(node: Node) -> None:
     await node.execute("ALTER SYSTEM SET default_transaction_read_only = on")
     await node.execute("SELECT pg_reload_conf()")
 
 
-async def promote(node: LocalNode) -> None:
+async def promote(node: Node) -> None:
     await node.execute("ALTER SYSTEM RESET default_transaction_read_only")
     await node.execute("SELECT pg_reload_conf()")
 
@@ -137,7 +137,7 @@ async def test_the_wait_for_a_node_begins_when_the_last_one_left() -> None:
 # Lanes
 
 
-async def test_idle_lanes_are_closed_down_to_the_usual_number(server: LocalNode) -> None:
+async def test_idle_lanes_are_closed_down_to_the_usual_number(server: Node) -> None:
     """And never is there one fewer that can be used."""
     tuning = Tuning(idle_lane=0.3, head_of_line=60)
     async with cluster_of(server, lanes=2, _tuning=tuning) as cluster:
@@ -216,7 +216,7 @@ async def test_a_node_that_is_removed_twice_at_once() -> None:
             assert list(cluster.nodes) == [first.name]
 
 
-async def test_of_several_hosts_none_is_added_when_one_is_there(server: LocalNode) -> None:
+async def test_of_several_hosts_none_is_added_when_one_is_there(server: Node) -> None:
     async with pgha.open_cluster(server.dsn) as cluster:
         before = list(cluster.nodes)
         for hosts in (f"127.0.0.1:1,127.0.0.1:{server.port}", f"127.0.0.1:{server.port},127.0.0.1:1"):
@@ -229,7 +229,7 @@ async def test_of_several_hosts_none_is_added_when_one_is_there(server: LocalNod
         assert await cluster.fetch_value("SELECT 1") == 1
 
 
-async def test_the_application_name_of_a_conninfo_is_kept(server: LocalNode) -> None:
+async def test_the_application_name_of_a_conninfo_is_kept(server: Node) -> None:
     own = unique("own")
     async with nothing_left(server) as application:
         conninfo = make_conninfo(server.dsn, application_name=own)

@@ -23,7 +23,7 @@ from psycopg.conninfo import make_conninfo
 import pgha
 from pgha._config import Tuning
 from pgha._timekeeper import Timekeeper
-from pgha.chaos import LocalNode, standalone
+from pgha.chaos import Node, standalone
 
 pytestmark = pytest.mark.anyio
 
@@ -83,7 +83,7 @@ async def test_timekeeping_goes_on_behind_a_defect(caplog: pytest.LogCaptureFixt
     caplog.clear()
 
 
-async def test_the_time_spent_waiting_for_room_in_the_queue_counts(server: LocalNode) -> None:
+async def test_the_time_spent_waiting_for_room_in_the_queue_counts(server: Node) -> None:
     tuning = Tuning(max_lanes=1, depth=1, head_of_line=60)
     async with cluster_of(server, lanes=1, max_queued=3, _tuning=tuning) as cluster:
         pid = await cluster.fetch_value("SELECT pg_backend_pid()")
@@ -110,7 +110,7 @@ async def test_the_time_spent_waiting_for_room_in_the_queue_counts(server: Local
 
 
 @pytest.mark.parametrize("limit", [0, 0.0004, -1, math.inf, math.nan, 1e9])
-async def test_a_statement_timeout_that_postgresql_cannot_have(server: LocalNode, limit: float) -> None:
+async def test_a_statement_timeout_that_postgresql_cannot_have(server: Node, limit: float) -> None:
     """For it 0 is no limit, which here is None."""
     with within(), pytest.raises(pgha.ConfigError, match=r"^statement_timeout must be"):
         async with pgha.open_cluster(server.dsn, statement_timeout=limit):
@@ -124,7 +124,7 @@ async def test_a_statement_timeout_that_postgresql_cannot_have(server: LocalNode
         assert cluster.statistics().operations == 0
 
 
-async def test_no_statement_timeout_lifts_the_clusters(server: LocalNode) -> None:
+async def test_no_statement_timeout_lifts_the_clusters(server: Node) -> None:
     sleep = "SELECT pg_sleep(0.4)"
     async with cluster_of(server, statement_timeout=0.1) as cluster:
         for _ in range(2):
@@ -151,7 +151,7 @@ class MoneyDumper(Dumper):
         return obj.cents  # type: ignore[no-any-return]
 
 
-async def test_a_dumper_that_gives_no_bytes(server: LocalNode) -> None:
+async def test_a_dumper_that_gives_no_bytes(server: Node) -> None:
     """The call is told at once, before anything is sent."""
     async with cluster_of(server, lanes=1, close_timeout=PATIENCE, _tuning=ONE_AT_A_TIME) as cluster:
         cluster.adapters.register_dumper(Money, MoneyDumper)
@@ -185,7 +185,7 @@ async def test_a_dumper_that_gives_no_bytes(server: LocalNode) -> None:
     assert time.monotonic() - begun < PATIENCE / 2
 
 
-async def test_what_a_batch_is_given(server: LocalNode) -> None:
+async def test_what_a_batch_is_given(server: Node) -> None:
     async with cluster_of(server) as cluster:
         bad: Any
         for bad in ("SELECT 1", b"SELECT 1", [], (), None):
@@ -225,7 +225,7 @@ class Refusing(Exception):
 
 
 @pytest.mark.parametrize("kind", [Frozen, FrozenWithSlots, Slotted, Refusing])
-async def test_an_exception_that_takes_no_attributes(server: LocalNode, kind: Callable[[str], Any]) -> None:
+async def test_an_exception_that_takes_no_attributes(server: Node, kind: Callable[[str], Any]) -> None:
     """It reaches its caller as itself, and is no defect of the node."""
     error = kind("mine")
 
@@ -254,7 +254,7 @@ async def test_an_exception_that_takes_no_attributes(server: LocalNode, kind: Ca
 
 
 @pytest.mark.parametrize("read", [True, False])
-async def test_on_send_that_cancels_its_own_operation(server: LocalNode, read: bool) -> None:
+async def test_on_send_that_cancels_its_own_operation(server: Node, read: bool) -> None:
     """It is not sent, then."""
     text = unique("text")
     async with cluster_of(server, lanes=1, _tuning=ONE_AT_A_TIME) as cluster:
@@ -283,7 +283,7 @@ async def test_on_send_that_cancels_its_own_operation(server: LocalNode, read: b
 
 @pytest.mark.parametrize("ends", ["well", "by raising"])
 @pytest.mark.parametrize("read", [True, False])
-async def test_on_send_that_submits_others(server: LocalNode, read: bool, ends: str) -> None:
+async def test_on_send_that_submits_others(server: Node, read: bool, ends: str) -> None:
     """At the time it is called a lane was chosen; each gets its own answer all the same."""
     table = unique("t")
     async with cluster_of(server, lanes=1) as cluster:
@@ -311,7 +311,7 @@ async def test_on_send_that_submits_others(server: LocalNode, read: bool, ends: 
         assert cluster.statistics().lanes_lost == 0
 
 
-async def test_what_must_be_alone_is_alone_whatever_on_send_submits(server: LocalNode) -> None:
+async def test_what_must_be_alone_is_alone_whatever_on_send_submits(server: Node) -> None:
     tuning = Tuning(max_lanes=1, hold_behind=60, head_of_line=60)
     async with cluster_of(server, lanes=1, _tuning=tuning) as cluster:
         await cluster.execute("SELECT 1")
@@ -392,7 +392,7 @@ async def test_a_role_that_may_not_end_backends(caplog: pytest.LogCaptureFixture
 
 
 @pytest.mark.parametrize("read", [True, False])
-async def test_the_last_big_result_is_not_kept(server: LocalNode, read: bool) -> None:
+async def test_the_last_big_result_is_not_kept(server: Node, read: bool) -> None:
     """Not until the same lane answers again, that is."""
     size = 64_000_000
 

@@ -14,23 +14,23 @@ import pytest
 from _support import PATIENCE, cluster_of, eventually, standby_of, unique
 
 import pgha
-from pgha.chaos import LocalNode, standalone
+from pgha.chaos import Node, standalone
 
 pytestmark = pytest.mark.anyio
 
 
-async def demote(node: LocalNode) -> None:
+async def demote(node: Node) -> None:
     """What stands in for a standby: read-only by default, as the server then tells each connection."""
     await node.execute("ALTER SYSTEM SET default_transaction_read_only = on")
     await node.execute("SELECT pg_reload_conf()")
 
 
-async def promote(node: LocalNode) -> None:
+async def promote(node: Node) -> None:
     await node.execute("ALTER SYSTEM RESET default_transaction_read_only")
     await node.execute("SELECT pg_reload_conf()")
 
 
-async def role_of(cluster: pgha.Cluster, node: LocalNode, role: str) -> None:
+async def role_of(cluster: pgha.Cluster, node: Node, role: str) -> None:
     await eventually(lambda: cluster.nodes[node.name].role == role, what=f"{node.name} becomes {role}")
 
 
@@ -72,7 +72,7 @@ async def writing(cluster: pgha.Cluster, tasks: int = 5) -> AsyncGenerator[Writt
         done.set()
 
 
-async def rows(*nodes: LocalNode) -> list[tuple[str, str]]:
+async def rows(*nodes: Node) -> list[tuple[str, str]]:
     return [(row[0], node.name) for node in nodes for row in await node.execute("SELECT id FROM t")]
 
 
@@ -205,7 +205,7 @@ async def test_opened_with_standbys_only() -> None:
 # A real one
 
 
-async def streamed(primary: LocalNode, standby: LocalNode) -> None:
+async def streamed(primary: Node, standby: Node) -> None:
     """Wait until the standby has what the primary has."""
     ((lsn,),) = await primary.execute("SELECT pg_current_wal_insert_lsn()::text")
 

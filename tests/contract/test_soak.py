@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import pgha
-from pgha.chaos import LocalNode, standalone
+from pgha.chaos import Node, standalone
 from pgha.cli import main
 from pgha.cli._app import app
 from pgha.cli._tally import Latencies, Tally
@@ -164,12 +164,12 @@ def interrupted(process: subprocess.Popen[str], number: signal.Signals = signal.
 
 
 @pytest.fixture
-def one_name(server: LocalNode) -> str:
+def one_name(server: Node) -> str:
     return f"127.0.0.1:{server.port}"
 
 
 @both_loops
-def test_it_counts_and_checks_every_answer(server: LocalNode, one_name: str, loop: str) -> None:
+def test_it_counts_and_checks_every_answer(server: Node, one_name: str, loop: str) -> None:
     done = ended(server.dsn, "--seconds", "1", "--json", "--loop", loop)
     assert (done.returncode, done.stderr) == (0, "")
     numbers = counted(done)
@@ -180,7 +180,7 @@ def test_it_counts_and_checks_every_answer(server: LocalNode, one_name: str, loo
     anyio.run(no_backends, server, APPLICATION)
 
 
-def test_a_line_a_second_and_the_summary(server: LocalNode, one_name: str) -> None:
+def test_a_line_a_second_and_the_summary(server: Node, one_name: str) -> None:
     done = ended(server.dsn, "--seconds", "2.5")
     assert (done.returncode, done.stderr) == (0, "")
     *seconds, empty, first, _, third = done.stdout.splitlines()
@@ -191,14 +191,14 @@ def test_a_line_a_second_and_the_summary(server: LocalNode, one_name: str) -> No
     assert third.startswith(f"answered by {one_name}")
 
 
-def test_no_more_than_the_rate(server: LocalNode) -> None:
+def test_no_more_than_the_rate(server: Node) -> None:
     numbers = counted(ended(server.dsn, "--rate", "200", "--spike", "50", "--seconds", "1.5", "--json"))
     assert 50 <= numbers["submitted"] <= 200 * numbers["seconds"] + 50
 
 
 @both_loops
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_the_normal_end(server: LocalNode, loop: str, number: signal.Signals) -> None:
+def test_a_signal_is_the_normal_end(server: Node, loop: str, number: signal.Signals) -> None:
     with running(server.dsn, "--loop", loop) as process:
         line_of(process)
         said = interrupted(process, number)
@@ -215,7 +215,7 @@ def test_a_signal_before_it_began() -> None:
         assert process.returncode == 128 + signal.SIGINT
 
 
-def test_a_closed_pipe_ends_it_quietly(server: LocalNode) -> None:
+def test_a_closed_pipe_ends_it_quietly(server: Node) -> None:
     with running(server.dsn, "--write") as process:
         line_of(process)
         assert process.stdout is not None
@@ -227,7 +227,7 @@ def test_a_closed_pipe_ends_it_quietly(server: LocalNode) -> None:
     anyio.run(no_backends, server, APPLICATION)
 
 
-def test_in_a_terminal_one_line_is_rewritten(server: LocalNode) -> None:
+def test_in_a_terminal_one_line_is_rewritten(server: Node) -> None:
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
     environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
@@ -255,12 +255,12 @@ def test_in_a_terminal_one_line_is_rewritten(server: LocalNode) -> None:
 
 
 @asynccontextmanager
-async def two_nodes() -> AsyncGenerator[tuple[LocalNode, LocalNode]]:
+async def two_nodes() -> AsyncGenerator[tuple[Node, Node]]:
     async with standalone(2, settings={"log_min_messages": "fatal"}) as nodes:
         yield nodes[0], nodes[1]
 
 
-def name(node: LocalNode) -> str:
+def name(node: Node) -> str:
     return f"127.0.0.1:{node.port}"
 
 
@@ -313,7 +313,7 @@ async def test_frozen_nodes_do_not_hold_up_the_end(loop: str, impatient: bool) -
             await no_backends(nodes[0], APPLICATION)
 
 
-async def in_use(node: LocalNode) -> None:
+async def in_use(node: Node) -> None:
     """Wait until the soak has sent something."""
     query = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND query LIKE '%%$1%%'"
 
@@ -339,13 +339,13 @@ async def test_pinned_to_a_node_it_stays_there(write: bool) -> None:
 # Writes
 
 
-def table_there(node: LocalNode) -> bool:
+def table_there(node: Node) -> bool:
     rows = anyio.run(node.execute, "SELECT to_regclass('pgha_soak') IS NOT NULL")
     return bool(rows[0][0])
 
 
 @contextmanager
-def table(node: LocalNode, ddl: str = TABLE) -> Iterator[None]:
+def table(node: Node, ddl: str = TABLE) -> Iterator[None]:
     anyio.run(node.execute, ddl)
     try:
         yield
@@ -354,7 +354,7 @@ def table(node: LocalNode, ddl: str = TABLE) -> Iterator[None]:
 
 
 @both_loops
-def test_writes_into_a_table_that_is_there(server: LocalNode, loop: str) -> None:
+def test_writes_into_a_table_that_is_there(server: Node, loop: str) -> None:
     with table(server):
         done = ended(server.dsn, "--write", "--seconds", "0.5", "--json", "--loop", loop)
         assert (done.returncode, done.stderr) == (0, "")
@@ -365,7 +365,7 @@ def test_writes_into_a_table_that_is_there(server: LocalNode, loop: str) -> None
 
 
 @both_loops
-def test_a_table_that_it_made_is_dropped(server: LocalNode, loop: str) -> None:
+def test_a_table_that_it_made_is_dropped(server: Node, loop: str) -> None:
     with running(server.dsn, "--write", "--loop", loop) as process:
         line_of(process)
         assert table_there(server)
@@ -381,7 +381,7 @@ async def test_writes_while_a_node_is_killed_are_done_or_in_doubt() -> None:
         for node in nodes:
             await node.execute(TABLE)
         with running(*(node.dsn for node in nodes), "--write", "--json") as process:
-            busy: list[LocalNode] = []
+            busy: list[Node] = []
 
             async def look() -> bool:
                 busy[:] = [node for node in nodes if await rows_of(node)]
@@ -400,11 +400,11 @@ async def test_writes_while_a_node_is_killed_are_done_or_in_doubt() -> None:
         )
 
 
-async def rows_of(node: LocalNode) -> int:
+async def rows_of(node: Node) -> int:
     return int((await node.execute("SELECT count(*) FROM pgha_soak"))[0][0])
 
 
-def test_errors_are_counted_by_class_and_are_the_exit_code(server: LocalNode) -> None:
+def test_errors_are_counted_by_class_and_are_the_exit_code(server: Node) -> None:
     with table(server, "CREATE TABLE pgha_soak (other int)"):
         done = ended(server.dsn, "--write", "--seconds", "0.5", "--json")
         numbers = counted(done)
@@ -415,7 +415,7 @@ def test_errors_are_counted_by_class_and_are_the_exit_code(server: LocalNode) ->
         assert table_there(server)  # it is not the soak's own
 
 
-def test_writes_need_every_node_at_the_start(server: LocalNode) -> None:
+def test_writes_need_every_node_at_the_start(server: Node) -> None:
     done = ended(server.dsn, f"host=127.0.0.1 port=1 password={SECRET}", "--write")
     complaint = "pgha soak: --write makes its table on every node first, and 127.0.0.1:1 is down ("
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)

@@ -11,13 +11,13 @@ import pytest
 from _support import PATIENCE, cluster_of, eventually, started, stopped, unique
 
 import pgha
-from pgha.chaos import LocalNode, standalone
+from pgha.chaos import Node, standalone
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("read", [True, False])
-async def test_a_running_operation(server: LocalNode, read: bool) -> None:
+async def test_a_running_operation(server: Node, read: bool) -> None:
     """The cancel stops the backend, and its 57014 is the proof."""
     text = unique("sleep")
     async with cluster_of(server) as cluster:
@@ -35,7 +35,7 @@ async def test_a_running_operation(server: LocalNode, read: bool) -> None:
         assert cluster.statistics().timed_out == 3
 
 
-async def test_a_write_that_timed_out_is_not_there(server: LocalNode) -> None:
+async def test_a_write_that_timed_out_is_not_there(server: Node) -> None:
     table = unique("t")
     async with cluster_of(server) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
@@ -52,7 +52,7 @@ async def test_a_write_that_timed_out_is_not_there(server: LocalNode) -> None:
         assert await cluster.fetch_value(f"SELECT count(*) FROM {table}") == 0
 
 
-async def test_waiting_for_a_lock(server: LocalNode) -> None:
+async def test_waiting_for_a_lock(server: Node) -> None:
     table = unique("t")
     await server.execute(f"CREATE TABLE {table} (id int); INSERT INTO {table} VALUES (1)")
     async with cluster_of(server) as cluster:
@@ -69,7 +69,7 @@ async def test_waiting_for_a_lock(server: LocalNode) -> None:
         assert (await waiting).rowcount == 1
 
 
-async def test_behind_a_slow_head(server: LocalNode) -> None:
+async def test_behind_a_slow_head(server: Node) -> None:
     """Sent, waiting behind another's statement: not applied once the lane proves it."""
     table, text = unique("t"), unique("sleep")
     async with cluster_of(server, lanes=1) as cluster:
@@ -144,7 +144,7 @@ async def test_never_sent() -> None:
             assert cluster.statistics().queued == 0
 
 
-async def test_the_default_and_its_exception(server: LocalNode) -> None:
+async def test_the_default_and_its_exception(server: Node) -> None:
     async with cluster_of(server, timeout=0.1) as cluster:
         with pytest.raises(pgha.OperationTimeout):
             await cluster.fetch("SELECT pg_sleep(60)")
@@ -154,7 +154,7 @@ async def test_the_default_and_its_exception(server: LocalNode) -> None:
         assert len(await cluster.fetch("SELECT pg_sleep(0.2)", timeout=30)) == 1
 
 
-async def test_many_deadlines_at_once(server: LocalNode) -> None:
+async def test_many_deadlines_at_once(server: Node) -> None:
     """Some pass, most do not; whoever is answered is answered right."""
     async with cluster_of(server) as cluster:
         operations = [
@@ -173,7 +173,7 @@ async def test_many_deadlines_at_once(server: LocalNode) -> None:
         assert await cluster.fetch_value("SELECT 1") == 1
 
 
-async def test_an_answer_that_was_there_in_time(server: LocalNode) -> None:
+async def test_an_answer_that_was_there_in_time(server: Node) -> None:
     """The loop was busy beyond the deadline: the answer is taken in before anything is judged."""
     async with cluster_of(server) as cluster:
         await cluster.execute("SELECT 1")

@@ -16,7 +16,7 @@ from _support import PATIENCE, eventually, nothing_left, unique
 from psycopg.conninfo import make_conninfo
 
 import pgha
-from pgha.chaos import LocalNode, StopMode, standalone
+from pgha.chaos import LocalNode, Node, StopMode, standalone
 
 pytestmark = pytest.mark.anyio
 
@@ -64,7 +64,7 @@ def strangers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 
 
 @pytest.fixture(scope="module")
-def server(papers: Papers) -> Iterator[LocalNode]:
+def server(papers: Papers) -> Iterator[Node]:
     node = LocalNode("tls", version=VERSION, tls=papers.tls, settings={"log_min_messages": "fatal"})
 
     async def start() -> None:
@@ -78,13 +78,13 @@ def server(papers: Papers) -> Iterator[LocalNode]:
         anyio.run(node.close)
 
 
-def verified(node: LocalNode, root: Path, **more: Any) -> pgha.Node:
+def verified(node: Node, root: Path, **more: Any) -> pgha.Node:
     options = {"sslmode": "verify-full", "sslrootcert": str(root), **more}
     return pgha.Node(make_conninfo(node.dsn, **options), node.name)
 
 
 @asynccontextmanager
-async def cluster_by_tls(node: LocalNode, root: Path, **options: Any) -> AsyncGenerator[pgha.Cluster]:
+async def cluster_by_tls(node: Node, root: Path, **options: Any) -> AsyncGenerator[pgha.Cluster]:
     async with (
         nothing_left(node) as application,
         pgha.open_cluster(verified(node, root), application_name=application, **options) as cluster,
@@ -92,7 +92,7 @@ async def cluster_by_tls(node: LocalNode, root: Path, **options: Any) -> AsyncGe
         yield cluster
 
 
-async def test_every_connection_is_encrypted(server: LocalNode, papers: Papers) -> None:
+async def test_every_connection_is_encrypted(server: Node, papers: Papers) -> None:
     mine = "SELECT ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
     async with nothing_left(server) as application:
         node = verified(server, papers.root)
@@ -109,7 +109,7 @@ async def test_every_connection_is_encrypted(server: LocalNode, papers: Papers) 
             assert all(row == (True,) for row in rows)
 
 
-async def test_many_small_ones(server: LocalNode, papers: Papers) -> None:
+async def test_many_small_ones(server: Node, papers: Papers) -> None:
     table = unique("t")
     async with cluster_by_tls(server, papers.root) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int PRIMARY KEY)")
@@ -122,7 +122,7 @@ async def test_many_small_ones(server: LocalNode, papers: Papers) -> None:
         assert cluster.statistics().lanes_lost == 0
 
 
-async def test_big_parameters_and_results(server: LocalNode, papers: Papers) -> None:
+async def test_big_parameters_and_results(server: Node, papers: Papers) -> None:
     big, table = "x" * BIG, unique("t")
     async with cluster_by_tls(server, papers.root) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int, body text)")
@@ -139,7 +139,7 @@ async def test_big_parameters_and_results(server: LocalNode, papers: Papers) -> 
         assert cluster.statistics().lanes_lost == 0
 
 
-async def test_results_of_every_size_around_a_record(server: LocalNode, papers: Papers) -> None:
+async def test_results_of_every_size_around_a_record(server: Node, papers: Papers) -> None:
     """TLS carries 16 kB a record and libpq reads 8 kB at a time: what OpenSSL holds back wakes nobody."""
     sizes = [base + step for base in (8192, 16384, 32768, 65536) for step in range(-64, 65, 4)]
     async with cluster_by_tls(server, papers.root, lanes=1) as cluster:
@@ -225,11 +225,11 @@ async def refused(node: pgha.Node, words: str) -> None:
     assert report.reason in str(caught.value)
 
 
-async def test_a_wrong_root_certificate(server: LocalNode, strangers: Papers) -> None:
+async def test_a_wrong_root_certificate(server: Node, strangers: Papers) -> None:
     await refused(verified(server, strangers.root), "certificate verify failed")
 
 
-async def test_no_root_certificate(server: LocalNode, tmp_path: Path) -> None:
+async def test_no_root_certificate(server: Node, tmp_path: Path) -> None:
     await refused(verified(server, tmp_path / "nowhere.pem"), "root certificate")
 
 
@@ -258,7 +258,7 @@ async def test_a_server_that_insists_on_tls(papers: Papers) -> None:
 
 
 async def test_one_node_of_two_with_a_wrong_certificate(
-    server: LocalNode, papers: Papers, strangers: Papers
+    server: Node, papers: Papers, strangers: Papers
 ) -> None:
     """It is left out, and says why; the other does the work."""
     async with standalone(version=VERSION, tls=strangers.tls) as nodes:

@@ -17,7 +17,7 @@ import pytest
 from _support import PATIENCE, backends, eventually, nothing_left, started
 
 import pgha
-from pgha.chaos import LocalNode, standalone
+from pgha.chaos import Node, standalone
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]
 
@@ -31,7 +31,7 @@ SLOW_COMMIT = """
 
 
 @asynccontextmanager
-async def one_node(version: int, sql: str, **options: Any) -> AsyncGenerator[tuple[LocalNode, pgha.Cluster]]:
+async def one_node(version: int, sql: str, **options: Any) -> AsyncGenerator[tuple[Node, pgha.Cluster]]:
     async with standalone(version=version) as nodes:
         node = nodes[0]
         await node.execute(sql)
@@ -44,7 +44,7 @@ async def one_node(version: int, sql: str, **options: Any) -> AsyncGenerator[tup
             yield node, cluster
 
 
-async def committing(node: LocalNode) -> int:
+async def committing(node: Node) -> int:
     """Wait until a backend sleeps in the deferred trigger, past its statement's own end; its process id."""
     asked = (
         "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND state = 'active'"
@@ -60,7 +60,7 @@ async def committing(node: LocalNode) -> int:
     return found[0]
 
 
-async def ids(node: LocalNode, table: str = "slow") -> list[int]:
+async def ids(node: Node, table: str = "slow") -> list[int]:
     return sorted(row[0] for row in await node.execute(f"SELECT id FROM {table}"))
 
 
@@ -247,10 +247,10 @@ class Book:
         assert not self.errors, "what is proven not applied is run again, here as soon as the node is back"
 
 
-Fault = Callable[[LocalNode, str], Awaitable[None]]
+Fault = Callable[[Node, str], Awaitable[None]]
 
 
-async def _kill_a_sibling(node: LocalNode, application: str) -> None:
+async def _kill_a_sibling(node: Node, application: str) -> None:
     """57P02 for all others."""
     async with anyio.create_task_group() as group:
 
@@ -265,26 +265,26 @@ async def _kill_a_sibling(node: LocalNode, application: str) -> None:
     await node.wait_ready()
 
 
-async def _terminate(node: LocalNode, application: str) -> None:
+async def _terminate(node: Node, application: str) -> None:
     for pid in await backends(node, application):
         await node.execute("SELECT pg_terminate_backend(%s)", [pid])
 
 
-async def _kill_own(node: LocalNode, application: str) -> None:
+async def _kill_own(node: Node, application: str) -> None:
     found = await backends(node, application, "active") or await backends(node, application)
     await node.kill_backend(found[0])
     await node.wait_ready()
 
 
-async def _fast(node: LocalNode, application: str) -> None:
+async def _fast(node: Node, application: str) -> None:
     await node.restart("fast")
 
 
-async def _immediate(node: LocalNode, application: str) -> None:
+async def _immediate(node: Node, application: str) -> None:
     await node.restart("immediate")
 
 
-async def _kill(node: LocalNode, application: str) -> None:
+async def _kill(node: Node, application: str) -> None:
     await node.kill()
     await node.start()
 

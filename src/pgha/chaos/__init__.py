@@ -11,14 +11,17 @@ along). Nodes live in folders below TMPDIR; with TMPDIR=/dev/shm, memory permitt
 from pgha.chaos._binaries import Installation, find_installation
 from pgha.chaos._errors import ChaosError
 from pgha.chaos._masters import Masters, masters
-from pgha.chaos._node import LocalNode, StopMode
+from pgha.chaos._node import LocalNode
 from pgha.chaos._nodes import Nodes, standalone
+from pgha.chaos._protocol import Node, NodeKind, StopMode
 
 __all__ = [
     "ChaosError",
     "Installation",
     "LocalNode",
     "Masters",
+    "Node",
+    "NodeKind",
     "Nodes",
     "StopMode",
     "find_installation",

@@ -65,7 +65,10 @@ class NodeOptions:
 
 
 def write_config(installation: Installation, data: Path, options: NodeOptions, name: str) -> None:
-    """Write all files of `data` that `options` ask for; `name` becomes the cluster_name. Blocks."""
+    """Write all files of `data` that `options` ask for; `name` becomes the cluster_name. Blocks.
+
+    The password is no file: see `set_password`.
+    """
     settings = dict(_SETTINGS)
     for since, more in _SINCE.items():
         if installation.version >= since:
@@ -78,8 +81,6 @@ def write_config(installation: Installation, data: Path, options: NodeOptions, n
         file.writelines(f"{key} = {_quoted(value)}\n" for key, value in settings.items())
     lines = options.hba if options.hba is not None else _SCRAM if options.password else _TRUST
     (data / "pg_hba.conf").write_text("".join(f"{line}\n" for line in lines))
-    if options.password is not None:
-        _set_password(installation, data, options.password)
 
 
 def _quoted(value: str) -> str:
@@ -100,7 +101,10 @@ def _copy_tls(data: Path, files: tuple[str | os.PathLike[str], str | os.PathLike
     return {"ssl": "on", "ssl_cert_file": "server.crt", "ssl_key_file": "server.key"}
 
 
-def _set_password(installation: Installation, data: Path, password: str) -> None:
+def set_password(installation: Installation, data: Path, password: str) -> None:
+    """Give user `postgres` its password, in a data folder with its own history (a standby has its primary's;
+    a write there would part it from that). Blocks.
+    """
     # In single-user mode a statement ends with its line, so everything beyond letters and digits goes
     # escaped.
     escaped = "".join(c if c.isascii() and c.isalnum() else f"\\U{ord(c):08x}" for c in password)

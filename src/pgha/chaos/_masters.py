@@ -11,8 +11,8 @@ import psycopg
 from psycopg import sql
 
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._node import LocalNode
 from pgha.chaos._nodes import Files, Nodes, Progress, in_parallel, make_nodes, opened, unheard
+from pgha.chaos._protocol import Node
 
 _FIRST_VERSION = 16  # origin = none
 _PUBLICATION = "pgha_masters"
@@ -24,8 +24,8 @@ _LINK_TIMEOUT = 60.0
 class _Link:
     """One direction between two masters."""
 
-    publisher: LocalNode
-    subscriber: LocalNode
+    publisher: Node
+    subscriber: Node
 
     @property
     def name(self) -> str:
@@ -44,11 +44,11 @@ class Masters(Nodes):
     itself.
     """
 
-    def __init__(self, nodes: Iterable[LocalNode]) -> None:
+    def __init__(self, nodes: Iterable[Node]) -> None:
         super().__init__(nodes)
         self._links = tuple(_Link(p, s) for p in self for s in self if p is not s)
 
-    def _into(self, node: LocalNode) -> list[_Link]:
+    def _into(self, node: Node) -> list[_Link]:
         return [link for link in self._links if link.subscriber is node]
 
     async def create(self, ddl: str, *, timeout: float = 30.0) -> None:
@@ -64,7 +64,7 @@ class Masters(Nodes):
         await in_parallel(self._refresh, self)
         await _until_nothing(self._unready_tables, timeout, "tables are not replicated yet")
 
-    async def _refresh(self, node: LocalNode) -> None:
+    async def _refresh(self, node: Node) -> None:
         for link in self._into(node):
             await node.execute(f"ALTER SUBSCRIPTION {link.name} REFRESH PUBLICATION WITH (copy_data = false)")
 
@@ -110,13 +110,13 @@ class Masters(Nodes):
         await in_parallel(self._subscribe, self)
         await _until_nothing(self._not_streaming, _LINK_TIMEOUT, "subscriptions do not stream")
 
-    async def _make_slots(self, node: LocalNode) -> None:
+    async def _make_slots(self, node: Node) -> None:
         names = [link.name for link in self._links if link.publisher is node]
         await node.execute(
             "SELECT pg_create_logical_replication_slot(n, 'pgoutput') FROM unnest(%s::name[]) n", [names]
         )
 
-    async def _subscribe(self, node: LocalNode) -> None:
+    async def _subscribe(self, node: Node) -> None:
         for link in self._into(node):
             # synchronous_commit: what is applied is confirmed at once, not after the WAL writer's next round.
             statement = sql.SQL(
@@ -133,7 +133,7 @@ class Masters(Nodes):
         return [str(link) for link in self._links if link.name not in streaming]
 
 
-async def _mark(node: LocalNode) -> str:
+async def _mark(node: Node) -> str:
     """A position in the WAL of `node` behind everything which has been committed there.
 
     The message's own commit flushes the WAL up to it, also after commits which did not wait for that.
@@ -142,7 +142,7 @@ async def _mark(node: LocalNode) -> str:
     return str(rows[0][0])
 
 
-async def _slots(publisher: LocalNode, target: str) -> dict[str, str]:
+async def _slots(publisher: Node, target: str) -> dict[str, str]:
     """Per slot of `publisher` what is missing up to `target`, "" if nothing."""
     rows = await publisher.execute(
         "SELECT slot_name::text, active, pg_wal_lsn_diff(%s, confirmed_flush_lsn)::bigint"
@@ -153,7 +153,7 @@ async def _slots(publisher: LocalNode, target: str) -> dict[str, str]:
     return {name: f"{lag} bytes behind, {words[active]}" if lag > 0 else "" for name, active, lag in rows}
 
 
-async def _last_apply_error(node: LocalNode) -> str:
+async def _last_apply_error(node: Node) -> str:
     """What last stopped a subscription of `node`, from its log; "" if nothing did."""
     lines = (await node.logs()).splitlines()
     ends = [i for i, line in enumerate(lines) if "processing remote data for replication origin" in line]

@@ -1,4 +1,4 @@
-"""A local PostgreSQL server: start, stop, kill, freeze, thaw."""
+"""A PostgreSQL server: start, stop, kill, freeze, thaw; and one of local processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, ParamSpec, Self, TypeAlias, TypeVar, final
+from typing import ParamSpec, Self, TypeVar, final
 
 import anyio
 import anyio.to_thread
@@ -18,11 +18,12 @@ from psycopg.rows import TupleRow
 from pgha.chaos import _probe, _sql, _warden
 from pgha.chaos._config import NodeOptions
 from pgha.chaos._errors import ChaosError
+from pgha.chaos._protocol import NodeKind, StopMode
+from pgha.chaos._runner import LocalRunner, Place, Runner
 from pgha.chaos._server import PortTaken, Server
 
 P = ParamSpec("P")
 T = TypeVar("T")
-StopMode: TypeAlias = Literal["fast", "smart", "immediate"]
 _STOP_SIGNALS = {"fast": signal.SIGINT, "smart": signal.SIGTERM, "immediate": signal.SIGQUIT}
 _POLL = 0.005
 _PORT_TRIES = 5
@@ -35,46 +36,21 @@ async def blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
     return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=limiter)
 
 
-@final
-class LocalNode:
-    """A PostgreSQL server of this machine, on a port of 127.0.0.1, with a data folder of its own.
-
-    An async context manager: entering makes a fresh data folder (the server is then started with `start`),
-    leaving kills the server and removes every trace. `standalone` and `masters` give nodes which are started
-    already.
-
-    `name`: letters, digits and `_`. `version`: PostgreSQL's major version, None for the default (18).
-    `settings`: for postgresql.conf, on top of the kit's own. `hba`: the lines of pg_hba.conf; without them
-    everybody from 127.0.0.1 is trusted, or with `password` asked for it (scram). `password`: the one of user
-    `postgres`. `tls`: (certificate file, key file), copied into the data folder. `port`: this one instead of
-    any free one.
-
-    fsync is off: that a machine crash would lose data is nothing to a throw-away node, and SIGKILLed
-    *processes* lose nothing by it, since what they wrote is in the kernel's cache. All nodes go when the
-    program ends, however it ends (SIGKILL too). Methods raise `ChaosError`; times are in seconds.
-    """
+class ServerNode:
+    """What nodes of all kinds have in common: everything but what their processes run in."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        version: int | None = None,
-        settings: Mapping[str, str] | None = None,
-        hba: Sequence[str] | None = None,
-        password: str | None = None,
-        tls: tuple[str | PathLike[str], str | PathLike[str]] | None = None,
-        port: int | None = None,
+        self, name: str, options: NodeOptions, port: int | None, runner: Callable[[Place], Runner]
     ) -> None:
         if not re.fullmatch(r"[A-Za-z]\w{0,30}", name, re.ASCII):
             raise ChaosError(
                 f"{name!r} is no name for a node: a letter, then up to 30 letters, digits and '_'"
             )
-        options = NodeOptions(version, dict(settings or {}), hba, password, tls)
-        self._server = Server(name, options, port)
+        self._server = Server(name, options, port, runner)
 
     def __repr__(self) -> str:
         state = "frozen" if self.frozen else "running" if self.running else "down"
-        return f"<LocalNode {self.name} {state}>"
+        return f"<{type(self).__name__} {self.name} {state}>"
 
     async def __aenter__(self) -> Self:
         try:
@@ -102,6 +78,11 @@ class LocalNode:
         return self._server.name
 
     @property
+    def kind(self) -> NodeKind:
+        """What the server runs in: `local` processes or a `container`."""
+        return self._server.runner.kind
+
+    @property
     def dsn(self) -> str:
         """How to connect as superuser `postgres` to the database `postgres`; contains the password if there
         is one.
@@ -117,7 +98,7 @@ class LocalNode:
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's process id, None when it is not running."""
+        """The postmaster's process id on this machine, None when it is not running."""
         return self._server.pid
 
     @property
@@ -176,7 +157,7 @@ class LocalNode:
         """
         if self.frozen:
             raise ChaosError(f"{self.name} is frozen and would not hear it: thaw or kill it")
-        self._server.signal(_STOP_SIGNALS[mode])
+        await blocking(self._server.signal, _STOP_SIGNALS[mode])
         await self._until(lambda: not self.running, timeout, f"stop ({mode})")
 
     async def restart(self, mode: StopMode = "fast", *, timeout: float = 60.0) -> None:
@@ -192,36 +173,45 @@ class LocalNode:
         await blocking(self._server.kill)
 
     async def freeze(self) -> None:
-        """SIGSTOP all processes; returns when all stand still. Connections stay open, but nothing answers.
+        """Stop all processes where they are (SIGSTOP, in a container the freezer of cgroups); returns when
+        all stand still. Connections stay open, but nothing answers.
 
         The kernel still accepts new connections, into the listening socket's queue.
         """
         await blocking(self._server.freeze)
 
     async def thaw(self) -> None:
-        """SIGCONT all processes, single frozen backends too: they go on with what they were doing."""
+        """Let all processes, single frozen backends too, go on with what they were doing."""
         await blocking(self._server.thaw)
+
+    async def pause(self) -> None:
+        """The same as `freeze`, in the words of container engines."""
+        await self.freeze()
+
+    async def unpause(self) -> None:
+        """The same as `thaw`, in the words of container engines."""
+        await self.thaw()
 
     async def kill_backend(self, pid: int) -> None:
         """SIGKILL one process of the server (of pg_stat_activity); returns when the postmaster has noticed.
 
         PostgreSQL then ends all other connections too and recovers; `wait_ready` waits for that.
         """
-        await blocking(self._server.backend, pid)
-        _warden.send(pid, signal.SIGKILL)
+        process = await blocking(self._server.backend, pid)
+        _warden.send(process, signal.SIGKILL)
         gone = (None, "Z") if self.frozen else (None,)
-        await self._until(lambda: _warden.state(pid) in gone, 10.0, f"reap {pid}")
+        await self._until(lambda: _warden.state(process) in gone, 10.0, f"reap {pid}")
 
     async def freeze_backend(self, pid: int) -> None:
-        """SIGSTOP one process of the server and wait until it stands."""
-        await blocking(self._server.backend, pid)
-        _warden.send(pid, signal.SIGSTOP)
-        await self._until(lambda: _warden.state(pid) in ("T", "Z", None), 10.0, f"stop {pid}")
+        """SIGSTOP one process of the server (of pg_stat_activity) and wait until it stands."""
+        process = await blocking(self._server.backend, pid)
+        _warden.send(process, signal.SIGSTOP)
+        await self._until(lambda: _warden.state(process) in ("T", "Z", None), 10.0, f"stop {pid}")
 
     async def thaw_backend(self, pid: int) -> None:
-        """SIGCONT one process of the server."""
-        await blocking(self._server.backend, pid)
-        _warden.send(pid, signal.SIGCONT)
+        """SIGCONT one process of the server (of pg_stat_activity)."""
+        process = await blocking(self._server.backend, pid)
+        _warden.send(process, signal.SIGCONT)
 
     async def wait_ready(self, timeout: float = 30.0) -> None:
         """Wait until the server accepts a new connection; `ChaosError` when it is down or after `timeout`
@@ -258,3 +248,37 @@ class LocalNode:
                 await anyio.sleep(_POLL)
         tail = "\n".join(self._server.tail())
         raise ChaosError(f"{self!r} did not {what} within {timeout} s; the end of its log:\n{tail}")
+
+
+@final
+class LocalNode(ServerNode):
+    """A PostgreSQL server of this machine, on a port of 127.0.0.1, with a data folder of its own.
+
+    An async context manager: entering makes a fresh data folder (the server is then started with `start`),
+    leaving kills the server and removes every trace. `standalone` and `masters` give nodes which are started
+    already.
+
+    `name`: letters, digits and `_`. `version`: PostgreSQL's major version, None for the default (18).
+    `settings`: for postgresql.conf, on top of the kit's own. `hba`: the lines of pg_hba.conf; without them
+    everybody from 127.0.0.1 is trusted, or with `password` asked for it (scram). `password`: the one of user
+    `postgres`. `tls`: (certificate file, key file), copied into the data folder. `port`: this one instead of
+    any free one.
+
+    fsync is off: that a machine crash would lose data is nothing to a throw-away node, and SIGKILLed
+    *processes* lose nothing by it, since what they wrote is in the kernel's cache. All nodes go when the
+    program ends, however it ends (SIGKILL too). Methods raise `ChaosError`; times are in seconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        version: int | None = None,
+        settings: Mapping[str, str] | None = None,
+        hba: Sequence[str] | None = None,
+        password: str | None = None,
+        tls: tuple[str | PathLike[str], str | PathLike[str]] | None = None,
+        port: int | None = None,
+    ) -> None:
+        options = NodeOptions(version, dict(settings or {}), hba, password, tls)
+        super().__init__(name, options, port, LocalRunner)

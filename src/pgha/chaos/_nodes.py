@@ -12,9 +12,11 @@ from psycopg.rows import TupleRow
 
 from pgha.chaos import _sql
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._node import LocalNode
+from pgha.chaos._node import LocalNode, ServerNode
+from pgha.chaos._protocol import Node
 
 T = TypeVar("T")
+N = TypeVar("N", bound=Node)
 Files: TypeAlias = tuple[str | PathLike[str], str | PathLike[str]]
 Step: TypeAlias = Literal["starting", "started", "linked"]
 """How far a node is: it has a data folder; it accepts connections; it replicates to and from all others."""
@@ -26,9 +28,7 @@ def unheard(node: str, step: Step) -> None:
     """The progress that nobody asked for."""
 
 
-async def in_parallel(
-    function: Callable[[LocalNode], Awaitable[T]], nodes: Iterable[LocalNode]
-) -> dict[str, T]:
+async def in_parallel(function: Callable[[N], Awaitable[T]], nodes: Iterable[N]) -> dict[str, T]:
     """`function` of every node at the same time; the results by name. The first error cancels the others and
     comes out as itself, not in a group.
     """
@@ -37,7 +37,7 @@ async def in_parallel(
 
     async with anyio.create_task_group() as group:
 
-        async def call(node: LocalNode) -> None:
+        async def call(node: N) -> None:
             try:
                 results[node.name] = await function(node)
             except Exception as error:  # noqa: BLE001 - it is raised below
@@ -54,20 +54,20 @@ async def in_parallel(
     return {node.name: results[node.name] for node in ordered}
 
 
-class Nodes(Sequence[LocalNode]):
+class Nodes(Sequence[Node]):
     """The nodes of a topology, in order; `nodes[0]` and `nodes["n1"]` are the same."""
 
-    def __init__(self, nodes: Iterable[LocalNode]) -> None:
+    def __init__(self, nodes: Iterable[Node]) -> None:
         self._nodes = tuple(nodes)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({list(self._nodes)})"
 
     @overload
-    def __getitem__(self, key: int | str) -> LocalNode: ...
+    def __getitem__(self, key: int | str) -> Node: ...
     @overload
-    def __getitem__(self, key: slice) -> tuple[LocalNode, ...]: ...
-    def __getitem__(self, key: int | str | slice) -> LocalNode | tuple[LocalNode, ...]:
+    def __getitem__(self, key: slice) -> tuple[Node, ...]: ...
+    def __getitem__(self, key: int | str | slice) -> Node | tuple[Node, ...]:
         if not isinstance(key, str):
             return self._nodes[key]
         for node in self._nodes:
@@ -97,10 +97,10 @@ class Nodes(Sequence[LocalNode]):
 
 
 @asynccontextmanager
-async def opened(nodes: Sequence[LocalNode], progress: Progress = unheard) -> AsyncGenerator[None]:
+async def opened(nodes: Sequence[ServerNode], progress: Progress = unheard) -> AsyncGenerator[None]:
     """Start all nodes in parallel; kill and remove all in parallel at the end, whatever happened."""
 
-    async def bring_up(node: LocalNode) -> None:
+    async def bring_up(node: ServerNode) -> None:
         await node.__aenter__()
         progress(node.name, "starting")
         await node.start()
@@ -111,7 +111,7 @@ async def opened(nodes: Sequence[LocalNode], progress: Progress = unheard) -> As
         yield
     finally:
         with anyio.CancelScope(shield=True):
-            await in_parallel(LocalNode.close, nodes)
+            await in_parallel(lambda node: node.close(), nodes)
 
 
 def make_nodes(
@@ -122,7 +122,7 @@ def make_nodes(
     password: str | None,
     tls: Files | None,
     ports: Sequence[int] | None,
-) -> list[LocalNode]:
+) -> list[ServerNode]:
     """`n` nodes called n1, n2, ..."""
     if n < 1:
         raise ChaosError(f"a topology needs at least one node, not {n}")

@@ -1,23 +1,24 @@
-"""The blocking half of a node: its folder, its processes, its files. `LocalNode` calls it from threads."""
+"""The blocking half of a node: its folder, its files, its server's life. The nodes call it from threads."""
 
 from __future__ import annotations
 
 import secrets
 import signal
-import subprocess
+import struct
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from pgha.chaos import _guard, _warden
-from pgha.chaos._account import environment, server_account
+from pgha.chaos._account import server_account
 from pgha.chaos._binaries import Installation, find_installation
-from pgha.chaos._config import NodeOptions, write_config
+from pgha.chaos._config import NodeOptions, set_password, write_config
 from pgha.chaos._errors import ChaosError
 from pgha.chaos._ports import Port
+from pgha.chaos._runner import Place, Runner
 from pgha.chaos._template import make_data
 
 V = TypeVar("V")
@@ -38,12 +39,15 @@ class Server:
     cancelled natively leaves a thread running, and what follows must not overtake it.
     """
 
-    def __init__(self, name: str, options: NodeOptions, port: int | None) -> None:
+    def __init__(
+        self, name: str, options: NodeOptions, port: int | None, runner: Callable[[Place], Runner]
+    ) -> None:
         self.name = name
         self.options = options
         self.folder = Path(tempfile.gettempdir()).absolute() / f"pgha-{name}-{secrets.token_hex(5)}"
-        self.data = self.folder / "data"
-        self.log = self.folder / "log"
+        place = Place(name, self.folder)
+        self.data, self.log = place.data, place.log
+        self.runner = runner(place)
         self.known = False  # it was once up, so clients may know its port
         self.frozen = False
         self._lock = threading.Lock()
@@ -52,7 +56,6 @@ class Server:
         self._port: Port | None = None
         self._installation: Installation | None = None
         self._identifier: int | None = None
-        self._process: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
     @property
@@ -75,9 +78,7 @@ class Server:
     @property
     def pid(self) -> int | None:
         """The postmaster's process id while it lives (frozen counts as living)."""
-        if self._process is None or self._process.poll() is not None:
-            return None
-        return self._process.pid
+        return self.runner.pid
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -91,35 +92,27 @@ class Server:
         """Make the folder with a fresh data folder in it, and reserve a port."""
         with self._alone():
             if self._installation is not None or self._cleared:
-                raise ChaosError(f"{self.name} was entered before: make another LocalNode")
+                raise ChaosError(f"{self.name} was entered before: make another node")
             self._installation = installation = find_installation(self.options.version)
+            self.runner.prepare(installation)
             self._port = Port(self._wanted_port)
             _guard.watch(self.folder)  # before it exists: a program killed in between leaves nothing
             self.folder.mkdir(mode=0o700)
             server_account().give(self.folder)
             self._identifier = make_data(installation, self.data)
             write_config(installation, self.data, self.options, self.folder.name)
+            if self.options.password is not None:
+                set_password(installation, self.data, self.options.password)
 
     def launch(self) -> None:
         """Start the postmaster; `look` tells how far it is."""
         with self._alone():
-            program = self.installation.program("postgres")
+            port = self.port
             if self._cleared or self.pid is not None:
                 raise ChaosError(f"{self.name} is {'closed' if self._cleared else 'running already'}")
             self._remove_traces()
-            with self.log.open("ab") as log:
-                self._log_start = log.tell()
-                self._process = subprocess.Popen(
-                    [program, "-D", self.data, "-p", str(self.port)],
-                    cwd=self.folder,
-                    env=environment(),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                    umask=0o077,
-                    **server_account().credentials,
-                )
+            self._log_start = self.log.stat().st_size if self.log.exists() else 0
+            self.runner.launch(port)
 
     def _remove_traces(self) -> None:
         """After a kill: children that outlived their postmaster, its shared memory, its lock file.
@@ -132,9 +125,7 @@ class Server:
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def _kill_all(self) -> None:
-        _warden.kill_all(self.folder, reap=lambda: self.pid)
-        if self._process is not None:
-            self._process.wait()
+        self.runner.kill()
         self.frozen = False
 
     def look(self) -> bool:
@@ -159,6 +150,22 @@ class Server:
             self._prepared(self._port).release()
             self._port = Port(self._wanted_port)
 
+    def replace_data(self, change: Callable[[Path], object]) -> None:
+        """While the server is down, let `change(data folder)` put other content there (pg_basebackup,
+        pg_rewind, a copy), then write the node's configuration over it.
+
+        It has to be owned by the servers' account. An error of `change` comes out as it is; the node is then
+        good for nothing but another `replace_data` or `clear`.
+        """
+        with self._alone():
+            if self._cleared or self.pid is not None:
+                raise ChaosError(f"{self.name} is {'closed' if self._cleared else 'running: stop it first'}")
+            self._remove_traces()
+            change(self.data)
+            write_config(self.installation, self.data, self.options, self.folder.name)
+            control = (self.data / "global/pg_control").read_bytes()
+            self._identifier = int(struct.unpack_from("=Q", control)[0])
+
     def tail(self) -> list[str]:
         """The last lines which the log got since the last launch."""
         try:
@@ -170,14 +177,15 @@ class Server:
 
     def signal(self, sig: signal.Signals) -> None:
         """Signal the postmaster, if it lives."""
-        if (pid := self.pid) is not None:
-            _warden.send(pid, sig)
+        with self._alone():
+            self.runner.signal(sig)
 
     def backend(self, pid: int) -> int:
-        """`pid`, proven to be a process of this server other than its postmaster."""
-        if pid == self.pid or pid not in _warden.processes(self.folder):
-            raise ChaosError(f"{pid} is no backend of {self.name}")
-        return pid
+        """The process id, as this program sees it, of what the server calls `pid`, proven to be a process of
+        this server other than its postmaster.
+        """
+        with self._alone():
+            return self.runner.backend(pid)
 
     def kill(self) -> None:
         """SIGKILL everything, frozen or not, and wait until it is gone."""
@@ -185,17 +193,17 @@ class Server:
             self._kill_all()
 
     def freeze(self) -> None:
-        """SIGSTOP everything and wait until it stands."""
+        """Let everything stand still and wait until it does."""
         with self._alone():
             if self.pid is None:
                 raise ChaosError(f"{self.name} is not running: nothing to freeze")
             self.frozen = True  # also when time runs out half-way
-            _warden.freeze_all(self.folder)
+            self.runner.freeze()
 
     def thaw(self) -> None:
-        """SIGCONT everything."""
+        """Let everything go on."""
         with self._alone():
-            _warden.thaw_all(self.folder)
+            self.runner.thaw()
             self.frozen = False
 
     def clear(self) -> None:
@@ -205,8 +213,8 @@ class Server:
         """
         with self._alone():
             self._cleared = True
-            self._kill_all()
-            _warden.clear(self.folder)
+            self.runner.clear()
+            self.frozen = False
             if self._port is not None:
                 self._port.release()
             _guard.unwatch(self.folder)

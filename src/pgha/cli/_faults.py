@@ -10,7 +10,7 @@ from typing import Literal, Protocol, TypeAlias, get_args
 import anyio
 
 import pgha
-from pgha.chaos import LocalNode, Masters
+from pgha.chaos import Masters, Node
 from pgha.cli._workload import Recorder
 
 Kind: TypeAlias = Literal["kill", "freeze", "restart"]
@@ -106,7 +106,7 @@ class Saboteur:
         self._away: set[str] = set()
         self._permits = anyio.Semaphore(len(nodes) - 1)
         self._stopping = anyio.Event()
-        self._begin: Callable[[LocalNode, Kind, float, bool], None] | None = None
+        self._begin: Callable[[Node, Kind, float, bool], None] | None = None
 
     def stop(self) -> None:
         """No more faults; what is away is healed at once, and `run` ends when all are healthy."""
@@ -118,7 +118,7 @@ class Saboteur:
         """
         async with anyio.create_task_group() as tasks:
 
-            def begin(node: LocalNode, kind: Kind, hold: float, by_hand: bool) -> None:
+            def begin(node: Node, kind: Kind, hold: float, by_hand: bool) -> None:
                 self._away.add(node.name)
                 tasks.start_soon(self._strike, cluster, node, kind, hold, by_hand)
 
@@ -138,9 +138,7 @@ class Saboteur:
             raise Refused(f"{name} is the last healthy node: it is spared") from None
         self._begin(self._nodes[name], kind, HOLD, True)
 
-    async def _follow(
-        self, faults: list[Planned], begin: Callable[[LocalNode, Kind, float, bool], None]
-    ) -> None:
+    async def _follow(self, faults: list[Planned], begin: Callable[[Node, Kind, float, bool], None]) -> None:
         for planned in faults:
             if await self._stopped_within(planned.at - self._recorder.elapsed):
                 return
@@ -154,7 +152,7 @@ class Saboteur:
             await self._stopping.wait()
         return self._stopping.is_set()
 
-    def _victim(self, planned: Planned) -> LocalNode:
+    def _victim(self, planned: Planned) -> Node:
         healthy = [node for node in self._nodes if node.name not in self._away]
         writer = self._recorder.writer
         if planned.at_writer and writer is not None and writer not in self._away:
@@ -162,7 +160,7 @@ class Saboteur:
         return healthy[int(planned.pick * len(healthy))]
 
     async def _strike(
-        self, cluster: pgha.Cluster, node: LocalNode, kind: Kind, hold: float, by_hand: bool
+        self, cluster: pgha.Cluster, node: Node, kind: Kind, hold: float, by_hand: bool
     ) -> None:
         began = self._recorder.elapsed
         fault = Fault(began, kind, node.name, node.name == self._recorder.writer, by_hand)
@@ -188,7 +186,7 @@ class Saboteur:
 
 
 async def afflict(
-    node: LocalNode, kind: Kind, hold: Callable[[], Awaitable[object]], mending: Callable[[], None]
+    node: Node, kind: Kind, hold: Callable[[], Awaitable[object]], mending: Callable[[], None]
 ) -> None:
     """Do it to the server, await `hold()`, call `mending()`, and wait until it accepts connections again."""
     match kind:

@@ -63,7 +63,7 @@ def _advice(nodes: chaos.Masters, seconds: float) -> str:
     )
 
 
-def _psql(node: chaos.LocalNode) -> str:
+def _psql(node: chaos.Node) -> str:
     """The one on the path, or that of the servers."""
     own = node.bindir / "psql"
     return "psql" if shutil.which("psql") or not own.exists() else str(own)
@@ -131,7 +131,7 @@ class Hand:
         self._away.add(node.name)
         self.tasks.start_soon(self._broken, node, kind)
 
-    async def _broken(self, node: chaos.LocalNode, kind: Kind) -> None:
+    async def _broken(self, node: chaos.Node, kind: Kind) -> None:
         began = time.monotonic()
         _say(f"{kind} {node.name}" + ("" if kind == "restart" else f" for {HOLD:g} s"))
         try:

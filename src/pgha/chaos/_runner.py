@@ -1,0 +1,134 @@
+"""How the processes of a server run; here as those of this machine."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, final
+
+from pgha.chaos import _warden
+from pgha.chaos._account import environment, server_account
+from pgha.chaos._binaries import Installation
+from pgha.chaos._errors import ChaosError
+from pgha.chaos._protocol import NodeKind
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a server lives: a folder of its own, whose name is never used twice."""
+
+    name: str
+    folder: Path
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+
+class Runner(Protocol):
+    """The part of `Server` that differs between kinds of nodes. Everything blocks, and but for `pid` it is
+    called by one thread at a time; what fails raises `OSError`, `ChaosError` or `_warden.Stubborn`.
+    """
+
+    @property
+    def kind(self) -> NodeKind: ...
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's process id, as this program sees it, while it lives (frozen counts as living)."""
+        ...
+
+    def prepare(self, installation: Installation) -> None:
+        """Make sure, before anything exists, that servers can run; `installation` makes the data folder."""
+
+    def launch(self, port: int) -> None:
+        """Start a postmaster of the data folder, with its output appended to the log; none is running."""
+
+    def signal(self, sig: signal.Signals) -> None:
+        """Signal the postmaster, if it lives."""
+
+    def kill(self) -> None:
+        """SIGKILL all processes, frozen or not, and wait until they are gone."""
+
+    def freeze(self) -> None:
+        """Let all processes stand still, and wait until they do."""
+
+    def thaw(self) -> None:
+        """Let all processes go on."""
+
+    def backend(self, pid: int) -> int:
+        """The process id, as this program sees it, of what the server knows as `pid`, which is proven to be
+        one of its processes and not the postmaster.
+        """
+        ...
+
+    def clear(self) -> None:
+        """Kill and remove everything, also after a failed `prepare` or `launch`. Can be called again."""
+
+
+@final
+class LocalRunner:
+    """A postmaster that is a child of this program, and its children."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._program: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def kind(self) -> NodeKind:
+        return "local"
+
+    @property
+    def pid(self) -> int | None:
+        if self._process is None or self._process.poll() is not None:
+            return None
+        return self._process.pid
+
+    def prepare(self, installation: Installation) -> None:
+        self._program = installation.program("postgres")
+
+    def launch(self, port: int) -> None:
+        assert self._program is not None
+        with self._place.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._program, "-D", self._place.data, "-p", str(port)],
+                cwd=self._place.folder,
+                env=environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                umask=0o077,
+                **server_account().credentials,
+            )
+
+    def signal(self, sig: signal.Signals) -> None:
+        if (pid := self.pid) is not None:
+            _warden.send(pid, sig)
+
+    def kill(self) -> None:
+        _warden.kill_all(self._place.folder, reap=lambda: self.pid)
+        if self._process is not None:
+            self._process.wait()
+
+    def freeze(self) -> None:
+        _warden.freeze_all(self._place.folder)
+
+    def thaw(self) -> None:
+        _warden.thaw_all(self._place.folder)
+
+    def backend(self, pid: int) -> int:
+        if pid == self.pid or pid not in _warden.processes(self._place.folder):
+            raise ChaosError(f"{pid} is no backend of {self._place.name}")
+        return pid
+
+    def clear(self) -> None:
+        self.kill()
+        _warden.clear(self._place.folder)
