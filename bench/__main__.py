@@ -16,6 +16,7 @@ from anyio.from_thread import start_blocking_portal
 
 from bench.failover import failover_rows
 from bench.measure import Measurement, Setting, say
+from bench.proxy import proxy_rows
 from bench.peers import POOL, SCHEMA
 from bench.report import Figure, Report
 from bench.rows import all_rows
@@ -38,7 +39,7 @@ _PACKAGES = ("psycopg", "psycopg-pool", "asyncpg", "psqlpy", "hasql", "anyio", "
 
 
 def main() -> int:
-    rows = [*all_rows(), *failover_rows()]
+    rows = [*all_rows(), *failover_rows(), *proxy_rows()]
     options = _options([row.name for row in rows])
     if options.list:
         print("\n".join(row.name for row in rows))

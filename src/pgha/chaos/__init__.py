@@ -14,17 +14,28 @@ from pgha.chaos._masters import Masters, masters
 from pgha.chaos._node import LocalNode
 from pgha.chaos._nodes import Nodes, standalone
 from pgha.chaos._protocol import Node, NodeKind, StopMode
+from pgha.chaos._proxy import ConnectionStatus, Proxy
+from pgha.chaos._proxy_group import Proxies, proxied
+from pgha.chaos._wire import Cut, CutHow, Direction, Wire
 
 __all__ = [
     "ChaosError",
+    "ConnectionStatus",
+    "Cut",
+    "CutHow",
+    "Direction",
     "Installation",
     "LocalNode",
     "Masters",
     "Node",
     "NodeKind",
     "Nodes",
+    "Proxies",
+    "Proxy",
     "StopMode",
+    "Wire",
     "find_installation",
     "masters",
+    "proxied",
     "standalone",
 ]

@@ -1,0 +1,280 @@
+"""A proxied connection: a `Line` each way, driven over raw sockets.
+
+Each direction has a reader, which takes in, and a writer, which waits for what the line lets out. While
+nothing stands in the way the reader writes by itself: one system call in, one out, no queue, no timer.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import anyio
+import anyio.lowlevel
+
+from pgha.chaos import _proxy_sockets as sockets
+from pgha.chaos._errors import ChaosError
+from pgha.chaos._wire import CLEAN, Cut, Direction, Ending, Line, Wire
+
+_PIECE = 1 << 16
+_LIMIT = 1 << 20
+"""Bytes of one direction that are held at most; then its sender waits, as for any receiver that is slow."""
+_TURNS = 16
+
+
+@dataclass(slots=True)
+class Terms:
+    """What holds for all connections of a proxy."""
+
+    up: Wire = CLEAN
+    down: Wire = CLEAN
+    cut: Cut | None = None
+    mute: bool = False
+    first: int = 0
+    """Connections accepted before counting began."""
+
+    def wire(self, direction: Direction) -> Wire:
+        return self.up if direction == "up" else self.down
+
+    @property
+    def reachable(self) -> bool:
+        """Whether a new connection gets to the server: it takes packets both ways."""
+        return not (self.mute or self.up.drop or self.down.drop)
+
+
+class Pause:
+    """A wait of one task that others can end."""
+
+    __slots__ = ("_scope", "until")
+
+    def __init__(self) -> None:
+        self._scope: anyio.CancelScope | None = None
+        self.until = -math.inf
+        """Until when it waits if nobody ends it; in the past when nobody waits."""
+
+    def end(self) -> None:
+        # Whoever does not wait right now runs, or is about to, and looks at everything again.
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def wait(self, until: float = math.inf) -> None:
+        self.until = until
+        with anyio.CancelScope(deadline=until) as self._scope:
+            await anyio.sleep_forever()
+        self._scope, self.until = None, -math.inf
+
+    async def writable(self, sock: socket.socket) -> None:
+        with anyio.CancelScope() as self._scope:
+            await sockets.writable(sock)
+        self._scope = None
+
+
+class Flow:
+    """One direction: from `source` to `sink`, by `line`."""
+
+    def __init__(self, link: Link, source: socket.socket, sink: socket.socket, line: Line) -> None:
+        self.line = line
+        self.done = False  # the end has left, or the sink is gone
+        self._link, self._source, self._sink = link, source, sink
+        self._room, self._turn = Pause(), Pause()
+
+    def wake(self) -> None:
+        """Something changed: look again."""
+        self._turn.end()
+
+    def end(self, how: Ending) -> None:
+        """Nothing more comes from the source."""
+        self.line.end(anyio.current_time(), how)
+        self.wake()
+
+    async def read(self) -> None:
+        """Take in what the source sends until it ends, while there is room."""
+        turns = 0
+        while not self.done:
+            if self.line.queued >= _LIMIT:
+                await self._room.wait()
+                continue
+            try:
+                data = self._source.recv(_PIECE)
+            except BlockingIOError:
+                await sockets.readable(self._source)
+                continue
+            except OSError:
+                return self.end("reset")
+            if not data:
+                return self.end("eof")
+            self._take(data)
+            turns += 1
+            if len(data) < _PIECE:  # that was all there is: do not ask in vain
+                await sockets.readable(self._source)
+            elif turns % _TURNS == 0:
+                await anyio.lowlevel.checkpoint()
+        return None
+
+    def _take(self, data: bytes) -> None:
+        rest: bytes | memoryview = data
+        if self.line.clear:
+            try:
+                size = self._sink.send(data)
+            except BlockingIOError:
+                size = 0
+            except OSError:
+                return self._lost()
+            self.line.went_past(size)
+            if size == len(data):
+                return None
+            rest = memoryview(data)[size:]
+        self.line.feed(anyio.current_time(), rest)
+        if self.line.due() < self._turn.until:
+            self.wake()
+        return None
+
+    async def write(self) -> None:
+        """Let out what the line lets out, until the end."""
+        while not self.done:
+            ready = self.line.ready(anyio.current_time())
+            match ready:
+                case memoryview():
+                    await self._send(ready)
+                case None:
+                    await self._turn.wait(self.line.due())
+                case "eof":
+                    sockets.finish(self._sink)
+                    self.done = True
+                case "reset" | Cut(how="reset"):
+                    await sockets.delivered(self._sink)
+                    return self._link.reset()
+                case _:
+                    return self._link.finish()
+        return None
+
+    async def _send(self, data: memoryview) -> None:
+        try:
+            size = self._sink.send(data)
+        except BlockingIOError:
+            return await self._turn.writable(self._sink)
+        except OSError:
+            return self._lost()
+        self.line.sent(size)
+        if self.line.queued < _LIMIT:
+            self._room.end()
+        return await anyio.lowlevel.checkpoint()  # a receiver in this loop sees packet by packet
+
+    def _lost(self) -> None:
+        """The sink was reset: that news travels the other way."""
+        self.done = True
+        self._room.end()
+        self._turn.end()
+        self._link.lost(self)
+
+
+class Link:
+    """One connection, from the moment that it was accepted."""
+
+    def __init__(
+        self,
+        number: int,
+        client: socket.socket,
+        terms: Terms,
+        connect: Callable[[], Awaitable[socket.socket]],
+        seed: int,
+    ) -> None:
+        self._number, self._terms, self._connect = number, terms, connect
+        self._sockets = [client]
+        self._state: Literal["open", "closing", "gone"] = "open"
+        self._pause = Pause()
+        self._scope = anyio.CancelScope()
+        self._flows: list[Flow] = []
+        self._lines: dict[Direction, Line] = {}
+        for direction in ("up", "down"):
+            draw = random.Random(f"{seed} {number} {direction}").random
+            self._lines[direction] = Line(*self._settings(direction), draw)
+
+    def _settings(self, direction: Direction) -> tuple[Wire, Cut | None]:
+        cut = self._terms.cut
+        concerned = cut is not None and cut.concerns(direction, self.number)
+        return self._terms.wire(direction), cut if concerned else None
+
+    @property
+    def number(self) -> int:
+        """Counted from 0; below that if it was accepted before counting began."""
+        return self._number - self._terms.first
+
+    @property
+    def living(self) -> bool:
+        return self._state == "open"
+
+    def passed(self, direction: Direction) -> int:
+        """Bytes of a direction that were relayed."""
+        return self._lines[direction].passed
+
+    def apply(self) -> None:
+        """The terms have changed."""
+        now = anyio.current_time()
+        for direction, line in self._lines.items():
+            line.configure(now, *self._settings(direction))
+        self._pause.end()
+        for flow in self._flows:
+            flow.wake()
+
+    async def run(self) -> None:
+        """Until it ends: by itself, by `finish` or `reset`, or cancelled."""
+        try:
+            with self._scope:
+                await self._relay()
+            if self._state == "closing":
+                async with anyio.create_task_group() as group:
+                    for sock in self._sockets:
+                        group.start_soon(sockets.drained, sock)
+        finally:
+            self.close()
+
+    async def _relay(self) -> None:
+        while not self._terms.reachable:
+            await self._pause.wait()
+        try:
+            self._sockets.append(await self._connect())
+        except (OSError, ChaosError):
+            return self.reset()  # as near as can be to "connection refused", once accepted
+        client, server = self._sockets
+        up, down = self._lines["up"], self._lines["down"]
+        self._flows = [Flow(self, client, server, up), Flow(self, server, client, down)]
+        async with anyio.create_task_group() as group:
+            for flow in self._flows:
+                group.start_soon(flow.read)
+                group.start_soon(flow.write)
+        return None
+
+    def lost(self, flow: Flow) -> None:
+        """The socket that `flow` writes to was reset."""
+        (other,) = (one for one in self._flows if one is not flow)
+        if other.done:
+            self.reset()
+        else:
+            other.end("reset")
+
+    def finish(self) -> None:
+        """An end of file to both sides, now; what is still on its way is lost."""
+        if self._state == "open":
+            self._state = "closing"
+            for sock in self._sockets:
+                sockets.finish(sock)
+            self._scope.cancel()
+
+    def reset(self) -> None:
+        """A reset to both sides, now."""
+        self._end(sockets.reset)
+
+    def close(self) -> None:
+        """Nothing is left of it afterwards."""
+        self._end(sockets.close)
+
+    def _end(self, how: Callable[[socket.socket], None]) -> None:
+        self._state = "gone"
+        for sock in self._sockets:
+            how(sock)
+        self._scope.cancel()
