@@ -56,8 +56,13 @@ class Attempt:
 
     def shown(self) -> Try:
         """As its caller sees it."""
-        outcome = None if self.outcome is None else self.outcome.value
-        return Try(self.node, self.sent_at, self.head_at, self.answered_at, outcome)
+        return Try(
+            self.node,
+            self.sent_at,
+            self.head_at,
+            self.answered_at,
+            None if self.outcome is None else self.outcome.value,
+        )
 
 
 class Stage(enum.Enum):
