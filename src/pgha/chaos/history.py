@@ -133,7 +133,7 @@ class History(Sequence[Entry]):
             raise ValueError(f"not a history of format {_FORMAT}")
         try:
             return cls(tuple(_unpacked(entry) for entry in found["entries"]))
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a history: {error}") from error
 
 
