@@ -16,8 +16,8 @@ from anyio.from_thread import start_blocking_portal
 
 from bench.failover import failover_rows
 from bench.measure import Measurement, Setting, say
-from bench.proxy import proxy_rows
 from bench.peers import POOL, SCHEMA
+from bench.proxy import proxy_rows
 from bench.report import Figure, Report
 from bench.rows import all_rows
 from pgha import chaos

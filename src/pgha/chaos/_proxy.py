@@ -100,12 +100,12 @@ class Proxy:
     ) -> bool | None:
         self._state = "left"
         self._group.cancel_scope.cancel()
-        # A cancellation goes through the group, which may be what it came from; an error would come out of it
-        # in an exception group, although no task of ours had a part in it.
-        if not isinstance(exc, anyio.get_cancelled_exc_class()):
-            exc_type = exc = traceback = None
         try:
-            return await self._group.__aexit__(exc_type, exc, traceback)
+            if isinstance(exc, anyio.get_cancelled_exc_class()):
+                return await self._group.__aexit__(exc_type, exc, traceback)  # it may be the group's own
+            # Not through the group: it would come out in an exception group, and no task had a part in it.
+            await self._group.__aexit__(None, None, None)
+            return None
         finally:
             self._close()
 
