@@ -9,33 +9,54 @@ along). Nodes live in folders below TMPDIR; with TMPDIR=/dev/shm, memory permitt
 """
 
 from pgha.chaos._binaries import Installation, find_installation
+from pgha.chaos._container import ContainerNode
+from pgha.chaos._engine import engine_available, require_engine
 from pgha.chaos._errors import ChaosError
+from pgha.chaos._faults import ALL_FAULTS, NODE_FAULTS, WIRE_FAULTS, FaultKind
+from pgha.chaos._image import build_image, find_image
+from pgha.chaos._inject import Injector
 from pgha.chaos._masters import Masters, masters
 from pgha.chaos._node import LocalNode
 from pgha.chaos._nodes import Nodes, standalone
 from pgha.chaos._protocol import Node, NodeKind, StopMode
 from pgha.chaos._proxy import ConnectionStatus, Proxy
 from pgha.chaos._proxy_group import Proxies, proxied
+from pgha.chaos._schedule import Done, Schedule, Step
 from pgha.chaos._wire import Cut, CutHow, Direction, Wire
+from pgha.chaos._workload import Workload
 
 __all__ = [
+    "ALL_FAULTS",
     "ChaosError",
     "ConnectionStatus",
+    "ContainerNode",
     "Cut",
     "CutHow",
     "Direction",
+    "Done",
+    "FaultKind",
+    "Injector",
     "Installation",
     "LocalNode",
     "Masters",
+    "NODE_FAULTS",
     "Node",
     "NodeKind",
     "Nodes",
     "Proxies",
     "Proxy",
+    "Schedule",
+    "Step",
     "StopMode",
+    "WIRE_FAULTS",
     "Wire",
+    "Workload",
+    "build_image",
+    "engine_available",
+    "find_image",
     "find_installation",
     "masters",
     "proxied",
+    "require_engine",
     "standalone",
 ]

@@ -1,0 +1,140 @@
+"""How each kind of fault is done and how it is healed: tables, and the few steps that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Protocol, TypeAlias
+
+from pgha.chaos._errors import ChaosError
+from pgha.chaos._faults import NodeFault, WireFault
+from pgha.chaos._protocol import Node, StopMode
+from pgha.chaos._wire import Cut, Direction, Wire
+
+_STOP_TIMEOUT = 20.0
+_COALESCE_WAIT = 0.05
+_CLIENTS = (
+    "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    " ORDER BY backend_start, pid"
+)
+_TERMINATE = "SELECT pg_terminate_backend(pid) FROM (" + _CLIENTS + ") client"
+
+
+class Line(Protocol):
+    """What can be done to the line before a node; `Proxy` is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    def set(self, *, up: Wire | None = None, down: Wire | None = None) -> None: ...
+    def drop(self, *directions: Direction) -> None: ...
+    def cut(self, cut: Cut | None) -> None: ...
+    def reset(self) -> None: ...
+    def close_all(self) -> None: ...
+    def refuse(self) -> None: ...
+    def mute(self) -> None: ...
+    def heal(self) -> None: ...
+
+
+NodeAct: TypeAlias = Callable[[Node, float], Awaitable[object]]
+NodeHeal: TypeAlias = Callable[[Node], Awaitable[object]]
+WireAct: TypeAlias = Callable[[Line, float], object]
+
+
+async def _kill(node: Node, _: float) -> None:
+    await node.kill()
+
+
+async def _freeze(node: Node, _: float) -> None:
+    await node.freeze()
+
+
+async def _stop(mode: StopMode, node: Node, _: float) -> None:
+    try:
+        await node.stop(mode, timeout=_STOP_TIMEOUT)
+    except ChaosError:
+        await node.kill()  # else it would end at any later moment, after having been healed
+        raise
+
+
+async def _terminate(node: Node, _: float) -> None:
+    if not await node.execute(_TERMINATE):
+        raise ChaosError("no client is connected")
+
+
+async def _kill_backend(node: Node, which: float) -> None:
+    await node.kill_backend(await _client(node, which))
+
+
+async def _freeze_backend(node: Node, which: float) -> None:
+    await node.freeze_backend(await _client(node, which))
+
+
+async def _client(node: Node, which: float) -> int:
+    """The process id of one of the clients' backends, counted from the oldest."""
+    rows = await node.execute(_CLIENTS)
+    if not rows:
+        raise ChaosError("no client is connected")
+    return int(rows[int(which) % len(rows)][0])
+
+
+async def mend(node: Node) -> None:
+    """Let it run and accept connections, whatever it does now."""
+    if node.frozen:
+        await node.thaw()
+    if node.running:
+        await node.wait_ready()
+    else:
+        await node.start()
+
+
+async def _thaw(node: Node) -> None:
+    await node.thaw()  # frozen backends, too
+    await mend(node)
+
+
+async def _nothing(node: Node) -> None:
+    """It is over already."""
+
+
+NODE_ACTS: dict[NodeFault, tuple[NodeAct, NodeHeal]] = {
+    "kill": (_kill, mend),
+    "freeze": (_freeze, mend),
+    "restart": (partial(_stop, "fast"), mend),
+    "crash": (partial(_stop, "immediate"), mend),
+    "kill_backend": (_kill_backend, mend),
+    "terminate": (_terminate, _nothing),
+    "freeze_backend": (_freeze_backend, _thaw),
+}
+
+
+def _both(line: Line, wire: Wire) -> None:
+    line.set(up=wire, down=wire)
+
+
+def _refuse(line: Line, _: float) -> None:
+    line.refuse()
+    line.reset()
+
+
+def _mute(line: Line, _: float) -> None:
+    line.mute()
+    line.reset()
+
+
+# All of them are healed by `Line.heal`.
+WIRE_ACTS: dict[WireFault, WireAct] = {
+    "latency": lambda line, amount: _both(line, Wire(latency=amount)),
+    "bandwidth": lambda line, amount: _both(line, Wire(bandwidth=amount)),
+    "slice": lambda line, amount: _both(line, Wire(chunk=int(amount))),
+    "coalesce": lambda line, amount: _both(line, Wire(coalesce=(int(amount), _COALESCE_WAIT))),
+    "slow_close": lambda line, amount: _both(line, Wire(close_delay=amount)),
+    "drop_up": lambda line, _: line.drop("up"),
+    "drop_down": lambda line, _: line.drop("down"),
+    "drop_both": lambda line, _: line.drop(),
+    "reset": lambda line, _: line.reset(),
+    "close": lambda line, _: line.close_all(),
+    "refuse": _refuse,
+    "mute": _mute,
+    "cut": lambda line, amount: line.cut(Cut(int(amount), "reset", "down")),
+}
