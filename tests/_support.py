@@ -21,7 +21,7 @@ import sniffio
 import trio
 
 import pgha
-from pgha.chaos import LocalNode, Node
+from pgha.chaos import ChaosError, LocalNode, Node, require_engine
 from pgha.chaos._account import run_tool
 from pgha.chaos._config import write_config
 
@@ -198,3 +198,13 @@ def within(seconds: float = PATIENCE) -> Iterator[None]:
     """What hangs fails here, not by the patience of the machine that runs the tests."""
     with anyio.fail_after(seconds):
         yield
+
+
+def demand_engine() -> None:
+    """Where no container engine can be used, skip the test and say why; with PGHA_REQUIRE_ENGINE=1 fail."""
+    try:
+        require_engine()
+    except ChaosError as error:
+        if os.environ.get("PGHA_REQUIRE_ENGINE") == "1":
+            pytest.fail(f"PGHA_REQUIRE_ENGINE is set, but {error}")
+        pytest.skip(str(error))

@@ -12,7 +12,7 @@ from psycopg import sql
 
 from pgha.chaos._errors import ChaosError
 from pgha.chaos._nodes import Files, Nodes, Progress, in_parallel, make_nodes, opened, unheard
-from pgha.chaos._protocol import Node
+from pgha.chaos._protocol import Node, NodeKind
 
 _FIRST_VERSION = 16  # origin = none
 _PUBLICATION = "pgha_masters"
@@ -190,6 +190,7 @@ async def masters(
     password: str | None = None,
     tls: Files | None = None,
     ports: Sequence[int] | None = None,
+    kind: NodeKind = "local",
     progress: Progress = unheard,
 ) -> AsyncGenerator[Masters]:
     """`n` running servers, called n1, n2, ..., each replicating to every other; needs PostgreSQL 16 or newer.
@@ -197,10 +198,11 @@ async def masters(
     Entering waits until all directions stream (about a second). Leaving kills the servers, frozen or not, and
     removes every trace, shielded from cancellation and bounded in time. The options are those of `LocalNode`.
 
-    `ports`: one for each node, instead of any free ones; `ChaosError` when one is taken. `progress`: called
-    with a node's name and `starting`, `started`, `linked`, as it comes up.
+    `ports`: one for each node, instead of any free ones; `ChaosError` when one is taken. `kind`: `local` or
+    `container`, what each server runs in (`LocalNode`, `ContainerNode`). `progress`: called with a node's
+    name and `starting`, `started`, `linked`, as it comes up.
     """
-    nodes = make_nodes(n, version, settings, hba, password, tls, ports)
+    nodes = make_nodes(n, version, settings, hba, password, tls, ports, kind)
     async with opened(nodes, progress):
         if nodes[0].version < _FIRST_VERSION:
             raise ChaosError(

@@ -67,7 +67,7 @@ class ServerNode:
 
     async def close(self) -> None:
         """Kill the server, frozen or not, and remove its folder. Cancellation cannot interrupt it; it is
-        bounded in time (usually 50 ms, at most 20 s if the kernel does not let go of a process, then
+        bounded in time (usually 50 ms, in a container 0.3 s; at most 30 s if somebody does not let go, then
         `ChaosError`).
         """
         with anyio.CancelScope(shield=True):

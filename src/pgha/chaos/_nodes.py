@@ -11,12 +11,17 @@ import anyio
 from psycopg.rows import TupleRow
 
 from pgha.chaos import _sql
+from pgha.chaos._container import ContainerNode
 from pgha.chaos._errors import ChaosError
 from pgha.chaos._node import LocalNode, ServerNode
-from pgha.chaos._protocol import Node
+from pgha.chaos._protocol import Node, NodeKind
 
 T = TypeVar("T")
 N = TypeVar("N", bound=Node)
+_KINDS: Mapping[NodeKind, type[LocalNode] | type[ContainerNode]] = {
+    "local": LocalNode,
+    "container": ContainerNode,
+}
 Files: TypeAlias = tuple[str | PathLike[str], str | PathLike[str]]
 Step: TypeAlias = Literal["starting", "started", "linked"]
 """How far a node is: it has a data folder; it accepts connections; it replicates to and from all others."""
@@ -122,14 +127,17 @@ def make_nodes(
     password: str | None,
     tls: Files | None,
     ports: Sequence[int] | None,
+    kind: NodeKind = "local",
 ) -> list[ServerNode]:
     """`n` nodes called n1, n2, ..."""
     if n < 1:
         raise ChaosError(f"a topology needs at least one node, not {n}")
     if ports is not None and len(ports) != n:
         raise ChaosError(f"{n} nodes need {n} ports, not {len(ports)}")
+    if (make := _KINDS.get(kind)) is None:
+        raise ChaosError(f"{kind!r} is no kind of node: {' or '.join(map(repr, _KINDS))}")
     return [
-        LocalNode(f"n{i}", version=version, settings=settings, hba=hba, password=password, tls=tls, port=port)
+        make(f"n{i}", version=version, settings=settings, hba=hba, password=password, tls=tls, port=port)
         for i, port in enumerate(ports or [None] * n, 1)
     ]
 
@@ -144,16 +152,18 @@ async def standalone(
     password: str | None = None,
     tls: Files | None = None,
     ports: Sequence[int] | None = None,
+    kind: NodeKind = "local",
     progress: Progress = unheard,
 ) -> AsyncGenerator[Nodes]:
     """`n` independent running servers, called n1, n2, ...; the options are those of `LocalNode`.
 
-    `ports`: one for each node, instead of any free ones; `ChaosError` when one is taken. `progress`: called
-    with a node's name and `starting` or `started`, as it comes up.
+    `ports`: one for each node, instead of any free ones; `ChaosError` when one is taken. `kind`: `local` or
+    `container`, what each server runs in (`LocalNode`, `ContainerNode`). `progress`: called with a node's
+    name and `starting` or `started`, as it comes up.
 
     Leaving kills them, frozen or not, and removes every trace, shielded from cancellation and bounded in
     time.
     """
-    nodes = make_nodes(n, version, settings, hba, password, tls, ports)
+    nodes = make_nodes(n, version, settings, hba, password, tls, ports, kind)
     async with opened(nodes, progress):
         yield Nodes(nodes)

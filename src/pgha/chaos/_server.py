@@ -154,8 +154,8 @@ class Server:
         """While the server is down, let `change(data folder)` put other content there (pg_basebackup,
         pg_rewind, a copy), then write the node's configuration over it.
 
-        It has to be owned by the servers' account. An error of `change` comes out as it is; the node is then
-        good for nothing but another `replace_data` or `clear`.
+        The content has to be owned by the servers' account, and keeps the password that it has. An error of
+        `change` comes out as it is; the node is then good for nothing but another `replace_data` or `clear`.
         """
         with self._alone():
             if self._cleared or self.pid is not None:

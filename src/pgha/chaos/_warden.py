@@ -12,6 +12,9 @@ A process belongs to a folder by what its command line says: the postmaster and 
 another user's process, which root in a container often lacks), and, unlike the tree of parents, it also finds
 the children of a dead postmaster. Folder names are never used twice, so a process id which was reused is not
 taken for ours.
+
+The processes of a container are found that way too, but only its engine removes it, and those of a paused one
+do not die before that. So the folder has a note of the container from before it is made.
 """
 
 from __future__ import annotations
@@ -21,19 +24,22 @@ import errno
 import os
 import shutil
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 _PROC = Path("/proc")
-_PROGRAMS = (b"postgres", b"initdb", b"cp")
+_PROGRAMS = (b"postgres", b"initdb", b"cp", b"pg_basebackup", b"pg_rewind")
 _STEP = 0.001
 _IPC_RMID = 0
 _PRIVATE = 0
 _KEY_BITS = 0xFFFFFFFF
 _ALREADY_GONE = (errno.EINVAL, errno.EIDRM)
 ADD, DROP = b"+", b"-"
+NOTE = "container"
+_MAKING = 5.0
 
 
 class Stubborn(Exception):
@@ -80,6 +86,23 @@ def _status(pid: int) -> list[str] | None:
         return (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def started(pid: int) -> int | None:
+    """When a living process began, in ticks since the kernel did: with it, a process id means one process for
+    ever. None when it is gone.
+    """
+    status = _status(pid)
+    return int(status[19]) if status is not None and status[0] not in ("Z", "X") else None
+
+
+def inner_id(pid: int) -> int | None:
+    """The id of a process inside its own container (its innermost pid namespace); None when it is gone."""
+    try:
+        lines = (_PROC / str(pid) / "status").read_text(errors="replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return next((int(line.split()[-1]) for line in lines if line.startswith("NSpid:")), None)
 
 
 def state(pid: int) -> str | None:
@@ -192,9 +215,62 @@ def remove_folder(folder: Path, timeout: float = 10.0) -> None:
             time.sleep(_STEP)
 
 
+def note_container(folder: Path, engine: Path, name: str, *, made: bool) -> None:
+    """Write down that `folder` has a container called `name` at the engine behind the socket `engine`: before
+    it is made, and again when it is.
+    """
+    draft = folder / f"{NOTE}.new"
+    draft.write_text(f"{engine}\n{name}\n{'made' if made else ''}\n")
+    draft.rename(folder / NOTE)  # whoever dies here leaves the whole note or none
+
+
+def remove_container(folder: Path, timeout: float = 20.0) -> None:
+    """Have the container of `folder` removed, in whatever state it is, if there is one.
+
+    Its maker may have died with the request to make it on the way, so one that was not known to be made gets
+    some time to appear. `Stubborn` after `timeout` seconds, `OSError` when the engine does not answer.
+    """
+    if not (note := folder / NOTE).exists():
+        return
+    engine, name, made = note.read_text().splitlines()
+    began = time.monotonic()
+    while True:
+        status, words = _delete(engine, f"/containers/{name}?force=1&v=1", timeout)
+        waited = time.monotonic() - began
+        if status < 300 or (status == 404 and (made or waited > _MAKING)):
+            break
+        if waited > timeout:
+            raise Stubborn(f"the container {name} was not removed within {timeout} s: {words}")
+        time.sleep(20 * _STEP)
+    note.unlink()
+
+
+def _delete(engine: str, path: str, timeout: float) -> tuple[int, str]:
+    """The status of an HTTP request over the socket `engine`, and what was said to it."""
+    from http.client import HTTPConnection, HTTPException  # takes 50 ms, and few need it
+
+    connection = HTTPConnection("localhost")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    try:
+        connection.sock.settimeout(timeout)
+        connection.sock.connect(engine)
+        connection.request("DELETE", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(errors="replace").strip()
+    except (OSError, HTTPException) as error:
+        raise OSError(f"the container engine at {engine} does not answer: {error!r}") from error
+    finally:
+        connection.close()
+
+
 def clear(folder: Path) -> None:
-    """Kill the processes of `folder`, remove their shared memory, then the folder itself."""
-    kill_all(folder)
+    """Remove the container of `folder` if it has one, kill its processes, remove their shared memory, then
+    the folder itself.
+    """
+    try:
+        remove_container(folder)
+    finally:
+        kill_all(folder)
     remove_shared_memory(folder / "data")
     remove_folder(folder)
 

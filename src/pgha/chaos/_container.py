@@ -1,0 +1,227 @@
+"""A PostgreSQL server in a container."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+from pgha.chaos import _warden
+from pgha.chaos._account import server_account
+from pgha.chaos._binaries import Installation
+from pgha.chaos._config import NodeOptions
+from pgha.chaos._engine import accepting, connect, engine_socket, translated
+from pgha.chaos._errors import ChaosError
+from pgha.chaos._image import choose
+from pgha.chaos._node import ServerNode
+from pgha.chaos._protocol import NodeKind
+from pgha.chaos._runner import Place
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+    from docker.models.containers import Container
+
+_MISSING, _NOT_SO = 404, 409
+_LABEL = "pgha.chaos"
+_DEATH, _NEWS = 20, 5
+# The log of all kinds of nodes is a file of the folder. The shell makes way for the server, which so becomes
+# process 1 of the container and hears its signals.
+_SCRIPT = 'umask 077; exec >>"$1" 2>&1; shift; exec postgres "$@"'
+
+
+@final
+class ContainerRunner:
+    """A postmaster that is process 1 of a container, and its children.
+
+    The folder is mounted under its own path, network and host name are the machine's, so the server's files,
+    port and command line are what they would be without a container. `pid` and `backend` rest on seeing the
+    container's processes; that this is so is proven at each start.
+    """
+
+    def __init__(self, place: Place, image: str | None) -> None:
+        self._place = place
+        self._image = image
+        self._client: DockerClient | None = None
+        self._socket = Path()
+        self._container: Container | None = None
+        self._container_port = 0
+        self._process: tuple[int, int] | None = None  # its id, and when it began
+
+    @property
+    def kind(self) -> NodeKind:
+        return "container"
+
+    @property
+    def pid(self) -> int | None:
+        if (process := self._process) is None or _warden.started(process[0]) != process[1]:
+            return None
+        return process[0]
+
+    def prepare(self, installation: Installation) -> None:
+        self._socket = engine_socket().absolute()
+        self._client = connect()
+        self._image = self._image or choose(self._client, installation.version)
+
+    def launch(self, port: int) -> None:
+        if self._container is not None and self._container_port != port:
+            _warden.remove_container(self._place.folder)
+            self._container = None
+        if self._container is None:
+            self._container = self._make(port)
+            self._container_port = port
+        with translated(f"start the container of {self._place.name}"):
+            self._container.start()
+            self._process = self._find(self._container)
+
+    def _make(self, port: int) -> Container:
+        from docker.errors import APIError
+
+        folder = self._place.folder
+        _warden.note_container(folder, self._socket, folder.name, made=False)
+        with translated(f"make a container of the image {self._image} for {self._place.name}"):
+            try:
+                container = self._create(port)
+            except APIError:
+                (folder / _warden.NOTE).unlink()  # it was refused; after other errors it may be there
+                raise
+        _warden.note_container(folder, self._socket, folder.name, made=True)
+        return container
+
+    def _create(self, port: int) -> Container:
+        from docker.types import Mount
+
+        assert self._client is not None and self._image is not None
+        folder, account = self._place.folder, server_account()
+        words = [self._place.log, "-D", self._place.data, "-p", port]
+        return self._client.containers.create(
+            self._image,
+            entrypoint=["sh", "-c", _SCRIPT, "sh"],
+            command=[str(word) for word in words],
+            name=folder.name,
+            labels={_LABEL: self._place.name},
+            user=f"{account.uid}:{account.gid}",
+            environment={"LC_ALL": "C", "TZ": "UTC"},
+            working_dir=str(folder),
+            # A mount of this kind, unlike a volume, is not made when the engine does not see the folder.
+            mounts=[Mount(target=str(folder), source=str(folder), type="bind")],
+            network_mode="host",
+            userns_mode="host",  # else the account's number may mean another one
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges", "label=disable"],  # SELinux would want the folder relabelled
+        )
+
+    def _find(self, container: Container) -> tuple[int, int] | None:
+        """The container's process 1 as this program sees it, proven to be that; None if it has ended."""
+        container.reload()
+        if not (pid := container.attrs["State"]["Pid"]):
+            return None
+        began = _warden.started(pid)
+        try:
+            ours = str(container.id) in Path(f"/proc/{pid}/cgroup").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            ours = False
+        if ours and began is not None:
+            return pid, began
+        try:
+            container.wait(timeout=_NEWS)  # it may have died already, and the engine not have heard of it
+        except OSError as error:
+            raise ChaosError(
+                f"the processes of the engine at {self._socket} are not seen here, which nodes need:"
+                " run this program on the engine's own machine, outside of containers"
+            ) from error
+        return None
+
+    def signal(self, sig: signal.Signals) -> None:
+        if self._container is not None and self.pid is not None:
+            with translated(f"signal {self._place.name}"), accepting(_MISSING, _NOT_SO):
+                self._container.kill(signal=sig.name)
+
+    def kill(self) -> None:
+        if self._container is not None and not self._end(self._container):
+            self._container = None  # somebody removed it: the next start makes another
+        _warden.kill_all(self._place.folder)
+
+    def _end(self, container: Container) -> bool:
+        """Kill the container, and wait until the engine knows of its end; False if there is none any more."""
+        from docker.errors import NotFound
+
+        with translated(f"kill {self._place.name}"):
+            try:
+                with accepting(_NOT_SO):
+                    container.kill()
+                # It may have died by itself just now: until the engine knows, a start would do nothing.
+                container.wait(timeout=_DEATH)
+            except NotFound:
+                return False
+        return True
+
+    def freeze(self) -> None:
+        if not self._is_paused():
+            with translated(f"pause {self._place.name}"):
+                assert self._container is not None
+                self._container.pause()
+
+    def thaw(self) -> None:
+        if self._is_paused():
+            with translated(f"unpause {self._place.name}"):
+                assert self._container is not None
+                self._container.unpause()
+        _warden.thaw_all(self._place.folder)
+
+    def _is_paused(self) -> bool:
+        if self._container is None or self.pid is None:
+            return False
+        with translated(f"look at {self._place.name}"):
+            self._container.reload()
+        return bool(self._container.status == "paused")
+
+    def backend(self, pid: int) -> int:
+        if self._is_paused():
+            raise ChaosError(f"{self._place.name} is paused, and so are its backends: thaw it first")
+        for process in _warden.processes(self._place.folder):
+            if process != self.pid and _warden.inner_id(process) == pid:
+                return process
+        raise ChaosError(f"{pid} is no backend of {self._place.name}")
+
+    def clear(self) -> None:
+        _warden.clear(self._place.folder)
+        self._container = self._process = None
+        if self._client is not None:
+            self._client.close()
+
+
+@final
+class ContainerNode(ServerNode):
+    """A PostgreSQL server in a container of this machine's engine, on a port of 127.0.0.1.
+
+    All that is said of `LocalNode` holds, its options too; what is different is how the server is hurt:
+    `kill` is the engine's kill, `start` starts the same container again, `freeze` pauses it by the freezer of
+    cgroups, and nothing outside sees the server's processes stop one after the other. Single backends, named
+    as pg_stat_activity names them, cannot be touched while the whole is frozen.
+
+    `image`: what the container is made of, else that of `find_image`. It has to have `sh` and `postgres` of
+    the node's major version in its PATH. The container is named like the node's folder and labelled
+    `pgha.chaos`; it runs as the account which local nodes would run as, without capabilities, with the
+    machine's network, and with the folder mounted at its own path, where its data and log are.
+
+    It needs the package docker and an engine of this machine that runs as root: see `require_engine`. Leaving
+    removes the container, paused or not; so does the end of the program, however it ends.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        version: int | None = None,
+        settings: Mapping[str, str] | None = None,
+        hba: Sequence[str] | None = None,
+        password: str | None = None,
+        tls: tuple[str | PathLike[str], str | PathLike[str]] | None = None,
+        port: int | None = None,
+        image: str | None = None,
+    ) -> None:
+        options = NodeOptions(version, dict(settings or {}), hba, password, tls)
+        super().__init__(name, options, port, partial(ContainerRunner, image=image))
