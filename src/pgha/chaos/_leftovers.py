@@ -1,0 +1,166 @@
+"""What a client left behind: tasks of the loop, sockets of the process, backends of the servers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, TypeGuard
+
+import anyio
+import psycopg
+import trio
+
+from pgha.chaos._evidence import Violation
+from pgha.chaos._protocol import Node
+
+RULE = "leftovers"
+_OWN = "pgha.chaos."
+"""How the names of the kit's own tasks begin: they are called by their functions."""
+_POLL = 0.005
+_BACKENDS = (
+    "SELECT pid, coalesce(state, backend_type), left(query, 60) FROM pg_stat_activity"
+    " WHERE application_name = %s ORDER BY pid"
+)
+_TABLES = ("/proc/self/net/tcp", "/proc/self/net/tcp6")
+_STATES = {"01": "established", "02": "connecting", "08": "closed by the server"}
+
+
+class Port(Protocol):
+    """What has a port that clients connect to: a proxy, say."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+
+
+Target: TypeAlias = Node | Port
+
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    """A TCP connection of this process. The inode tells it from all others that are open."""
+
+    inode: str
+    port: int
+    """Of the other side."""
+
+
+def tasks() -> set[Any]:
+    """Every task of the loop that runs this; on trio those of trio itself too."""
+    if trio.lowlevel.in_trio_run():
+        root = trio.lowlevel.current_root_task()
+        return set(_below(root)) if root is not None else set()
+    return set(asyncio.all_tasks())
+
+
+def _below(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
+    yield task
+    for nursery in task.child_nurseries:
+        for child in nursery.child_tasks:
+            yield from _below(child)
+
+
+def sockets(ports: Iterable[int]) -> dict[Socket, str]:
+    """The connections of this process to `ports` (of any host), and the state of each in words."""
+    wanted, own = set(ports), set(_own_inodes())
+    found = {}
+    for table in _TABLES:
+        for remote, state, inode in _entries(table):
+            port = int(remote.rpartition(":")[2], 16)
+            if port in wanted and inode in own:
+                found[Socket(inode, port)] = _STATES.get(state, f"TCP state {state}")
+    return found
+
+
+def _own_inodes() -> Iterator[str]:
+    for number in Path("/proc/self/fd").iterdir():
+        try:
+            kind, _, inode = str(number.readlink()).partition(":[")
+        except FileNotFoundError:
+            continue  # the one by which the folder is read, or another thread's
+        if kind == "socket":
+            yield inode.rstrip("]")
+
+
+def _entries(table: str) -> Iterator[tuple[str, str, str]]:
+    """Remote address, state and inode of each line."""
+    try:
+        lines = Path(table).read_text().splitlines()
+    except FileNotFoundError:
+        return  # a kernel without IPv6
+    for line in lines[1:]:
+        words = line.split()
+        yield words[2], words[3], words[9]
+
+
+async def backends_left(node: Node, application_name: str, timeout: float = 10.0) -> list[Violation]:
+    """Wait until no backend of `node` is called so; those that are left after `timeout` seconds.
+
+    A server notices only by and by that a client has gone. One that does not answer, since it recovers from
+    a crash, is asked again; one that never answers is a violation too.
+    """
+    found: list[Any] | None = None
+    with anyio.move_on_after(timeout):
+        while True:
+            try:
+                found = await node.execute(_BACKENDS, [application_name], timeout=timeout)
+            except (psycopg.OperationalError, TimeoutError):
+                found = None
+            if found == []:
+                return []
+            await anyio.sleep(_POLL)
+    if found is None:
+        return [Violation(RULE, None, f"{node.name} cannot be asked for its backends")]
+    return [
+        Violation(RULE, None, f"backend {pid} of {node.name} is left ({state}; last: {query})")
+        for pid, state, query in found
+    ]
+
+
+@asynccontextmanager
+async def nothing_left(
+    *targets: Target, application_name: str | None = None, timeout: float = 10.0
+) -> AsyncGenerator[list[Violation]]:
+    """Gives a list which, once left, has a violation for each task, socket and backend that is left.
+
+    That is: the tasks of this loop and the connections of this process to the ports of `targets` (nodes,
+    proxies) that were not there on entering. They must be gone at once. Backends called `application_name`,
+    on the nodes among `targets` that run, must be gone within `timeout` seconds; None: do not look. A proxy
+    among `targets` notices a moment later that its clients have gone: the kit's own tasks then have
+    `timeout` seconds too.
+
+    Nothing is looked at when the body raises.
+    """
+    left: list[Violation] = []
+    names = {target.port: target.name for target in targets}
+    nodes = [target for target in targets if _is_node(target)]
+    before, linked = tasks(), sockets(names)
+    yield left
+    remaining = tasks() - before
+    if len(nodes) < len(targets):
+        own = {task for task in remaining if _name(task).startswith(_OWN)}
+        with anyio.move_on_after(timeout):
+            while own & tasks():  # noqa: ASYNC110 - nothing tells the end of somebody else's task
+                await anyio.sleep(_POLL)
+        remaining = (remaining - own) | (own & tasks())
+    left += [Violation(RULE, None, f"task {_name(task)} is left: {task!r}") for task in remaining]
+    for socket, state in sockets(names).items():
+        if socket not in linked:
+            where = f"{names[socket.port]} (port {socket.port})"
+            left.append(Violation(RULE, None, f"a connection to {where} is left: {state}"))
+    for node in nodes:
+        if application_name is not None and node.running and not node.frozen:
+            left += await backends_left(node, application_name, timeout)
+    left.sort()
+
+
+def _is_node(target: Target) -> TypeGuard[Node]:
+    return hasattr(target, "execute")
+
+
+def _name(task: Any) -> str:
+    return str(task.name if isinstance(task, trio.lowlevel.Task) else task.get_name())
