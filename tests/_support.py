@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import itertools
 import os
-import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.to_thread
-import psutil
-import psycopg
 import pytest
-import sniffio
-import trio
 
 import pgha
-from pgha.chaos import ChaosError, LocalNode, Node, require_engine
-from pgha.chaos._account import run_tool
-from pgha.chaos._config import write_config
+from pgha.chaos import ChaosError, Node, _leftovers, require_engine
 
 PATIENCE = 10.0
 """Seconds until a test gives up; never what is measured."""
@@ -89,26 +79,14 @@ async def stopped(node: Node, text: str) -> None:
     await eventually(look, what=f"{text!r} ends on {node.name}")
 
 
-def _trio_tasks(task: Any) -> Iterator[Any]:
-    yield task
-    for nursery in task.child_nurseries:
-        for child in nursery.child_tasks:
-            yield from _trio_tasks(child)
-
-
 def tasks() -> set[Any]:
     """Every task of the loop that runs this."""
-    if sniffio.current_async_library() == "trio":
-        root = trio.lowlevel.current_root_task()
-        assert root is not None
-        return set(_trio_tasks(root))
-    return set(asyncio.all_tasks())
+    return _leftovers.tasks()
 
 
 def sockets(*nodes: Node) -> int:
     """Connections of this process to the nodes."""
-    ports = {node.port for node in nodes}
-    return sum(bool(one.raddr) and one.raddr.port in ports for one in psutil.Process().net_connections("tcp"))
+    return len(_leftovers.sockets(node.port for node in nodes))
 
 
 @asynccontextmanager
@@ -117,25 +95,14 @@ async def nothing_left(*nodes: Node) -> AsyncGenerator[str]:
 
     Tasks and sockets must be gone at once, backends within a deadline (they end when they notice).
     """
-    before, application = tasks(), unique("app")
-    linked = sockets(*nodes)
-    yield application
-    left = {repr(task) for task in tasks() - before}
-    assert not left
-    assert sockets(*nodes) <= linked
-    for node in nodes:
-        if node.running and not node.frozen:
-            await no_backends(node, application)
+    application = unique("app")
+    async with _leftovers.nothing_left(*nodes, application_name=application, timeout=PATIENCE) as left:
+        yield application
+    assert left == []
 
 
 async def no_backends(node: Node, application: str) -> None:
-    async def look() -> bool:
-        try:
-            return not await backends(node, application)
-        except psycopg.OperationalError:
-            return False  # it recovers from a crash
-
-    await eventually(look, what=f"the backends of {application} end on {node.name}")
+    assert await _leftovers.backends_left(node, application, PATIENCE) == []
 
 
 @asynccontextmanager
@@ -146,51 +113,6 @@ async def cluster_of(*nodes: Node, **options: Any) -> AsyncGenerator[pgha.Cluste
         named = [pgha.Node(node.dsn, node.name) for node in nodes]
         async with pgha.open_cluster(*named, **options) as cluster:
             yield cluster
-
-
-def _make_standby(node: LocalNode, primary: Node) -> None:
-    server = node._server
-    shutil.rmtree(server.data)
-    program = server.installation.program("pg_basebackup")
-    arguments: list[str | Path] = [
-        program,
-        "-D",
-        server.data,
-        "-d",
-        primary.dsn,
-        "-R",
-        "-X",
-        "stream",
-        "-c",
-        "fast",
-    ]
-    run_tool(arguments, cwd=server.folder)
-    # Its own name, above all: by it the kit finds the processes of a node.
-    write_config(server.installation, server.data, server.options, server.folder.name)
-
-
-@asynccontextmanager
-async def standby_of(primary: Node, name: str = "standby") -> AsyncGenerator[Node]:
-    """A running hot standby that streams from ``primary``.
-
-    `LocalNode.start` waits for a server that takes writes, so it is started and waited for here.
-    """
-    node = LocalNode(name, version=primary.version)
-    try:
-        await node.__aenter__()
-        await anyio.to_thread.run_sync(_make_standby, node, primary)
-        await anyio.to_thread.run_sync(node._server.launch)
-
-        async def answers() -> bool:
-            try:
-                return bool((await node.execute("SELECT pg_is_in_recovery()"))[0][0])
-            except psycopg.OperationalError:
-                return False
-
-        await eventually(answers, 30, f"{name} follows {primary.name}")
-        yield node
-    finally:
-        await node.close()
 
 
 @contextmanager
