@@ -13,7 +13,7 @@ import anyio.to_thread
 import psycopg
 import pytest
 import trustme
-from _support import eventually, nothing_left, unique, within
+from _support import PATIENCE, eventually, nothing_left, unique, within
 from anyio.from_thread import BlockingPortal
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
@@ -52,8 +52,8 @@ WIRES = [
 async def test_pgha_through_every_wire(server: LocalNode, wire: Wire) -> None:
     async with nothing_left(server) as application, Proxy(server) as proxy:
         proxy.set(up=wire, down=wire)
-        async with pgha.open_cluster(through(proxy, application)) as cluster:
-            for size in (1, 5000):
+        async with pgha.open_cluster(through(proxy, application), ping_timeout=PATIENCE) as cluster:
+            for size in (1, 1000):
                 await answers(cluster, size)
             proxy.heal()
             await answers(cluster, BIG)
@@ -177,10 +177,10 @@ async def test_tls_passes_through(tmp_path: Path) -> None:
         Proxy(nodes[0]) as proxy,
     ):
         node = through(proxy, application, sslmode="verify-full", sslrootcert=str(papers[2]))
-        async with pgha.open_cluster(node) as cluster:
+        async with pgha.open_cluster(node, ping_timeout=PATIENCE) as cluster:
             for wire in WIRES:
                 proxy.set(up=wire, down=wire)
-                await answers(cluster, 20_000)
+                await answers(cluster, 1000 if wire.chunk else 20_000)
             proxy.heal()
             await answers(cluster, BIG)
             assert await cluster.fetch_value("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import random
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,14 +64,20 @@ class Pause:
 
     async def wait(self, until: float = math.inf) -> None:
         self.until = until
-        with anyio.CancelScope(deadline=until) as self._scope:
+        with self._within(until):
             await anyio.sleep_forever()
-        self._scope, self.until = None, -math.inf
 
     async def writable(self, sock: socket.socket) -> None:
-        with anyio.CancelScope() as self._scope:
+        with self._within(math.inf):
             await sockets.writable(sock)
-        self._scope = None
+
+    @contextmanager
+    def _within(self, until: float) -> Iterator[None]:
+        try:
+            with anyio.CancelScope(deadline=until) as self._scope:
+                yield
+        finally:
+            self._scope, self.until = None, -math.inf
 
 
 class Flow:
@@ -229,6 +236,7 @@ class Link:
             if self._state == "closing":
                 async with anyio.create_task_group() as group:
                     for sock in self._sockets:
+                        sockets.finish(sock)  # again: the server's may have been on its way
                         group.start_soon(sockets.drained, sock)
         finally:
             self.close()
@@ -258,7 +266,10 @@ class Link:
             other.end("reset")
 
     def finish(self) -> None:
-        """An end of file to both sides, now; what is still on its way is lost."""
+        """An end of file to both sides, now; what is still on its way is lost.
+
+        What they still send is read and thrown away, until they have closed their ends, too.
+        """
         if self._state == "open":
             self._state = "closing"
             for sock in self._sockets:
