@@ -72,7 +72,10 @@ class Tuning:
     hold_behind: float = 0.05
     """Nothing is sent behind a head older than this."""
     head_of_line: float = 1.0
-    """A head older than this with others behind it is cancelled and run again alone."""
+    """The server is asked about a head older than this; with others behind it, it may then be cancelled and
+    run again alone."""
+    ask_again: float = 0.5
+    """And again after this, then twice this, ...: an idle backend then proves a loss."""
     cancel_grace: float = 0.02
     """An abandoned operation that became head is left so long to finish by itself."""
     cancel_again: float = 0.1

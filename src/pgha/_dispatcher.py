@@ -20,6 +20,7 @@ from ._config import Options
 from ._core.backoff import RetryBudget, delay
 from ._core.dispatch import Queue
 from ._core.health import Transition
+from ._core.pipeline import Doing
 from ._core.routing import choose, elsewhere
 from ._core.statements import Entry
 from ._core.verdict import ELSEWHERE, GaveUp, Outcome, Then
@@ -415,6 +416,10 @@ class Dispatcher:
     def terminate(self, lane: Lane) -> None:
         if lane.node in self._nodes:
             self._nodes[lane.node].terminate(lane)
+
+    def inspect(self, lane: Lane, tell: Callable[[Doing], None]) -> None:
+        if lane.node in self._nodes:
+            self._nodes[lane.node].inspect(lane, tell)
 
     def cancel_sent(self) -> None:
         self.outcomes.counters.cancels_sent += 1

@@ -54,7 +54,11 @@ def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget
     if operation.attempts:
         operation.attempts[-1].outcome = outcome
     operation.doubted = operation.doubted or outcome is Outcome.IN_DOUBT
-    reason = facts.error.sqlstate if facts.error is not None else verdict.lost or "no answer"
+    if facts.unreplicated:
+        reason = "committed, but the wait for its synchronous standby was broken off"
+    else:
+        # libpq's own errors have no code, and some failures have no words.
+        reason = (facts.error.sqlstate if facts.error is not None else "") or verdict.lost or "no answer"
     return Fate(then, outcome, reason)
 
 

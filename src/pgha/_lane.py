@@ -15,7 +15,7 @@ import psycopg
 from anyio.abc import TaskGroup
 from psycopg.adapt import AdaptersMap
 
-from ._core.pipeline import Act, Pipeline
+from ._core.pipeline import Act, Doing, Pipeline
 from ._core.sqlwords import words
 from ._core.verdict import Facts, ServerError
 from ._lanetypes import FlightSlot, LaneBounds, LaneOwner, Verdict
@@ -275,7 +275,7 @@ class Lane:
             if answer.fault is not None:
                 self.break_off("a transaction could not be rolled back")
         elif wanted:
-            good = answer.fault is None and not answer.misfit
+            good = answer.fault is None and not answer.misfit and not answer.unreplicated
             if good and (not segment.framed or answer.commit_tag == "COMMIT"):
                 self._owner.succeeded(self, operation, answer.results, None)
             else:
@@ -309,6 +309,7 @@ class Lane:
             framed=segment.framed,
             commit_tag=answer.commit_tag,
             self_committing=operation is not None and operation.request.self_committing,
+            unreplicated=answer.unreplicated,
             after_fatal=after_fatal,
         )
         return Verdict(facts, answer, slot.overlapped, was_head, slot.rerun_alone, lost)
@@ -329,6 +330,7 @@ class Lane:
         for index, slot in enumerate(slots):
             results = self.link.unfinished() if index == 0 else ()
             answer = read_answer(slot.segment, results)
+            answer.unreplicated = index == 0 and self.link.unreplicated
             operation = slot.item
             if operation is not None and operation.stage is not Stage.DONE:
                 verdict = self._verdict(
@@ -393,16 +395,26 @@ class Lane:
         if self.broken is None:
             self._perform(self.pipeline.abandon(slot, now, urgent=urgent), now)
 
-    def _perform(self, act: Act, now: float) -> None:
+    def _perform(self, act: Act, now: float, reason: str = "a cancel had no effect in time") -> None:
         match act:
             case Act.CANCEL:
                 if self._tasks is not None:
                     self._owner.cancel_sent()
                     self._tasks.start_soon(self._deliver_cancel)
             case Act.DISCARD:
-                self.condemn("a cancel had no effect in time", now, terminate=True)
+                self.condemn(reason, now, terminate=True)
+            case Act.INSPECT:
+                slot = self.pipeline.slots[0]
+                self._owner.inspect(self, lambda doing: self._inspected(slot, doing))
             case Act.NOTHING:
                 pass
+
+    def _inspected(self, slot: FlightSlot, doing: Doing) -> None:
+        now = self._clock()
+        # The server's word is older than what has come meanwhile.
+        self.take_in(now)
+        if self.usable:
+            self._perform(self.pipeline.inspected(slot, doing, self.link.unsent(), now), now, _LOST)
 
     @uninterrupted
     async def _deliver_cancel(self) -> None:
@@ -426,6 +438,7 @@ class Lane:
         self._owner.room(self)
 
 
+_LOST = "the server has nothing to do for it: a request or its answer was lost on the way"
 _ROLLBACK = Statement(b"ROLLBACK", None, (), None, words(b"ROLLBACK"))
 
 

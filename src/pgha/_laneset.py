@@ -86,6 +86,7 @@ class LaneSet:
                 depth=tuning.depth,
                 hold_behind=tuning.hold_behind,
                 head_of_line=tuning.head_of_line,
+                ask_again=tuning.ask_again,
                 cancel_grace=tuning.cancel_grace,
                 cancel_again=tuning.cancel_again,
                 cancel_deadline=tuning.cancel_deadline,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from ._core.pipeline import Bounds, Slot
+from ._core.pipeline import Bounds, Doing, Slot
 from ._core.statements import Entry
 from ._core.verdict import Facts
 from ._operation import Operation
@@ -46,6 +46,7 @@ class LaneOwner(Protocol):
     def room(self, lane: Lane) -> None: ...
     def lane_broke(self, lane: Lane, reason: str, *, lost: bool) -> None: ...
     def terminate(self, lane: Lane) -> None: ...
+    def inspect(self, lane: Lane, tell: Callable[[Doing], None]) -> None: ...
     def cancel_sent(self) -> None: ...
 
 

@@ -19,8 +19,9 @@ from psycopg.errors import error_from_result
 from ._config import NodeConfig, Options
 from ._core.backoff import delay
 from ._core.health import role_of
+from ._core.pipeline import Doing
 from ._types import Role
-from ._wire import OK, PGconn
+from ._wire import OK, PGconn, PGresult
 from ._wire.connect import ConnectFailed, open_pgconn
 from ._wire.loops import uninterrupted
 from ._wire.segment import FATAL_ERROR
@@ -29,6 +30,7 @@ logger = logging.getLogger("pgha")
 
 PING = b"SELECT pg_catalog.pg_is_in_recovery()"
 """As cheap as SELECT 1, and it tells the role on every version."""
+_ACTIVITY = b"SELECT pid, state, wait_event FROM pg_catalog.pg_stat_activity WHERE pid IN (%s)"
 REFUSED_EVERY = 5.0
 """Seconds between attempts at a node that says it will not have us."""
 
@@ -60,6 +62,8 @@ class Monitor:
         self._poked = False
         self._condemned: list[int] = []
         """Backends to be ended with the next ping."""
+        self._asked: dict[int, Callable[[Doing], None]] = {}
+        """Backends that somebody asks about, and who is to be told."""
 
     def poke(self) -> None:
         """Ping now rather than later. Synchronous; a ping under way counts."""
@@ -70,6 +74,11 @@ class Monitor:
     def terminate(self, pid: int) -> None:
         """End a backend of ours; lost when the node is down, and then there is no backend either."""
         self._condemned.append(pid)
+        self.poke()
+
+    def inspect(self, pid: int, tell: Callable[[Doing], None]) -> None:
+        """Ask what a backend of ours does, and tell it; nobody is told when the node is down."""
+        self._asked[pid] = tell
         self.poke()
 
     @uninterrupted
@@ -109,6 +118,8 @@ class Monitor:
                 answered = True
                 if self._condemned:
                     await self._end_backends(pgconn)
+                if self._asked:
+                    await self._look_at_backends(pgconn)
                 await self._sleep_lightly(pgconn)
         except PingFailed as error:
             self._owner.dead(str(error), refused=False, silent=True)
@@ -116,6 +127,7 @@ class Monitor:
             self._owner.dead(" ".join(str(error).split()), refused=False, silent=False)
         finally:
             self._condemned.clear()
+            self._asked.clear()
         return answered
 
     async def _sleep_lightly(self, pgconn: PGconn) -> None:
@@ -133,7 +145,8 @@ class Monitor:
         self._poked = False
         started = self._clock()
         pgconn.send_query(PING)
-        in_recovery = await self._read_reply(pgconn, started + self._options.ping_timeout)
+        reply = await self._read_reply(pgconn, started + self._options.ping_timeout)
+        in_recovery = reply is not None and reply.get_value(0, 0) == b"t"
         read_only = pgconn.parameter_status(b"default_transaction_read_only") == b"on"
         trip = self._clock() - started
         self._owner.alive(role_of(in_recovery, read_only), trip, pgconn.server_version)
@@ -150,8 +163,18 @@ class Monitor:
             # A role may be denied the function: the lanes are hung up on, then, and the node is well.
             logger.warning("%s: backends cannot be ended: %s", self._config.name, error)
 
-    async def _read_reply(self, pgconn: PGconn, deadline: float) -> bool:
-        in_recovery = False
+    async def _look_at_backends(self, pgconn: PGconn) -> None:
+        asked, self._asked = self._asked, {}
+        pids = b", ".join(b"%d" % pid for pid in asked)
+        pgconn.send_query(_ACTIVITY % pids)
+        reply = await self._read_reply(pgconn, self._clock() + self._options.ping_timeout)
+        rows = range(reply.ntuples) if reply is not None else ()
+        found = {int(reply.get_value(row, 0) or 0): _doing(reply, row) for row in rows if reply is not None}
+        for pid, tell in asked.items():
+            tell(found.get(pid, Doing.UNKNOWN))
+
+    async def _read_reply(self, pgconn: PGconn, deadline: float) -> PGresult | None:
+        reply: PGresult | None = None
         failure: psycopg.Error | None = None
         while True:
             while pgconn.is_busy():
@@ -167,8 +190,17 @@ class Monitor:
             if result is None:
                 if failure is not None:
                     raise failure
-                return in_recovery
+                return reply
             if result.status == FATAL_ERROR:
                 failure = error_from_result(result)
             else:
-                in_recovery = result.get_value(0, 0) == b"t"
+                reply = result
+
+
+def _doing(reply: PGresult, row: int) -> Doing:
+    state, event = reply.get_value(row, 1), reply.get_value(row, 2)
+    if state is None:
+        return Doing.UNKNOWN  # another role's: the server does not tell
+    if event == b"SyncRep":
+        return Doing.REPLICATING
+    return Doing.IDLE if state == b"idle" else Doing.RUNNING

@@ -11,6 +11,7 @@ from psycopg.adapt import AdaptersMap
 
 from ._config import NodeConfig, Options
 from ._core.health import Health, Transition, suspicious_age
+from ._core.pipeline import Doing
 from ._core.routing import Candidate
 from ._lane import Lane
 from ._laneset import LaneSet, Waiting
@@ -132,6 +133,11 @@ class Node:
         """End a lane's backend by way of the monitor."""
         if self.health.usable:
             self._monitor.terminate(lane.link.pid)
+
+    def inspect(self, lane: Lane, tell: Callable[[Doing], None]) -> None:
+        """Ask by way of the monitor what a lane's backend does; never answered when the node is lost."""
+        if self.health.usable:
+            self._monitor.inspect(lane.link.pid, tell)
 
     def alive(self, role: Role, trip: float, server_version: int) -> None:
         self.server_version = server_version

@@ -6,6 +6,7 @@ Times are multiples of 0.5 s, exact as floats; the bounds differ, so that none s
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from dataclasses import dataclass, field, replace
 
@@ -14,11 +15,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pgha._core.pipeline import Act, Bounds, Gate, Pipeline, Slot
+from pgha._core.pipeline import Act, Bounds, Doing, Gate, Pipeline, Slot
 
 BOUNDS = Bounds(
-    depth=4, hold_behind=2.0, head_of_line=5.0, cancel_grace=1.0, cancel_again=1.5, cancel_deadline=7.0
-)
+    depth=4, hold_behind=2.0, head_of_line=5.0, ask_again=2.5, cancel_grace=1.0, cancel_again=1.5,
+    cancel_deadline=7.0,
+)  # fmt: skip
 
 
 # The table of states, by examples.
@@ -165,14 +167,82 @@ def test_a_head_that_blocks_others_is_cancelled_to_run_alone() -> None:
     lane = filled("a", "b")
     head = lane.slots[0]
     assert lane.tick(4.5) is Act.NOTHING
-    assert lane.tick(5.0) is Act.CANCEL
+    assert lane.tick(5.0) is Act.INSPECT
+    assert lane.inspected(head, Doing.RUNNING, 0, 5.5) is Act.CANCEL
     assert head.rerun_alone and head.abandoned_at is None
     assert not lane.slots[1].rerun_alone
 
 
-def test_a_head_that_blocks_nobody_may_take_its_time() -> None:
+def test_where_the_server_tells_nothing_a_blocking_head_is_cancelled() -> None:
+    lane = filled("a", "b")
+    assert lane.tick(5.0) is Act.INSPECT
+    assert lane.inspected(lane.slots[0], Doing.UNKNOWN, 0, 5.0) is Act.CANCEL
+
+
+@pytest.mark.parametrize("doing", [Doing.RUNNING, Doing.UNKNOWN, Doing.REPLICATING])
+def test_a_head_that_blocks_nobody_may_take_its_time(doing: Doing) -> None:
     lane = filled("a")
-    assert lane.tick(500.0) is Act.NOTHING
+    assert lane.tick(500.0) is Act.INSPECT
+    assert lane.inspected(lane.slots[0], doing, 0, 500.0) is Act.NOTHING
+    assert not lane.slots[0].rerun_alone
+
+
+def test_a_commit_that_waits_for_its_standby_is_never_cancelled() -> None:
+    lane = filled("a", "b")
+    for at in (5.0, 7.5, 12.5):
+        assert lane.tick(at) is Act.INSPECT
+        assert lane.inspected(lane.slots[0], Doing.REPLICATING, 0, at) is Act.NOTHING
+    assert gate_of(lane) is Gate.OPEN and not lane.slots[0].overlapped
+
+
+def test_the_server_is_asked_more_and_more_seldom() -> None:
+    lane = filled("a")
+    asked = [at / 2 for at in range(1000) if lane.tick(at / 2) is Act.INSPECT]
+    assert asked[0] == 5.0
+    assert [later - sooner for sooner, later in itertools.pairwise(asked)][:8] == [
+        2.5,
+        5,
+        10,
+        20,
+        40,
+        80,
+        80,
+        80,
+    ]
+
+
+def test_an_idle_backend_proves_a_loss_the_second_time() -> None:
+    lane = filled("a", "b")
+    head = lane.slots[0]
+    assert lane.inspected(head, Doing.IDLE, 0, 5.0) is Act.NOTHING
+    assert lane.inspected(head, Doing.IDLE, 0, 7.5) is Act.DISCARD
+
+
+def test_a_request_that_still_moves_is_not_lost() -> None:
+    lane = filled("a", "b")
+    head = lane.slots[0]
+    for unsent in (900, 700, 300):
+        assert lane.inspected(head, Doing.IDLE, unsent, 5.0) is Act.NOTHING
+    assert lane.inspected(head, Doing.IDLE, 300, 7.5) is Act.DISCARD
+
+
+def test_idle_counts_only_twice_in_a_row_and_for_the_same_head() -> None:
+    lane = filled("a", "b")
+    head, second = lane.slots
+    assert lane.inspected(head, Doing.IDLE, 0, 5.0) is Act.NOTHING
+    assert lane.inspected(head, Doing.REPLICATING, 0, 6.0) is Act.NOTHING
+    assert lane.inspected(head, Doing.IDLE, 0, 7.0) is Act.NOTHING
+    lane.answered(7.5)
+    assert lane.inspected(head, Doing.IDLE, 0, 8.0) is Act.NOTHING
+    assert lane.inspected(second, Doing.IDLE, 0, 8.0) is Act.NOTHING
+
+
+def test_an_answer_to_a_question_that_a_cancel_overtook_changes_nothing() -> None:
+    lane = filled("a", "b")
+    assert lane.tick(5.0) is Act.INSPECT
+    assert lane.abandon(lane.slots[0], 5.0, urgent=True) is Act.CANCEL
+    assert lane.inspected(lane.slots[0], Doing.RUNNING, 0, 5.5) is Act.NOTHING
+    assert not lane.slots[0].rerun_alone
 
 
 def test_a_retired_lane_takes_nothing_and_ends_what_it_has() -> None:
@@ -204,13 +274,16 @@ def test_a_retired_lane_cancels_nobody_after_the_target_answered() -> None:
     lane.answered(0.5)
     # "b" is young and wanted.
     assert lane.tick(2.0) is Act.NOTHING
-    assert lane.tick(7.0) is Act.NOTHING
+    assert lane.tick(5.0) is Act.NOTHING
+    assert lane.tick(7.0) is Act.INSPECT
+    assert lane.inspected(lane.slots[0], Doing.RUNNING, 0, 7.0) is Act.NOTHING
 
 
 def test_a_retired_lane_has_one_cancel_out_at_a_time() -> None:
     lane = filled("a", "b")
     lane.retire()
-    assert lane.tick(5.0) is Act.CANCEL
+    assert lane.tick(5.0) is Act.INSPECT
+    assert lane.inspected(lane.slots[0], Doing.RUNNING, 0, 5.0) is Act.CANCEL
     assert lane.abandon(lane.slots[0], 5.5, urgent=True) is Act.NOTHING
     assert lane.tick(12.0) is Act.DISCARD
 
@@ -228,6 +301,9 @@ class Sent:
     slot: Slot[int, str]
     head_at: float | None = None
     abandoned_at: float | None = None
+    asked: int = 0
+    asked_at: float = 0.0
+    idle: int | None = None
 
 
 @dataclass(eq=False)
@@ -360,6 +436,9 @@ class LaneAndServer(RuleBasedStateMachine):
     def perform(self, act: Act) -> None:
         if act is Act.DISCARD:
             self.discarded = True
+        elif act is Act.INSPECT:
+            head = self.mine[0]
+            head.asked, head.asked_at = head.asked + 1, self.now
         elif act is Act.CANCEL:
             assert not self.delivering, "two cancels at once"
             head = self.mine[0]
@@ -383,10 +462,11 @@ class LaneAndServer(RuleBasedStateMachine):
         assert head.head_at is not None
         if head.abandoned_at is not None:
             due = max(head.head_at, head.abandoned_at) + self.bounds.cancel_grace
-        elif len(self.mine) > 1:
-            due = head.head_at + self.bounds.head_of_line
         else:
-            return Act.NOTHING
+            due = head.head_at + self.bounds.head_of_line
+            if head.asked:
+                due = head.asked_at + self.bounds.ask_again * 2 ** min(head.asked - 1, 5)
+            return Act.INSPECT if self.now >= due else Act.NOTHING
         return Act.CANCEL if self.now >= due else Act.NOTHING
 
     @precondition(lambda self: not self.discarded)
@@ -395,8 +475,24 @@ class LaneAndServer(RuleBasedStateMachine):
         expected = self.expected_act()
         act = self.lane.tick(self.now)
         assert act is expected
-        if act is Act.CANCEL and self.target is None:
-            assert self.mine[0].slot.rerun_alone == (self.mine[0].abandoned_at is None)
+        self.perform(act)
+
+    @precondition(lambda self: not self.discarded and any(sent.asked for sent in self.mine))
+    @rule(doing=st.sampled_from(Doing), unsent=st.sampled_from([0, 0, 5]))
+    def the_server_tells(self, doing: Doing, unsent: int) -> None:
+        """What it says of a head that it was asked about, however late."""
+        sent = next(sent for sent in self.mine if sent.asked)
+        act = self.lane.inspected(sent.slot, doing, unsent, self.now)
+        idle_before, sent.idle = sent.idle, unsent if doing is Doing.IDLE else None
+        if self.gated:
+            sent.idle = idle_before
+            assert act is Act.NOTHING
+        elif doing is Doing.IDLE:
+            assert act is (Act.DISCARD if idle_before == unsent else Act.NOTHING)
+        else:
+            blocks = len(self.mine) > 1 and doing is not Doing.REPLICATING
+            assert act is (Act.CANCEL if blocks else Act.NOTHING)
+            assert not blocks or sent.slot.rerun_alone
         self.perform(act)
 
     @precondition(lambda self: not self.discarded and self.mine)

@@ -139,6 +139,18 @@ OUTCOMES: dict[str, tuple[Facts, Outcome]] = {
         Facts(synced=True, framed=True, statements=3, error=error("40003")),
         IN_DOUBT,
     ),
+    "committed, the wait for the standby broken off": (
+        Facts(synced=True, completed=1, unreplicated=True),
+        IN_DOUBT,
+    ),
+    "framed: committed, the wait for the standby broken off": (
+        Facts(synced=True, framed=True, completed=3, statements=3, commit_tag="COMMIT", unreplicated=True),
+        IN_DOUBT,
+    ),
+    "the wait for the standby broken off, then the end of the connection": (
+        Facts(completed=1, unreplicated=True),
+        IN_DOUBT,
+    ),
     "framed: the end of the connection": (Facts(framed=True, completed=1, statements=3), IN_DOUBT),
     "framed: its Sync was never handed": (Facts(handed=Handed.PART, framed=True, statements=3), IN_DOUBT),
     "framed: Sync, but no COMMIT was seen": (Facts(synced=True, framed=True, statements=3), IN_DOUBT),

@@ -17,6 +17,20 @@ finish sooner than a cancel takes.
 
 A cancel that meets an idle backend is ignored by PostgreSQL, so a cancel that was delivered and shows no
 effect is sent again, until the deadline.
+
+A head older than a bound is not acted upon blindly: the server is asked first what its backend is doing.
+
+=========== ==========================================================================================
+answer      what follows
+=========== ==========================================================================================
+RUNNING     with others behind it, it is cancelled and run again alone: it may wait for a lock that is
+            let go of only by one of them; on its own it is left alone
+REPLICATING it has committed and waits for a synchronous standby. A cancel would end that wait, and with
+            it what the acknowledgement is worth (measured: acknowledged writes were lost): left alone
+IDLE        twice, and nothing more was written meanwhile: the request or its answer is lost on the way,
+            on a connection that both ends believe to be alive: action DISCARD
+UNKNOWN     the server does not tell (another role's backend, a pooler's): as RUNNING
+=========== ==========================================================================================
 """
 
 from __future__ import annotations
@@ -28,6 +42,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 S = TypeVar("S")
+_MOST_DOUBLINGS = 5
 
 
 class Gate(enum.Enum):
@@ -44,6 +59,17 @@ class Act(enum.Enum):
     """Send a cancel request for this connection, then call `Pipeline.cancel_done`."""
     DISCARD = enum.auto()
     """Give the connection up: its state can no longer be known in time."""
+    INSPECT = enum.auto()
+    """Ask the server what this connection's backend does, then call `Pipeline.inspected`."""
+
+
+class Doing(enum.Enum):
+    """What a backend does, as the server says; see the head of this file."""
+
+    RUNNING = enum.auto()
+    REPLICATING = enum.auto()
+    IDLE = enum.auto()
+    UNKNOWN = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +79,9 @@ class Bounds:
     depth: int
     hold_behind: float
     head_of_line: float
+    """The server is asked about a head of this age."""
+    ask_again: float
+    """The first time after so long, then after twice that, and so on."""
     cancel_grace: float
     cancel_again: float
     cancel_deadline: float
@@ -64,7 +93,10 @@ class Slot(Generic[T, S]):
     __slots__ = (
         "abandoned_at",
         "alone",
+        "asked",
+        "asked_at",
         "head_at",
+        "idle_unsent",
         "item",
         "overlapped",
         "rerun_alone",
@@ -81,6 +113,10 @@ class Slot(Generic[T, S]):
         self.abandoned_at: float | None = None
         self.overlapped = False
         self.rerun_alone = False
+        self.asked = 0
+        self.asked_at = 0.0
+        self.idle_unsent: int | None = None
+        """Its backend was idle when the server was asked last, with so many bytes unsent."""
 
 
 class Pipeline(Generic[T, S]):
@@ -182,10 +218,30 @@ class Pipeline(Generic[T, S]):
         if head.abandoned_at is not None:
             due = max(head.head_at, head.abandoned_at) + self._bounds.cancel_grace
             return self._cancel(now) if now >= due else Act.NOTHING
-        if len(self.slots) > 1 and now - head.head_at >= self._bounds.head_of_line:
-            head.rerun_alone = True
-            return self._cancel(now)
+        if now >= self._ask_due(head, head.head_at):
+            head.asked += 1
+            head.asked_at = now
+            return Act.INSPECT
         return Act.NOTHING
+
+    def _ask_due(self, head: Slot[T, S], head_at: float) -> float:
+        if not head.asked:
+            return head_at + self._bounds.head_of_line
+        return head.asked_at + self._bounds.ask_again * 2.0 ** min(head.asked - 1, _MOST_DOUBLINGS)
+
+    def inspected(self, slot: Slot[T, S], doing: Doing, unsent: int, now: float) -> Act:
+        """The server says what the backend does; ``unsent``: bytes that its kernel has not confirmed."""
+        cancelling = self._delivering or self._target is not None
+        if cancelling or not self.slots or self.slots[0] is not slot:
+            return Act.NOTHING
+        before, slot.idle_unsent = slot.idle_unsent, unsent if doing is Doing.IDLE else None
+        if doing is Doing.IDLE:
+            # Once is no proof: the answer may be on its way. A long request still moves, and is waited for.
+            return Act.DISCARD if before == unsent else Act.NOTHING
+        if doing is Doing.REPLICATING or len(self.slots) == 1:
+            return Act.NOTHING
+        slot.rerun_alone = True
+        return self._cancel(now)
 
     def _tick_cancelling(self, now: float) -> Act:
         if now - self._cancel_at >= self._bounds.cancel_deadline:

@@ -6,6 +6,7 @@ The acknowledgement of a segment is its Sync. What the other evidence proves, mo
 evidence                                                              outcome
 ====================================================================  ==================================
 nothing was handed to libpq                                           not applied
+it committed, and the wait for its synchronous standby was broken off  in doubt
 framed: the COMMIT's own CommandComplete (tag COMMIT / ROLLBACK)       applied / not applied
 Sync without an error                                                 applied
 SQL that commits by itself, without the above                         in doubt
@@ -89,6 +90,9 @@ class Facts:
     commit_tag: str | None = None
     """Framed: the tag of the COMMIT's CommandComplete."""
     self_committing: bool = False
+    unreplicated: bool = False
+    """The server warned that the commit's wait for a synchronous standby was broken off: it is there, and is
+    lost when that standby takes over."""
     after_fatal: bool = False
     """A genuine FATAL answered an earlier segment, so the server never began with this one."""
 
@@ -97,6 +101,8 @@ def outcome(facts: Facts) -> Outcome:
     """Whether the segment took effect; the table stands at the head of this file."""
     if facts.handed is Handed.NOTHING:
         return Outcome.NOT_APPLIED
+    if facts.unreplicated:
+        return Outcome.IN_DOUBT
     if facts.framed and facts.commit_tag is not None:
         return Outcome.APPLIED if facts.commit_tag == "COMMIT" else Outcome.NOT_APPLIED
     if facts.synced and facts.error is None and not facts.framed:

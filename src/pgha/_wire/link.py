@@ -6,8 +6,11 @@ everything that still arrives is read, also from a connection that is broken alr
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
+import struct
+import termios
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +30,8 @@ _SYNC = pq.ExecStatus.PIPELINE_SYNC
 _COPIES = frozenset({pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH})
 _BAD = pq.ConnStatus.BAD
 _IDLE = pq.TransactionStatus.IDLE
+_REPLICATION_WAIT = b"SyncRepWaitForLSN"
+"""The server's function that warns when the wait for a synchronous standby is broken off."""
 _CLOSES = capabilities.has_send_close_prepared()
 
 WATCHED = (
@@ -96,6 +101,7 @@ class Link:
         self._pointer = pointer_of(pgconn)
         self._cache = StatementCache(threshold if _CLOSES else None, limit)
         self._partial: list[PGresult] = []
+        self._unreplicated = False
         self.notices: deque[Notice] = deque(maxlen=16)
         pgconn.notice_handler = self._on_notice
         pgconn.enter_pipeline_mode()
@@ -120,6 +126,8 @@ class Link:
                 )
             )
         )
+        # "canceling wait for synchronous replication": the message is localized, and 01000 is any warning's.
+        self._unreplicated |= result.error_field(field.SOURCE_FUNCTION) == _REPLICATION_WAIT
 
     def _read_settings(self) -> list[bytes | None]:
         ask = self._pgconn.parameter_status
@@ -283,6 +291,11 @@ class Link:
             nulls = 0
             status = result.status
             if status == _SYNC:
+                if self._unreplicated:
+                    # libpq handles a notice before the results that follow it, and no result in advance. Its
+                    # Sync stands among the results then, for `read_answer` to see.
+                    self._unreplicated = False
+                    self._partial.append(result)
                 answers.append(self._partial)
                 self._partial = []
                 wanted -= 1
@@ -295,6 +308,19 @@ class Link:
     def unfinished(self) -> list[PGresult]:
         """Results of the head that came without its Sync; for the verdict, after the link broke."""
         return self._partial
+
+    @property
+    def unreplicated(self) -> bool:
+        """The server warned that the head's commit does not wait for its standby any more."""
+        return self._unreplicated
+
+    def unsent(self) -> int:
+        """Bytes written that the other side's kernel has not confirmed; 0 where that cannot be known."""
+        try:
+            (count,) = struct.unpack("i", fcntl.ioctl(self.fd, termios.TIOCOUTQ, bytes(4)))
+        except OSError:
+            return 0
+        return int(count)
 
     def finish(self) -> None:
         """Close the connection, without waiting; nobody may be waiting for ``fd`` any more."""

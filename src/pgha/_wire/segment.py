@@ -21,6 +21,7 @@ _SQLSTATE = pq.DiagnosticField.SQLSTATE
 _SEVERITY = pq.DiagnosticField.SEVERITY_NONLOCALIZED
 FATAL_ERROR = pq.ExecStatus.FATAL_ERROR
 PIPELINE_ABORTED = pq.ExecStatus.PIPELINE_ABORTED
+PIPELINE_SYNC = pq.ExecStatus.PIPELINE_SYNC
 
 
 _GOOD = frozenset({pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY})
@@ -73,6 +74,8 @@ class Answer:
     unparsed: list[Entry] = field(default_factory=list)
     spoiled: Entry | None = None
     """The reused statement that failed."""
+    unreplicated: bool = False
+    """It was committed, and the wait for its synchronous standby was broken off."""
     misfit: bool = False
     """No error, and other results than the segment must have. Without a Sync that is the connection's end;
     with one, the connection is not to be trusted any more."""
@@ -91,8 +94,14 @@ def fault_of(result: PGresult, reused: bool) -> ServerError:
 
 
 def read_answer(segment: Segment, results: Sequence[PGresult]) -> Answer:
-    """Sort the results of a segment; fewer results than pieces means that the connection ended."""
+    """Sort the results of a segment; fewer results than pieces means that the connection ended.
+
+    The Sync stands behind them only where the server warned that the commit is not replicated.
+    """
     answer = Answer()
+    if results and results[-1].status == PIPELINE_SYNC:
+        answer.unreplicated = True
+        results = results[:-1]
     pieces = segment.pieces
     if pieces is None:
         pieces = [Piece(Kind.USER, segment.entry, segment.entry is not None)]
