@@ -1,0 +1,178 @@
+"""The load under which pgha is tried: readers, writers, batches and those who change their mind.
+
+Every operation carries a key of its own. What becomes of each is recorded as its caller was told it, with the
+core's own record of the attempts; the table shows afterwards what the servers made of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Coroutine, Mapping
+from random import Random
+from typing import Any
+
+import anyio
+import psycopg
+
+import pgha
+from pgha.chaos import Workload
+from pgha.chaos.history import Ending, Open, Recorder
+
+TABLE = """
+CREATE TABLE pgha_trial (
+    key text NOT NULL, writer int NOT NULL, number int NOT NULL,
+    origin int NOT NULL DEFAULT inet_server_port()
+);
+CREATE INDEX ON pgha_trial (writer, origin, number)
+"""
+"""Without a unique key: what is applied twice shall be seen, not refused."""
+WRITE = "INSERT INTO pgha_trial (key, writer, number) VALUES (%s, %s, %s)"
+READ = (
+    "SELECT %s::text, coalesce(max(number), 0) FROM pgha_trial"
+    " WHERE writer = %s AND origin = inet_server_port()"
+)
+ROWS = "SELECT key, origin FROM pgha_trial"
+
+
+class Load:
+    """Runs a workload on a cluster until it is told to stop, and notes every operation."""
+
+    def __init__(self, cluster: pgha.Cluster, recorder: Recorder, workload: Workload, seed: int) -> None:
+        self.cluster = cluster
+        self.recorder = recorder
+        self.answers = 0
+        self.answered: dict[str, int] = {}
+        """Acknowledged operations by node."""
+        self.writer: str | None = None
+        """The node that answered the last write."""
+        self.reader: str | None = None
+        self._workload = workload
+        self._random = Random(seed)
+        self._stopping = False
+        self._news = anyio.Event()
+
+    async def run(self) -> None:
+        """Until `stop` was called and every operation has ended."""
+        workload = self._workload
+        async with anyio.create_task_group() as tasks:
+            for number in range(workload.readers):
+                tasks.start_soon(self._repeat, number, self._read)
+            for number in range(workload.writers):
+                tasks.start_soon(self._repeat, number, self._write)
+            for number in range(workload.batchers):
+                tasks.start_soon(self._repeat, 1000 + number, self._batch)
+            for number in range(workload.cancellers):
+                tasks.start_soon(self._repeat, 2000 + number, self._change_mind)
+
+    def stop(self) -> None:
+        """No operation is begun any more."""
+        self._stopping = True
+
+    async def more(self, count: int = 50, *, node: str | None = None) -> None:
+        """Wait for so many more acknowledged operations (of that node)."""
+        before = self._count(node)
+        while self._count(node) < before + count:
+            await self._news.wait()
+
+    def _count(self, node: str | None) -> int:
+        return self.answers if node is None else self.answered.get(node, 0)
+
+    async def _repeat(self, writer: int, once: Callable[[int, int], Coroutine[Any, Any, None]]) -> None:
+        pace = self._workload.pace
+        for number in itertools.count(1):
+            if self._stopping:
+                return
+            await once(writer, number)
+            if pace:
+                await anyio.sleep(pace * (0.5 + self._random.random()))
+
+    async def _read(self, reader: int, number: int) -> None:
+        asked = self._random.randrange(self._workload.writers or 1)
+        entry = self.recorder.begin("read", f"r{reader}-{number}", writer=asked, timeout=self._timeout)
+        operation = self.cluster.submit(READ, [entry.key, asked], read=True, timeout=self._timeout)
+        try:
+            result = await operation
+        except psycopg.Error as error:
+            note_failure(entry, error, operation)
+            return
+        self.reader = result.node
+        answer, seen = result.one()
+        entry.acknowledged(node=result.node, record=operation.record, answer=answer, number=seen)
+        self._tell(result.node)
+
+    async def _write(self, writer: int, number: int) -> None:
+        repeatable = self._random.random() < self._workload.idempotent
+        entry = self.recorder.begin(
+            "write",
+            f"w{writer}-{number}",
+            writer=writer,
+            number=number,
+            repeatable=repeatable,
+            timeout=self._timeout,
+        )
+        operation = self.cluster.submit(
+            WRITE, [entry.key, writer, number], idempotent=repeatable, timeout=self._timeout
+        )
+        try:
+            result = await operation
+        except psycopg.Error as error:
+            note_failure(entry, error, operation)
+            return
+        self.writer = result.node
+        entry.acknowledged(node=result.node, record=operation.record)
+        self._tell(result.node)
+
+    async def _batch(self, writer: int, number: int) -> None:
+        """All rows or none: their keys differ in the part behind the dot."""
+        keys = [f"b{writer}-{number}.{part}" for part in range(self._workload.batch)]
+        entries = [self.recorder.begin("write", key, timeout=self._timeout) for key in keys]
+        try:
+            results = await self.cluster.execute_batch(
+                [(WRITE, [key, writer, number]) for key in keys], timeout=self._timeout
+            )
+        except psycopg.Error as error:
+            for entry in entries:
+                note_failure(entry, error)
+            return
+        for entry, result in zip(entries, results, strict=True):
+            entry.acknowledged(node=result.node)
+        self._tell(results[0].node)
+
+    async def _change_mind(self, writer: int, number: int) -> None:
+        """Leave the operation's scope at a random moment: whether it was applied is then anybody's guess,
+        but it was not applied twice.
+        """
+        patience = self._random.choice([0.0, 0.0005, 0.002, 0.01, 0.05])
+        entry = self.recorder.begin("write", f"c{writer}-{number}", timeout=self._timeout)
+        with anyio.CancelScope(deadline=anyio.current_time() + patience) as scope:
+            try:
+                result = await self.cluster.execute(WRITE, [entry.key, writer, number], timeout=self._timeout)
+                entry.acknowledged(node=result.node)
+            except psycopg.Error as error:
+                note_failure(entry, error)
+        if scope.cancelled_caught:
+            entry.doubt("left by its caller")
+
+    @property
+    def _timeout(self) -> float | None:
+        return self._workload.timeout
+
+    def _tell(self, node: str) -> None:
+        self.answers += 1
+        self.answered[node] = self.answered.get(node, 0) + 1
+        news, self._news = self._news, anyio.Event()
+        news.set()
+
+
+def note_failure(entry: Open, error: psycopg.Error, operation: pgha.Operation[Any] | None = None) -> Ending:
+    """Write down what the caller was told: an outcome that pgha stands by."""
+    record = operation.record if operation is not None else None
+    entry.failed(error, pgha.info(error).outcome, record=record)
+    return entry.entry.ending or "lost"
+
+
+def by_origin(
+    found: Mapping[str, list[tuple[Any, ...]]], ports: Mapping[int, str]
+) -> dict[str, list[tuple[str, str]]]:
+    """The rows of every node, with the name of the node that applied each."""
+    return {name: [(key, ports[origin]) for key, origin in rows] for name, rows in found.items()}

@@ -1,0 +1,170 @@
+"""One trial from the start of its servers to the judgement.
+
+The order at the end matters: first the load stops and every operation ends, then all faults are healed, then
+the cluster is left and must leave nothing behind, then replication catches up, and only then are the rows of
+all nodes read and everything is judged.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from random import Random
+
+import anyio
+import sniffio
+from psycopg.rows import TupleRow
+
+import pgha
+from pgha import chaos
+from pgha._trials.field import Field
+from pgha._trials.load import ROWS, TABLE, Load, by_origin
+from pgha._trials.rules import promise_of, shown, torn
+from pgha._trials.servers import servers
+from pgha._trials.trial import Setup, Sighting, Trial, Watch, unwatched, violation
+from pgha.chaos.checkers import check
+from pgha.chaos.history import Recorder
+
+_ACT_BOUND = 60.0
+"""Seconds that a scenario's act may take: generous, since what hangs is to be seen as that."""
+_END_BOUND = 40.0
+"""Seconds in which every operation has to end once the load stops and all is healed: above `node_wait`."""
+
+
+async def play(
+    title: str,
+    setup: Setup,
+    act: Callable[[Field], Awaitable[None]],
+    *,
+    seed: int = 0,
+    watch: Watch = unwatched,
+    bound: float = _ACT_BOUND,
+    schedule: chaos.Schedule | None = None,
+) -> Trial:
+    """Run ``act`` on a field of ``setup`` and judge what happened.
+
+    `ChaosError` when the servers cannot be had. What pgha does wrong comes out as violations, not as errors.
+    """
+    async with AsyncExitStack() as stack:
+        nodes = await stack.enter_async_context(servers(setup))
+        await _create(nodes, TABLE + (";" + setup.schema if setup.schema else ""))
+        proxies = await stack.enter_async_context(chaos.proxied(nodes)) if setup.proxied else None
+        application = f"pgha_trial_{secrets.token_hex(4)}"
+        began = time.monotonic()
+        async with (
+            chaos.nothing_left(*nodes, *(proxies or ()), application_name=application) as left,
+            _fielded(setup, nodes, proxies, application, seed) as field,
+        ):
+            watch(field.cluster, field.recorder, field.injector.done)
+            await _perform(field, act, bound)
+            retried = field.cluster.statistics().retried
+        ended = time.monotonic()
+        await _settle(field)
+        rows = by_origin(await _rows(field), {node.port: node.name for node in nodes})
+    history = field.recorder.history()
+    found = check(history, rows, field.promise)
+    more = [*field.violations, *shown(history, field.expected), *torn(history, rows), *left]
+    return Trial(
+        title,
+        seed,
+        sniffio.current_async_library(),
+        setup.kind,
+        tuple(nodes.names),
+        began,
+        ended,
+        history,
+        tuple(field.injector.done),
+        tuple(field.sightings),
+        (*found, *more),
+        schedule,
+        retried,
+    )
+
+
+async def _create(nodes: chaos.Nodes, ddl: str) -> None:
+    if isinstance(nodes, chaos.Masters):
+        await nodes.create(ddl)
+    elif isinstance(nodes, chaos.Replicas):
+        await nodes.primary.execute(ddl)
+        await nodes.wait_replicated()
+    else:
+        await nodes.execute(ddl)
+
+
+@asynccontextmanager
+async def _fielded(
+    setup: Setup, nodes: chaos.Nodes, proxies: chaos.Proxies | None, application: str, seed: int
+) -> AsyncGenerator[Field]:
+    """The open cluster and everything around it."""
+    reached = [(one.name, one.dsn) for one in (proxies or nodes)]
+    named = [pgha.Node(dsn, name) for name, dsn in reached]
+    options = {"min_ready": len(named), **setup.options}
+    injector = chaos.Injector(nodes, proxies)
+    async with pgha.open_cluster(*named, application_name=application, **options) as cluster:
+        recorder = Recorder()
+        load = Load(cluster, recorder, setup.workload, seed)
+        field = Field(
+            setup,
+            nodes,
+            proxies,
+            cluster,
+            load,
+            recorder,
+            injector,
+            application,
+            Random(seed),
+            promise_of(setup, nodes),
+        )
+        async with cluster.events() as events, anyio.create_task_group() as watchers:
+            watchers.start_soon(_watch, events, field)
+            yield field
+            watchers.cancel_scope.cancel()
+
+
+async def _watch(events: AsyncIterable[pgha.Event], field: Field) -> None:
+    now = time.monotonic()
+    for name, status in field.cluster.nodes.items():
+        field.sightings.append(Sighting(now, name, status.state, status.role))
+    async for event in events:
+        if isinstance(event, pgha.NodeChanged | pgha.RoleChanged) and event.node is not None:
+            status = field.cluster.nodes[event.node]
+            field.sightings.append(Sighting(event.at, event.node, status.state, status.role))
+
+
+async def _perform(field: Field, act: Callable[[Field], Awaitable[None]], bound: float) -> None:
+    """The load, and the act under it; what the act broke is healed before the last operations must end."""
+    ended = anyio.Event()
+
+    async def load() -> None:
+        await field.load.run()
+        ended.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(load)
+        with anyio.move_on_after(bound) as scope:
+            try:
+                await act(field)
+            finally:
+                field.load.stop()
+                await field.heal_all()
+        if scope.cancelled_caught:
+            field.violations.append(violation("stuck", f"{field.waiting_for}: not in {bound:g} s"))
+        with anyio.move_on_after(_END_BOUND):
+            await ended.wait()
+        if not ended.is_set():
+            # The history shows which did not end.
+            tasks.cancel_scope.cancel()
+
+
+async def _rows(field: Field) -> dict[str, list[TupleRow]]:
+    wanted = [node for node in field.nodes if field.survivors is None or node.name in field.survivors]
+    return {node.name: await node.execute(ROWS, timeout=60.0) for node in wanted}
+
+
+async def _settle(field: Field) -> None:
+    """Wait until what is to be on every node is there."""
+    nodes = field.nodes
+    if isinstance(nodes, chaos.Masters | chaos.Replicas) and not field.splitted:
+        await nodes.wait_replicated(60.0)

@@ -1,0 +1,192 @@
+"""Callers who change their mind, and cancels that arrive late or never."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import psycopg
+import sniffio
+from anyio.lowlevel import checkpoint
+
+import pgha
+from pgha._trials.catalogue import scenario
+from pgha._trials.field import Field
+from pgha._trials.load import WRITE
+from pgha._trials.trial import Setup
+
+_PROXIED = Setup(proxied=True)
+_PROMPT = 2.0
+"""Seconds in which a cancelled operation has to answer, however its node is."""
+
+
+async def _slow_read(field: Field, seconds: float) -> pgha.Operation[Any]:
+    """A read that runs on the server; on an open lane, so that a proxy before new connections hits its cancel
+    alone.
+    """
+    operation = field.cluster.submit(
+        f"SELECT pg_sleep({seconds})", read=True, route=pgha.pin(field.victim.name)
+    )
+    await field.running(field.victim, f"pg_sleep({seconds})")
+    return operation
+
+
+async def _cancelled_promptly(field: Field, operation: pgha.Operation[Any]) -> None:
+    operation.cancel()
+    with anyio.move_on_after(_PROMPT) as scope:
+        try:
+            await operation
+            field.claim(False, "prompt", "a cancelled read of 20 s gave a result")
+        except pgha.OperationCancelled:
+            pass
+    field.claim(not scope.cancelled_caught, "prompt", f"a cancelled read did not end in {_PROMPT} s")
+
+
+@scenario(
+    20,
+    "late-cancel",
+    "A cancel is held up on its way and arrives when its operation is over: no neighbour is hit",
+    setup=_PROXIED,
+)
+async def late_cancel(field: Field) -> None:
+    for held in (0.1, 0.3, 0.6):
+        await field.more()
+        operation = await _slow_read(field, 0.25)
+        proxy = field.proxy
+        proxy.mute()
+        neighbours = [
+            field.cluster.submit("SELECT %s::int", [number], read=True, route=pgha.pin(field.victim.name))
+            for number in range(40)
+        ]
+        operation.cancel()
+        await field.pause(held)
+        proxy.heal()
+        for number, one in enumerate(neighbours):
+            field.claim((await one).value() == number, "crossed", "a neighbour got another's answer")
+        try:
+            await operation
+        except pgha.OperationCancelled:
+            pass
+    await field.more()
+
+
+@scenario(
+    21,
+    "no-cancel",
+    "The connection that is to carry a cancel is refused, or nobody answers there: the caller leaves at once,"
+    " and the statement ends",
+    setup=_PROXIED,
+)
+async def no_cancel(field: Field) -> None:
+    for fault in ("refuse", "mute"):
+        await field.more()
+        operation = await _slow_read(field, 20)
+        proxy = field.proxy
+        proxy.refuse() if fault == "refuse" else proxy.mute()
+        await _cancelled_promptly(field, operation)
+        await field.more()
+        # By way of the monitor's connection, which is open.
+        await field.none_runs(field.victim, "pg_sleep(20)")
+        proxy.heal()
+        await field.more()
+
+
+@scenario(
+    4,
+    "cancel-a-synchronous-wait",
+    "A commit that waits for its synchronous standby is cancelled: it is applied, and said to be",
+    setup=Setup(topology="replicas", nodes=2, synchronous=1),
+)
+async def cancel_a_synchronous_wait(field: Field) -> None:
+    await field.more()
+    primary, standby = field.nodes[0], field.nodes[1]
+    async with field.struck("freeze", standby):
+        entry = field.recorder.begin("write", "waiting")
+        operation = field.cluster.submit(f"{WRITE} /* waiting */", [entry.key, 9000, 1])
+        await field.running(primary, "/* waiting */", "SyncRep")
+        operation.cancel()
+        ended = await field.settled(entry, operation)
+        field.claim(ended != "refused", "verdict", f"it was applied, and said to be {ended}")
+    await field.more()
+
+
+@scenario(
+    22,
+    "cancel-everywhere",
+    "A read, a write and a batch are cancelled at every checkpoint, by a scope and by Task.cancel",
+)
+async def cancel_everywhere(field: Field) -> None:
+    await field.more()
+    for steps in range(30):
+        for kind in ("read", "write", "batch"):
+            for cancelled in _ways():
+                await _cancelled_after(field, kind, steps, cancelled)
+    await field.more()
+
+
+def _ways() -> list[Callable[[Callable[[], Awaitable[None]], int], Awaitable[None]]]:
+    if sniffio.current_async_library() == "asyncio":
+        return [_by_scope, _by_task]
+    return [_by_scope]
+
+
+async def _by_scope(work: Callable[[], Awaitable[None]], steps: int) -> None:
+    async with anyio.create_task_group() as tasks:
+
+        async def run() -> None:
+            await work()
+
+        tasks.start_soon(run)
+        for _ in range(steps):
+            await checkpoint()
+        tasks.cancel_scope.cancel()
+
+
+async def _by_task(work: Callable[[], Awaitable[None]], steps: int) -> None:
+    async def run() -> None:
+        await work()
+
+    task = asyncio.create_task(run())
+    for _ in range(steps):
+        await checkpoint()
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        current = asyncio.current_task()
+        if current is not None and current.cancelling():
+            raise  # it was this task that was cancelled
+
+
+async def _cancelled_after(
+    field: Field, kind: str, steps: int, way: Callable[[Callable[[], Awaitable[None]], int], Awaitable[None]]
+) -> None:
+    field.serial += 1
+    key = f"x{field.serial}"
+    parts = [f"{key}.{part}" for part in range(3)] if kind == "batch" else [key]
+    entries = [] if kind == "read" else [field.recorder.begin("write", part) for part in parts]
+    ended: list[str] = []
+
+    async def work() -> None:
+        if kind == "read":
+            answer = await field.cluster.fetch_value("SELECT %s::text", [key])
+            field.claim(answer == key, "crossed", f"asked for {key}, got {answer}")
+            return
+        try:
+            if kind == "batch":
+                await field.cluster.execute_batch([(WRITE, [part, 9000, 1]) for part in parts])
+            else:
+                await field.cluster.execute(WRITE, [key, 9000, 1])
+            ended.append("acknowledged")
+        except psycopg.Error as error:
+            ended.append(str(error))
+            raise
+
+    await way(work, steps)
+    for entry in entries:
+        if ended == ["acknowledged"]:
+            entry.acknowledged(node=None)
+        else:
+            entry.doubt("left by its caller")

@@ -1,0 +1,154 @@
+"""Faults of processes: backends and servers that are killed, stopped, restarted and frozen."""
+
+from __future__ import annotations
+
+import pgha
+from pgha._trials.catalogue import scenario
+from pgha._trials.field import SLOW_WRITE, Field
+from pgha._trials.trial import Setup
+from pgha.chaos import NodeKind
+
+_BOTH: tuple[NodeKind, ...] = ("local", "container")
+
+
+@scenario(
+    1,
+    "kill-a-backend",
+    "SIGKILL of a backend in the middle of a write: the write is in doubt, the server recovers, others go on",
+    kinds=_BOTH,
+)
+async def kill_a_backend(field: Field) -> None:
+    await field.more()
+    victim = field.victim
+
+    async def slow() -> None:
+        ended = await field.write("killed", query=SLOW_WRITE, route=pgha.pin(victim.name))
+        field.claim(
+            ended == "in doubt", "verdict", f"a write whose backend was killed was said to be {ended}"
+        )
+
+    async with field.aside(slow):
+        await victim.kill_backend(await field.running(victim, "pg_sleep"))
+    await victim.wait_ready()
+    await field.up(victim)
+    await field.more()
+
+
+@scenario(
+    5,
+    "crash-a-sibling",
+    "SIGKILL of somebody else's backend: PostgreSQL throws all others out (57P02) and recovers",
+    kinds=_BOTH,
+)
+async def crash_a_sibling(field: Field) -> None:
+    for _ in range(2):
+        await field.more()
+        victim = field.victim
+        async with field.sibling(victim) as pid:
+            await victim.kill_backend(pid)
+        await victim.wait_ready()
+        await field.more()
+        await field.up(victim)
+
+
+@scenario(6, "stop-fast", "A fast shutdown under load, and a start", kinds=_BOTH)
+async def stop_fast(field: Field) -> None:
+    for _ in range(2):
+        await field.more()
+        await field.strike("restart", field.victim)
+        await field.more()
+
+
+@scenario(7, "stop-immediate", "An immediate shutdown under load, and a start with recovery", kinds=_BOTH)
+async def stop_immediate(field: Field) -> None:
+    for _ in range(2):
+        await field.more()
+        await field.strike("crash", field.victim)
+        await field.more()
+
+
+@scenario(
+    8,
+    "zombie",
+    "A write's backend is frozen, its caller's time is over, the backend thaws and commits: in doubt, applied"
+    " once at most",
+)
+async def zombie(field: Field) -> None:
+    await field.more()
+    victim = field.victim
+    pids = await field.backends(victim)
+    for pid in pids:
+        await victim.freeze_backend(pid)
+    try:
+        ended = await field.write("zombie", timeout=0.3, route=pgha.pin(victim.name))
+    finally:
+        for pid in pids:
+            await victim.thaw_backend(pid)
+    # Its lane may have been new, or it was never sent: then it is proven not to be applied.
+    field.claim(ended != "acknowledged", "verdict", "a frozen backend acknowledged a write")
+    await field.more()
+
+
+@scenario(9, "freeze-the-node", "All processes of the node that takes the writes stand still", kinds=_BOTH)
+async def freeze_the_node(field: Field) -> None:
+    for _ in range(2):
+        await field.more()
+        victim = field.victim
+        async with field.struck("freeze", victim):
+            await field.more()
+            await field.seen(victim, "down")
+            await field.more()
+        await field.up(victim)
+        await field.more()
+
+
+@scenario(0, "kill-the-node", "SIGKILL of all processes of the node that takes the writes", kinds=_BOTH)
+async def kill_the_node(field: Field) -> None:
+    for _ in range(2):
+        await field.more()
+        victim = field.victim
+        async with field.struck("kill", victim):
+            await field.more()
+        await field.up(victim)
+        await field.more()
+
+
+@scenario(17, "freeze-all", "Every node freezes in random order, and thaws in another: all wait, none fails")
+async def freeze_all(field: Field) -> None:
+    await field.more()
+    for _ in range(2):
+        order = list(field.nodes)
+        field.random.shuffle(order)
+        for node in order:
+            await field.begin("freeze", node)
+            await field.pause(0.2)
+        await field.pause(0.5)
+        field.random.shuffle(order)
+        for node in order:
+            await field.heal(node)
+            await field.pause(0.1)
+        await field.more()
+    for node in field.nodes:
+        await field.up(node)
+
+
+@scenario(
+    23,
+    "no-connection-left",
+    "max_connections is used up and all connections break: a storm of reconnects, refused with 53300",
+    setup=Setup(settings={"max_connections": "30"}),
+)
+async def no_connection_left(field: Field) -> None:
+    await field.more()
+    victim = field.victim
+    ends = (
+        "SELECT pg_sleep(1); SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        f" WHERE application_name = '{field.application}'; SELECT pg_sleep(0.5)"
+    )
+    # Who ends the connections has one of its own before there are none left.
+    async with field.aside(lambda: victim.execute(ends)), field.crowd(victim, 40):
+        await field.until_refused(victim)
+        await field.seen(victim, "down")
+        await field.more()
+    await field.up(victim)
+    await field.more()

@@ -1,0 +1,193 @@
+"""Faults of roles: promotions, demotions, two primaries, synchronous waits that end badly."""
+
+from __future__ import annotations
+
+from pgha import chaos
+from pgha._trials.catalogue import scenario
+from pgha._trials.field import Field
+from pgha._trials.load import WRITE
+from pgha._trials.trial import Setup
+
+_ASYNCHRONOUS = Setup(topology="replicas", nodes=3)
+_SYNCHRONOUS = Setup(topology="replicas", nodes=2, synchronous=1)
+
+
+def _replicas(field: Field) -> chaos.Replicas:
+    assert isinstance(field.nodes, chaos.Replicas)
+    return field.nodes
+
+
+async def _gathered(field: Field, *lost: chaos.Node) -> None:
+    """Whoever cannot follow the new primary as it is becomes its standby anew."""
+    nodes = _replicas(field)
+    for stray in {node.name: node for node in (*lost, *nodes.strays)}.values():
+        if stray.running:
+            await stray.stop("fast")
+        await nodes.rejoin(stray)
+    for node in nodes.standbys:
+        await field.until(
+            lambda node=node: field.cluster.nodes[node.name].role == "standby",  # type: ignore[misc]
+            f"{node.name} is seen as a standby",
+        )
+
+
+@scenario(
+    3,
+    "terminate-a-synchronous-wait",
+    "The backend of a commit that waits for its synchronous standby is terminated (57P01 as a warning, then"
+    " the end): applied, so never said not to be",
+    setup=_SYNCHRONOUS,
+)
+async def terminate_a_synchronous_wait(field: Field) -> None:
+    await field.more()
+    primary, standby = field.nodes[0], field.nodes[1]
+    ended: list[str | None] = []
+    async with field.struck("freeze", standby):
+
+        async def write() -> None:
+            ended.append(await field.write("terminated", query=f"{WRITE} /* terminated */"))
+
+        async with field.aside(write):
+            pid = await field.running(primary, "/* terminated */", "SyncRep")
+            await primary.execute("SELECT pg_terminate_backend(%s)", [pid])
+    field.claim(ended == ["in doubt"], "verdict", f"a committed write was said to be {ended}")
+    await field.more()
+
+
+@scenario(
+    10,
+    "lost-tail",
+    "An asynchronous standby is promoted without the newest writes, whose transaction ids others get: what"
+    " the new primary acknowledged is there",
+    setup=_ASYNCHRONOUS,
+)
+async def lost_tail(field: Field) -> None:
+    nodes = _replicas(field)
+    await field.more()
+    for standby in nodes.standbys:
+        await nodes.disconnect(standby)
+    await field.more()
+    old, new = nodes.primary, nodes.standbys[0]
+    field.forgive(old)
+    await old.kill()
+    await nodes.promote(new)
+    await field.until(
+        lambda: field.cluster.nodes[new.name].role == "primary", f"{new.name} is seen as primary"
+    )
+    await field.more(node=new)
+    await nodes.rejoin(old)
+    await field.until(
+        lambda: field.cluster.nodes[old.name].role == "standby", f"{old.name} is seen as standby"
+    )
+    await field.more()
+
+
+@scenario(
+    11,
+    "demotion",
+    "The primary is told to take no more writes, in the middle of its pipelines (25006): they go to the next",
+    setup=_ASYNCHRONOUS,
+)
+async def demotion(field: Field) -> None:
+    nodes = _replicas(field)
+    await field.more()
+    old, new = nodes.primary, nodes.standbys[0]
+    await old.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+    await old.execute("SELECT pg_reload_conf()")
+    await field.until(
+        lambda: field.cluster.nodes[old.name].role == "standby", f"{old.name} is seen as standby"
+    )
+    await nodes.wait_replicated()
+    await old.stop("fast")
+    await nodes.promote(new)
+    await field.more(node=new)
+    await _gathered(field, old)
+    await field.more()
+
+
+@scenario(
+    0,
+    "read-only-master",
+    "A master becomes read-only under load: writes go to the others, and come back later",
+)
+async def read_only_master(field: Field) -> None:
+    await field.more()
+    victim = field.victim
+    await victim.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+    await victim.execute("SELECT pg_reload_conf()")
+    await field.until(lambda: field.load.writer != victim.name, "writes go elsewhere")
+    await field.more()
+    await victim.execute("ALTER SYSTEM RESET ALL")
+    await victim.execute("SELECT pg_reload_conf()")
+    await field.until(
+        lambda: field.cluster.nodes[victim.name].role == "primary", f"{victim.name} is seen as primary"
+    )
+    await field.more()
+
+
+@scenario(
+    12,
+    "two-primaries",
+    "A standby is promoted while the primary lives: each write is applied by one of them, once",
+    setup=_ASYNCHRONOUS,
+)
+async def two_primaries(field: Field) -> None:
+    nodes = _replicas(field)
+    await field.more()
+    old, new = nodes.primary, nodes.standbys[0]
+    await nodes.promote(new)
+    field.split(old, new)
+    await field.until(
+        lambda: field.cluster.nodes[new.name].role == "primary", f"{new.name} is seen as primary"
+    )
+    await field.more()
+    writing = field.victim
+    async with field.struck("kill", writing):
+        await field.more()
+    await field.up(writing)
+    await field.more()
+
+
+@scenario(
+    0,
+    "synchronous-failover",
+    "The synchronous standby is cut off, its primary dies, the standby is promoted: what was acknowledged is"
+    " there",
+    setup=_SYNCHRONOUS,
+)
+async def synchronous_failover(field: Field) -> None:
+    nodes = _replicas(field)
+    await field.more()
+    old, new = nodes.primary, nodes.standbys[0]
+    # It receives nothing any more: commits wait, and none may be acknowledged, for longer than a slow head is
+    # let alone.
+    await nodes.disconnect(new)
+    await field.pause(2.5)
+    await old.kill()
+    await nodes.promote(new)
+    await nodes.set_synchronous(0)
+    field.survivor(new)
+    await field.until(
+        lambda: field.cluster.nodes[new.name].role == "primary", f"{new.name} is seen as primary"
+    )
+    await field.more(node=new)
+
+
+@scenario(
+    0,
+    "promotion",
+    "The primary dies and an asynchronous standby that has everything is promoted",
+    setup=_ASYNCHRONOUS,
+)
+async def promotion(field: Field) -> None:
+    nodes = _replicas(field)
+    await field.more()
+    old, new = nodes.primary, nodes.standbys[0]
+    field.forgive(old)
+    await old.kill()
+    await nodes.promote(new)
+    await field.more(node=new)
+    await _gathered(field, old)
+    async with field.struck("freeze", nodes.primary):
+        await field.pause(1.0)
+    await field.more()

@@ -1,0 +1,110 @@
+"""Statements that break the rules, and servers that speak another language."""
+
+from __future__ import annotations
+
+import psycopg
+
+import pgha
+from pgha._trials.catalogue import scenario
+from pgha._trials.field import SLOW_WRITE, Field
+from pgha._trials.load import WRITE
+from pgha._trials.trial import Setup
+
+_DEFERRED = """
+CREATE FUNCTION pgha_deferred() RETURNS trigger LANGUAGE plpgsql
+    AS $$BEGIN PERFORM pg_sleep(20); RETURN NULL; END$$;
+CREATE CONSTRAINT TRIGGER pgha_deferred AFTER INSERT ON pgha_trial DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW WHEN (NEW.writer = 9001) EXECUTE FUNCTION pgha_deferred()
+"""
+_PROCEDURES = """
+CREATE PROCEDURE pgha_commits(key text) LANGUAGE plpgsql AS $$BEGIN
+    INSERT INTO pgha_trial (key, writer, number) VALUES (key, 9000, 1); COMMIT; PERFORM pg_sleep(20);
+END$$
+"""
+
+
+@scenario(
+    2,
+    "terminate-in-a-deferred-trigger",
+    "A backend is terminated at the Sync, behind the last CommandComplete: nothing proves what became of it",
+    setup=Setup(schema=_DEFERRED),
+)
+async def terminate_in_a_deferred_trigger(field: Field) -> None:
+    await field.more()
+    victim = field.victim
+    ended: list[str | None] = []
+
+    async def write() -> None:
+        ended.append(await field.write("deferred", query=f"{WRITE} /* deferred */", writer=9001))
+
+    async with field.aside(write):
+        pid = await field.running(victim, "/* deferred */", "PgSleep")
+        await victim.execute("SELECT pg_terminate_backend(%s)", [pid])
+    field.claim(ended == ["in doubt"], "verdict", f"it was said to be {ended}")
+    await field.more()
+
+
+@scenario(
+    24,
+    "unruly-sql",
+    "COMMIT, COPY, VACUUM, CALL and second statements among the load: refused or alone, no neighbour notices",
+    setup=Setup(schema=_PROCEDURES),
+)
+async def unruly_sql(field: Field) -> None:
+    await field.more()
+    victim = field.victim
+    for _ in range(3):
+        for text in ("COMMIT", "BEGIN", "SET search_path = x", "COPY pgha_trial TO STDOUT", "LISTEN x"):
+            await field.refused(text, pgha.NotOnALane)
+        await field.refused("SELECT 1; SELECT 2", psycopg.errors.SyntaxError)
+        await field.refused("SELECT 1/0", psycopg.errors.DivisionByZero)
+        await field.cluster.execute("VACUUM pgha_trial")
+        await field.more(20)
+    ended: list[str | None] = []
+
+    async def call() -> None:
+        ended.append(
+            await field.write(
+                "called", query="CALL pgha_commits(%s)", alone=True, route=pgha.pin(victim.name)
+            )
+        )
+
+    async with field.aside(call):
+        pid = await field.running(victim, "CALL pgha_commits", "PgSleep")
+        await victim.execute("SELECT pg_terminate_backend(%s)", [pid])
+    field.claim(ended == ["in doubt"], "verdict", f"a CALL that had committed was said to be {ended}")
+    await field.more()
+
+
+@scenario(
+    25,
+    "another-language",
+    "A server with German messages: verdicts rest on codes and on the V field, not on words",
+    setup=Setup(topology="standalone", nodes=2, version=15, settings={"lc_messages": "de_DE.UTF-8"}),
+)
+async def another_language(field: Field) -> None:
+    await field.more()
+    victim = field.victim
+    try:
+        await field.cluster.fetch("SELECT 1/0")
+    except psycopg.errors.DivisionByZero as error:
+        field.claim("Division durch Null" in str(error), "setup", f"the server speaks English: {error}")
+    ended: list[str | None] = []
+
+    async def write() -> None:
+        ended.append(
+            await field.write("terminated", query=SLOW_WRITE, may_fail=True, route=pgha.pin(victim.name))
+        )
+
+    async with field.aside(write):
+        # FATAL 57P01 in German proves that it was not applied: it is run again, and is applied once.
+        pid = await field.running(victim, "pg_sleep")
+        await victim.execute("SELECT pg_terminate_backend(%s)", [pid])
+        again = await field.running(victim, "pg_sleep")
+        await victim.execute("SELECT pg_cancel_backend(%s)", [again])
+    field.claim(ended == ["refused"], "verdict", f"a write that was terminated and cancelled is {ended}")
+    await field.strike("restart", victim)
+    await field.more()
+    async with field.struck("freeze", field.victim):
+        await field.more()
+    await field.more()

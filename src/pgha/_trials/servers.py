@@ -1,0 +1,52 @@
+"""The servers of a trial, and certificates for those that speak TLS."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from anyio import to_thread
+
+from pgha import chaos
+from pgha._trials.trial import Setup
+
+
+@asynccontextmanager
+async def servers(setup: Setup) -> AsyncGenerator[chaos.Nodes]:
+    """The topology that the setup asks for, running; gone afterwards."""
+    common: dict[str, Any] = {
+        "version": setup.version,
+        "settings": {"log_min_messages": "fatal", **setup.settings},
+        "kind": setup.kind,
+    }
+    async with AsyncExitStack() as stack:
+        if setup.tls:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pgha-tls-"))
+            common["tls"] = await to_thread.run_sync(_certificate, Path(folder))
+        match setup.topology:
+            case "masters":
+                nodes: chaos.Nodes = await stack.enter_async_context(chaos.masters(setup.nodes, **common))
+            case "replicas":
+                topology = chaos.replicas(setup.nodes - 1, synchronous=setup.synchronous, **common)
+                nodes = await stack.enter_async_context(topology)
+            case "standalone":
+                nodes = await stack.enter_async_context(chaos.standalone(setup.nodes, **common))
+        yield nodes
+
+
+def _certificate(folder: Path) -> tuple[Path, Path]:
+    """A self-signed certificate and its key, by OpenSSL's command."""
+    certificate, key = folder / "server.crt", folder / "server.key"
+    command = ["openssl", "req", "-new", "-x509", "-days", "30", "-nodes", "-newkey", "rsa:2048"]
+    command += ["-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise chaos.ChaosError("scenarios with TLS need the command openssl: install it") from None
+    except subprocess.CalledProcessError as error:
+        raise chaos.ChaosError(f"openssl made no certificate: {error.stderr.strip()}") from None
+    return certificate, key

@@ -1,0 +1,51 @@
+"""A schedule of faults that breaks a promise, made as short as it can be in the time that there is.
+
+Hypothesis shrinks what it found itself. This is for a run by `pgha chaos`, whose schedule came from a seed:
+each try plays servers and faults anew, so a try costs seconds, and a schedule need not fail every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+
+import anyio
+
+from pgha.chaos import Schedule, Step
+
+_SHORT = 0.25
+"""Seconds: a hold below is not made shorter."""
+
+
+def simpler(schedule: Schedule) -> Iterator[Schedule]:
+    """Schedules that are simpler than this one, the boldest first; none of them is equal to it."""
+    steps = schedule.steps
+    size = len(steps) // 2
+    while size >= 1:
+        for start in range(0, len(steps), size):
+            if kept := steps[:start] + steps[start + size :]:
+                yield Schedule(kept)
+        size //= 2
+    if steps and steps[0].at > _SHORT:
+        early = steps[0].at - _SHORT / 2
+        yield Schedule(tuple(replace(step, at=step.at - early) for step in steps))
+    for index, step in enumerate(steps):
+        if step.hold > _SHORT:
+            yield Schedule((*steps[:index], _shorter(step), *steps[index + 1 :]))
+
+
+def _shorter(step: Step) -> Step:
+    return replace(step, hold=round(max(_SHORT, step.hold / 2), 3))
+
+
+async def shrink(
+    schedule: Schedule, broken: Callable[[Schedule], Awaitable[bool]], *, seconds: float
+) -> Schedule:
+    """The simplest schedule found in ``seconds`` that still is ``broken``; at worst the given one."""
+    with anyio.move_on_after(seconds):
+        candidates = simpler(schedule)
+        while (candidate := next(candidates, None)) is not None:
+            if await broken(candidate):
+                schedule = candidate
+                candidates = simpler(schedule)
+    return schedule

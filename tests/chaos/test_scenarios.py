@@ -1,0 +1,52 @@
+"""Every named scenario, on both loops, on every kind of node that it can be played on."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from _support import demand_engine
+from _tally import TALLY
+
+from pgha._trials.scenarios import SCENARIOS, find
+from pgha.chaos import ChaosError, NodeKind
+
+pytestmark = pytest.mark.anyio
+
+FAULTS = 25
+"""In the list of faults that a suite should try."""
+PLAYED = [
+    pytest.param(name, kind, id=f"{name}-{kind}") for name, one in SCENARIOS.items() for kind in one.kinds
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), PLAYED)
+async def test_it_keeps_every_promise(name: str, kind: NodeKind) -> None:
+    if kind == "container":
+        demand_engine()
+    began = time.monotonic()
+    trial = await find(name).run(kind)
+    TALLY.trial("scenario", trial, time.monotonic() - began)
+    assert trial.kept, trial.complaint()
+    assert sum(entry.ending == "acknowledged" for entry in trial.history) > 50
+
+
+def test_every_fault_of_the_list_has_a_scenario() -> None:
+    assert {one.number for one in SCENARIOS.values()} == set(range(FAULTS + 1))
+
+
+def test_containers_are_killed_restarted_paused_and_cut_off() -> None:
+    on_containers = {name for name, one in SCENARIOS.items() if "container" in one.kinds}
+    assert {"kill-the-node", "stop-fast", "stop-immediate", "freeze-the-node", "cut-off"} <= on_containers
+
+
+def test_a_scenario_that_does_not_exist() -> None:
+    with pytest.raises(ChaosError, match=r"no scenario 'kill-the-nod': did you mean kill-the-node"):
+        find("kill-the-nod")
+    with pytest.raises(ChaosError, match=r"no scenario 'xyzzy': see pgha chaos --list"):
+        find("xyzzy")
+
+
+async def test_a_scenario_on_nodes_that_it_is_not_for() -> None:
+    with pytest.raises(ChaosError, match="only on local"):
+        await find("zombie").run("container")
