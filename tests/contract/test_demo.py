@@ -15,7 +15,6 @@ from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from random import Random
-from uuid import UUID, uuid4
 
 import psutil
 import pytest
@@ -23,9 +22,10 @@ from typer.testing import CliRunner
 
 import pgha
 from pgha._columns import NO_COLUMNS
+from pgha.chaos.history import Entry, History, Try
 from pgha.cli import main
 from pgha.cli._app import app
-from pgha.cli._check import Applied, Verdict, Write, check
+from pgha.cli._check import Verdict, judge
 from pgha.cli._demo import log_counted
 from pgha.cli._faults import Fault, plan
 from pgha.cli._summary import Options, Summary
@@ -35,75 +35,48 @@ from pgha.cli._workload import Recorder
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "pgha")
 README = Path(__file__).parents[2] / "README.md"
 PATIENCE = 60.0
-ONE, TWO = 5001, 5002
-"""Servers, by their ports."""
-NOTHING = Verdict((), (), ())
+NOTHING = Verdict()
 
 
-# The rules, on made-up data
+# The rules, on made-up data; each of them has its own tests
 
 
-def acknowledged(key: UUID, attempts: int = 1) -> Write:
-    return Write(key, attempts, acknowledged=True)
+def acknowledged(key: str, *nodes: str) -> Entry:
+    """A repeatable write, tried on ``nodes``."""
+    tries = tuple(Try(node, 0.1, outcome="in doubt") for node in nodes)
+    return Entry(key, "write", 0.0, 1.0, "acknowledged", nodes[-1], repeatable=True, tries=tries)
 
 
-def everywhere(*rows: Applied) -> dict[str, list[Applied]]:
+def everywhere(*rows: tuple[str, str]) -> dict[str, list[tuple[str, str]]]:
     return {name: list(rows) for name in ("n1", "n2", "n3")}
 
 
+def test_the_verdict_in_the_words_of_the_demo() -> None:
+    refused = replace(acknowledged("refused", "n1"), ending="refused", tries=())
+    history = History(
+        (
+            acknowledged("good", "n1"),
+            acknowledged("gone", "n1"),
+            acknowledged("repeated", "n1", "n2"),
+            acknowledged("doubled", "n1"),
+            refused,
+            Entry("endless", "write", 0.0, repeatable=True),
+        )
+    )
+    rows = everywhere(
+        ("good", "n1"), ("repeated", "n1"), ("repeated", "n2"), ("doubled", "n1"), ("doubled", "n1"),
+        ("refused", "n2"), ("nobody's", "n3"),
+    )  # fmt: skip
+    verdict = judge(history, rows)
+    assert verdict.lost == ("gone",)
+    assert verdict.doubled == ("doubled", "refused", "nobody's")
+    assert verdict.repeated == ("repeated", "doubled")
+    assert [(one.rule, one.key) for one in verdict.others] == [("unended", "endless")]
+
+
 def test_writes_that_went_well_break_no_rule() -> None:
-    keys = [uuid4() for _ in range(3)]
-    data = everywhere(*[(key, ONE, 1) for key in keys])
-    assert check([acknowledged(key) for key in keys], data) == NOTHING
-
-
-def test_nothing_written_breaks_no_rule() -> None:
-    assert check([], everywhere()) == NOTHING
-
-
-@pytest.mark.parametrize("missing", [{"n1"}, {"n2", "n3"}, {"n1", "n2", "n3"}])
-def test_an_acknowledged_write_that_a_node_lacks_is_lost(missing: set[str]) -> None:
-    gone, kept = uuid4(), uuid4()
-    data = everywhere((gone, ONE, 1), (kept, ONE, 1))
-    for name in missing:
-        data[name] = [(kept, ONE, 1)]
-    assert check([acknowledged(gone), acknowledged(kept)], data) == Verdict((gone,), (), ())
-
-
-def test_a_write_that_was_not_acknowledged_cannot_be_lost() -> None:
-    nowhere, somewhere = uuid4(), uuid4()
-    data = everywhere() | {"n2": [(somewhere, TWO, 1)]}
-    assert check([Write(nowhere, 1), Write(somewhere, 2)], data) == NOTHING
-
-
-def test_a_key_on_two_servers_after_one_attempt_is_doubled() -> None:
-    key = uuid4()
-    verdict = check([acknowledged(key)], everywhere((key, ONE, 1), (key, TWO, 1)))
-    assert verdict == Verdict((), (key,), (key,))
-
-
-def test_a_key_applied_twice_by_one_server_after_one_attempt_is_doubled() -> None:
-    key = uuid4()
-    assert check([acknowledged(key)], everywhere((key, ONE, 2))) == Verdict((), (key,), (key,))
-
-
-def test_a_doubled_key_is_seen_when_each_node_shows_another_half() -> None:
-    key = uuid4()
-    data = {"n1": [(key, ONE, 1)], "n2": [(key, TWO, 1)]}
-    assert check([acknowledged(key)], data).doubled == (key,)
-
-
-def test_a_key_that_nobody_sent_is_doubled() -> None:
-    never, unknown = uuid4(), uuid4()
-    verdict = check([Write(never)], everywhere((never, ONE, 1), (unknown, ONE, 1)))
-    assert verdict == Verdict((), (never, unknown), ())
-
-
-@pytest.mark.parametrize("rows", [((ONE, 1), (TWO, 1)), ((ONE, 2),), ((ONE, 2), (TWO, 1))])
-def test_a_key_within_its_attempts_is_repeated_and_no_more(rows: tuple[tuple[int, int], ...]) -> None:
-    key = uuid4()
-    data = everywhere(*[(key, server, times) for server, times in rows])
-    assert check([acknowledged(key, attempts=3)], data) == Verdict((), (), (key,))
+    assert judge(History((acknowledged("good", "n1"),)), everywhere(("good", "n1"))) == Verdict()
+    assert judge(History(), everywhere()) == Verdict()
 
 
 # The record
@@ -179,7 +152,7 @@ def summary(
 def test_a_good_end_is_good_and_fits_80_columns() -> None:
     good = summary(
         lambda recorder: recorder.gaps.update({None: 2.3456, "read": 12.3456, "write": 12.3456}),
-        Verdict((), (), (uuid4(),)),
+        Verdict(repeated=("k",)),
     )
     assert good.good
     assert max(len(line) for line in good.text().splitlines()) < 80
@@ -194,8 +167,8 @@ def test_faults_by_hand_are_counted_with_the_others_and_named() -> None:
 
 
 BAD = {
-    "lost": summary(verdict=Verdict((uuid4(),), (), ())),
-    "doubled": summary(verdict=Verdict((), (uuid4(),), ())),
+    "lost": summary(verdict=Verdict(lost=("k",))),
+    "doubled": summary(verdict=Verdict(doubled=("k",))),
     "errors": summary(lambda recorder: recorder.failed("read", ValueError("bad"))),
     "in_doubt": summary(lambda recorder: recorder.failed("write", pgha.CommitInDoubt("perhaps"))),
 }

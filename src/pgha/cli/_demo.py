@@ -17,7 +17,7 @@ from rich.console import Console
 import pgha
 from pgha import chaos
 from pgha.chaos._nodes import Progress, unheard
-from pgha.cli._check import check
+from pgha.cli._check import judge
 from pgha.cli._faults import Saboteur, plan
 from pgha.cli._keys import keyboard
 from pgha.cli._live import LiveView
@@ -114,7 +114,9 @@ async def watched(options: Options, view: View) -> Summary:
         saboteur = Saboteur(nodes, recorder, view)
         with log_counted(recorder):
             retried = await _load(nodes, recorder, saboteur, view, options)
-        verdict = check(recorder.writes, await applied(nodes))
+        verdict = judge(recorder.writes.history(), await applied(nodes))
+    for violation in verdict.others:
+        recorder.complain(str(violation))
     return Summary(options, recorder, retried, tuple(saboteur.done), verdict)
 
 

@@ -17,10 +17,11 @@ from typing import Any, Literal, TypeAlias
 from uuid import uuid4
 
 import anyio
+import psycopg
 
 import pgha
-from pgha.chaos import Masters
-from pgha.cli._check import Applied, Write
+from pgha.chaos import Masters, history
+from pgha.chaos.checkers import Row
 
 Kind: TypeAlias = Literal["read", "write"]
 
@@ -76,7 +77,7 @@ class Recorder:
 
     seconds: float
     clock: Callable[[], float] = time.monotonic
-    writes: list[Write] = field(default_factory=list)
+    writes: history.Recorder = field(default_factory=history.Recorder)
     operations: dict[Kind, int] = field(default_factory=lambda: {"read": 0, "write": 0})
     gaps: dict[Kind | None, float] = field(default_factory=lambda: {None: 0.0, "read": 0.0, "write": 0.0})
     """The longest time between two successes: of any operation, of reads, of writes."""
@@ -204,26 +205,33 @@ class _Reader:
 
 
 class _Writer:
-    """Writes keys of its own making, and notes how often each was handed to a node."""
+    """Writes keys of its own making, and notes what became of each."""
 
     def __init__(self, cluster: pgha.Cluster, recorder: Recorder) -> None:
         self._cluster = cluster
         self._recorder = recorder
 
     async def __call__(self) -> pgha.Result[Any]:
-        write = Write(uuid4())
-        self._recorder.writes.append(write)
-
-        def sent(what: pgha.Sent) -> None:
-            write.attempts = what.attempt
-
-        result = await self._cluster.execute(_WRITE, [write.key], idempotent=True, on_send=sent)
-        write.acknowledged = True
+        key = uuid4()
+        write = self._recorder.writes.begin("write", str(key), repeatable=True)
+        operation = self._cluster.submit(_WRITE, [key], idempotent=True)
+        try:
+            result = await operation
+        except psycopg.Error as error:
+            write.failed(error, pgha.info(error).outcome, record=operation.record)
+            raise
+        write.acknowledged(node=result.node, record=operation.record)
         return result
 
 
-async def applied(nodes: Masters) -> dict[str, list[Applied]]:
-    """Wait until replication has caught up; then the rows of every node."""
+async def applied(nodes: Masters) -> dict[str, list[Row]]:
+    """Wait until replication has caught up; then what every node holds: a row for each time that a key was
+    applied.
+    """
     await nodes.wait_replicated(60.0)
-    found = await nodes.execute("SELECT key, node, times FROM pgha_demo_write", timeout=60.0)
-    return {name: [(row[0], row[1], row[2]) for row in rows] for name, rows in found.items()}
+    names = {node.port: node.name for node in nodes}
+    found = await nodes.execute("SELECT key::text, node, times FROM pgha_demo_write", timeout=60.0)
+    return {
+        name: [row for key, port, times in rows for row in [(key, names[port])] * times]
+        for name, rows in found.items()
+    }
