@@ -15,6 +15,7 @@ from ._lanetypes import Verdict
 from ._operation import Operation
 
 READ_ONLY = "25006"
+ADMIN_SHUTDOWN = "57P01"
 
 
 class LegLost(psycopg.OperationalError):
@@ -33,9 +34,11 @@ class Fate:
 
 def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget: bool) -> Fate:
     """Decide, and write the outcome into the operation's record."""
-    if verdict.lost is not None and verdict.was_head:
-        operation.head_losses += 1
     facts = verdict.facts
+    ordered = verdict.ordered or (facts.error is not None and facts.error.sqlstate == ADMIN_SHUTDOWN)
+    if verdict.lost is not None and verdict.was_head and not ordered:
+        # It may be what breaks the connections; a shutdown is somebody else's doing.
+        operation.head_losses += 1
     outcome, then = decide(
         Case(
             facts,

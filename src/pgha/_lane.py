@@ -327,6 +327,7 @@ class Lane:
         self.pipeline.slots.clear()
         self._owner.lane_broke(self, reason, lost=lost)
         after_fatal = False
+        ordered = self.link.ended_by_order()
         for index, slot in enumerate(slots):
             results = self.link.unfinished() if index == 0 else ()
             answer = read_answer(slot.segment, results)
@@ -336,6 +337,7 @@ class Lane:
                 verdict = self._verdict(
                     slot, answer, synced=False, was_head=index == 0, after_fatal=after_fatal, lost=reason
                 )
+                verdict.ordered = ordered
                 self._owner.judge(self, operation, verdict)
             after_fatal = after_fatal or _ends_all(answer.fault)
         if self._tasks is not None:

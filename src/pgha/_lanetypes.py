@@ -32,6 +32,8 @@ class Verdict:
     rerun_alone: bool
     lost: str | None
     """Why the connection ended, if it did."""
+    ordered: bool = False
+    """The server said that somebody told it to end the connection: it did not break by what it was sent."""
 
 
 class LaneOwner(Protocol):

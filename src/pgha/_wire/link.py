@@ -32,6 +32,7 @@ _BAD = pq.ConnStatus.BAD
 _IDLE = pq.TransactionStatus.IDLE
 _REPLICATION_WAIT = b"SyncRepWaitForLSN"
 """The server's function that warns when the wait for a synchronous standby is broken off."""
+_ADMIN_SHUTDOWN = "57P01"
 _CLOSES = capabilities.has_send_close_prepared()
 
 WATCHED = (
@@ -308,6 +309,10 @@ class Link:
     def unfinished(self) -> list[PGresult]:
         """Results of the head that came without its Sync; for the verdict, after the link broke."""
         return self._partial
+
+    def ended_by_order(self) -> bool:
+        """The server's last words: an administrator told it so, by pg_terminate_backend or a shutdown."""
+        return bool(self.notices) and self.notices[-1].sqlstate == _ADMIN_SHUTDOWN
 
     @property
     def unreplicated(self) -> bool:

@@ -1,0 +1,82 @@
+"""Random schedules of faults: Hypothesis looks for one that breaks a promise, and shrinks it.
+
+In CI always the same schedules are tried, so that what is found is pgha's doing; by hand, and by
+`just chaos-long`, new ones each time. PGHA_SCHEDULES: how many times as many.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+
+import anyio
+import pytest
+from _support import demand_engine
+from _tally import TALLY
+from hypothesis import HealthCheck, Phase, example, given, note, settings
+
+from pgha._trials.chance import replay
+from pgha.chaos import ALL_FAULTS, NODE_FAULTS, NodeKind, Schedule, Step, Workload
+from pgha.chaos.properties import schedules, workloads
+
+TIMES = float(os.environ.get("PGHA_SCHEDULES", "1"))
+SECONDS = 2.5
+ROUGH = tuple(kind for kind in ALL_FAULTS if kind not in ("latency", "bandwidth", "slow_close"))
+"""What merely slows the network down takes long, and has a scenario of its own."""
+PROGRAM = """
+import anyio
+
+from pgha._trials.chance import replay
+
+trial = anyio.run(lambda: replay(schedule, kind={kind!r}, workload={workload!r}), backend={loop!r})
+print(trial.complaint() or "every promise was kept")
+"""
+
+
+def tried(examples: int) -> settings:
+    """Each example starts servers, and takes seconds: fewer of them than usual, and no deadline."""
+    return settings(
+        max_examples=max(1, round(examples * TIMES)),
+        deadline=None,
+        derandomize=bool(os.environ.get("CI")),
+        print_blob=True,
+        phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def keeps_every_promise(schedule: Schedule, workload: Workload, loop: str, kind: NodeKind) -> None:
+    began = time.monotonic()
+    trial = anyio.run(partial(replay, schedule, kind=kind, workload=workload), backend=loop)
+    TALLY.trial("schedule", trial, time.monotonic() - began)
+    # When it fails: a program that does it again.
+    note(schedule.script(PROGRAM.format(kind=kind, workload=workload, loop=loop)))
+    assert trial.kept, trial.complaint()
+
+
+LOOPS = pytest.mark.parametrize("loop", ["asyncio", "trio"])
+
+
+@LOOPS
+@tried(32)
+@given(schedule=schedules(seconds=SECONDS, kinds=ROUGH), workload=workloads())
+@example(schedule=Schedule((Step(0.1, "kill", 0, 1.0), Step(0.3, "drop_down", 1, 0.5))), workload=Workload())
+def test_any_faults(loop: str, schedule: Schedule, workload: Workload) -> None:
+    keeps_every_promise(schedule, workload, loop, "local")
+
+
+@LOOPS
+@tried(12)
+@given(schedule=schedules(seconds=SECONDS, kinds=NODE_FAULTS), workload=workloads())
+def test_faults_of_processes(loop: str, schedule: Schedule, workload: Workload) -> None:
+    """Without proxies between pgha and its servers."""
+    keeps_every_promise(schedule, workload, loop, "local")
+
+
+@LOOPS
+@tried(12)
+@given(schedule=schedules(seconds=SECONDS, kinds=ROUGH), workload=workloads())
+def test_faults_of_containers(loop: str, schedule: Schedule, workload: Workload) -> None:
+    demand_engine()
+    keeps_every_promise(schedule, workload, loop, "container")
