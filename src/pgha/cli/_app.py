@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import signal
+import sys
 from enum import StrEnum
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +16,7 @@ from pgha.cli._demo import Options, run
 from pgha.cli._serve import serve as keep_up
 from pgha.cli._soak import SoakOptions
 from pgha.cli._soak import soak as run_soak
+from pgha.cli._view import OutputClosed, write
 
 _LAST_PORT = 65_535
 
@@ -28,6 +32,13 @@ class Loop(StrEnum):
 
     asyncio = "asyncio"
     trio = "trio"
+
+
+class Kind(StrEnum):
+    """What the nodes of `pgha chaos` run in."""
+
+    local = "local"
+    container = "container"
 
 
 def _print_version(wanted: bool) -> None:
@@ -80,8 +91,7 @@ def demo(
 def _refuse(context: typer.Context, *names: str) -> None:
     """With --serve there is no workload for them to say something of."""
     for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        if _given(context, name):
             raise typer.BadParameter("not with --serve, which runs no workload", param_hint=f"--{name}")
 
 
@@ -113,3 +123,77 @@ def soak(
     """
     options = SoakOptions(tuple(dsns), spike, rate, pin, write, seconds, loop.value, json)
     raise typer.Exit(run_soak(options))
+
+
+@app.command()
+def chaos(
+    context: typer.Context,
+    scenario: Annotated[
+        str | None, typer.Argument(help="One of --list; without a name, faults that the seed gives.")
+    ] = None,
+    listing: Annotated[bool, typer.Option("--list", help="Show the scenarios, and end.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Of faults and load; random by default.")] = None,
+    faults: Annotated[
+        str | None, typer.Option(metavar="KIND,...", help="Only these, of random faults; all by default.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0.01, help="How long random faults go on.")] = 0.5,
+    nodes: Annotated[Kind, typer.Option(help="What the servers run in.")] = Kind.local,
+    count: Annotated[int, typer.Option(min=2, max=9, help="Servers to start, of no scenario.")] = 3,
+    loop: Annotated[Loop, typer.Option(help="The event loop.")] = Loop.asyncio,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the run: .png or .svg; its JSON goes beside it.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report's JSON, and nothing else.")] = False,
+    schedule: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Faults to play again, in JSON; - is standard input.")
+    ] = None,
+    shrink: Annotated[
+        float, typer.Option(min=0.0, help="Seconds to look for a shorter schedule that fails too.")
+    ] = 60.0,
+) -> None:
+    """Try pgha under faults: a named scenario, those of a seed, or those of a schedule; then check every
+    promise.
+
+    Exit code 1: a promise was broken. Then the seed is told, and a schedule to play again.
+    """
+    # Not above: the other commands have no use for it, nor for the time that it takes.
+    from pgha.cli._chaos import run as run_chaos
+    from pgha.cli._chaos_asked import Unusable, checked, listed
+    from pgha.cli._chaos_words import ChaosOptions
+
+    if listing:
+        raise typer.Exit(_print(listed()))
+    given = {name for name in context.params if _given(context, name)}
+    chosen = random.SystemRandom().randrange(1_000_000) if seed is None else seed
+    options = ChaosOptions(
+        seed=chosen,
+        scenario=scenario,
+        minutes=minutes,
+        kind=nodes.value,
+        count=count,
+        loop=loop.value,
+        report=report,
+        json=json,
+        shrink=shrink,
+    )
+    try:
+        options = checked(options, faults, schedule, given)
+    except Unusable as error:
+        sys.stderr.write(f"pgha chaos: {' '.join(str(error).split())}\n")
+        raise typer.Exit(error.code) from None
+    raise typer.Exit(run_chaos(options))
+
+
+def _print(text: str) -> int:
+    """On standard output; the exit code, also for a reader who left."""
+    try:
+        write(text, sys.stdout)
+    except OutputClosed:
+        return 128 + signal.SIGPIPE
+    return 0
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether it stood on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

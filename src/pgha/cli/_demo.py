@@ -46,9 +46,9 @@ def _view(options: Options, plain: bool) -> View:
     return LiveView(options, console, keyboard())
 
 
-def ending(loop: str, body: Callable[[], Awaitable[int]]) -> int:
+def ending(loop: str, body: Callable[[], Awaitable[int]], name: str = "demo") -> int:
     """Run `body` in a loop of its own; its exit code, or the one for what ended it: a signal, a reader of the
-    output that left, or servers that did not start, which is told in a line.
+    output that left, or servers that did not start, which is told in a line. `name`: the command's.
     """
     code = 1
     try:
@@ -58,7 +58,7 @@ def ending(loop: str, body: Callable[[], Awaitable[int]]) -> int:
     except* OutputClosed:
         code = _PIPE_CLOSED
     except* chaos.ChaosError as group:
-        sys.stderr.write(f"pgha demo: {_first(group)}\n")
+        sys.stderr.write(f"pgha {name}: {' '.join(str(_first(group)).split())}\n")
     return code
 
 

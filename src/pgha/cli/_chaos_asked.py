@@ -1,0 +1,140 @@
+"""What `pgha chaos` was asked for, looked at before anything is started."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import cast
+
+from pgha import chaos
+from pgha._trials.scenarios import SCENARIOS, find
+from pgha.chaos import ALL_FAULTS, FaultKind, Schedule
+from pgha.cli._chaos_words import ChaosOptions
+
+_SPARED = 1
+"""Nodes without a fault at any moment: if there is none, nobody can answer, and nothing is promised."""
+
+
+class Unusable(Exception):
+    """It cannot be done as it was asked for. `code`: to exit with."""
+
+    def __init__(self, why: str, code: int = 2) -> None:
+        super().__init__(why)
+        self.code = code
+
+
+def listed() -> str:
+    """A line for each scenario: its number, name, where it can be played, what it is."""
+    width = max(map(len, SCENARIOS))
+    lines = [
+        f"{one.number or '-':>3}  {name:<{width}}  {'/'.join(one.kinds):<15}  {one.text}"
+        for name, one in SCENARIOS.items()
+    ]
+    return "\n".join(lines)
+
+
+def checked(options: ChaosOptions, faults: str | None, schedule: str | None, given: set[str]) -> ChaosOptions:
+    """The options with what stands in words and files, or `Unusable`. `given`: those that were named, without
+    their dashes.
+    """
+    for name in sorted(given & _meaningless(options.scenario, schedule)):
+        raise Unusable(f"--{name}: not with {'a scenario' if options.scenario else '--schedule'}")
+    if options.scenario is not None:
+        _check_scenario(options.scenario, options)
+    if faults is not None:
+        options = replace(options, faults=kinds_of(faults))
+    if schedule is not None:
+        options = _scheduled(options, schedule_of(schedule), "count" in given)
+    if options.report is not None:
+        check_report(options.report)
+    return options
+
+
+def _meaningless(scenario: str | None, schedule: str | None) -> set[str]:
+    if scenario is not None:
+        return {"faults", "minutes", "count", "schedule", "shrink"}
+    return set() if schedule is None else {"faults", "minutes"}
+
+
+def _check_scenario(name: str, options: ChaosOptions) -> None:
+    try:
+        found = find(name)
+    except chaos.ChaosError as error:
+        raise Unusable(str(error)) from None
+    if options.kind not in found.kinds:
+        raise Unusable(f"{name} cannot be played on {options.kind} nodes, only on {', '.join(found.kinds)}")
+
+
+def kinds_of(words: str) -> tuple[FaultKind, ...]:
+    """The kinds of faults that are named, with commas between; `Unusable` when one is unknown."""
+    names = [name.strip() for name in words.split(",") if name.strip()]
+    unknown = [name for name in names if name not in ALL_FAULTS]
+    if unknown or not names:
+        what = f"no fault is called {', '.join(unknown)}" if unknown else "none is named"
+        raise Unusable(f"--faults: {what}; there are {', '.join(ALL_FAULTS)}")
+    return tuple(cast(FaultKind, name) for name in dict.fromkeys(names))
+
+
+def _scheduled(options: ChaosOptions, schedule: Schedule, counted: bool) -> ChaosOptions:
+    count = options.count if counted else max(options.count, schedule.nodes)
+    if troubles := schedule.conflicts(nodes=count, spare=_SPARED):
+        more = f", and {len(troubles) - 1} more" if len(troubles) > 1 else ""
+        raise Unusable(f"--schedule: {troubles[0]}{more}")
+    return replace(options, schedule=schedule, count=count)
+
+
+def schedule_of(source: str) -> Schedule:
+    """Read a schedule: its own JSON, or that of a report, of which the shrunk one is taken if there is one.
+
+    `source`: the name of a file, or - for standard input. `Unusable` when it has none.
+    """
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text()
+        found = json.loads(text)
+        if isinstance(found, dict):
+            found = found.get("shrunk") or found.get("schedule") or found
+        schedule = Schedule.from_json(json.dumps(found))
+    except OSError as error:
+        raise Unusable(f"--schedule {source}: {error.strerror or error}") from error
+    except (ValueError, chaos.ChaosError) as error:
+        raise Unusable(f"--schedule {source}: {error}") from error
+    if not all(isinstance(step.node, int) for step in schedule.steps):
+        raise Unusable(f"--schedule {source}: nodes are whole numbers, from 0")
+    if not schedule.steps:
+        raise Unusable(f"--schedule {source}: there are no faults in it")
+    return schedule
+
+
+def check_report(report: Path) -> None:
+    """`Unusable` when it could not be written after the run.
+
+    Imports matplotlib, which takes a second: whatever is wrong with it is to be known before the run.
+    """
+    try:
+        suffixes = import_module("pgha.cli._chaos_figure").SUFFIXES
+    except ImportError as error:
+        raise Unusable(f"--report needs matplotlib: pip install 'pgha[demo]' ({error})", 1) from None
+    if report.suffix.lower() not in suffixes:
+        raise Unusable(f"--report {report}: its name has to end in {' or '.join(suffixes)}")
+    for path in (report, beside(report)):
+        try:
+            _try_to_write(path)
+        except OSError as error:
+            raise Unusable(f"--report {path}: {error.strerror or error}") from error
+
+
+def _try_to_write(path: Path) -> None:
+    """Open it as it will be opened, and leave no file that was not there."""
+    there = path.exists()
+    with path.open("ab"):
+        pass
+    if not there:
+        path.unlink()
+
+
+def beside(report: Path) -> Path:
+    """Where the numbers of a report are."""
+    return report.with_suffix(".json")

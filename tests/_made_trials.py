@@ -1,0 +1,109 @@
+"""Trials that never were: made of values, for what judges and draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import count
+from random import Random
+from typing import Any
+
+from pgha._trials.trial import Sighting, Trial
+from pgha.chaos import ALL_FAULTS, Done
+from pgha.chaos.checkers import Violation
+from pgha.chaos.history import Ending, Entry, History, Kind, Try
+
+BEGAN = 1000.0
+"""`time.monotonic` seconds at which every one of them began."""
+
+_numbers = count()
+
+
+def entry(
+    key: str,
+    begun: float,
+    ended: float | None,
+    ending: Ending | None = "acknowledged",
+    kind: Kind = "read",
+    node: str | None = "n1",
+    error: str | None = None,
+    tries: Iterable[Try] = (),
+) -> Entry:
+    """One operation; times in seconds since the load began."""
+    end = None if ended is None else BEGAN + ended
+    return Entry(key, kind, BEGAN + begun, end, ending, node, error=error, tries=tuple(tries))
+
+
+def answers(times: Iterable[float], latency: float = 0.001, **more: Any) -> list[Entry]:
+    """Acknowledged operations that ended at these times."""
+    return [entry(f"a{next(_numbers)}", at - latency, at, **more) for at in times]
+
+
+def sighting(at: float, node: str, state: str = "up", role: str = "primary") -> Sighting:
+    return Sighting(BEGAN + at, node, state, role)
+
+
+def done(kind: Any, node: str, at: float, until: float, skipped: str = "") -> Done:
+    return Done(kind, node, BEGAN + at, BEGAN + until, skipped)
+
+
+def violations(many: int) -> list[Violation]:
+    return [
+        Violation("doubled", f"w{n}", f"write w{n} is there twice, and was tried once") for n in range(many)
+    ]
+
+
+def trial(
+    seconds: float = 10.0,
+    history: Sequence[Entry] = (),
+    faults: Sequence[Done] = (),
+    sightings: Sequence[Sighting] | None = None,
+    nodes: Sequence[str] = ("n1", "n2", "n3"),
+    **more: Any,
+) -> Trial:
+    """One that took so many seconds; without `sightings` all nodes are up all the time."""
+    seen = [sighting(-0.1, node) for node in nodes] if sightings is None else sightings
+    values: dict[str, Any] = {
+        "title": "made up",
+        "seed": 7,
+        "loop": "trio",
+        "kind": "local",
+        "violations": (),
+        "schedule": None,
+        "retried": 0,
+    }
+    values.update(more)
+    return Trial(
+        nodes=tuple(nodes),
+        began=BEGAN,
+        ended=BEGAN + seconds,
+        history=History(tuple(history)),
+        faults=tuple(faults),
+        sightings=tuple(seen),
+        **values,
+    )
+
+
+def lively(seconds: float, rate: float, faults: int, *, seed: int = 1, errors: float = 0.0) -> Trial:
+    """A load of so many operations a second, under so many faults; a part of it ended with errors."""
+    random = Random(seed)
+    nodes = ("n1", "n2", "n3")
+    struck, seen = [], [sighting(-0.1, node) for node in nodes]
+    for _ in range(faults):
+        at = seconds * random.uniform(0.05, 0.95)
+        until = at + random.choice([0.0, random.uniform(0.1, 3.0)])
+        node = random.choice(nodes)
+        struck.append(done(random.choice(ALL_FAULTS), node, at, until))
+        seen += [sighting(at, node, "suspect"), sighting((at + until) / 2, node, "down")]
+        seen += [sighting(until, node, "connecting"), sighting(until + 0.1, node)]
+    history: list[Entry] = []
+    at = 0.0
+    while (at := at + random.expovariate(rate)) < seconds:
+        latency = random.lognormvariate(-6.5, 1.0)
+        kind: Kind = "read" if random.random() < 0.6 else "write"
+        ending: Ending = (
+            random.choice(["refused", "in doubt"]) if random.random() < errors else "acknowledged"
+        )
+        history.append(
+            entry(str(len(history)), at, min(seconds, at + latency), ending, kind, random.choice(nodes))
+        )
+    return trial(seconds, history, struck, sorted(seen, key=lambda one: one.at), retried=faults)
