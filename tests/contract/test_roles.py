@@ -11,10 +11,10 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
-from _support import PATIENCE, cluster_of, eventually, standby_of, unique
+from _support import PATIENCE, cluster_of, eventually, unique
 
 import pgha
-from pgha.chaos import Node, standalone
+from pgha.chaos import Node, replicas, standalone
 
 pytestmark = pytest.mark.anyio
 
@@ -205,20 +205,9 @@ async def test_opened_with_standbys_only() -> None:
 # A real one
 
 
-async def streamed(primary: Node, standby: Node) -> None:
-    """Wait until the standby has what the primary has."""
-    ((lsn,),) = await primary.execute("SELECT pg_current_wal_insert_lsn()::text")
-
-    async def caught_up() -> bool:
-        asked = "SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn"
-        return bool((await standby.execute(asked, [lsn]))[0][0])
-
-    await eventually(caught_up)
-
-
 async def test_a_standby_gets_reads_and_no_writes() -> None:
-    async with standalone() as nodes, standby_of(nodes[0]) as standby:
-        primary = nodes[0]
+    async with replicas() as nodes:
+        primary, standby = nodes
         async with cluster_of(standby, primary, min_ready=2, node_wait=0.5) as cluster:
             assert cluster.nodes[standby.name].role == "standby"
             assert cluster.nodes[primary.name].role == "primary"
@@ -226,7 +215,7 @@ async def test_a_standby_gets_reads_and_no_writes() -> None:
             operations = [cluster.submit("INSERT INTO t VALUES (%s)", [str(i)]) for i in range(200)]
             for one in operations:
                 assert (await one).node == primary.name
-            await streamed(primary, standby)
+            await nodes.wait_replicated()
             count = "SELECT count(*), pg_is_in_recovery() FROM t"
             for node in (standby, primary):
                 rows = await cluster.fetch(count, route=pgha.pin(node.name))
@@ -239,13 +228,13 @@ async def test_a_standby_gets_reads_and_no_writes() -> None:
 
 async def test_promotion() -> None:
     """The primary dies, writes wait, the standby is promoted and takes them."""
-    async with standalone() as nodes, standby_of(nodes[0]) as standby:
-        primary = nodes[0]
+    async with replicas() as nodes:
+        primary, standby = nodes
         await primary.execute("CREATE TABLE t (id text)")
-        await streamed(primary, standby)
+        await nodes.wait_replicated()
         async with cluster_of(primary, standby, min_ready=2) as cluster, cluster.events() as events:
             await cluster.execute("INSERT INTO t VALUES ('before')")
-            await streamed(primary, standby)
+            await nodes.wait_replicated()
             await primary.kill()
             await eventually(lambda: cluster.nodes[primary.name].state == "down")
             waiting = [cluster.submit("INSERT INTO t VALUES (%s)", [str(i)]) for i in range(20)]
@@ -254,7 +243,7 @@ async def test_promotion() -> None:
                 assert (await cluster.fetch("SELECT 1")).node == standby.name
             assert not any(one.done for one in (*waiting, pinned))
             begun = time.monotonic()
-            await standby.execute("SELECT pg_promote()")
+            await nodes.promote(standby)
             with anyio.fail_after(PATIENCE):
                 for one in (*waiting, pinned):
                     result: pgha.Result[Any] = await one
@@ -271,13 +260,14 @@ async def test_promotion() -> None:
 
 
 async def test_a_standby_started_alone_waits_for_its_promotion() -> None:
-    async with standalone() as nodes, standby_of(nodes[0]) as standby:
-        await nodes[0].execute(f"CREATE TABLE {unique('t')} (id int)")
+    async with replicas() as nodes:
+        primary, standby = nodes
+        await primary.execute(f"CREATE TABLE {unique('t')} (id int)")
         async with cluster_of(standby) as cluster:
             operation = cluster.submit("CREATE TABLE t (id int)")
             assert await cluster.fetch_value("SELECT pg_is_in_recovery()") is True
             assert not operation.done
-            await standby.execute("SELECT pg_promote()")
+            await nodes.promote(standby)
             with anyio.fail_after(PATIENCE):
                 await operation
                 assert await cluster.fetch_value("SELECT pg_is_in_recovery()") is False

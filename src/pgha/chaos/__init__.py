@@ -15,12 +15,14 @@ from pgha.chaos._errors import ChaosError
 from pgha.chaos._faults import ALL_FAULTS, NODE_FAULTS, WIRE_FAULTS, FaultKind
 from pgha.chaos._image import build_image, find_image
 from pgha.chaos._inject import Injector
+from pgha.chaos._leftovers import nothing_left
 from pgha.chaos._masters import Masters, masters
 from pgha.chaos._node import LocalNode
 from pgha.chaos._nodes import Nodes, standalone
 from pgha.chaos._protocol import Node, NodeKind, StopMode
 from pgha.chaos._proxy import ConnectionStatus, Proxy
 from pgha.chaos._proxy_group import Proxies, proxied
+from pgha.chaos._replicas import Replicas, replicas
 from pgha.chaos._schedule import Done, Schedule, Step
 from pgha.chaos._wire import Cut, CutHow, Direction, Wire
 from pgha.chaos._workload import Workload
@@ -45,6 +47,7 @@ __all__ = [
     "Nodes",
     "Proxies",
     "Proxy",
+    "Replicas",
     "Schedule",
     "Step",
     "StopMode",
@@ -55,8 +58,10 @@ __all__ = [
     "engine_available",
     "find_image",
     "find_installation",
+    "nothing_left",
     "masters",
     "proxied",
+    "replicas",
     "require_engine",
     "standalone",
 ]

@@ -56,9 +56,11 @@ def server_account() -> Account:
 
 
 def environment() -> dict[str, str]:
-    """This program's environment without what would steer PostgreSQL's tools: PG*, locale and time zone."""
+    """This program's environment without what would steer PostgreSQL's tools: PG*, locale, time zone, and the
+    home folder, where libpq looks for passwords and certificates (and stops when it may not look).
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "LANG"))}
-    return kept | {"LC_ALL": "C", "TZ": "UTC"}
+    return kept | {"LC_ALL": "C", "TZ": "UTC", "HOME": "/"}
 
 
 def run_tool(arguments: Sequence[str | Path], cwd: Path, *, stdin: str = "", timeout: float = 60.0) -> str:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import anyio
-import psycopg
 from psycopg import sql
 
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._nodes import Files, Nodes, Progress, in_parallel, make_nodes, opened, unheard
+from pgha.chaos._nodes import Files, Nodes, Progress, in_parallel, make_nodes, opened, unheard, until_nothing
 from pgha.chaos._protocol import Node, NodeKind
 
 _FIRST_VERSION = 16  # origin = none
 _PUBLICATION = "pgha_masters"
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.1
 _LINK_TIMEOUT = 60.0
 
 
@@ -62,7 +59,7 @@ class Masters(Nodes):
             raise ChaosError(f"DDL needs all masters, but {', '.join(lame)} is down or frozen")
         await self.execute(ddl, timeout=timeout)
         await in_parallel(self._refresh, self)
-        await _until_nothing(self._unready_tables, timeout, "tables are not replicated yet")
+        await until_nothing(self._unready_tables, timeout, "tables are not replicated yet")
 
     async def _refresh(self, node: Node) -> None:
         for link in self._into(node):
@@ -93,7 +90,7 @@ class Masters(Nodes):
             return [f"{link}: {state}" for link, state in states if state]
 
         try:
-            await _until_nothing(lagging, timeout, "not replicated")
+            await until_nothing(lagging, timeout, "not replicated")
         except ChaosError as error:
             reasons = await in_parallel(_last_apply_error, alive)
             raise ChaosError("\n".join([str(error), *filter(None, reasons.values())])) from None
@@ -108,7 +105,7 @@ class Masters(Nodes):
         await self.execute(f"CREATE PUBLICATION {_PUBLICATION} FOR ALL TABLES")
         await in_parallel(self._make_slots, self)
         await in_parallel(self._subscribe, self)
-        await _until_nothing(self._not_streaming, _LINK_TIMEOUT, "subscriptions do not stream")
+        await until_nothing(self._not_streaming, _LINK_TIMEOUT, "subscriptions do not stream")
 
     async def _make_slots(self, node: Node) -> None:
         names = [link.name for link in self._links if link.publisher is node]
@@ -161,23 +158,6 @@ async def _last_apply_error(node: Node) -> str:
         return ""
     start = max((i for i in range(ends[-1]) if "ERROR: " in lines[i]), default=ends[-1])
     return "\n".join([f"{node.name} could not apply:", *lines[start : ends[-1] + 1]])
-
-
-async def _until_nothing(missing: Callable[[], Awaitable[list[str]]], timeout: float, what: str) -> None:
-    """Ask until the answer is empty; `ChaosError` with the last answer after `timeout` seconds."""
-    answer: list[str] = []
-    pause = _FIRST_PAUSE
-    with anyio.move_on_after(timeout):
-        while True:
-            try:
-                answer = await missing()
-            except (psycopg.OperationalError, TimeoutError) as error:
-                answer = [str(error).strip() or "no answer"]  # a node which comes back is waited for
-            if not answer:
-                return
-            await anyio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-    raise ChaosError(f"{what} after {timeout} s: {'; '.join(answer) or 'no answer'}")
 
 
 @asynccontextmanager

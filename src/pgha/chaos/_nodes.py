@@ -8,6 +8,7 @@ from os import PathLike
 from typing import Literal, TypeAlias, TypeVar, overload
 
 import anyio
+import psycopg
 from psycopg.rows import TupleRow
 
 from pgha.chaos import _sql
@@ -17,6 +18,7 @@ from pgha.chaos._node import LocalNode, ServerNode
 from pgha.chaos._protocol import Node, NodeKind
 
 T = TypeVar("T")
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.1
 N = TypeVar("N", bound=Node)
 _KINDS: Mapping[NodeKind, type[LocalNode] | type[ContainerNode]] = {
     "local": LocalNode,
@@ -57,6 +59,23 @@ async def in_parallel(function: Callable[[N], Awaitable[T]], nodes: Iterable[N])
             errors[0].add_note(f"and then: {other!r}")
         raise errors[0]
     return {node.name: results[node.name] for node in ordered}
+
+
+async def until_nothing(missing: Callable[[], Awaitable[list[str]]], timeout: float, what: str) -> None:
+    """Ask until the answer is empty; `ChaosError` with the last answer after `timeout` seconds."""
+    answer: list[str] = []
+    pause = _FIRST_PAUSE
+    with anyio.move_on_after(timeout):
+        while True:
+            try:
+                answer = await missing()
+            except (psycopg.OperationalError, TimeoutError) as error:
+                answer = [str(error).strip() or "no answer"]  # a node which comes back is waited for
+            if not answer:
+                return
+            await anyio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+    raise ChaosError(f"{what} after {timeout} s: {'; '.join(answer) or 'no answer'}")
 
 
 class Nodes(Sequence[Node]):
