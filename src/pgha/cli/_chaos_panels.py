@@ -54,7 +54,7 @@ def aside(axes: Axes, text: str, at: float) -> None:
 
 
 def _step(seconds: float) -> str:
-    return f"{seconds:.2g} s"
+    return f"{round(seconds, 2) or seconds:.2g} s"
 
 
 def _headed(axes: Axes, text: str, handles: Sequence[Line2D | Patch] = ()) -> None:

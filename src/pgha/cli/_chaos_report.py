@@ -208,11 +208,6 @@ def numbers(trial: Trial, more: Mapping[str, Any]) -> dict[str, Any]:
 
     Seconds but for the latencies, which are milliseconds as their names say.
     """
-    found, seconds = totals(trial), span(trial)
-    counted = asdict(found)
-    latency = {f"{name}_ms": _ms(counted.pop(name)) for name in ("p50", "p99", "p999")}
-    counted |= {"longest_gap": round(found.longest_gap, 4), "gap_at": round(found.gap_at, 4)}
-    shown = series(trial)
     return {
         "title": trial.title,
         "kept": trial.kept,
@@ -221,20 +216,35 @@ def numbers(trial: Trial, more: Mapping[str, Any]) -> dict[str, Any]:
         "kind": trial.kind,
         "nodes": list(trial.nodes),
         "topology": topology(trial),
-        "seconds": round(seconds, 3),
-        **counted,
-        **latency,
+        "seconds": round(span(trial), 3),
+        **_counted(totals(trial)),
+        "violations": [asdict(violation) for violation in trial.violations],
+        "schedule": None if trial.schedule is None else asdict(trial.schedule),
         "faults_by_kind": faults_by_kind(trial),
         "faults": [_rounded(asdict(band)) for band in bands(trial)],
         "skipped": [f"{one.kind} {one.node}: {one.skipped}" for one in trial.faults if one.skipped],
-        "violations": [asdict(violation) for violation in trial.violations],
+        **_over_time(trial),
+        **more,
+    }
+
+
+def _counted(found: Totals) -> dict[str, Any]:
+    values = _rounded(asdict(found))
+    for name in ("p50", "p99", "p999"):
+        del values[name]
+        values[f"{name}_ms"] = _ms(getattr(found, name))
+    return values
+
+
+def _over_time(trial: Trial) -> dict[str, Any]:
+    shown = series(trial)
+    return {
         "series": asdict(shown) | {"width": round(shown.width, 6)},
         "lanes": {
-            node: [_rounded(asdict(bar)) for bar in found] for node, found in lanes(trial, seconds).items()
+            node: [_rounded(asdict(bar)) for bar in found]
+            for node, found in lanes(trial, span(trial)).items()
         },
         "promotions": [_rounded(asdict(one)) for one in promotions(trial)],
-        "schedule": None if trial.schedule is None else asdict(trial.schedule),
-        **more,
     }
 
 
