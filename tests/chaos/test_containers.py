@@ -69,8 +69,14 @@ def left(engine: DockerClient, place: Path) -> list[str]:
         words = " ".join([*(process.info["cmdline"] or ()), process.info["cwd"] or ""])
         if place.name in words:
             found.append(f"{process.info['pid']}: {words}")
-    mine = psutil.Process().children()
-    return found + [str(child) for child in mine if any("_warden.py" in word for word in child.cmdline())]
+    return found + [str(child) for child in psutil.Process().children() if is_warden(child)]
+
+
+def is_warden(process: psutil.Process) -> bool:
+    try:
+        return any("_warden.py" in word for word in process.cmdline())
+    except psutil.NoSuchProcess:  # it ended while we looked; a zombie is one, too
+        return False
 
 
 @pytest.fixture

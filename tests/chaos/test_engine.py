@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from socketserver import ThreadingMixIn, UnixStreamServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pytest
 from _support import demand_engine
@@ -30,7 +30,9 @@ from pgha.chaos import (
     require_engine,
     standalone,
 )
+from pgha.chaos._container import ContainerRunner
 from pgha.chaos._image import main
+from pgha.chaos._runner import Place
 from pgha.chaos._tar import pack
 
 if TYPE_CHECKING:
@@ -152,6 +154,25 @@ def test_a_rootless_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         refused(monkeypatch, "is a rootless one", DOCKER_HOST=f"unix://{tmp_path}/engine.sock")
 
 
+class Foreign:
+    """A container whose engine counts processes in a namespace of its own."""
+
+    id = "0" * 64
+    attrs: ClassVar = {"State": {"Pid": os.getpid()}}
+
+    def reload(self) -> None:
+        pass
+
+    def wait(self, timeout: float) -> None:
+        raise TimeoutError(f"it runs on after {timeout} s")
+
+
+def test_an_engine_whose_processes_are_elsewhere(tmp_path: Path) -> None:
+    runner = ContainerRunner(Place("n1", tmp_path), None)
+    with pytest.raises(ChaosError, match=r"are not seen here, .*: run this program on the engine's own"):
+        runner._find(cast(Any, Foreign()))
+
+
 def test_a_container_on_its_way_is_waited_for(tmp_path: Path) -> None:
     """A program may die with its request to make a container not yet carried out."""
     answers = iter([(404, {}), (404, {}), (409, {"message": "in progress"}), (204, {})])
@@ -203,6 +224,7 @@ def dangling(engine: DockerClient) -> set[str]:
 
 
 def test_images(engine: DockerClient, tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PGHA_IMAGE", raising=False)
     before = dangling(engine)
     own = find_image(18)
     assert own.startswith(f"pgha-postgres:{find_installation(18).release}-")

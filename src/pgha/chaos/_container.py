@@ -182,7 +182,7 @@ class ContainerRunner:
         if self._is_paused():
             raise ChaosError(f"{self._place.name} is paused, and so are its backends: thaw it first")
         for process in _warden.processes(self._place.folder):
-            if process != self.pid and _warden.inner_id(process) == pid:
+            if process != self.pid and _inner_id(process) == pid:
                 return process
         raise ChaosError(f"{pid} is no backend of {self._place.name}")
 
@@ -191,6 +191,15 @@ class ContainerRunner:
         self._container = self._process = None
         if self._client is not None:
             self._client.close()
+
+
+def _inner_id(pid: int) -> int | None:
+    """The id of a process inside its own container (its innermost pid namespace); None when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return next((int(line.split()[-1]) for line in lines if line.startswith("NSpid:")), None)
 
 
 @final

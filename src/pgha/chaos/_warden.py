@@ -26,6 +26,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -94,15 +95,6 @@ def started(pid: int) -> int | None:
     """
     status = _status(pid)
     return int(status[19]) if status is not None and status[0] not in ("Z", "X") else None
-
-
-def inner_id(pid: int) -> int | None:
-    """The id of a process inside its own container (its innermost pid namespace); None when it is gone."""
-    try:
-        lines = (_PROC / str(pid) / "status").read_text(errors="replace").splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return next((int(line.split()[-1]) for line in lines if line.startswith("NSpid:")), None)
 
 
 def state(pid: int) -> str | None:
@@ -285,14 +277,21 @@ def main() -> int:
             folders[record[1:]] = None
         else:
             folders.pop(record[1:], None)
-    failures = 0
-    for name in folders:
+    failures = []
+
+    def end(name: bytes) -> None:
         try:
             clear(Path(os.fsdecode(name)))
         except (OSError, Stubborn) as error:
             sys.stderr.write(f"pgha.chaos: {error}\n")
-            failures = 1
-    return failures
+            failures.append(name)
+
+    threads = [threading.Thread(target=end, args=(name,)) for name in folders]  # engines may take seconds
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(failures)
 
 
 if __name__ == "__main__":
