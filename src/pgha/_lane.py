@@ -30,6 +30,8 @@ from ._wire.segment import Answer, Segment, plain_success, read_answer
 
 _PER_WAKE_UP = 64
 """Answers taken before other tasks get a turn."""
+_SLOW_LINE = 2_000.0
+"""Bytes a second."""
 _MOST_READS = 1024
 """Reads of 8 kB and more before a connection is given up, or before a write is sent: bounds the time spent
 where a server keeps on sending."""
@@ -416,7 +418,19 @@ class Lane:
         # The server's word is older than what has come meanwhile.
         self.take_in(now)
         if self.usable:
-            self._perform(self.pipeline.inspected(slot, doing, self.link.unsent(), now), now, _LOST)
+            moved, travelling = self.link.moved(), self._travelling(slot, now)
+            act = self.pipeline.inspected(slot, doing, moved, now, travelling=travelling)
+            self._perform(act, now, _LOST)
+
+    def _travelling(self, slot: FlightSlot, now: float) -> bool:
+        """The other kernel has confirmed all of the head's request, and may be that of a proxy or a gateway
+        on the way: as long as a slow line takes for it, an idle backend proves nothing.
+        """
+        if slot.item is None or slot.head_at is None or self.link.unsent():
+            return False
+        values = (value for one in slot.item.request.statements for value in one.params or ())
+        size = sum(len(value) for value in values if value is not None)
+        return now - slot.head_at < size / _SLOW_LINE
 
     @uninterrupted
     async def _deliver_cancel(self) -> None:

@@ -83,6 +83,28 @@ async def test_a_slow_statement_is_not_taken_for_a_lost_one(server: LocalNode) -
         assert cluster.statistics().lanes_lost == 0
 
 
+async def test_a_request_in_the_buffer_of_a_slow_gateway_is_not_taken_for_a_lost_one(
+    server: LocalNode,
+) -> None:
+    """It is confirmed to us, and not yet at the server."""
+    async with proxied_cluster(server) as (cluster, proxy):
+        assert await cluster.fetch_value("SELECT 1") == 1
+        big = "x" * 20_000
+        proxy.set(up=Wire(bandwidth=5_000))
+        with anyio.fail_after(30):
+            result = await cluster.fetch("SELECT length(%s)", [big], route=pgha.pin(server.name))
+        assert (result.value(), result.attempts) == (len(big), 1)
+
+
+async def test_a_slow_answer_is_not_taken_for_a_lost_one(server: LocalNode) -> None:
+    async with proxied_cluster(server) as (cluster, proxy):
+        assert await cluster.fetch_value("SELECT 1") == 1
+        proxy.set(down=Wire(bandwidth=5_000))
+        with anyio.fail_after(30):
+            result = await cluster.fetch("SELECT repeat('x', 20000)")
+        assert (len(result.value()), result.attempts) == (20_000, 1)
+
+
 async def test_a_slow_upload_is_not_taken_for_a_lost_one(server: LocalNode) -> None:
     """The backend is idle until the whole message is there."""
     async with proxied_cluster(server) as (cluster, proxy):

@@ -218,12 +218,21 @@ def test_an_idle_backend_proves_a_loss_the_second_time() -> None:
     assert lane.inspected(head, Doing.IDLE, 0, 7.5) is Act.DISCARD
 
 
-def test_a_request_that_still_moves_is_not_lost() -> None:
+def test_what_still_moves_is_not_lost() -> None:
     lane = filled("a", "b")
     head = lane.slots[0]
-    for unsent in (900, 700, 300):
-        assert lane.inspected(head, Doing.IDLE, unsent, 5.0) is Act.NOTHING
-    assert lane.inspected(head, Doing.IDLE, 300, 7.5) is Act.DISCARD
+    for moved in (300, 700, 900):
+        assert lane.inspected(head, Doing.IDLE, moved, 5.0) is Act.NOTHING
+    assert lane.inspected(head, Doing.IDLE, 900, 7.5) is Act.DISCARD
+
+
+def test_a_large_request_has_time_to_arrive() -> None:
+    lane = filled("a", "b")
+    head = lane.slots[0]
+    for at in (5.0, 7.5, 12.5):
+        assert lane.inspected(head, Doing.IDLE, 900, at, travelling=True) is Act.NOTHING
+    assert lane.inspected(head, Doing.IDLE, 900, 22.5) is Act.NOTHING
+    assert lane.inspected(head, Doing.IDLE, 900, 42.5) is Act.DISCARD
 
 
 def test_idle_counts_only_twice_in_a_row_and_for_the_same_head() -> None:
@@ -478,17 +487,17 @@ class LaneAndServer(RuleBasedStateMachine):
         self.perform(act)
 
     @precondition(lambda self: not self.discarded and any(sent.asked for sent in self.mine))
-    @rule(doing=st.sampled_from(Doing), unsent=st.sampled_from([0, 0, 5]))
-    def the_server_tells(self, doing: Doing, unsent: int) -> None:
+    @rule(doing=st.sampled_from(Doing), moved=st.sampled_from([0, 0, 5]), travelling=st.booleans())
+    def the_server_tells(self, doing: Doing, moved: int, travelling: bool) -> None:
         """What it says of a head that it was asked about, however late."""
         sent = next(sent for sent in self.mine if sent.asked)
-        act = self.lane.inspected(sent.slot, doing, unsent, self.now)
-        idle_before, sent.idle = sent.idle, unsent if doing is Doing.IDLE else None
+        act = self.lane.inspected(sent.slot, doing, moved, self.now, travelling=travelling)
+        idle_before, sent.idle = sent.idle, moved if doing is Doing.IDLE and not travelling else None
         if self.gated:
             sent.idle = idle_before
             assert act is Act.NOTHING
         elif doing is Doing.IDLE:
-            assert act is (Act.DISCARD if idle_before == unsent else Act.NOTHING)
+            assert act is (Act.DISCARD if idle_before == moved and not travelling else Act.NOTHING)
         else:
             blocks = len(self.mine) > 1 and doing is not Doing.REPLICATING
             assert act is (Act.CANCEL if blocks else Act.NOTHING)

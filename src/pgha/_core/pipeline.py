@@ -27,8 +27,8 @@ RUNNING     with others behind it, it is cancelled and run again alone: it may w
             let go of only by one of them; on its own it is left alone
 REPLICATING it has committed and waits for a synchronous standby. A cancel would end that wait, and with
             it what the acknowledgement is worth (measured: acknowledged writes were lost): left alone
-IDLE        twice, and nothing more was written meanwhile: the request or its answer is lost on the way,
-            on a connection that both ends believe to be alive: action DISCARD
+IDLE        twice, nothing moved meanwhile, and the request has had time to arrive: it is lost on the way, or
+            its answer is, on a connection that both ends believe to be alive: action DISCARD
 UNKNOWN     the server does not tell (another role's backend, a pooler's): as RUNNING
 =========== ==========================================================================================
 """
@@ -96,7 +96,7 @@ class Slot(Generic[T, S]):
         "asked",
         "asked_at",
         "head_at",
-        "idle_unsent",
+        "idle_at_mark",
         "item",
         "overlapped",
         "rerun_alone",
@@ -115,8 +115,8 @@ class Slot(Generic[T, S]):
         self.rerun_alone = False
         self.asked = 0
         self.asked_at = 0.0
-        self.idle_unsent: int | None = None
-        """Its backend was idle when the server was asked last, with so many bytes unsent."""
+        self.idle_at_mark: int | None = None
+        """Its backend was idle when the server was asked last, and so many bytes had moved."""
 
 
 class Pipeline(Generic[T, S]):
@@ -229,15 +229,22 @@ class Pipeline(Generic[T, S]):
             return head_at + self._bounds.head_of_line
         return head.asked_at + self._bounds.ask_again * 2.0 ** min(head.asked - 1, _MOST_DOUBLINGS)
 
-    def inspected(self, slot: Slot[T, S], doing: Doing, unsent: int, now: float) -> Act:
-        """The server says what the backend does; ``unsent``: bytes that its kernel has not confirmed."""
+    def inspected(
+        self, slot: Slot[T, S], doing: Doing, moved: int, now: float, *, travelling: bool = False
+    ) -> Act:
+        """The server says what the backend does.
+
+        ``moved``: bytes that the connection has carried so far, both ways; ``travelling``: the request is
+        large, and may still be under way, in somebody's buffer.
+        """
         cancelling = self._delivering or self._target is not None
         if cancelling or not self.slots or self.slots[0] is not slot:
             return Act.NOTHING
-        before, slot.idle_unsent = slot.idle_unsent, unsent if doing is Doing.IDLE else None
-        if doing is Doing.IDLE:
-            # Once is no proof: the answer may be on its way. A long request still moves, and is waited for.
-            return Act.DISCARD if before == unsent else Act.NOTHING
+        idle = doing is Doing.IDLE
+        before, slot.idle_at_mark = slot.idle_at_mark, moved if idle and not travelling else None
+        if idle:
+            # Once is no proof: the answer may be on its way.
+            return Act.DISCARD if before == moved and not travelling else Act.NOTHING
         if doing is Doing.REPLICATING or len(self.slots) == 1:
             return Act.NOTHING
         slot.rerun_alone = True

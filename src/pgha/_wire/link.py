@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import socket
 import struct
 import termios
 from collections import deque
@@ -33,6 +34,8 @@ _IDLE = pq.TransactionStatus.IDLE
 _REPLICATION_WAIT = b"SyncRepWaitForLSN"
 """The server's function that warns when the wait for a synchronous standby is broken off."""
 _ADMIN_SHUTDOWN = "57P01"
+# Of Linux' struct tcp_info: tcpi_bytes_acked and tcpi_bytes_received (since 4.1).
+_TCP_INFO, _TCP_INFO_BYTES, _TCP_INFO_SIZE = 11, 120, 136
 _CLOSES = capabilities.has_send_close_prepared()
 
 WATCHED = (
@@ -319,8 +322,23 @@ class Link:
         """The server warned that the head's commit does not wait for its standby any more."""
         return self._unreplicated
 
+    def moved(self) -> int:
+        """Bytes carried so far, both ways: what the other kernel confirmed, and what ours received.
+
+        0 where the system does not tell (it does on Linux, by TCP_INFO, for TCP).
+        """
+        try:
+            with socket.socket(fileno=os.dup(self.fd)) as copy:
+                info = copy.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_SIZE)
+        except OSError:
+            return 0
+        if len(info) < _TCP_INFO_SIZE:
+            return 0
+        confirmed, received = struct.unpack_from("QQ", info, _TCP_INFO_BYTES)
+        return int(confirmed + received)
+
     def unsent(self) -> int:
-        """Bytes written that the other side's kernel has not confirmed; 0 where that cannot be known."""
+        """Bytes written that the other kernel has not confirmed; 0 where that cannot be known."""
         try:
             (count,) = struct.unpack("i", fcntl.ioctl(self.fd, termios.TIOCOUTQ, bytes(4)))
         except OSError:
