@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -15,6 +16,15 @@ from pgha.chaos import LocalNode
 if "TMPDIR" not in os.environ and os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 4 << 30:
     # Hundreds of servers come and go, 30 MB each: in memory they do so several times as fast.
     os.environ["TMPDIR"] = tempfile.tempdir = "/dev/shm"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the chaos suite did, if it ran."""
+    suite = sys.modules.get("_tally")
+    if suite is not None and (lines := suite.TALLY.lines()):
+        terminalreporter.section("chaos")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -49,6 +49,8 @@ class Field:
     """Two primaries: replication does not make them the same any more."""
     survivors: set[str] | None = None
     """The nodes whose data counts in the end; None: all."""
+    shown: list[str] = field(default_factory=list)
+    """What pgha told, in its own words: events, log records."""
     serial: int = 0
     waiting_for: str = "the scenario's end"
 

@@ -96,7 +96,7 @@ class Load:
             note_failure(entry, error, operation)
             return
         self.reader = result.node
-        answer, seen = result.one()
+        answer, seen = _echo(result)
         entry.acknowledged(node=result.node, record=operation.record, answer=answer, number=seen)
         self._tell(result.node)
 
@@ -162,6 +162,14 @@ class Load:
         self.answered[node] = self.answered.get(node, 0) + 1
         news, self._news = self._news, anyio.Event()
         news.set()
+
+
+def _echo(result: pgha.Result[Any]) -> tuple[str, int | None]:
+    """The nonce and the number that came back. Another's answer may have any shape: it is shown as it is."""
+    rows = list(result)
+    if len(rows) == 1 and [type(value) for value in rows[0]] == [str, int]:
+        return str(rows[0][0]), int(rows[0][1])
+    return repr(rows)[:80], None
 
 
 def note_failure(entry: Open, error: psycopg.Error, operation: pgha.Operation[Any] | None = None) -> Ending:

@@ -21,7 +21,7 @@ import pgha
 from pgha import chaos
 from pgha._trials.field import Field
 from pgha._trials.load import ROWS, TABLE, Load, by_origin
-from pgha._trials.rules import promise_of, shown, torn
+from pgha._trials.rules import betrayed, logged, promise_of, shown, torn
 from pgha._trials.servers import servers
 from pgha._trials.trial import Setup, Sighting, Trial, Watch, unwatched, violation
 from pgha.chaos.checkers import check
@@ -58,14 +58,16 @@ async def play(
             _fielded(setup, nodes, proxies, application, seed) as field,
         ):
             watch(field.cluster, field.recorder, field.injector.done)
-            await _perform(field, act, bound)
+            with logged(field.shown):
+                await _perform(field, act, bound)
             retried = field.cluster.statistics().retried
         ended = time.monotonic()
         await _settle(field)
         rows = by_origin(await _rows(field), {node.port: node.name for node in nodes})
     history = field.recorder.history()
     found = check(history, rows, field.promise)
-    more = [*field.violations, *shown(history, field.expected), *torn(history, rows), *left]
+    secret = betrayed(setup.password, [*field.shown, *(str(entry.error) for entry in history)])
+    more = [*field.violations, *shown(history, field.expected), *torn(history, rows), *secret, *left]
     return Trial(
         title,
         seed,
@@ -128,6 +130,7 @@ async def _watch(events: AsyncIterable[pgha.Event], field: Field) -> None:
     for name, status in field.cluster.nodes.items():
         field.sightings.append(Sighting(now, name, status.state, status.role))
     async for event in events:
+        field.shown.append(repr(event))
         if isinstance(event, pgha.NodeChanged | pgha.RoleChanged) and event.node is not None:
             status = field.cluster.nodes[event.node]
             field.sightings.append(Sighting(event.at, event.node, status.state, status.role))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final
 
 from pgha import chaos
@@ -33,6 +35,30 @@ def shown(history: Iterable[Entry], expected: Container[str] = ()) -> list[Viola
         and not _poisonous(entry)
         and not str(entry.error).startswith(_EXPECTED)
     ]
+
+
+def betrayed(password: str | None, texts: Iterable[str]) -> list[Violation]:
+    """The password stands in something that pgha showed."""
+    if password is None:
+        return []
+    found = [text for text in texts if password in text]
+    return [violation("betrayed", f"a password is shown: {text.replace(password, '***')}") for text in found]
+
+
+@contextmanager
+def logged(texts: list[str]) -> Iterator[None]:
+    """What pgha logs meanwhile is added to ``texts``."""
+
+    class Taking(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            texts.append(record.getMessage())
+
+    logger, handler = logging.getLogger("pgha"), Taking()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _poisonous(entry: Entry) -> bool:

@@ -22,6 +22,7 @@ async def servers(setup: Setup) -> AsyncGenerator[chaos.Nodes]:
         "version": setup.version,
         "settings": {"log_min_messages": "fatal", **setup.settings},
         "kind": setup.kind,
+        "password": setup.password,
     }
     async with AsyncExitStack() as stack:
         if setup.tls:

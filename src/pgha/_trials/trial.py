@@ -27,6 +27,8 @@ class Setup:
     synchronous: int = 0
     """Replicas: so many standbys must have a write before it is acknowledged."""
     tls: bool = False
+    password: str | None = None
+    """Servers ask for it; nothing that pgha shows may have it."""
     proxied: bool = False
     """The cluster reaches its nodes through fault proxies."""
     workload: Workload = field(default_factory=Workload)

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from pgha.chaos._errors import ChaosError
 from pgha.chaos._faults import ALL_FAULTS, NODE_FAULTS, TRAITS, FaultKind
+from pgha.chaos._offers import offer
 from pgha.chaos._script import default_program
 
 _SHORTEST_HOLD = 0.05
@@ -49,7 +50,8 @@ class Step:
     @property
     def over(self) -> float:
         """When its node can be expected to be well again, by a rule of thumb."""
-        return self.until + TRAITS[self.kind].settle
+        # Rounded: 0.05 and 0.1 shall be over at 0.15.
+        return round(self.until + TRAITS[self.kind].settle, 6)
 
     def __str__(self) -> str:
         trait = TRAITS[self.kind]
@@ -189,6 +191,10 @@ def _drawn(random: Random, at: float, kind: FaultKind, node: int, hold: float) -
     longest = max(hold, _SHORTEST_HOLD)
     held = round(random.uniform(_SHORTEST_HOLD, longest), _DIGITS) if trait.lasting else 0.0
     return Step(round(at, _DIGITS), kind, node, held, amount)
+
+
+offer(Step, "steps")
+offer(Schedule, "schedules")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from pgha.chaos._errors import ChaosError
+from pgha.chaos._offers import offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +38,6 @@ class Workload:
             raise ChaosError(f"{self!r}: idempotent is a share, from 0 to 1")
         if self.readers + self.writers + self.batchers + self.cancellers == 0:
             raise ChaosError("a workload needs at least one reader, writer, batcher or canceller")
+
+
+offer(Workload, "workloads")

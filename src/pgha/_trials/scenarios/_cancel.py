@@ -54,17 +54,23 @@ async def late_cancel(field: Field) -> None:
     for held in (0.1, 0.3, 0.6):
         await field.more()
         operation = await _slow_read(field, 0.25)
-        proxy = field.proxy
+        proxy, route = field.proxy, pgha.pin(field.victim.name)
         proxy.mute()
+        # They take long enough for the cancel to meet one of them.
         neighbours = [
-            field.cluster.submit("SELECT %s::int", [number], read=True, route=pgha.pin(field.victim.name))
-            for number in range(40)
+            field.cluster.submit("SELECT %s::int, pg_sleep(0.02)", [number], read=True, route=route)
+            for number in range(60)
         ]
         operation.cancel()
         await field.pause(held)
         proxy.heal()
         for number, one in enumerate(neighbours):
-            field.claim((await one).value() == number, "crossed", "a neighbour got another's answer")
+            try:
+                answer = (await one).one()[0]
+            except psycopg.Error as error:
+                field.claim(False, "neighbour", f"a cancel hit a neighbour: {error!r}")
+            else:
+                field.claim(answer == number, "crossed", "a neighbour got another's answer")
         try:
             await operation
         except pgha.OperationCancelled:
@@ -91,6 +97,36 @@ async def no_cancel(field: Field) -> None:
         await field.none_runs(field.victim, "pg_sleep(20)")
         proxy.heal()
         await field.more()
+
+
+@scenario(
+    0,
+    "left-scopes",
+    "Scopes around slow statements are left, of a frozen node too: at once, and the statements end",
+    setup=Setup(options={"node_wait": 5.0}),
+)
+async def left_scopes(field: Field) -> None:
+    await field.more()
+    victim = field.victim
+    for frozen in (False, True):
+        with anyio.move_on_after(_PROMPT) as bound:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_sleeper, field, victim.name)
+                await field.running(victim, "pg_sleep(10)")
+                if frozen:
+                    await field.begin("freeze", victim)
+                tasks.cancel_scope.cancel()
+        field.claim(not bound.cancelled_caught, "prompt", f"a scope was not left within {_PROMPT} s")
+        await field.heal(victim)
+        await field.none_runs(victim, "pg_sleep(10)")
+    await field.more()
+
+
+async def _sleeper(field: Field, node: str) -> None:
+    try:
+        await field.cluster.fetch("SELECT pg_sleep(10)", route=pgha.pin(node))
+    except pgha.NoNodeAvailable as error:
+        field.claim(False, "prompt", f"it was waited for until the node was given up: {error}")
 
 
 @scenario(

@@ -6,7 +6,7 @@ import pgha
 from pgha._trials.catalogue import scenario
 from pgha._trials.field import SLOW_WRITE, Field
 from pgha._trials.trial import Setup
-from pgha.chaos import NodeKind
+from pgha.chaos import NodeKind, Workload
 
 _BOTH: tuple[NodeKind, ...] = ("local", "container")
 
@@ -130,6 +130,44 @@ async def freeze_all(field: Field) -> None:
         await field.more()
     for node in field.nodes:
         await field.up(node)
+
+
+@scenario(
+    0,
+    "passwords",
+    "Servers that ask for a password are killed, frozen and restarted: no error, event or log shows it",
+    setup=Setup(password="correct horse battery staple"),
+)
+async def passwords(field: Field) -> None:
+    await field.more()
+    for kind in ("kill", "freeze"):
+        victim = field.victim
+        async with field.struck(kind, victim):
+            await field.seen(victim, "down")
+            await field.more()
+            field.shown += [repr(status) for status in field.cluster.nodes.values()]
+            field.shown.append(repr(field.cluster.submit("SELECT 1", route=pgha.pin(victim.name))))
+        await field.up(victim)
+        await field.strike("terminate", victim)
+        await field.more()
+    field.shown += [repr(field.cluster), repr(field.cluster.statistics()), str(vars(field.cluster))]
+
+
+@scenario(
+    0,
+    "deadlines",
+    "Every node stands still for longer than the callers' deadlines: each is kept",
+    setup=Setup(nodes=2, workload=Workload(timeout=0.3)),
+    kinds=_BOTH,
+)
+async def deadlines(field: Field) -> None:
+    await field.more()
+    for node in field.nodes:
+        await field.begin("freeze", node)
+    await field.pause(2.0)
+    for node in field.nodes:
+        await field.heal(node)
+    await field.more()
 
 
 @scenario(
