@@ -1,0 +1,81 @@
+"""A failing example as the text of an async program that runs it again."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import sys
+import sysconfig
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+_HOMES = ("pgha.chaos", "pgha.chaos.properties")
+
+
+def program(machine: type, steps: Sequence[str], *, backend: str, options: str) -> str:
+    """`steps`: statements about `state`. `options`: an expression for the backend's options, "" for none.
+
+    What the steps name is imported from the machine's module or from the kit. Where a value's repr is no
+    Python, or the machine is defined in a function, the text is the best there is, and says so.
+    """
+    body = "\n".join(steps) or "pass"
+    names, complaint = _names(body)
+    module = sys.modules.get(machine.__module__)
+    imports = [*_imports(machine, module), *_of_values(names - {"state"}, module)]
+    run = ", ".join(["main", f"backend={backend!r}", *([f"backend_options={options}"] if options else [])])
+    return f"""\
+{chr(10).join([*complaint, "import anyio", "", *imports])}
+
+
+async def main() -> None:
+    async with {machine.__qualname__.rpartition("<locals>.")[2]}() as state:
+{textwrap.indent(body, "        ")}
+
+
+anyio.run({run})
+"""
+
+
+def _names(body: str) -> tuple[set[str], list[str]]:
+    """What the statements use and do not make themselves, builtins left out."""
+    try:
+        # `await` is Python only in a coroutine.
+        tree = ast.parse(f"async def main():\n{textwrap.indent(body, ' ')}")
+    except SyntaxError:
+        return set(), ["# The repr of one of the values below is no Python: put in what it stands for."]
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    made = {name.id for name in names if isinstance(name.ctx, ast.Store)}
+    return {name.id for name in names} - made - set(dir(builtins)), []
+
+
+def _imports(machine: type, module: ModuleType | None) -> Iterable[str]:
+    """The lines that bring the machine."""
+    where = f"{machine.__module__}.{machine.__qualname__}"
+    if module is None or module.__name__ == "__main__" or "<locals>" in machine.__qualname__:
+        return [f"# {machine.__name__} is {where}: it has to be put here."]
+    return [*_path(module), f"from {module.__name__} import {machine.__qualname__.partition('.')[0]}"]
+
+
+def _path(module: ModuleType) -> Iterable[str]:
+    """Tests are seldom installed: where theirs can be imported from."""
+    if not module.__file__:
+        return []
+    folder = Path(module.__file__).parents[module.__name__.count(".")]
+    if str(folder).startswith(sysconfig.get_paths()["stdlib"]):
+        return []
+    return ["import sys", f"sys.path.insert(0, {str(folder)!r})"]
+
+
+def _of_values(names: Iterable[str], module: ModuleType | None) -> Iterable[str]:
+    """The lines that bring what the arguments are made of: as the machine's module knows it, else the kit."""
+    own = {} if module is None else vars(module)
+    for name in sorted(names):
+        kit = next((home for home in _HOMES if hasattr(sys.modules.get(home), name)), None)
+        if kit is not None and own.get(name) in (None, getattr(sys.modules[kit], name)):
+            yield f"from {kit} import {name}"
+        elif module is not None and name in own:
+            yield f"from {module.__name__} import {name}"
+        elif name in sys.modules:
+            yield f"import {name}"
