@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import anyio
 import anyio.lowlevel
 import psycopg
 import pytest
+import sniffio
 from _support import PATIENCE, eventually, started
 
 from pgha.chaos import ChaosError, Done, FaultKind, Injector, Nodes, Schedule, Step, standalone
@@ -184,6 +188,47 @@ async def test_cancelled_while_it_acts(nodes: Nodes) -> None:
         await eventually(lambda: len(injector.done) == 2)
         tasks.cancel_scope.cancel()
     await assert_well(nodes)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio has scopes only
+async def test_cancelled_natively(nodes: Nodes) -> None:
+    injector = Injector(nodes)
+    schedule = Schedule((Step(0.0, "freeze", 0, 600.0), Step(0.0, "kill", 1, 600.0)))
+    task = asyncio.create_task(injector.run(schedule))
+    await eventually(lambda: nodes[0].frozen and not nodes[1].running)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await assert_well(nodes)
+
+
+PROGRAM = """
+import anyio, psycopg
+
+async def under_test(dsns):
+    print(len(dsns), "servers")
+    before = [psycopg.connect(dsn) for dsn in dsns]
+    while not all(one.closed for one in before):
+        await anyio.sleep(0.01)
+        for one in before:
+            try:
+                one.execute("SELECT 1")
+            except psycopg.OperationalError:
+                one.close()
+    print("both were struck")
+"""
+
+
+@pytest.mark.parametrize("kinds", [("crash", "terminate"), ("terminate", "crash")])
+async def test_a_script_does_it_again(kinds: tuple[FaultKind, FaultKind], tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    schedule = Schedule((Step(0.2, kinds[0], 0, 0.1), Step(0.3, kinds[1], 1)))
+    text = schedule.script(program="program:under_test", backend=sniffio.current_async_library())
+    command = [sys.executable, "-W", "error", "-c", text]
+    done = await anyio.run_process(command, cwd=tmp_path, stderr=None)
+    lines = done.stdout.decode().splitlines()
+    assert [line for line in lines if not line.startswith("Done(")] == ["2 servers", "both were struck"]
+    assert sorted(line.split("'")[1] for line in lines if line.startswith("Done(")) == ["crash", "terminate"]
 
 
 async def test_a_busy_schedule_leaves_all_well(nodes: Nodes) -> None:
