@@ -8,7 +8,7 @@ default:
 demo *args:
     uv run pgha demo "$@"
 
-# every test of behaviour, on both loops, against real servers
+# every test of behaviour, on both loops, against real servers; the chaos suite has a recipe of its own
 test *args:
     uv run pytest "$@"
 
@@ -20,9 +20,17 @@ check:
     uv run lint-imports
     uv run pytest -q tests/house
 
-# the chaos suite alone
+# the chaos suite: all scenarios, random schedules on local nodes and in containers, the cut sweep (25 minutes)
 chaos *args:
     uv run pytest tests/chaos "$@"
+
+# the same for hours: so many times as many schedules, new ones, and the whole sweep on both loops
+chaos-long times="20" *args:
+    shift; PGHA_LONG=1 PGHA_SCHEDULES={{times}} uv run pytest tests/chaos "$@"
+
+# make the image of nodes in containers, offline, from the servers that are here; prints its name
+image *args:
+    uv run python -m pgha.chaos image "$@"
 
 # throughput side by side with peers, as ratios in one run
 bench *args:

@@ -177,16 +177,20 @@ class Field:
     async def sibling(self, node: chaos.Node) -> AsyncGenerator[int]:
         """The process id of somebody else's backend, busy."""
         async with self.crowd(node, 1):
-            rows: list[Any] = []
+            yield await self.others_run(node, _SIBLING)
 
-            async def look() -> bool:
-                rows[:] = await node.execute(
-                    "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query = %s", [_SIBLING]
-                )
-                return bool(rows)
+    async def others_run(self, node: chaos.Node, query: str) -> int:
+        """Wait until somebody's backend runs just that; its process id."""
+        rows: list[Any] = []
 
-            await self.until(look, "a sibling runs")
-            yield rows[0][0]
+        async def look() -> bool:
+            rows[:] = await node.execute(
+                "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query = %s", [query]
+            )
+            return bool(rows)
+
+        await self.until(look, f"{query[:30]!r} runs on {node.name}")
+        return int(rows[0][0])
 
     @asynccontextmanager
     async def crowd(self, node: chaos.Node, count: int) -> AsyncGenerator[None]:

@@ -12,6 +12,7 @@ from pgha.chaos.checkers import Violation
 from pgha.chaos.history import History, Recorder
 
 Topology: TypeAlias = Literal["masters", "replicas", "standalone"]
+_MOST_TOLD = 20
 Loop: TypeAlias = Literal["asyncio", "trio"]
 
 
@@ -81,8 +82,10 @@ class Trial:
         return not self.violations
 
     def complaint(self) -> str:
-        """The broken promises in words, "" if there are none."""
-        return "\n".join(f"{one.rule}: {one.text}" for one in self.violations)
+        """The broken promises in words, the first of them if they are many; "" if there are none."""
+        lines = [str(one) for one in self.violations[:_MOST_TOLD]]
+        more = len(self.violations) - len(lines)
+        return "\n".join([*lines, *([f"and {more} more"] if more else [])])
 
 
 def violation(rule: str, text: str, key: str | None = None) -> Violation:

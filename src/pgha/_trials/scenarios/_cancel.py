@@ -16,6 +16,7 @@ from pgha._trials.catalogue import scenario
 from pgha._trials.field import Field
 from pgha._trials.load import WRITE
 from pgha._trials.trial import Setup
+from pgha.chaos import Workload
 
 _PROXIED = Setup(proxied=True)
 _PROMPT = 2.0
@@ -133,7 +134,12 @@ async def _sleeper(field: Field, node: str) -> None:
     4,
     "cancel-a-synchronous-wait",
     "A commit that waits for its synchronous standby is cancelled: it is applied, and said to be",
-    setup=Setup(topology="replicas", nodes=2, synchronous=1),
+    setup=Setup(
+        topology="replicas",
+        nodes=2,
+        synchronous=1,
+        workload=Workload(writers=0, batchers=0, cancellers=0),  # none may stand before it
+    ),
 )
 async def cancel_a_synchronous_wait(field: Field) -> None:
     await field.more()

@@ -180,13 +180,15 @@ async def no_connection_left(field: Field) -> None:
     await field.more()
     victim = field.victim
     ends = (
-        "SELECT pg_sleep(1); SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        "SELECT pg_sleep(1.5); SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         f" WHERE application_name = '{field.application}'; SELECT pg_sleep(0.5)"
     )
-    # Who ends the connections has one of its own before there are none left.
-    async with field.aside(lambda: victim.execute(ends)), field.crowd(victim, 40):
-        await field.until_refused(victim)
-        await field.seen(victim, "down")
-        await field.more()
+    async with field.aside(lambda: victim.execute(ends)):
+        # Who ends the connections has one of its own before there are none left.
+        await field.others_run(victim, ends)
+        async with field.crowd(victim, 40):
+            await field.until_refused(victim)
+            await field.seen(victim, "down")
+            await field.more()
     await field.up(victim)
     await field.more()

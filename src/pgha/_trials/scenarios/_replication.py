@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pgha import chaos
 from pgha._trials.catalogue import scenario
 from pgha._trials.field import Field
 from pgha._trials.load import WRITE
 from pgha._trials.trial import Setup
+from pgha.chaos import Workload
 
 _ASYNCHRONOUS = Setup(topology="replicas", nodes=3)
 _SYNCHRONOUS = Setup(topology="replicas", nodes=2, synchronous=1)
+# Where a write is to wait for its standby by itself, none of the load may stand before it.
+_READERS = replace(_SYNCHRONOUS, workload=Workload(writers=0, batchers=0, cancellers=0))
 
 
 def _replicas(field: Field) -> chaos.Replicas:
@@ -36,7 +41,7 @@ async def _gathered(field: Field, *lost: chaos.Node) -> None:
     "terminate-a-synchronous-wait",
     "The backend of a commit that waits for its synchronous standby is terminated (57P01 as a warning, then"
     " the end): applied, so never said not to be",
-    setup=_SYNCHRONOUS,
+    setup=_READERS,
 )
 async def terminate_a_synchronous_wait(field: Field) -> None:
     await field.more()
@@ -75,10 +80,9 @@ async def lost_tail(field: Field) -> None:
         lambda: field.cluster.nodes[new.name].role == "primary", f"{new.name} is seen as primary"
     )
     await field.more(node=new)
-    await nodes.rejoin(old)
-    await field.until(
-        lambda: field.cluster.nodes[old.name].role == "standby", f"{old.name} is seen as standby"
-    )
+    for standby in nodes.standbys:
+        await nodes.reconnect(standby)
+    await _gathered(field, old)
     await field.more()
 
 
