@@ -1,7 +1,8 @@
 """Random schedules of faults: Hypothesis looks for one that breaks a promise, and shrinks it.
 
 In CI always the same schedules are tried, so that what is found is pgha's doing; by hand, and by
-`just chaos-long`, new ones each time. PGHA_SCHEDULES: how many times as many; PGHA_LONG=1: new ones in CI too.
+`just chaos-long`, new ones each time. PGHA_SCHEDULES: how many times as many; PGHA_LONG=1: new ones in CI,
+too.
 """
 
 from __future__ import annotations
