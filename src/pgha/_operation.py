@@ -219,8 +219,8 @@ class Operation(Generic[T]):
             try:
                 yield from self._park().wait().__await__()
             except BaseException:
-                # Cancelled, by a scope or natively. The last one to leave takes the operation along; where that
-                # had failed at the same moment, it is no failure which nobody waited for.
+                # Cancelled, by a scope or natively. The last one to leave takes the operation along; where
+                # that had failed at the same moment, it is no failure which nobody waited for.
                 if self._waiters == 1:
                     if not self.done:
                         self._keeper.give_up(self, "cancelled")

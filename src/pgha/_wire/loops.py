@@ -15,6 +15,7 @@ from typing import Protocol
 import anyio
 import trio
 from anyio.lowlevel import checkpoint
+from sniffio import current_async_library_cvar
 
 uninterrupted = trio.lowlevel.enable_ki_protection
 """Decorator: trio raises KeyboardInterrupt in whatever code runs, and between handing a segment to libpq and
@@ -110,8 +111,11 @@ class TrioWaiter:
 class AsyncioLoop:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        # Without it, what the callback starts would inherit the context of whichever thread called.
+        # For what runs in the loop's callbacks. Without it, what they start would inherit the context of
+        # whichever thread called; and in a callback of a loop that anyio did not start (asyncio.run) there is no
+        # task by which anyio knows what loop it is in, so that none could be started there.
         self._context = copy_context()
+        self._context.run(current_async_library_cvar.set, "asyncio")
 
     def waiter(self) -> Waiter:
         return AsyncioWaiter(self._loop)
@@ -119,7 +123,8 @@ class AsyncioLoop:
     async def serve(self, fd: int, take_in: Callable[[], bool]) -> None:
         serving = _Serving(self._loop, take_in)
         try:
-            self._loop.add_reader(fd, serving.ready)
+            # A handle takes the context that it is made in.
+            self._context.copy().run(self._loop.add_reader, fd, serving.ready)
         except NotImplementedError:
             # Windows' proactor loop has no readers; anyio helps itself with a thread.
             await serve_by_anyio(fd, take_in)
