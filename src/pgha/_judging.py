@@ -15,7 +15,6 @@ from ._lanetypes import Verdict
 from ._operation import Operation
 
 READ_ONLY = "25006"
-ADMIN_SHUTDOWN = "57P01"
 
 
 class LegLost(psycopg.OperationalError):
@@ -35,8 +34,7 @@ class Fate:
 def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget: bool) -> Fate:
     """Decide, and write the outcome into the operation's record."""
     facts = verdict.facts
-    ordered = verdict.ordered or (facts.error is not None and facts.error.sqlstate == ADMIN_SHUTDOWN)
-    if verdict.lost is not None and verdict.was_head and not ordered:
+    if verdict.lost is not None and verdict.was_head and not verdict.ordered:
         # It may be what breaks the connections; a shutdown is somebody else's doing.
         operation.head_losses += 1
     outcome, then = decide(
@@ -54,6 +52,8 @@ def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget
             budget=budget,
         )
     )
+    if then is Then.FAIL_SQL and verdict.lost is not None and verdict.ours:
+        then = Then.FAIL_LOST  # no administrator did it
     if operation.attempts:
         operation.attempts[-1].outcome = outcome
     operation.doubted = operation.doubted or outcome is Outcome.IN_DOUBT

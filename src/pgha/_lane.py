@@ -23,7 +23,7 @@ from ._operation import Attempt, Kind, Operation, Stage
 from ._wire import PGresult
 from ._wire.compiling import Statement
 from ._wire.connect import cancel
-from ._wire.link import NO_EXTRAS, Extras, Link, SendFailed
+from ._wire.link import ADMIN_SHUTDOWN, NO_EXTRAS, Extras, Link, SendFailed
 from ._wire.loading import Loader
 from ._wire.loops import uninterrupted
 from ._wire.segment import Answer, Segment, plain_success, read_answer
@@ -32,6 +32,8 @@ _PER_WAKE_UP = 64
 """Answers taken before other tasks get a turn."""
 _SLOW_LINE = 2_000.0
 """Bytes a second."""
+_SLOWEST = 60.0
+"""Seconds after which no request is on its way any more."""
 _MOST_READS = 1024
 """Reads of 8 kB and more before a connection is given up, or before a write is sent: bounds the time spent
 where a server keeps on sending."""
@@ -329,7 +331,7 @@ class Lane:
         self.pipeline.slots.clear()
         self._owner.lane_broke(self, reason, lost=lost)
         after_fatal = False
-        ordered = self.link.ended_by_order()
+        ours, ordered = self._farewell_at is not None, self.link.ended_by_order()
         for index, slot in enumerate(slots):
             results = self.link.unfinished() if index == 0 else ()
             answer = read_answer(slot.segment, results)
@@ -339,7 +341,8 @@ class Lane:
                 verdict = self._verdict(
                     slot, answer, synced=False, was_head=index == 0, after_fatal=after_fatal, lost=reason
                 )
-                verdict.ordered = ordered
+                verdict.ours = ours
+                verdict.ordered = not ours and (ordered or _by_order(answer.fault))
                 self._owner.judge(self, operation, verdict)
             after_fatal = after_fatal or _ends_all(answer.fault)
         if self._tasks is not None:
@@ -428,9 +431,10 @@ class Lane:
         """
         if slot.item is None or slot.head_at is None or self.link.unsent():
             return False
-        values = (value for one in slot.item.request.statements for value in one.params or ())
-        size = sum(len(value) for value in values if value is not None)
-        return now - slot.head_at < size / _SLOW_LINE
+        size = 0
+        for one in slot.item.request.statements:
+            size += len(one.query) + sum(len(value) for value in one.params or () if value is not None)
+        return now - slot.head_at < min(size / _SLOW_LINE, _SLOWEST)
 
     @uninterrupted
     async def _deliver_cancel(self) -> None:
@@ -460,6 +464,10 @@ _ROLLBACK = Statement(b"ROLLBACK", None, (), None, words(b"ROLLBACK"))
 
 def _unprepared(extras: Extras) -> Extras:
     return Extras(extras.framed, extras.prologue, extras.epilogue, unprepared=True)
+
+
+def _by_order(fault: ServerError | None) -> bool:
+    return fault is not None and fault.genuine and fault.sqlstate == ADMIN_SHUTDOWN
 
 
 def _ends_all(fault: ServerError | None) -> bool:

@@ -224,6 +224,9 @@ class LaneSet:
         settings = [self._config.params.get("options", "")]
         if self.kind == "read":
             settings.append("-c default_transaction_read_only=on")
+        else:
+            # A role's or a database's own setting may keep back what tells a commit that is not replicated.
+            settings.append("-c client_min_messages=warning")
         if options.statement_timeout is not None:
             settings.append(f"-c statement_timeout={round(options.statement_timeout * 1000)}")
         pgconn = await open_pgconn(

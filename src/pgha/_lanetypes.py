@@ -33,7 +33,9 @@ class Verdict:
     lost: str | None
     """Why the connection ended, if it did."""
     ordered: bool = False
-    """The server said that somebody told it to end the connection: it did not break by what it was sent."""
+    """The server said that somebody else told it to end the connection: what was sent there did not do it."""
+    ours: bool = False
+    """It was us who had it ended."""
 
 
 class LaneOwner(Protocol):

@@ -30,7 +30,12 @@ logger = logging.getLogger("pgha")
 
 PING = b"SELECT pg_catalog.pg_is_in_recovery()"
 """As cheap as SELECT 1, and it tells the role on every version."""
-_ACTIVITY = b"SELECT pid, state, wait_event FROM pg_catalog.pg_stat_activity WHERE pid IN (%s)"
+_ACTIVITY = (
+    b"SELECT a.pid, a.state, a.wait_event FROM pg_catalog.unnest(ARRAY[%s]) AS asked (pid),"
+    b" pg_catalog.pg_stat_get_activity(asked.pid) AS a"
+)
+"""Not by the view, which looks up names of roles and databases, and needs a right of its own."""
+_LOOK_TIMEOUT = 2.0
 REFUSED_EVERY = 5.0
 """Seconds between attempts at a node that says it will not have us."""
 
@@ -167,9 +172,20 @@ class Monitor:
         asked, self._asked = self._asked, {}
         pids = b", ".join(b"%d" % pid for pid in asked)
         pgconn.send_query(_ACTIVITY % pids)
-        reply = await self._read_reply(pgconn, self._clock() + self._options.ping_timeout)
-        rows = range(reply.ntuples) if reply is not None else ()
-        found = {int(reply.get_value(row, 0) or 0): _doing(reply, row) for row in rows if reply is not None}
+        found: dict[int, Doing] = {}
+        try:
+            # The ping was answered just now: this may take longer, where there are many backends.
+            reply = await self._read_reply(pgconn, self._clock() + _LOOK_TIMEOUT)
+        except psycopg.Error as error:
+            if pgconn.status != OK:
+                raise
+            # The node is well, and tells nothing of its backends.
+            logger.warning("%s: backends cannot be looked at: %s", self._config.name, error)
+        else:
+            rows = range(reply.ntuples) if reply is not None else ()
+            found = {
+                int(reply.get_value(row, 0) or 0): _doing(reply, row) for row in rows if reply is not None
+            }
         for pid, tell in asked.items():
             tell(found.get(pid, Doing.UNKNOWN))
 
@@ -203,4 +219,5 @@ def _doing(reply: PGresult, row: int) -> Doing:
         return Doing.UNKNOWN  # another role's: the server does not tell
     if event == b"SyncRep":
         return Doing.REPLICATING
-    return Doing.IDLE if state == b"idle" else Doing.RUNNING
+    # A part of a request keeps a backend waiting for the rest; a frame that failed leaves it in a block.
+    return Doing.IDLE if state.startswith(b"idle") or event == b"ClientRead" else Doing.RUNNING

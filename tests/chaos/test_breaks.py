@@ -23,7 +23,7 @@ from pgha._dispatcher import Dispatcher
 from pgha._lane import Lane
 from pgha._timekeeper import Timekeeper
 from pgha._trials.scenarios import find
-from pgha._wire import compiling
+from pgha._wire import compiling, link
 from pgha._wire.connect import ConnectFailed
 from pgha._wire.link import Link
 
@@ -41,6 +41,11 @@ def acknowledge_at_command_complete(patch: Patch) -> None:
         return Outcome.APPLIED if facts.completed >= facts.statements else kept(facts)
 
     patch.setattr(verdict, "outcome", outcome)
+
+
+def believe_a_broken_wait(patch: Patch) -> None:
+    """The warning that a commit is not on its standby is not understood."""
+    patch.setattr(link, "_REPLICATION_WAIT", b"another function")
 
 
 def swap_answers(patch: Patch) -> None:
@@ -123,6 +128,7 @@ class Break:
 BREAKS = [
     Break(1, retry_without_proof, "drop-down", {"unproven_retry"}),
     Break(2, acknowledge_at_command_complete, "terminate-in-a-deferred-trigger", {"lost"}),
+    Break(2, believe_a_broken_wait, "cancel-a-synchronous-wait", {"verdict"}),
     Break(3, swap_answers, "kill-the-node", {"crossed"}),
     Break(4, cancel_without_a_gate, "late-cancel", {"neighbour"}),
     Break(5, forget_what_was_cancelled, "no-cancel", {"prompt"}),

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 from _support import unique
+from psycopg.conninfo import make_conninfo
 
 import pgha
 from pgha.chaos import Cut, Direction, LocalNode, Proxy, Wire, nothing_left
@@ -50,6 +51,52 @@ async def test_a_read_without_a_timeout_is_run_again(server: LocalNode, directio
             result = await cluster.fetch("SELECT 2")
         assert (result.value(), result.attempts) == (2, 2)
         assert cluster.nodes[server.name].state == "up"
+
+
+async def test_a_read_that_arrived_in_part_is_run_again(server: LocalNode) -> None:
+    """Its backend waits for the rest."""
+    async with proxied_cluster(server) as (cluster, proxy):
+        assert await cluster.fetch_value("SELECT 1") == 1
+        newest = proxy.connections[-1]
+        proxy.cut(Cut(newest.up + 30, "stall", "up", newest.number))
+        with anyio.fail_after(BOUND):
+            result = await cluster.fetch("SELECT 'long enough to be cut in the middle'")
+        assert result.attempts == 2
+
+
+async def test_the_answer_of_a_frame_that_failed_got_lost(server: LocalNode) -> None:
+    """Its backend is in a block that failed."""
+    async with proxied_cluster(server) as (cluster, proxy):
+        await cluster.execute("SELECT 1")
+        stalled(proxy, "down")
+        with anyio.fail_after(BOUND), pytest.raises(pgha.CommitInDoubt):
+            await cluster.execute_batch(["SAVEPOINT s", "SELECT 1/0"])
+        assert (await cluster.execute("SELECT 1")).value() == 1
+
+
+async def test_a_long_text_is_no_lost_one(server: LocalNode) -> None:
+    async with proxied_cluster(server) as (cluster, proxy):
+        assert await cluster.fetch_value("SELECT 1") == 1
+        proxy.set(up=Wire(bandwidth=5_000))
+        with anyio.fail_after(30):
+            result = await cluster.fetch(f"SELECT length('{'x' * 20_000}')")
+        assert (result.value(), result.attempts) == (20_000, 1)
+
+
+async def test_a_role_that_may_not_look_at_backends(server: LocalNode) -> None:
+    """The node is well, and is not taken for dead."""
+    await server.execute(
+        "REVOKE EXECUTE ON FUNCTION pg_stat_get_activity FROM PUBLIC; CREATE ROLE blind LOGIN"
+    )
+    try:
+        dsn = make_conninfo(server.dsn, user="blind")
+        async with pgha.open_cluster(dsn, lanes=1) as cluster:
+            with anyio.fail_after(BOUND):
+                result = await cluster.fetch("SELECT pg_sleep(2.5)")
+            assert result.attempts == 1
+            assert cluster.statistics().lanes_lost == 0
+    finally:
+        await server.execute("GRANT EXECUTE ON FUNCTION pg_stat_get_activity TO PUBLIC; DROP ROLE blind")
 
 
 async def test_a_write_that_got_lost_is_run_again(server: LocalNode) -> None:

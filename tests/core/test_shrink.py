@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 
@@ -76,12 +78,14 @@ def test_an_error_that_reached_a_caller() -> None:
             entry("good", ending="acknowledged"),
             entry("bad", ending="refused", error="OperationalError: the connection was lost"),
             entry("worse", ending="lost", error="KeyError: 1"),
-            entry("late", ending="refused", error="OperationTimeout: no answer within 1 s"),
-            entry("doubt", ending="in doubt", error="CommitInDoubt: nobody knows"),
+            entry("late", ending="refused", error="OperationTimeout: no answer within 1 s", timeout=1.0),
+            entry("timely", ending="refused", error="OperationTimeout: no answer within 1 s"),
+            entry("doubt", ending="in doubt", error="OperationalError: the connection was lost"),
+            replace(entry("a write", ending="in doubt", error="CommitInDoubt: nobody knows"), kind="write"),
             entry("provoked", ending="refused", error="DivisionByZero: 1/0"),
         )
     )
-    assert [one.key for one in shown(history, {"provoked"})] == ["bad", "worse"]
+    assert [one.key for one in shown(history, {"provoked"})] == ["bad", "worse", "timely", "doubt"]
 
 
 def test_what_was_first_in_line_on_two_broken_connections_may_fail() -> None:
@@ -89,7 +93,9 @@ def test_what_was_first_in_line_on_two_broken_connections_may_fail() -> None:
     error = "OperationalError: the connection was lost"
     twice = entry("twice", ending="refused", error=error, tries=(lost, lost))
     once = entry("once", ending="refused", error=error, tries=(lost, Try("n2", 0.2, None, None, None)))
-    answered = entry("answered", ending="refused", error=error, tries=(lost, Try("n2", 0.2, 0.2, 0.3, None)))
+    answered = entry(
+        "answered", ending="refused", error=error, tries=(lost, Try("n2", 0.2, 0.2, 0.3, "not applied"))
+    )
     assert [one.key for one in shown(History((twice, once, answered)))] == ["once", "answered"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -15,8 +15,8 @@ import pgha
 from pgha import chaos
 from pgha._trials.load import WRITE, Load, note_failure
 from pgha._trials.trial import Setup, Sighting, violation
-from pgha.chaos.checkers import Promise, Violation
-from pgha.chaos.history import Ending, Open, Recorder
+from pgha.chaos.checkers import Promise, Row, Violation
+from pgha.chaos.history import Ending, History, Open, Recorder
 
 T = TypeVar("T")
 SLOW_WRITE = "INSERT INTO pgha_trial (key, writer, number) SELECT %s, %s, %s FROM pg_sleep(30)"
@@ -49,6 +49,8 @@ class Field:
     """Two primaries: replication does not make them the same any more."""
     survivors: set[str] | None = None
     """The nodes whose data counts in the end; None: all."""
+    tail: bool = False
+    """The scenario loses the newest writes of a node that it forgives."""
     shown: list[str] = field(default_factory=list)
     """What pgha told, in its own words: events, log records."""
     serial: int = 0
@@ -64,6 +66,16 @@ class Field:
     def forgive(self, node: chaos.Node) -> None:
         """It is about to be lost with writes that no other has: asynchronous replication promises no more."""
         self.promise = replace(self.promise, may_lose=frozenset({*self.promise.may_lose, node.name}))
+
+    def lost_its_tail(self, history: History, rows: Mapping[str, Iterable[Row]]) -> Iterator[str]:
+        """The keys of what was acknowledged by those who were forgiven, and is nowhere."""
+        there = {key for found in rows.values() for key, _ in found}
+        return (
+            entry.key
+            for entry in history
+            if entry.kind == "write" and entry.ending == "acknowledged"
+            if entry.node in self.promise.may_lose and entry.key not in there
+        )
 
     def survivor(self, node: chaos.Node) -> None:
         """The only node whose data counts in the end."""
@@ -103,15 +115,6 @@ class Field:
             lambda: self.cluster.nodes[node.name].state in states,
             f"{node.name} becomes {' or '.join(states)}",
         )
-
-    async def backends(self, node: chaos.Node) -> list[int]:
-        """Process ids of the cluster's backends there, its monitor's left out."""
-        rows = await node.execute(
-            "SELECT pid FROM pg_stat_activity WHERE application_name = %s"
-            " AND strpos(query, 'pg_is_in_recovery') = 0",
-            [self.application],
-        )
-        return [row[0] for row in rows]
 
     async def running(self, node: chaos.Node, text: str, wait_event: str | None = None) -> int:
         """Wait until one of the cluster's backends runs a statement with ``text`` in it (and waits for that

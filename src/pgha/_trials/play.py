@@ -67,6 +67,8 @@ async def play(
     history = field.recorder.history()
     found = check(history, rows, field.promise)
     secret = betrayed(setup.password, [*field.shown, *(str(entry.error) for entry in history)])
+    if field.tail and not any(field.lost_its_tail(history, rows)):
+        field.claim(False, "setup", "no write was lost with the former primary: nothing was tried")
     more = [*field.violations, *shown(history, field.expected), *torn(history, rows), *secret, *left]
     return Trial(
         title,
@@ -117,7 +119,7 @@ async def _fielded(
             injector,
             application,
             Random(seed),
-            promise_of(setup, nodes),
+            promise_of(setup),
         )
         async with cluster.events() as events, anyio.create_task_group() as watchers:
             watchers.start_soon(_watch, events, field)

@@ -8,32 +8,34 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
-from pgha import chaos
 from pgha._trials.trial import Setup, violation
 from pgha.chaos.checkers import Promise, Violation
 from pgha.chaos.history import Entry, History
 
-_EXPECTED: Final = ("CommitInDoubt", "OperationTimeout", "OperationCancelled")
+MAX_TRIES: Final = 5
 
 
-def promise_of(setup: Setup, nodes: chaos.Nodes) -> Promise:
+_SHOWN: Final = {"read": ("refused", "lost", "in doubt"), "write": ("refused", "lost")}
+
+
+def promise_of(setup: Setup) -> Promise:
     """What a topology keeps of what was acknowledged, while nobody loses data for good."""
-    return Promise(everywhere=setup.topology != "standalone", max_tries=5)
+    return Promise(everywhere=setup.topology != "standalone", max_tries=MAX_TRIES)
 
 
 def shown(history: Iterable[Entry], expected: Container[str] = ()) -> list[Violation]:
     """An error reached a caller, though another node could have answered.
 
-    A write in doubt is no such error, nor what the caller's own deadline or cancel brought, nor what the
-    scenario provoked (``expected`` keys).
+    A write in doubt is no such error, nor what the caller's own deadline brought, nor what the scenario
+    provoked (``expected`` keys). A read is never in doubt.
     """
     return [
         violation("shown", f"{entry.kind} {entry.key} ended with {entry.error}", entry.key)
         for entry in history
-        if entry.ending in ("refused", "lost")
+        if entry.ending in _SHOWN[entry.kind]
         and entry.key not in expected
         and not _poisonous(entry)
-        and not str(entry.error).startswith(_EXPECTED)
+        and not (entry.timeout is not None and str(entry.error).startswith("OperationTimeout"))
     ]
 
 
@@ -65,7 +67,8 @@ def _poisonous(entry: Entry) -> bool:
     """It was first in line on two connections that broke: it is not sent a third time, since it may be what
     breaks them.
     """
-    return sum(one.head_at is not None and one.answered_at is None for one in entry.tries) >= 2
+    broke = [one for one in entry.tries if one.head_at is not None and one.outcome == "in doubt"]
+    return len(broke) >= 2 and "the connection was lost" in str(entry.error)
 
 
 def torn(history: History, rows: Mapping[str, Iterable[tuple[str, str]]]) -> list[Violation]:

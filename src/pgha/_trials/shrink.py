@@ -26,8 +26,9 @@ def simpler(schedule: Schedule) -> Iterator[Schedule]:
             if kept := steps[:start] + steps[start + size :]:
                 yield Schedule(kept)
         size //= 2
-    if steps and steps[0].at > _SHORT:
-        early = steps[0].at - _SHORT / 2
+    first = min((step.at for step in steps), default=0.0)
+    if first > _SHORT:
+        early = first - _SHORT / 2
         yield Schedule(tuple(replace(step, at=step.at - early) for step in steps))
     for index, step in enumerate(steps):
         if step.hold > _SHORT:

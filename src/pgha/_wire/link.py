@@ -33,7 +33,7 @@ _BAD = pq.ConnStatus.BAD
 _IDLE = pq.TransactionStatus.IDLE
 _REPLICATION_WAIT = b"SyncRepWaitForLSN"
 """The server's function that warns when the wait for a synchronous standby is broken off."""
-_ADMIN_SHUTDOWN = "57P01"
+ADMIN_SHUTDOWN = "57P01"
 # Of Linux' struct tcp_info: tcpi_bytes_acked and tcpi_bytes_received (since 4.1).
 _TCP_INFO, _TCP_INFO_BYTES, _TCP_INFO_SIZE = 11, 120, 136
 _CLOSES = capabilities.has_send_close_prepared()
@@ -315,7 +315,7 @@ class Link:
 
     def ended_by_order(self) -> bool:
         """The server's last words: an administrator told it so, by pg_terminate_backend or a shutdown."""
-        return bool(self.notices) and self.notices[-1].sqlstate == _ADMIN_SHUTDOWN
+        return bool(self.notices) and self.notices[-1].sqlstate == ADMIN_SHUTDOWN
 
     @property
     def unreplicated(self) -> bool:
@@ -328,10 +328,15 @@ class Link:
         0 where the system does not tell (it does on Linux, by TCP_INFO, for TCP).
         """
         try:
-            with socket.socket(fileno=os.dup(self.fd)) as copy:
-                info = copy.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_SIZE)
+            copy = socket.fromfd(self.fd, socket.AF_INET, socket.SOCK_STREAM)
         except OSError:
             return 0
+        try:
+            info = copy.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_SIZE)
+        except OSError:
+            return 0
+        finally:
+            copy.close()
         if len(info) < _TCP_INFO_SIZE:
             return 0
         confirmed, received = struct.unpack_from("QQ", info, _TCP_INFO_BYTES)

@@ -112,8 +112,8 @@ class AsyncioLoop:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         # For what runs in the loop's callbacks. Without it, what they start would inherit the context of
-        # whichever thread called; and in a callback of a loop that anyio did not start (asyncio.run) there is no
-        # task by which anyio knows what loop it is in, so that none could be started there.
+        # whichever thread called; and in a callback of a loop that anyio did not start (asyncio.run) there is
+        # no task by which anyio knows what loop it is in, so that none could be started there.
         self._context = copy_context()
         self._context.run(current_async_library_cvar.set, "asyncio")
 

@@ -14,7 +14,7 @@ from anyio.lowlevel import checkpoint
 import pgha
 from pgha._trials.catalogue import scenario
 from pgha._trials.field import Field
-from pgha._trials.load import WRITE
+from pgha._trials.load import WRITE, note_failure
 from pgha._trials.trial import Setup
 from pgha.chaos import Workload
 
@@ -133,7 +133,7 @@ async def _sleeper(field: Field, node: str) -> None:
 @scenario(
     4,
     "cancel-a-synchronous-wait",
-    "A commit that waits for its synchronous standby is cancelled: it is applied, and said to be",
+    "A commit that waits for its synchronous standby is cancelled: it is applied, and may be lost: in doubt",
     setup=Setup(
         topology="replicas",
         nodes=2,
@@ -150,7 +150,9 @@ async def cancel_a_synchronous_wait(field: Field) -> None:
         await field.running(primary, "/* waiting */", "SyncRep")
         operation.cancel()
         ended = await field.settled(entry, operation)
-        field.claim(ended != "refused", "verdict", f"it was applied, and said to be {ended}")
+        field.claim(
+            ended == "in doubt", "verdict", f"the standby does not have it, and it is said to be {ended}"
+        )
     await field.more()
 
 
@@ -209,7 +211,6 @@ async def _cancelled_after(
     key = f"x{field.serial}"
     parts = [f"{key}.{part}" for part in range(3)] if kind == "batch" else [key]
     entries = [] if kind == "read" else [field.recorder.begin("write", part) for part in parts]
-    ended: list[str] = []
 
     async def work() -> None:
         if kind == "read":
@@ -221,14 +222,14 @@ async def _cancelled_after(
                 await field.cluster.execute_batch([(WRITE, [part, 9000, 1]) for part in parts])
             else:
                 await field.cluster.execute(WRITE, [key, 9000, 1])
-            ended.append("acknowledged")
         except psycopg.Error as error:
-            ended.append(str(error))
-            raise
+            for entry in entries:
+                note_failure(entry, error)
+        else:
+            for entry in entries:
+                entry.acknowledged(node=None)
 
     await way(work, steps)
     for entry in entries:
-        if ended == ["acknowledged"]:
-            entry.acknowledged(node=None)
-        else:
+        if entry.entry.ending is None:
             entry.doubt("left by its caller")
