@@ -267,6 +267,17 @@ class Field:
         operation = self.cluster.submit(query, params, timeout=timeout, **options)
         return await self.settled(entry, operation)
 
+    @asynccontextmanager
+    async def writing(self, key: str, **options: Any) -> AsyncGenerator[list[Ending]]:
+        """A `write` goes on beside the body; how it ended is in the list behind it."""
+        ended: list[Ending] = []
+
+        async def write() -> None:
+            ended.append(await self.write(key, **options))
+
+        async with self.aside(write):
+            yield ended
+
     async def settled(self, entry: Open, operation: pgha.Operation[Any]) -> Ending:
         """Await it and write down how it ended."""
         try:

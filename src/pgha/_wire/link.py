@@ -6,12 +6,8 @@ everything that still arrives is read, also from a connection that is broken alr
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
-import socket
-import struct
-import termios
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +19,7 @@ from psycopg.pq.abc import PGconn, PGresult
 from pgha._core.statements import Entry, StatementCache
 from pgha._core.verdict import Handed
 
+from . import traffic
 from .compiling import Statement
 from .libpq import pointer_of, sync_unwritten
 from .segment import Kind, Piece, Segment
@@ -34,8 +31,6 @@ _IDLE = pq.TransactionStatus.IDLE
 _REPLICATION_WAIT = b"SyncRepWaitForLSN"
 """The server's function that warns when the wait for a synchronous standby is broken off."""
 ADMIN_SHUTDOWN = "57P01"
-# Of Linux' struct tcp_info: tcpi_bytes_acked and tcpi_bytes_received (since 4.1).
-_TCP_INFO, _TCP_INFO_BYTES, _TCP_INFO_SIZE = 11, 120, 136
 _CLOSES = capabilities.has_send_close_prepared()
 
 WATCHED = (
@@ -323,32 +318,12 @@ class Link:
         return self._unreplicated
 
     def moved(self) -> int:
-        """Bytes carried so far, both ways: what the other kernel confirmed, and what ours received.
-
-        0 where the system does not tell (it does on Linux, by TCP_INFO, for TCP).
-        """
-        try:
-            copy = socket.fromfd(self.fd, socket.AF_INET, socket.SOCK_STREAM)
-        except OSError:
-            return 0
-        try:
-            info = copy.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_SIZE)
-        except OSError:
-            return 0
-        finally:
-            copy.close()
-        if len(info) < _TCP_INFO_SIZE:
-            return 0
-        confirmed, received = struct.unpack_from("QQ", info, _TCP_INFO_BYTES)
-        return int(confirmed + received)
+        """Bytes carried so far, both ways; see `traffic`."""
+        return traffic.moved(self.fd)
 
     def unsent(self) -> int:
-        """Bytes written that the other kernel has not confirmed; 0 where that cannot be known."""
-        try:
-            (count,) = struct.unpack("i", fcntl.ioctl(self.fd, termios.TIOCOUTQ, bytes(4)))
-        except OSError:
-            return 0
-        return int(count)
+        """Bytes written that the other kernel has not confirmed; see `traffic`."""
+        return traffic.unsent(self.fd)
 
     def finish(self) -> None:
         """Close the connection, without waiting; nobody may be waiting for ``fd`` any more."""

@@ -40,13 +40,8 @@ async def drop_up(field: Field) -> None:
 async def drop_down(field: Field) -> None:
     await field.more()
     victim = field.victim
-    ended: list[str] = []
-
-    async def write() -> None:
-        query = "INSERT INTO pgha_trial (key, writer, number) SELECT %s, %s, %s FROM pg_sleep(0.3)"
-        ended.append(await field.write("unacknowledged", query=query, route=pgha.pin(victim.name), timeout=1))
-
-    async with field.aside(write):
+    query = "INSERT INTO pgha_trial (key, writer, number) SELECT %s, %s, %s FROM pg_sleep(0.3)"
+    async with field.writing("unacknowledged", query=query, route=pgha.pin(victim.name), timeout=1) as ended:
         await field.running(victim, "pg_sleep")
         field.proxy_of(victim).drop("down")
         await field.none_runs(victim, "pg_sleep")

@@ -20,15 +20,9 @@ _BOTH: tuple[NodeKind, ...] = ("local", "container")
 async def kill_a_backend(field: Field) -> None:
     await field.more()
     victim = field.victim
-
-    async def slow() -> None:
-        ended = await field.write("killed", query=SLOW_WRITE, route=pgha.pin(victim.name))
-        field.claim(
-            ended == "in doubt", "verdict", f"a write whose backend was killed was said to be {ended}"
-        )
-
-    async with field.aside(slow):
+    async with field.writing("killed", query=SLOW_WRITE, route=pgha.pin(victim.name)) as ended:
         await victim.kill_backend(await field.running(victim, "pg_sleep"))
+    field.claim(ended == ["in doubt"], "verdict", f"a write whose backend was killed is said to be {ended}")
     await victim.wait_ready()
     await field.up(victim)
     await field.more()
@@ -77,13 +71,8 @@ async def stop_immediate(field: Field) -> None:
 async def zombie(field: Field) -> None:
     await field.more()
     victim = field.victim
-    ended: list[str] = []
     query = "INSERT INTO pgha_trial (key, writer, number) SELECT %s, %s, %s FROM pg_sleep(0.4)"
-
-    async def write() -> None:
-        ended.append(await field.write("zombie", query=query, timeout=1.0, route=pgha.pin(victim.name)))
-
-    async with field.aside(write):
+    async with field.writing("zombie", query=query, timeout=1.0, route=pgha.pin(victim.name)) as ended:
         pid = await field.running(victim, "pg_sleep")
         await victim.freeze_backend(pid)
     field.claim(ended == ["in doubt"], "verdict", f"a write whose backend stands still is said to be {ended}")

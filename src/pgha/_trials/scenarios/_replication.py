@@ -46,15 +46,10 @@ async def _gathered(field: Field, *lost: chaos.Node) -> None:
 async def terminate_a_synchronous_wait(field: Field) -> None:
     await field.more()
     primary, standby = field.nodes[0], field.nodes[1]
-    ended: list[str | None] = []
-    async with field.struck("freeze", standby):
-
-        async def write() -> None:
-            ended.append(await field.write("terminated", query=f"{WRITE} /* terminated */"))
-
-        async with field.aside(write):
-            pid = await field.running(primary, "/* terminated */", "SyncRep")
-            await primary.execute("SELECT pg_terminate_backend(%s)", [pid])
+    query = f"{WRITE} /* terminated */"
+    async with field.struck("freeze", standby), field.writing("terminated", query=query) as ended:
+        pid = await field.running(primary, "/* terminated */", "SyncRep")
+        await primary.execute("SELECT pg_terminate_backend(%s)", [pid])
     field.claim(ended == ["in doubt"], "verdict", f"a committed write was said to be {ended}")
     await field.more()
 

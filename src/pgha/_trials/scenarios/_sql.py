@@ -32,12 +32,7 @@ END$$
 async def terminate_in_a_deferred_trigger(field: Field) -> None:
     await field.more()
     victim = field.victim
-    ended: list[str | None] = []
-
-    async def write() -> None:
-        ended.append(await field.write("deferred", query=f"{WRITE} /* deferred */", writer=9001))
-
-    async with field.aside(write):
+    async with field.writing("deferred", query=f"{WRITE} /* deferred */", writer=9001) as ended:
         pid = await field.running(victim, "/* deferred */", "PgSleep")
         await victim.execute("SELECT pg_terminate_backend(%s)", [pid])
     field.claim(ended == ["in doubt"], "verdict", f"it was said to be {ended}")
@@ -60,16 +55,9 @@ async def unruly_sql(field: Field) -> None:
         await field.refused("SELECT 1/0", psycopg.errors.DivisionByZero)
         await field.cluster.execute("VACUUM pgha_trial")
         await field.more(20)
-    ended: list[str | None] = []
-
-    async def call() -> None:
-        ended.append(
-            await field.write(
-                "called", query="CALL pgha_commits(%s)", alone=True, route=pgha.pin(victim.name)
-            )
-        )
-
-    async with field.aside(call):
+    async with field.writing(
+        "called", query="CALL pgha_commits(%s)", alone=True, route=pgha.pin(victim.name)
+    ) as ended:
         pid = await field.running(victim, "CALL pgha_commits", "PgSleep")
         await victim.execute("SELECT pg_terminate_backend(%s)", [pid])
     field.claim(ended == ["in doubt"], "verdict", f"a CALL that had committed was said to be {ended}")
@@ -89,14 +77,9 @@ async def another_language(field: Field) -> None:
         await field.cluster.fetch("SELECT 1/0")
     except psycopg.errors.DivisionByZero as error:
         field.claim("Division durch Null" in str(error), "setup", f"the server speaks English: {error}")
-    ended: list[str | None] = []
-
-    async def write() -> None:
-        ended.append(
-            await field.write("terminated", query=SLOW_WRITE, may_fail=True, route=pgha.pin(victim.name))
-        )
-
-    async with field.aside(write):
+    async with field.writing(
+        "terminated", query=SLOW_WRITE, may_fail=True, route=pgha.pin(victim.name)
+    ) as ended:
         # FATAL 57P01 in German proves that it was not applied: it is run again, and is applied once.
         pid = await field.running(victim, "pg_sleep")
         await victim.execute("SELECT pg_terminate_backend(%s)", [pid])
