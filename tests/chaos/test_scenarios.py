@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -9,6 +10,8 @@ from _support import demand_engine
 from _tally import TALLY
 
 from pgha._trials.scenarios import SCENARIOS, find
+from pgha._trials.servers import missing
+from pgha._trials.trial import Setup
 from pgha.chaos import ChaosError, NodeKind
 
 pytestmark = pytest.mark.anyio
@@ -22,10 +25,14 @@ PLAYED = [
 
 @pytest.mark.parametrize(("name", "kind"), PLAYED)
 async def test_it_keeps_every_promise(name: str, kind: NodeKind) -> None:
+    scenario = find(name)
     if kind == "container":
         demand_engine()
+    if lack := missing(scenario.setup):
+        # As the engine: where it is demanded, everything is.
+        (pytest.fail if os.environ.get("PGHA_REQUIRE_ENGINE") == "1" else pytest.skip)(lack)
     began = time.monotonic()
-    trial = await find(name).run(kind)
+    trial = await scenario.run(kind)
     TALLY.trial("scenario", trial, time.monotonic() - began)
     assert trial.kept, trial.complaint()
     assert sum(entry.ending == "acknowledged" for entry in trial.history) > 50
@@ -45,6 +52,12 @@ def test_a_scenario_that_does_not_exist() -> None:
         find("kill-the-nod")
     with pytest.raises(ChaosError, match=r"no scenario 'xyzzy': see pgha chaos --list"):
         find("xyzzy")
+
+
+def test_what_a_scenario_lacks_is_told() -> None:
+    assert "no PostgreSQL 9 found" in missing(Setup(version=9))
+    assert "localedef -i xx_XX -f UTF-8" in missing(Setup(settings={"lc_messages": "xx_XX.UTF-8"}))
+    assert missing(Setup()) == ""
 
 
 async def test_a_scenario_on_nodes_that_it_is_not_for() -> None:

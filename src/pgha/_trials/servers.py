@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncGenerator
@@ -15,6 +16,32 @@ from pgha import chaos
 from pgha._trials.trial import Setup
 
 
+def missing(setup: Setup) -> str:
+    """What this machine lacks for the servers of ``setup``, and what to do about it; "" if nothing. Blocks
+    shortly.
+    """
+    if setup.version is not None:
+        try:
+            chaos.find_installation(setup.version)
+        except chaos.ChaosError as error:
+            return str(error)
+    if setup.tls and shutil.which("openssl") is None:
+        return "certificates need the command openssl: install it"
+    language = setup.settings.get("lc_messages")
+    if language is not None and not _known(language):
+        name, _, encoding = language.partition(".")
+        return f"no locale {language}: localedef -i {name} -f {encoding} {language} (Debian: package locales)"
+    return ""
+
+
+def _known(language: str) -> bool:
+    try:
+        names = subprocess.run(["locale", "-a"], check=False, capture_output=True, text=True).stdout
+    except FileNotFoundError:
+        return False
+    return language.lower().replace("-", "") in names.lower().replace("-", "").split()
+
+
 @asynccontextmanager
 async def servers(setup: Setup) -> AsyncGenerator[chaos.Nodes]:
     """The topology that the setup asks for, running; gone afterwards."""
@@ -24,6 +51,8 @@ async def servers(setup: Setup) -> AsyncGenerator[chaos.Nodes]:
         "kind": setup.kind,
         "password": setup.password,
     }
+    if lack := await to_thread.run_sync(missing, setup):
+        raise chaos.ChaosError(lack)
     async with AsyncExitStack() as stack:
         if setup.tls:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pgha-tls-"))
@@ -46,8 +75,6 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
     command += ["-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate)]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
-    except FileNotFoundError:
-        raise chaos.ChaosError("scenarios with TLS need the command openssl: install it") from None
     except subprocess.CalledProcessError as error:
         raise chaos.ChaosError(f"openssl made no certificate: {error.stderr.strip()}") from None
     return certificate, key
