@@ -63,6 +63,19 @@ LOOPS = pytest.mark.parametrize("loop", ["asyncio", "trio"])
 @tried(32)
 @given(schedule=schedules(seconds=SECONDS, kinds=ROUGH), workload=workloads())
 @example(schedule=Schedule((Step(0.1, "kill", 0, 1.0), Step(0.3, "drop_down", 1, 0.5))), workload=Workload())
+# Found: a read that was first in line on a connection which a shutdown ended, and then on one that broke, was
+# not run again.
+@example(
+    schedule=Schedule(
+        (
+            Step(0.36, "restart", 1, 0.9),
+            Step(0.37, "close", 2),
+            Step(1.4, "drop_down", 2, 0.28),
+            Step(1.96, "restart", 1, 0.38),
+        )
+    ),
+    workload=Workload(readers=2, writers=5, batchers=0, cancellers=2, batch=2, pace=0.0, idempotent=1.0),
+)
 def test_any_faults(loop: str, schedule: Schedule, workload: Workload) -> None:
     keeps_every_promise(schedule, workload, loop, "local")
 

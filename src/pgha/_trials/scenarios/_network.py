@@ -6,20 +6,20 @@ import pgha
 from pgha._trials.catalogue import scenario
 from pgha._trials.field import Field
 from pgha._trials.trial import Setup
-from pgha.chaos import Cut, CutHow, Direction, NodeKind, Wire, Workload
+from pgha.chaos import Cut, CutHow, FaultKind, NodeKind, Wire, Workload
 
 _PROXIED = Setup(proxied=True)
 _TLS = Setup(topology="standalone", nodes=2, version=15, tls=True, proxied=True)
 _BOTH: tuple[NodeKind, ...] = ("local", "container")
 
 
-async def _dropped(field: Field, *directions: Direction) -> None:
+async def _dropped(field: Field, kind: FaultKind) -> None:
     await field.more()
     victim = field.victim
-    field.proxy_of(victim).drop(*directions)
-    await field.more()
-    await field.seen(victim, "down")
-    field.proxy_of(victim).heal()
+    async with field.struck(kind, victim):
+        await field.more()
+        await field.seen(victim, "down")
+        await field.more()
     await field.up(victim)
     await field.more()
 
@@ -28,7 +28,7 @@ async def _dropped(field: Field, *directions: Direction) -> None:
     13, "drop-up", "Nothing gets from the client to the node any more; connections stay open", setup=_PROXIED
 )
 async def drop_up(field: Field) -> None:
-    await _dropped(field, "up")
+    await _dropped(field, "drop_up")
 
 
 @scenario(
@@ -48,14 +48,14 @@ async def drop_down(field: Field) -> None:
     field.claim(ended == ["in doubt"], "verdict", f"a write whose acknowledgement was lost is {ended}")
     field.proxy_of(victim).heal()
     await field.up(victim)
-    await _dropped(field, "down")
+    await _dropped(field, "drop_down")
 
 
 @scenario(
     0, "cut-off", "Nothing moves in either direction, connections stay open", setup=_PROXIED, kinds=_BOTH
 )
 async def cut_off(field: Field) -> None:
-    await _dropped(field)
+    await _dropped(field, "drop_both")
 
 
 @scenario(15, "reset-at-byte", "Connections are reset, closed or stalled after N bytes", setup=_PROXIED)

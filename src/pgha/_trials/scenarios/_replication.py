@@ -70,7 +70,7 @@ async def lost_tail(field: Field) -> None:
     old, new = nodes.primary, nodes.standbys[0]
     field.forgive(old)
     field.tail = True
-    await old.kill()
+    await field.begin("kill", old)
     await nodes.promote(new)
     await field.until(
         lambda: field.cluster.nodes[new.name].role == "primary", f"{new.name} is seen as primary"
@@ -163,7 +163,7 @@ async def synchronous_failover(field: Field) -> None:
     # let alone.
     await nodes.disconnect(new)
     await field.pause(2.5)
-    await old.kill()
+    await field.begin("kill", old)
     await nodes.promote(new)
     await nodes.set_synchronous(0)
     field.survivor(new)
@@ -183,7 +183,7 @@ async def promotion(field: Field) -> None:
     nodes = _replicas(field)
     await field.more()
     old, new = nodes.primary, nodes.standbys[0]
-    await old.kill()
+    await field.begin("kill", old)
     await nodes.promote(new)
     await field.more(node=new)
     await _gathered(field, old)
