@@ -55,6 +55,7 @@ QUICK = settings(
     max_examples=30,
     stateful_step_count=8,
     database=None,
+    print_blob=False,  # in CI it is on, and would stand behind the program
     deadline=None,
     phases=[Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),

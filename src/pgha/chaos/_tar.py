@@ -23,6 +23,7 @@ _MISSING = re.compile(r"^\s+(\S+) => not found$", re.MULTILINE)
 _SHELL = Path("/bin/sh")
 _ZONES = Path("/usr/share/zoneinfo")
 _LOADER_CACHE = Path("/etc/ld.so.cache")
+_TMP = Path("/tmp")
 _UNWANTED = ("llvmjit",)
 """LLVM is a hundred megabytes, and without it the server merely compiles no expressions."""
 _OTHER_FOLDERS = {"bitcode", "pgxs"}
@@ -84,9 +85,10 @@ def _tar(files: Sequence[Path]) -> bytes:
     there = [path for path in files if path.is_file()]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for folder in sorted({parent for path in there for parent in path.parents} - {Path("/")}):
+        # A path may be there once only, and the server's own files may lie below /tmp.
+        for folder in sorted({parent for path in there for parent in path.parents} - {Path("/"), _TMP}):
             _add_folder(archive, folder, 0o755)  # else the engine chooses a mode for it
-        _add_folder(archive, Path("/tmp"), 0o1777)
+        _add_folder(archive, _TMP, 0o1777)
         for path in there:
             _add(archive, path, path.read_bytes(), 0o755 if os.access(path, os.X_OK) else 0o644)
         _add(archive, Path("/etc/passwd"), users.encode(), 0o644)
