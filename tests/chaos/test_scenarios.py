@@ -62,4 +62,4 @@ def test_what_a_scenario_lacks_is_told() -> None:
 
 async def test_a_scenario_on_nodes_that_it_is_not_for() -> None:
     with pytest.raises(ChaosError, match="only on local"):
-        await find("zombie").run("container")
+        await find("freeze-all").run("container")

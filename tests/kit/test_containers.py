@@ -80,8 +80,11 @@ def is_warden(process: psutil.Process) -> bool:
 
 
 @pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch, engine: DockerClient) -> Iterator[Path]:
+def place(
+    monkeypatch: pytest.MonkeyPatch, engine: DockerClient, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     """Where the nodes of one test have their folders; nothing of them may be left at its end."""
+    tmp_path_factory.getbasetemp()  # made when it is first asked for: not here
     folder = Path(tempfile.mkdtemp(prefix="pgha-test-"))
     folder.chmod(0o755)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))

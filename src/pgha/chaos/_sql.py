@@ -24,7 +24,10 @@ class _Call:
     def __init__(self, sql: str, params: Params) -> None:
         self._sql, self._params = sql.encode(), params
         self._lock = threading.Lock()
-        self._socket: int | None = None
+        self._socket: socket.socket | None = None
+        """On a number of our own: libpq closes its socket by itself when it meets the end, and the number
+        goes to whoever opens something next.
+        """
         self._broken = False
 
     def run(self, dsn: str, connect_timeout: int) -> list[TupleRow]:
@@ -32,7 +35,7 @@ class _Call:
             with self._lock:
                 if self._broken:
                     return []
-                self._socket = connection.fileno()
+                self._socket = socket.socket(fileno=os.dup(connection.fileno()))
             try:
                 cursor = connection.execute(self._sql, self._params)
                 while cursor.nextset():
@@ -40,6 +43,7 @@ class _Call:
                 return cursor.fetchall() if cursor.description is not None else []
             finally:
                 with self._lock:
+                    self._socket.close()
                     self._socket = None
 
     def break_off(self) -> None:
@@ -48,11 +52,10 @@ class _Call:
             self._broken = True
             if self._socket is None:
                 return
-            with socket.socket(fileno=os.dup(self._socket)) as copy:
-                try:
-                    copy.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass  # the server was faster
+            try:
+                self._socket.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the server was faster
 
 
 async def execute(dsn: str, sql: str, params: Params = None, *, timeout: float = 10.0) -> list[TupleRow]:
