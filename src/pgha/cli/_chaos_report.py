@@ -90,7 +90,8 @@ def sort_of(entry: Entry) -> Sort | None:
         case "acknowledged":
             return entry.kind
         case "in doubt":
-            return "in doubt"
+            # A read that failed was perhaps carried out, which is nothing to its caller: it has an error.
+            return "in doubt" if entry.kind == "write" else "error"
         case "refused" | "lost":
             return "error"
 
