@@ -13,7 +13,6 @@ from pgha.chaos.history import History, Recorder
 
 Topology: TypeAlias = Literal["masters", "replicas", "standalone"]
 _MOST_TOLD = 20
-Loop: TypeAlias = Literal["asyncio", "trio"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
