@@ -2,22 +2,26 @@
 
 The acknowledgement of a segment is its Sync. What the other evidence proves, most telling first:
 
-====================================================================  ==================================
-evidence                                                              outcome
-====================================================================  ==================================
-nothing was handed to libpq                                           not applied
-it committed, and the wait for its synchronous standby was broken off  in doubt
-framed: the COMMIT's own CommandComplete (tag COMMIT / ROLLBACK)       applied / not applied
-Sync without an error                                                 applied
-SQL that commits by itself, without the above                         in doubt
-its Sync was never handed to libpq (a framed COMMIT may have been)     not applied (framed: in doubt)
-an error 40003 or of class 08; an error without the V field           in doubt
-FATAL before the last CommandComplete / after it                      not applied / in doubt
-PANIC of a frame's COMMIT                                              in doubt
-ERROR                                                                 not applied
-a genuine FATAL answered an earlier segment of the connection         not applied
-the connection ended without any of these                             in doubt
-====================================================================  ==================================
+======================================  ===========  ===================================================
+evidence                                outcome      because
+======================================  ===========  ===================================================
+nothing was handed to libpq             not applied  nobody was asked
+unreplicated                            in doubt     it committed, and the wait for its synchronous
+                                                     standby was broken off: a warning says so
+framed: COMMIT                          applied      the COMMIT's own CommandComplete
+framed: ROLLBACK                        not applied  the block had failed
+Sync                                    applied      without an error
+after a FATAL                           not applied  a genuine FATAL answered an earlier segment of the
+                                                     connection: the server never began with this one
+commits by itself                       in doubt     CALL, VACUUM: a part may be there, without the above
+without the V field                     in doubt     the error is a pooler's, or libpq's own
+40003 and class 08                      in doubt     they say so
+FATAL after the last CommandComplete    in doubt     before or after the commit
+PANIC of a frame's COMMIT               in doubt     the record may be on disk
+ERROR, or FATAL before the end          not applied  the transaction was aborted
+its Sync was never handed               not applied  nothing commits without it (but a frame's COMMIT)
+the connection ended without these      in doubt
+======================================  ===========  ===================================================
 
 What happens next is decided in this order: a proven result is delivered; what its caller gave up on is
 answered for good; else each kind of error has its place in `_after_error`. The ledger, which will settle
@@ -29,6 +33,7 @@ Sources: PostgreSQL's protocol documentation (pipelining, error fields), measure
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,36 +102,54 @@ class Facts:
     """A genuine FATAL answered an earlier segment, so the server never began with this one."""
 
 
-def outcome(facts: Facts) -> Outcome:
-    """Whether the segment took effect; the table stands at the head of this file."""
-    if facts.handed is Handed.NOTHING:
-        return Outcome.NOT_APPLIED
-    if facts.unreplicated:
-        return Outcome.IN_DOUBT
-    if facts.framed and facts.commit_tag is not None:
-        return Outcome.APPLIED if facts.commit_tag == "COMMIT" else Outcome.NOT_APPLIED
-    if facts.synced and facts.error is None and not facts.framed:
-        return Outcome.APPLIED
-    if facts.after_fatal and facts.error is None:
-        return Outcome.NOT_APPLIED
-    if facts.self_committing and not facts.framed:
-        return Outcome.IN_DOUBT
-    if facts.error is not None and facts.error.genuine:
-        return _by_error(facts, facts.error)
-    if facts.handed is Handed.PART and not facts.framed:
-        return Outcome.NOT_APPLIED
-    return Outcome.IN_DOUBT
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the table at the head of this file."""
+
+    evidence: str
+    holds: Callable[[Facts], bool]
+    proves: Outcome
 
 
-def _by_error(facts: Facts, error: ServerError) -> Outcome:
-    if error.broken_connection:
-        return Outcome.IN_DOUBT
-    if error.fatal and facts.completed >= facts.statements:
-        return Outcome.IN_DOUBT
-    if error.severity == "PANIC" and facts.framed and facts.completed >= facts.statements - 1:
-        # The COMMIT itself panicked: the record may have reached the disk, and recovery will find it.
-        return Outcome.IN_DOUBT
-    return Outcome.NOT_APPLIED
+def _fatal_at_the_end(facts: Facts) -> bool:
+    return facts.error is not None and facts.error.fatal and facts.completed >= facts.statements
+
+
+def _commit_panicked(facts: Facts) -> bool:
+    """The record may have reached the disk, and recovery will find it."""
+    panicked = facts.error is not None and facts.error.severity == "PANIC"
+    return panicked and facts.framed and facts.completed >= facts.statements - 1
+
+
+LINES: tuple[Line, ...] = (
+    Line("nothing was handed to libpq", lambda f: f.handed is Handed.NOTHING, Outcome.NOT_APPLIED),
+    Line("unreplicated", lambda f: f.unreplicated, Outcome.IN_DOUBT),
+    Line("framed: COMMIT", lambda f: f.framed and f.commit_tag == "COMMIT", Outcome.APPLIED),
+    Line(
+        "framed: ROLLBACK",
+        lambda f: f.framed and f.commit_tag is not None and f.commit_tag != "COMMIT",
+        Outcome.NOT_APPLIED,
+    ),
+    Line("Sync", lambda f: f.synced and f.error is None and not f.framed, Outcome.APPLIED),
+    Line("after a FATAL", lambda f: f.after_fatal and f.error is None, Outcome.NOT_APPLIED),
+    Line("commits by itself", lambda f: f.self_committing and not f.framed, Outcome.IN_DOUBT),
+    Line("without the V field", lambda f: f.error is not None and not f.error.genuine, Outcome.IN_DOUBT),
+    Line("40003 and class 08", lambda f: f.error is not None and f.error.broken_connection, Outcome.IN_DOUBT),
+    Line("FATAL after the last CommandComplete", _fatal_at_the_end, Outcome.IN_DOUBT),
+    Line("PANIC of a frame's COMMIT", _commit_panicked, Outcome.IN_DOUBT),
+    Line("ERROR, or FATAL before the end", lambda f: f.error is not None, Outcome.NOT_APPLIED),
+    Line(
+        "its Sync was never handed",
+        lambda f: f.handed is Handed.PART and not f.framed,
+        Outcome.NOT_APPLIED,
+    ),
+)
+"""In the order in which they are asked; the first that holds decides."""
+
+
+def outcome(facts: Facts, lines: Iterable[Line] = LINES) -> Outcome:
+    """Whether the segment took effect: what the first line that holds proves, else nobody knows."""
+    return next((line.proves for line in lines if line.holds(facts)), Outcome.IN_DOUBT)
 
 
 GaveUp = Literal["cancelled", "timeout"]
