@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import MappingProxyType, TracebackType
 from typing import Any, Generic, final, overload
+from uuid import UUID
 
 import anyio
 from anyio.abc import TaskGroup
@@ -16,16 +17,17 @@ from psycopg.adapt import AdaptersMap
 from psycopg.rows import BaseRowFactory, TupleRow, tuple_row
 from typing_extensions import TypeVar
 
+from ._config import LedgerMode, NodeConfig, OnConnect, Options, Tuning, parse_nodes
 from ._config import Node as NodeArgument
-from ._config import NodeConfig, OnConnect, Options, Tuning, parse_nodes
 from ._dispatcher import Dispatcher
 from ._errors import ClusterClosed, ConfigError, QueueFull
 from ._group import Group
+from ._ledger import Ledger
 from ._node import Node
 from ._operation import Operation, Request
 from ._requests import DEFAULT, BatchItem, OnSend, RequestMaker, Seconds
 from ._result import Result
-from ._types import Event, NodeStatus, ReadRoute, Statistics, WriteRoute, nearest
+from ._types import Event, NodeStatus, Pin, ReadRoute, Statistics, WriteRoute, nearest
 from ._wire.compiling import AnyParams, AnyQuery, Compiler, own_adapters
 from ._wire.loops import uninterrupted
 
@@ -133,31 +135,37 @@ class Cluster(Generic[Row]):
     @overload
     async def execute(
         self, query: AnyQuery, params: AnyParams | None = None, *, idempotent: bool = False,
-        route: WriteRoute = ..., timeout: Seconds = ..., statement_timeout: Seconds = ...,
-        row_factory: None = None, on_send: OnSend | None = None,
+        key: UUID | None = None, route: WriteRoute = ..., timeout: Seconds = ...,
+        statement_timeout: Seconds = ..., row_factory: None = None, on_send: OnSend | None = None,
     ) -> Result[Row]: ...  # fmt: skip
     @overload
     async def execute(
         self, query: AnyQuery, params: AnyParams | None = None, *, idempotent: bool = False,
-        route: WriteRoute = ..., timeout: Seconds = ..., statement_timeout: Seconds = ...,
-        row_factory: BaseRowFactory[R], on_send: OnSend | None = None,
+        key: UUID | None = None, route: WriteRoute = ..., timeout: Seconds = ...,
+        statement_timeout: Seconds = ..., row_factory: BaseRowFactory[R], on_send: OnSend | None = None,
     ) -> Result[R]: ...  # fmt: skip
     async def execute(
         self, query: AnyQuery, params: AnyParams | None = None, *, idempotent: bool = False,
-        route: WriteRoute = nearest(), timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT,
-        row_factory: Any = None, on_send: OnSend | None = None,
+        key: UUID | None = None, route: WriteRoute = nearest(), timeout: Seconds = DEFAULT,
+        statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
     ) -> Result[Any]:  # fmt: skip
         """Run anything that may write, as a transaction of its own; it returns rows too.
 
-        It is run again only on proof that it was not applied, or when declared ``idempotent``; where proof
-        is missing, `CommitInDoubt` is raised. Past its ``timeout`` (seconds) it is cancelled on the server:
+        It is run again only on proof that it was not applied, or when declared ``idempotent``, or with a
+        ``key`` (`new_key`, or a UUID of your own): then the ledger (`Cluster.ledger`) keeps it from being
+        applied twice, and tells whether it was, so that it is `CommitInDoubt` only when its deadline comes
+        first. Without a key, that is raised where proof is missing. A key goes with these statements and
+        parameters: used again with the same, the write is not applied again (`Result.replayed`); with others
+        it is `KeyReused`.
+
+        Past its ``timeout`` (seconds) it is cancelled on the server:
         `OperationTimeout` if it certainly was not applied, else `CommitInDoubt`. Leaving by cancellation
         cancels it on the server; whether it was applied is then told by an `OperationInDoubt` event at most.
         """
         await checkpoint_if_cancelled()
         request = self._maker.single(
             query, params, read=False, idempotent=idempotent, route=route, timeout=timeout,
-            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
+            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send, key=key,
         )  # fmt: skip
         started = self._clock()
         if self._dispatcher.full:
@@ -166,9 +174,9 @@ class Cluster(Generic[Row]):
         return await operation
 
     async def execute_batch(
-        self, statements: Sequence[BatchItem], *, idempotent: bool = False, route: WriteRoute = nearest(),
-        timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT, row_factory: Any = None,
-        on_send: OnSend | None = None,
+        self, statements: Sequence[BatchItem], *, idempotent: bool = False, key: UUID | None = None,
+        route: WriteRoute = nearest(), timeout: Seconds = DEFAULT,
+        statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
     ) -> list[Result[Any]]:  # fmt: skip
         """Run several statements as one transaction, in one round trip; one `Result` for each.
 
@@ -178,7 +186,7 @@ class Cluster(Generic[Row]):
         await checkpoint_if_cancelled()
         request = self._maker.batch(
             statements, idempotent=idempotent, route=route, timeout=timeout,
-            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
+            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send, key=key,
         )  # fmt: skip
         started = self._clock()
         if self._dispatcher.full:
@@ -190,8 +198,9 @@ class Cluster(Generic[Row]):
 
     def submit(
         self, query: AnyQuery, params: AnyParams | None = None, *, read: bool = False,
-        idempotent: bool = False, route: ReadRoute | WriteRoute = nearest(), timeout: Seconds = DEFAULT,
-        statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
+        idempotent: bool = False, key: UUID | None = None, route: ReadRoute | WriteRoute = nearest(),
+        timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT, row_factory: Any = None,
+        on_send: OnSend | None = None,
     ) -> Operation[Result[Any]]:  # fmt: skip
         """Start an operation and return at once; it belongs to the cluster, and goes on by itself.
 
@@ -200,7 +209,7 @@ class Cluster(Generic[Row]):
         """
         request = self._maker.single(
             query, params, read=read, idempotent=idempotent, route=route, timeout=timeout,
-            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
+            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send, key=key,
         )  # fmt: skip
         if self._dispatcher.full:
             raise QueueFull(
@@ -226,6 +235,24 @@ class Cluster(Generic[Row]):
             await self._dispatcher.queue_room()
         if scope.cancelled_caught:
             raise QueueFull(f"the queue stayed full for {request.timeout:g} s, and nothing was sent")
+
+    @property
+    def ledger(self) -> Ledger:
+        """The table that makes keyed writes exactly once: to install, look at, prune and remove it."""
+        return Ledger(_LedgerHost(self))
+
+    async def _run_plain(
+        self, node: str, statements: Sequence[BatchItem], timeout: float
+    ) -> list[Result[Any]]:
+        """A batch of pgha's own on one node: without a key, and harmless when run twice."""
+        await checkpoint_if_cancelled()
+        request = self._maker.batch(
+            statements, idempotent=True, route=Pin(node), timeout=timeout, statement_timeout=DEFAULT,
+            row_factory=tuple_row, on_send=None,
+        )  # fmt: skip
+        request.keyed = None
+        operation: Operation[list[Result[Any]]] = self._begin(request, self._clock())
+        return await operation
 
     # Nodes
 
@@ -355,6 +382,33 @@ class Cluster(Generic[Row]):
             self._service.cancel()
 
 
+class _LedgerHost:
+    """What a cluster does for its ledger; see `pgha._ledger`."""
+
+    _TIMEOUT = 60.0
+
+    def __init__(self, cluster: Cluster[Any]) -> None:
+        self._cluster = cluster
+
+    @property
+    def nodes(self) -> Mapping[str, NodeStatus]:
+        return self._cluster.nodes
+
+    async def ask(self, node: str, query: str, params: Sequence[Any] = ()) -> Result[Any]:
+        return await self._cluster.fetch(
+            query, params, route=Pin(node), timeout=self._TIMEOUT, row_factory=tuple_row
+        )
+
+    async def run(self, node: str, statements: Sequence[BatchItem]) -> list[Result[Any]]:
+        return await self._cluster._run_plain(node, statements, self._TIMEOUT)
+
+    def system_of(self, node: str) -> int | None:
+        return self._cluster._nodes[node].server.system
+
+    def ledger_changed(self, node: str) -> None:
+        self._cluster._nodes[node].look_at_ledger()
+
+
 @asynccontextmanager
 async def open_cluster(
     *nodes: str | NodeArgument,
@@ -372,6 +426,7 @@ async def open_cluster(
     prepare_threshold: int | None = 3,
     on_connect: OnConnect | None = None,
     application_name: str = "pgha",
+    ledger: LedgerMode = "explicit",
     _tuning: Tuning | None = None,
 ) -> AsyncGenerator[Cluster[Row], None]:
     """Open a cluster of nodes: ``async with pgha.open_cluster("host=db1", "host=db2") as cluster``.
@@ -399,6 +454,8 @@ async def open_cluster(
         on_connect: SQL, several, or an async callable, run on each new lane, such as
             ``SET synchronous_commit = off``.
         application_name: shown in ``pg_stat_activity``.
+        ledger: ``"auto"`` gives every write that has none a key of its own, on nodes where the ledger is
+            installed (not CALL, DO and what commits by itself); ``"explicit"`` only what is given one.
     """
     options = Options(
         lanes=lanes,
@@ -414,6 +471,7 @@ async def open_cluster(
         prepare_threshold=prepare_threshold,
         on_connect=on_connect,
         application_name=application_name,
+        ledger=ledger,
         row_factory=row_factory or tuple_row,
         tuning=_tuning or Tuning(),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, final
+from typing import Any, Literal, Protocol, final, get_args
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -22,6 +22,7 @@ class SetupConnection(Protocol):
         ...
 
 
+LedgerMode = Literal["explicit", "auto"]
 OnConnect = str | Sequence[str] | Callable[[SetupConnection], Awaitable[object]]
 
 
@@ -92,6 +93,14 @@ class Tuning:
     """An additional lane that was idle for so long is closed."""
     statements: int = 256
     """Prepared statements kept a lane."""
+    guard_window: float = 60.0
+    """How long an attempt of a keyed write without a timeout may take until it begins on the server."""
+    guard_margin: float = 1.0
+    """What is added to a keyed write's deadline, before the server refuses to begin with it."""
+    clock_skew: float = 1.0
+    """Clocks that are further apart are told, and make the guard wider."""
+    ledger_look: float = 5.0
+    """How often the ledger is looked for, where keys are pgha's own."""
     reconnect_first: float = 0.05
     reconnect_most: float = 2.0
     probe_no_primary: float = 0.02
@@ -116,6 +125,7 @@ class Options:
     prepare_threshold: int | None = 3
     on_connect: OnConnect | None = None
     application_name: str = "pgha"
+    ledger: LedgerMode = "explicit"
     tuning: Tuning = field(default_factory=Tuning)
 
     def __post_init__(self) -> None:
@@ -136,6 +146,8 @@ class Options:
         if not callable(self.row_factory):
             raise ConfigError("row_factory must be one of psycopg.rows or a callable like them")
         _text("application_name", self.application_name)
+        if self.ledger not in get_args(LedgerMode):
+            raise ConfigError(f'ledger must be "explicit" or "auto", not {self.ledger!r}')
         _check_on_connect(self.on_connect)
 
 

@@ -1,7 +1,8 @@
 """What waits, where it goes, and what becomes of it: the one owner of every operation.
 
 An operation is NEW, then QUEUED or at once SENT; from SENT it goes to DONE, or back to QUEUED (in front), or
-to PAUSED until its backoff is over, then QUEUED. RACING has legs (`_racing`). Sending may bring answers in,
+to PAUSED until its backoff is over, then QUEUED. RACING has legs (`_racing`), SETTLING has the ledger asked
+(`_settling`). Sending may bring answers in,
 and answers may put other operations in line: so what gives room only marks the node as dirty while `_work` is
 at it, and `_work` is never entered twice.
 """
@@ -23,9 +24,10 @@ from ._core.health import Transition
 from ._core.pipeline import Doing
 from ._core.routing import choose, elsewhere
 from ._core.statements import Entry
-from ._core.verdict import ELSEWHERE, GaveUp, Outcome, Then
+from ._core.verdict import ELSEWHERE, GaveUp, Outcome, Then, outcome
+from ._doubts import Doubt
 from ._errors import ClusterClosed, NodeReport, NoNodeAvailable
-from ._judging import Fate, LegLost, error_for, given_up, in_doubt, weigh
+from ._judging import Fate, LegLost, error_for, given_up, if_not_applied, in_doubt, server_error, weigh
 from ._lane import Lane
 from ._laneset import Waiting
 from ._lanetypes import Verdict
@@ -33,8 +35,9 @@ from ._node import Node
 from ._operation import KINDS, Kind, Operation, Stage
 from ._outcomes import Outcomes
 from ._racing import Races
+from ._settling import Settlements
 from ._timekeeper import Timekeeper
-from ._types import Fastest, LaneLost, NodeChanged, Pin, RoleChanged, Sent
+from ._types import ClockSkewed, Fastest, LaneLost, NodeChanged, Pin, RoleChanged, Sent
 from ._wire import PGresult
 from ._wire.loops import current_loop, uninterrupted
 
@@ -57,6 +60,9 @@ class Dispatcher:
         self._shared: dict[Kind, Waiting] = {kind: Waiting() for kind in KINDS}
         self._target: dict[Kind, Node | None] = dict.fromkeys(KINDS)
         self._races = Races(self, self, self.outcomes, clock, options.tuning.max_attempts)
+        self._settlements = Settlements(self, self, self.outcomes, self.times, clock, options.node_wait)
+        self._stranded: set[Operation[Any]] = set()
+        """In line for a node that cannot take them, since no other server may have them: see `lineage`."""
         self._budget = RetryBudget(clock())
         self._dirty: set[Node] = set()
         self._working = False
@@ -106,6 +112,8 @@ class Dispatcher:
     def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None:
         """Send it if that is possible at once, else put it in line."""
         kind = operation.request.kind
+        if operation.exact:
+            operation.home = self._in_lineage(operation)
         home = operation.home
         if home is None:
             node = self._target[kind]
@@ -126,9 +134,42 @@ class Dispatcher:
         # makes room looks at the queues.
         self._enqueue(operation, node, now, front=False, feed=not lanes.complete)
 
+    def _in_lineage(self, operation: Operation[Any]) -> str | None:
+        """The node for a write that only the servers of its lineage know of: one that takes writes, or the
+        one that had it last."""
+        route, lineage = operation.request.route, operation.lineage
+        if isinstance(route, Pin):
+            return route.name
+        nodes = [node for node in self._nodes.values() if node.server.system == lineage and not node.leaving]
+        target = self._target["write"]
+        if target is not None and target in nodes:
+            return target.name
+        name = choose([node.candidate("write") for node in nodes], None, write=True)
+        if name is not None:
+            return name
+        last = operation.attempts[-1].node if operation.attempts else operation.home
+        return next((node.name for node in sorted(nodes, key=lambda node: node.name != last)), last)
+
+    def _resettle_stranded(self) -> None:
+        """A node may take now what waits for another of its lineage."""
+        for operation in tuple(self._stranded):
+            if operation.stage is Stage.QUEUED and operation.exact:
+                home = self._in_lineage(operation)
+                node = self._nodes.get(home) if home is not None else None
+                if home == operation.home or node is None or not node.takes("write"):
+                    continue
+                since = operation.queued_at
+                self._leave_queue(operation)
+                self.place(operation, since, front=True)
+            else:
+                self._stranded.discard(operation)
+
     def _homeless(self, operation: Operation[Any]) -> None:
         """Its node was removed while it was between two attempts."""
         if operation.parent is None and not isinstance(operation.request.route, Pin):
+            if operation.exact and self._in_lineage(operation) not in self._nodes:
+                self._fail_without_node(operation, "its node was removed, and no other can tell")
+                return
             operation.home = None
             self.place(operation, self._clock(), front=True)
         else:
@@ -149,6 +190,8 @@ class Dispatcher:
         operation.queued_at = now
         self.queued += 1
         if node is None or not node.serves(kind):
+            if operation.exact:
+                self._stranded.add(operation)
             self._expire_later(operation)
         if node is None:
             if kind == "write":
@@ -165,6 +208,8 @@ class Dispatcher:
         operation.place = None
         operation.stage = Stage.NEW
         self.queued -= 1
+        if self._stranded:
+            self._stranded.discard(operation)
         if self._room_waiters and not self.full:
             self._wake_room_waiters()
         if operation.expiry is not None:
@@ -192,7 +237,7 @@ class Dispatcher:
         """Nobody can take it now: it must not wait without a bound."""
         if operation.expiry is not None or operation.stage is not Stage.QUEUED:
             return
-        if isinstance(operation.request.route, Pin) and operation.deadline is not None:
+        if (operation.exact or isinstance(operation.request.route, Pin)) and operation.deadline is not None:
             return
         when = operation.queued_at + self._options.node_wait
         operation.expiry = self.times.at(when, lambda: self._expire(operation))
@@ -260,7 +305,8 @@ class Dispatcher:
         working, self._working = self._working, True
         try:
             if request.on_send is not None:
-                request.on_send(Sent(node, len(operation.attempts) + 1, pairs))
+                key = None if request.keyed is None else request.keyed.key
+                request.on_send(Sent(node, len(operation.attempts) + 1, pairs, key))
         except BaseException as error:  # noqa: BLE001 - the user's callback: its error goes to its operation
             if operation.stage is not Stage.DONE:
                 self.outcomes.fail(operation, error, Outcome.NOT_APPLIED)
@@ -326,6 +372,9 @@ class Dispatcher:
         request = operation.request
         attempts = operation.attempts
         attempts[-1].outcome = Outcome.APPLIED
+        if request.raw:
+            self.outcomes.succeed(operation, results[0].get_value(0, 0))
+            return
         self._budget.success()
         operation.ended_at = now = self._clock()
         latency = now - operation.started_at
@@ -349,6 +398,9 @@ class Dispatcher:
 
     def judge(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None:
         """An attempt ended in another way than by plain success."""
+        if operation.request.raw:
+            self._judge_question(lane, operation, verdict)
+            return
         fate = weigh(operation, verdict, self._tuning, budget=self._budget.available(self._clock()))
         match fate.then:
             case Then.DELIVER:
@@ -359,6 +411,9 @@ class Dispatcher:
                     self._nodes[lane.node].doubt(fate.reason)
                 self._again(operation, fate, away_from=lane.node if verdict.lost is None else None)
             case Then.AGAIN_LATER:
+                if verdict.facts.at_ledger and lane.node in self._nodes:
+                    # Its guard was too narrow: perhaps its clock was set.
+                    self._nodes[lane.node].poke()
                 self._again(operation, fate, pause=True)
             case Then.AGAIN_NOW:
                 operation.alone = operation.alone or verdict.rerun_alone
@@ -367,8 +422,24 @@ class Dispatcher:
             case Then.AGAIN_UNPREPARED:
                 operation.unprepared = True
                 self._again(operation, fate)
+            case Then.AGAIN_UNKEYED:
+                lane.server.ledger = False
+                operation.unkeyed = True
+                self._again(operation, fate)
+            case Then.SETTLE:
+                self._settlements.begin(operation, if_not_applied(operation, verdict, fate))
             case _:
                 self.outcomes.fail(operation, error_for(operation, verdict, fate), fate.outcome, noted=True)
+
+    def _judge_question(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None:
+        """One to the ledger: where it failed, another is asked in its place."""
+        answer = verdict.answer
+        if answer.results and (answer.commit_tag == "ROLLBACK" or outcome(verdict.facts) is Outcome.APPLIED):
+            self.succeeded(lane, operation, answer.results, None)
+            return
+        fate = weigh(operation, verdict, self._tuning, budget=True)
+        error = server_error(operation, verdict) or LegLost(f"{lane.node}: {fate.reason}")
+        self.outcomes.fail(operation, error, fate.outcome)
 
     def _again(
         self, operation: Operation[Any], fate: Fate, *, pause: bool = False, away_from: str | None = None
@@ -467,11 +538,20 @@ class Dispatcher:
                     self._out_of_line(operation)
                     if operation.parent is None and not isinstance(operation.request.route, Pin):
                         operation.home = None
-                    if operation.parent is not None and not node.health.usable:
+                    if operation.exact:
+                        self.place(operation, operation.queued_at, front=True)
+                    elif operation.parent is not None and not node.health.usable:
                         lost = LegLost(f"{node.name}: {node.health.reason}")
                         self.outcomes.fail(operation, lost, Outcome.NOT_APPLIED)
                     else:
                         self._enqueue(operation, self._node_of(operation), operation.queued_at, front=False)
+
+    def clock_changed(self, node: Node) -> None:
+        """Its clock and ours have come apart, or together again."""
+        clock = node.server.clock
+        self.outcomes.events.emit(
+            ClockSkewed(at=self._clock(), node=node.name, skew=clock.skew or 0.0, skewed=clock.skewed)
+        )
 
     def reroute(self) -> None:
         """Choose anew where `nearest` goes."""
@@ -484,6 +564,8 @@ class Dispatcher:
                 self._expire_all_later(self._shared[kind], self._clock())
             elif target is not None and target is not before:
                 self._dirty.add(target)
+        if self._stranded:
+            self._resettle_stranded()
         self._work()
 
     async def change(self) -> None:
@@ -507,6 +589,11 @@ class Dispatcher:
         if operation.stage is Stage.SENT and why == "timeout":
             # The loop may have been busy: the answer may have been there in time.
             operation.place[0].take_in(self._clock())
+        if operation.stage is Stage.SETTLING:
+            operation.gave_up = operation.gave_up or why
+            self._settlements.drop(operation)
+            error = in_doubt(operation, f"{operation.gave_up} while the ledger was asked")
+            self.outcomes.fail(operation, error, Outcome.IN_DOUBT)
         if operation.stage is Stage.DONE or operation.gave_up is not None:
             return
         operation.gave_up = why
@@ -544,6 +631,9 @@ class Dispatcher:
         if stage is Stage.SENT:
             place[0].abandon(place[1], self._clock(), urgent=False)
 
+    def in_doubt(self, operation: Operation[Any]) -> Doubt:
+        return self._settlements.doubt(operation)
+
     def unretrieved(self, operation: Operation[Any], error: BaseException) -> None:
         self.outcomes.log_unretrieved(error)
         if get_ident() == self._thread:
@@ -554,8 +644,9 @@ class Dispatcher:
 
     def fail_all(self) -> None:
         """The nodes are gone: nothing runs any more that could answer what is left."""
+        self._settlements.close()
         for operation in tuple(self.outcomes.open):
-            sent = operation.stage is Stage.SENT and not operation.request.read
+            sent = operation.stage in (Stage.SENT, Stage.SETTLING) and not operation.request.read
             operation.doubted = operation.doubted or sent
             operation.gave_up = operation.gave_up or "cancelled"
             self.outcomes.fail(operation, given_up(operation), Outcome.NOT_APPLIED)

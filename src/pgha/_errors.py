@@ -6,13 +6,14 @@ say what pgha itself decided. All of them are `psycopg.Error`, so that one ``exc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import final
+from uuid import UUID
 
 import psycopg
 
-from ._types import Outcome
+from ._types import Evidence, Outcome, Record
 
 
 @final
@@ -87,6 +88,61 @@ class CommitInDoubt(Error):
 
     Deliberately no `psycopg.OperationalError`: code that repeats operations on "connection lost"
     would apply the write twice.
+    """
+
+    def __init__(
+        self, message: str = "", *, key: UUID | None = None, node: str | None = None, attempts: int = 0,
+        evidence: Evidence | None = None, record: Record | None = None,
+        _settle: Callable[[float | None], Awaitable[Outcome]] | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(message)
+        self.key = key
+        """Its key in the ledger; None without one."""
+        self.node = node
+        """The node that it was sent to last."""
+        self.attempts = attempts
+        """How many times it was handed to a node."""
+        self.evidence = evidence
+        """What was seen of the attempt that ended without proof; None where no answer came in time."""
+        self.record = record
+        """Every attempt, with its times and what was proven of it."""
+        self._settle = _settle
+
+    async def settle(self, timeout: float | None = None) -> Outcome:
+        """Learn what became of the write: ``applied``, ``not applied``, or ``in doubt`` after ``timeout``
+        seconds (None: no limit), and where nobody can tell.
+
+        With a key, the ledger of its servers decides, as soon as one of them is there: if the write is not
+        applied it never will be, and its key is used up. To have it applied, give it to `Cluster.execute`
+        again with the same key instead. Without a key, only an answer that comes late can tell; once the
+        connection is lost, nobody can. Never raises for what servers do. In the loop of its cluster, while
+        that is open; leaving by cancellation changes nothing, and it may be called again. Threads use
+        `pgha.blocking.Cluster.settle`.
+        """
+        return "in doubt" if self._settle is None else await self._settle(timeout)
+
+
+@final
+class LedgerError(Error):
+    """The ledger cannot be used: it is not there, of another layout, or a right to it is missing.
+
+    The message says which, and what to do. The operation was not applied.
+    """
+
+
+@final
+class KeyReused(Error):
+    """The key was used before: for other statements or parameters, or it was settled as not applied.
+
+    This operation was not applied.
+    """
+
+
+@final
+class RowsLost(Error):
+    """The write was applied by an earlier attempt, whose answer was lost with its connection, rows included.
+
+    Raised by the `Result` of a replayed operation when it is asked for rows or their number.
     """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, final
+from uuid import UUID
 
 from ._operation import Operation
 from ._requests import DEFAULT, OnSend, Seconds
@@ -18,8 +19,9 @@ class Submit(Protocol):
 
     def __call__(
         self, query: AnyQuery, params: AnyParams | None = None, *, read: bool = False,
-        idempotent: bool = False, route: ReadRoute | WriteRoute = ..., timeout: Seconds = ...,
-        statement_timeout: Seconds = ..., row_factory: Any = None, on_send: OnSend | None = None,
+        idempotent: bool = False, key: UUID | None = None, route: ReadRoute | WriteRoute = ...,
+        timeout: Seconds = ..., statement_timeout: Seconds = ..., row_factory: Any = None,
+        on_send: OnSend | None = None,
     ) -> Operation[Result[Any]]: ...  # fmt: skip
 
 
@@ -50,12 +52,13 @@ class Group:
 
     def submit(
         self, query: AnyQuery, params: AnyParams | None = None, *, read: bool = False,
-        idempotent: bool = False, route: ReadRoute | WriteRoute = nearest(), timeout: Seconds = DEFAULT,
-        statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
+        idempotent: bool = False, key: UUID | None = None, route: ReadRoute | WriteRoute = nearest(),
+        timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT, row_factory: Any = None,
+        on_send: OnSend | None = None,
     ) -> Operation[Result[Any]]:  # fmt: skip
         """As `Cluster.submit`; the operation is awaited when the group is left."""
         operation = self._submit(
-            query, params, read=read, idempotent=idempotent, route=route, timeout=timeout,
+            query, params, read=read, idempotent=idempotent, key=key, route=route, timeout=timeout,
             statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
         )  # fmt: skip
         self._running[operation] = None

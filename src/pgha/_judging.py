@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import psycopg
 from psycopg.errors import error_from_result
 
 from ._config import Tuning
-from ._core.verdict import Case, Outcome, Then, decide
-from ._errors import CommitInDoubt, Error, Info, OperationCancelled, OperationTimeout, annotate
+from ._core.ledger import EXISTS, LATE
+from ._core.verdict import Case, Facts, Handed, Outcome, Then, decide
+from ._errors import CommitInDoubt, Error, Info, LedgerError, OperationCancelled, OperationTimeout, annotate
 from ._lanetypes import Verdict
 from ._operation import Operation
+from ._types import Evidence
+from ._types import Outcome as _Outcome
 
 READ_ONLY = "25006"
+_HANDED: dict[Handed, Literal["nothing", "part", "whole"]] = {
+    Handed.NOTHING: "nothing",
+    Handed.PART: "part",
+    Handed.WHOLE: "whole",
+}
 
 
 class LegLost(psycopg.OperationalError):
@@ -37,14 +45,19 @@ def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget
     if verdict.lost is not None and verdict.was_head and not verdict.ordered:
         # It may be what breaks the connections; a shutdown is somebody else's doing.
         operation.head_losses += 1
+    request, attempts = operation.request, operation.attempts
+    keyed = request.keyed
     outcome, then = decide(
         Case(
             facts,
-            read=operation.request.read,
-            idempotent=operation.request.idempotent,
+            read=request.read,
+            idempotent=request.idempotent,
+            keyed=operation.lineage is not None or (bool(attempts) and attempts[-1].keyed),
+            auto=keyed is not None and keyed.auto,
+            doubted=operation.doubted,
             gave_up=operation.gave_up,
             ours=verdict.overlapped,
-            attempts=len(operation.attempts) - operation.hits,
+            attempts=len(attempts) - operation.hits,
             max_attempts=tuning.max_attempts,
             head_losses=operation.head_losses,
             max_head_losses=tuning.head_losses,
@@ -54,15 +67,63 @@ def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget
     )
     if then is Then.FAIL_SQL and verdict.lost is not None and verdict.ours:
         then = Then.FAIL_LOST  # no administrator did it
-    if operation.attempts:
-        operation.attempts[-1].outcome = outcome
-    operation.doubted = operation.doubted or outcome is Outcome.IN_DOUBT
+    if attempts:
+        attempts[-1].outcome = outcome
     if facts.unreplicated:
         reason = "committed, but the wait for its synchronous standby was broken off"
     else:
         # libpq's own errors have no code, and some failures have no words.
-        reason = (facts.error.sqlstate if facts.error is not None else "") or verdict.lost or "no answer"
+        state = facts.error.sqlstate if facts.error is not None else ""
+        reason = verdict.note or state or verdict.lost or "no answer"
+    if outcome is Outcome.IN_DOUBT:
+        _doubted(operation, verdict, reason)
+    elif facts.at_ledger:
+        _refused_by_ledger(operation, then, facts)
     return Fate(then, outcome, reason)
+
+
+def _doubted(operation: Operation[Any], verdict: Verdict, reason: str) -> None:
+    operation.doubted = True
+    facts, error, last = verdict.facts, verdict.facts.error, operation.attempts[-1]
+    operation.evidence = Evidence(
+        reason if verdict.lost is None else f"{reason}; {verdict.lost}" if reason != verdict.lost else reason,
+        _HANDED[facts.handed],
+        facts.completed,
+        facts.statements,
+        error.sqlstate if error is not None and error.sqlstate else None,
+        error.severity if error is not None and error.severity else None,
+        facts.unreplicated,
+    )
+    if last.keyed:
+        operation.lineage = last.system
+
+
+def _refused_by_ledger(operation: Operation[Any], then: Then, facts: Facts) -> None:
+    if then is Then.SETTLE and operation.lineage is None:
+        # An operation before this one had the key: its row is where this one met it.
+        operation.lineage = operation.attempts[-1].system
+    elif facts.error is not None and facts.error.sqlstate == LATE:
+        operation.refusals += 1
+
+
+def if_not_applied(operation: Operation[Any], verdict: Verdict, fate: Fate) -> psycopg.Error | None:
+    """What its caller gets when the ledger says that it was not applied; None: the key is what was wrong."""
+    facts, cause = verdict.facts, server_error(operation, verdict)
+    error: psycopg.Error
+    if facts.at_ledger:
+        if facts.error is not None and facts.error.sqlstate == EXISTS:
+            return None
+        error = ledger_error(operation, verdict, cause)
+    elif cause is not None and facts.error is not None and not facts.error.broken_connection:
+        error = cause
+    else:
+        error = psycopg.OperationalError(
+            f"{_where(operation)}: the connection was lost, the write certainly not applied: {fate.reason}"
+        )
+    if error is not cause and cause is not None:
+        error.__cause__ = cause
+    note(error, operation, Outcome.NOT_APPLIED, verdict.answer.statement)
+    return error
 
 
 def final_outcome(operation: Operation[Any], last: Outcome) -> Outcome:
@@ -85,6 +146,8 @@ def error_for(operation: Operation[Any], verdict: Verdict, fate: Fate) -> psycop
         case Then.FAIL_LOST if cause is not None and verdict.lost is None:
             # The connection is well: it was the server that spoke of a broken one (a foreign server's).
             error = cause
+        case Then.FAIL_LEDGER:
+            error = ledger_error(operation, verdict, cause)
         case Then.FAIL_TIMEOUT:
             error = timed_out(operation)
         case Then.FAIL_CANCELLED:
@@ -112,6 +175,30 @@ def server_error(operation: Operation[Any], verdict: Verdict) -> psycopg.Error |
     return error
 
 
+def ledger_error(operation: Operation[Any], verdict: Verdict, cause: psycopg.Error | None) -> LedgerError:
+    """Why its key is of no use, and what to do."""
+    node = _where(operation)
+    state = verdict.facts.error.sqlstate if verdict.facts.error is not None else ""
+    if verdict.note:
+        return LedgerError(f"{node}: {verdict.note}: grant EXECUTE on pg_control_system() to the role")
+    match state:
+        case "42P01" | "3F000":
+            what = "there is no ledger: `pgha ledger install` or Cluster.ledger.install() makes one"
+        case "42501":
+            what = (
+                f"the role may not use the ledger ({_first_line(cause)}): `pgha ledger install --grant ROLE`"
+            )
+        case "23502":
+            what = "its clock moves: it refused the write as too late although it was in time"
+        case _:
+            what = f"the ledger has another layout ({_first_line(cause)}): see `pgha ledger status`"
+    return LedgerError(f"{node}: {what}")
+
+
+def _first_line(error: psycopg.Error | None) -> str:
+    return str(error).split("\n")[0] if error is not None else "no words"
+
+
 def timed_out(operation: Operation[Any]) -> OperationTimeout:
     return OperationTimeout(f"no answer within {operation.request.timeout:g} s, and certainly not applied")
 
@@ -128,9 +215,20 @@ def cancelled() -> OperationCancelled:
 
 
 def in_doubt(operation: Operation[Any], reason: str) -> CommitInDoubt:
+    doubt = operation.doubt = operation.keeper.in_doubt(operation)
+
+    async def settle(timeout: float | None) -> _Outcome:
+        return (await doubt.settle(timeout)).value
+
+    keyed = operation.request.keyed
+    advice = "settle() can tell" if doubt.settleable else "look before you run it again"
     return CommitInDoubt(
-        f"{_where(operation)}: nothing proves whether the write was applied ({reason}); "
-        "look before you run it again"
+        f"{_where(operation)}: nothing proves whether the write was applied ({reason}); {advice}",
+        key=keyed.key if keyed is not None and not operation.unkeyed else None,
+        node=operation.attempts[-1].node if operation.attempts else None,
+        attempts=len(operation.attempts),
+        evidence=operation.evidence,
+        _settle=settle,
     )
 
 

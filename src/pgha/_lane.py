@@ -8,6 +8,7 @@ writer and a canceller, all inside `run`; when `run` ends, the connection is clo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -15,15 +16,17 @@ import psycopg
 from anyio.abc import TaskGroup
 from psycopg.adapt import AdaptersMap
 
+from ._core.ledger import EXISTS
 from ._core.pipeline import Act, Doing, Pipeline
 from ._core.sqlwords import words
-from ._core.verdict import Facts, ServerError
-from ._lanetypes import FlightSlot, LaneBounds, LaneOwner, Verdict
+from ._core.verdict import Facts, Handed, Outcome, ServerError, outcome
+from ._keys import Keyed
+from ._lanetypes import FlightSlot, LaneBounds, LaneOwner, ServerFacts, Verdict
 from ._operation import Attempt, Kind, Operation, Stage
 from ._wire import PGresult
 from ._wire.compiling import Statement
 from ._wire.connect import cancel
-from ._wire.link import ADMIN_SHUTDOWN, NO_EXTRAS, Extras, Link, SendFailed
+from ._wire.link import ADMIN_SHUTDOWN, NO_EXTRAS, Extras, LedgerPart, Link, SendFailed
 from ._wire.loading import Loader
 from ._wire.loops import uninterrupted
 from ._wire.segment import Answer, Segment, plain_success, read_answer
@@ -44,9 +47,11 @@ class Lane:
 
     def __init__(
         self, link: Link, node: str, kind: Kind, adapters: AdaptersMap, owner: LaneOwner, bounds: LaneBounds,
-        clock: Callable[[], float],
+        clock: Callable[[], float], server: ServerFacts | None = None, system: int | None = None,
     ) -> None:  # fmt: skip
         self.node = node
+        self.server = server or ServerFacts()
+        self.system = system
         self.kind: Kind = kind
         self.link = link
         self.loader = Loader(link.pgconn, adapters)
@@ -116,11 +121,42 @@ class Lane:
             # Its last attempt may have ended while the caller was sending others, after it had looked at
             # the clock: in the record, time does not run backwards.
             now = self._clock()
-        operation.attempts.append(Attempt(self.node, now))
+        attempt = Attempt(self.node, now)
+        operation.attempts.append(attempt)
         request = operation.request
         extras = _unprepared(request.extras) if operation.unprepared else request.extras
-        self._put(request.statements, extras, operation, now)
+        if request.read:
+            self._put(request.statements, extras, operation, now)
+            return True
+        attempt.system = self.system
+        if operation.exact and operation.lineage != attempt.system:
+            self._not_for_here(operation, "57P01", "another server has taken the node's place")
+            return True
+        ledger = None
+        if (keyed := request.keyed) is not None and not operation.unkeyed:
+            # Once an attempt may have been applied, only the ledger keeps the next from doubling it.
+            wanted = self.server.ledger or not keyed.auto or operation.lineage is not None
+            if attempt.system is not None and wanted:
+                ledger = self._insert(keyed, operation, attempt, now)
+            elif not keyed.auto:
+                self._not_for_here(operation, "42501", "the server does not tell its system identifier")
+                return True
+        self._put(request.statements, extras, operation, now, ledger)
         return True
+
+    def _insert(self, keyed: Keyed, operation: Operation[Any], attempt: Attempt, now: float) -> LedgerPart:
+        assert self.system is not None
+        attempt.keyed = True
+        until, deadline = self.server.clock.guard(
+            now, operation.started_at, operation.deadline, operation.refusals
+        )
+        operation.guarded_until = max(operation.guarded_until, until)
+        return LedgerPart(keyed.insert(self.system, deadline), keyed.behind)
+
+    def _not_for_here(self, operation: Operation[Any], sqlstate: str, reason: str) -> None:
+        """It cannot be sent on this lane: that is answered as its server would."""
+        facts = Facts(Handed.NOTHING, error=ServerError(sqlstate, "ERROR"), at_ledger=sqlstate == "42501")
+        self._owner.judge(self, operation, Verdict(facts, Answer(), False, False, False, None, note=reason))
 
     def _read_ahead(self) -> None:
         for _ in range(_MOST_READS):
@@ -130,10 +166,11 @@ class Lane:
             self.take_in(self._clock())
 
     def _put(
-        self, statements: Sequence[Statement], extras: Extras, operation: Operation[Any] | None, now: float
-    ) -> None:
+        self, statements: Sequence[Statement], extras: Extras, operation: Operation[Any] | None, now: float,
+        ledger: LedgerPart | None = None,
+    ) -> None:  # fmt: skip
         try:
-            segment = self.link.send(statements, extras, corked=self.corked)
+            segment = self.link.send(statements, extras, ledger=ledger, corked=self.corked)
         except SendFailed as failure:
             if failure.segment is None:
                 self._not_sent(operation, extras.framed, failure)
@@ -267,6 +304,8 @@ class Lane:
         if wanted and operation is not None:
             operation.attempts[-1].answered_at = now
             if plain_success(segment, results):
+                if segment.keyed:
+                    del results[0]
                 self._owner.succeeded(self, operation, results, segment.entry)
                 return
         answer = read_answer(segment, results)
@@ -285,6 +324,18 @@ class Lane:
             else:
                 synced = not answer.misfit
                 self._owner.judge(self, operation, self._verdict(slot, answer, synced=synced))
+        elif operation.doubt is not None:
+            self._tell_late(operation, self._verdict(slot, answer, synced=not answer.misfit))
+
+    def _tell_late(self, operation: Operation[Any], verdict: Verdict) -> None:
+        """Its caller was told that nobody knows, and now somebody does."""
+        found, error = outcome(verdict.facts), verdict.facts.error
+        if found is Outcome.NOT_APPLIED:
+            exists = verdict.facts.at_ledger and error is not None and error.sqlstate == EXISTS
+            if operation.doubted or exists:
+                found = Outcome.IN_DOUBT  # another attempt may have been, or was
+        if operation.doubt is not None:
+            operation.doubt.evidence(found)
 
     def _learn(self, answer: Answer) -> None:
         cache = self.link.cache
@@ -314,6 +365,7 @@ class Lane:
             commit_tag=answer.commit_tag,
             self_committing=operation is not None and operation.request.self_committing,
             unreplicated=answer.unreplicated,
+            at_ledger=answer.at_ledger,
             after_fatal=after_fatal,
         )
         return Verdict(facts, answer, slot.overlapped, was_head, slot.rerun_alone, lost)
@@ -344,6 +396,9 @@ class Lane:
                 verdict.ours = ours
                 verdict.ordered = not ours and (ordered or _by_order(answer.fault))
                 self._owner.judge(self, operation, verdict)
+            elif operation is not None and operation.doubt is not None:
+                late = self._verdict(slot, answer, synced=False, after_fatal=after_fatal, lost=reason)
+                self._tell_late(operation, late)
             after_fatal = after_fatal or _ends_all(answer.fault)
         if self._tasks is not None:
             self._tasks.cancel_scope.cancel()
@@ -463,7 +518,7 @@ _ROLLBACK = Statement(b"ROLLBACK", None, (), None, words(b"ROLLBACK"))
 
 
 def _unprepared(extras: Extras) -> Extras:
-    return Extras(extras.framed, extras.prologue, extras.epilogue, unprepared=True)
+    return replace(extras, unprepared=True)
 
 
 def _by_order(fault: ServerError | None) -> bool:

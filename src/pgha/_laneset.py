@@ -16,10 +16,10 @@ from ._core.backoff import delay
 from ._core.dispatch import Queue
 from ._core.pipeline import Bounds
 from ._lane import Lane
-from ._lanetypes import LaneBounds, LaneOwner
+from ._lanetypes import LaneBounds, LaneOwner, ServerFacts
 from ._operation import Kind, Operation
 from ._wire import PGconn
-from ._wire.connect import ConnectFailed, idle, open_pgconn, set_up
+from ._wire.connect import ConnectFailed, idle, open_pgconn, set_up, system_of
 from ._wire.link import Link
 from ._wire.loops import uninterrupted
 
@@ -62,7 +62,7 @@ class LaneSet:
 
     def __init__(
         self, kind: Kind, config: NodeConfig, options: Options, adapters: AdaptersMap, owner: LaneSetOwner,
-        host: LaneOwner, clock: Callable[[], float],
+        host: LaneOwner, clock: Callable[[], float], server: ServerFacts,
     ) -> None:  # fmt: skip
         self.kind: Kind = kind
         self.lanes: list[Lane] = []
@@ -76,6 +76,7 @@ class LaneSet:
         self._owner = owner
         self._host = host
         self._clock = clock
+        self._server = server
         self._connecting: set[anyio.CancelScope] = set()
         self._reserved: Lane | None = None
         """Kept free until it is quiet, for what must be alone."""
@@ -236,7 +237,7 @@ class LaneSet:
             options=" ".join(filter(None, settings)),
         )
         try:
-            await self._set_up(pgconn)
+            system = await self._set_up(pgconn)
             link = Link(pgconn, options.prepare_threshold, options.tuning.statements)
         except OSError as error:
             pgconn.finish()
@@ -245,13 +246,20 @@ class LaneSet:
             pgconn.finish()
             raise
         name = self._owner.name
-        return Lane(link, name, self.kind, self._adapters, self._host, self._bounds, self._clock)
+        return Lane(
+            link, name, self.kind, self._adapters, self._host, self._bounds, self._clock, self._server, system
+        )
 
-    async def _set_up(self, pgconn: PGconn) -> None:
+    async def _set_up(self, pgconn: PGconn) -> int | None:
+        """Run ``on_connect``; the system identifier, where writes will need it."""
+        system = None
         options = self._options
         scope = anyio.CancelScope(deadline=anyio.current_time() + options.connect_timeout)
         try:
             with scope:
+                if self.kind == "write":
+                    # Before the user's: it may give rights away.
+                    system = self._server.system = await system_of(pgconn)
                 await set_up(pgconn, options.on_connect)
         except Exception as error:
             refused = not isinstance(error, psycopg.OperationalError)
@@ -261,3 +269,4 @@ class LaneSet:
         if not idle(pgconn):
             # Every write would be part of it, and acknowledged, and lost with the lane.
             raise ConnectFailed("on_connect left a transaction open: end it there", refused=True)
+        return system

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from ._core.ledger import ServerClock
 from ._core.pipeline import Bounds, Doing, Slot
 from ._core.statements import Entry
 from ._core.verdict import Facts
@@ -36,6 +37,8 @@ class Verdict:
     """The server said that somebody else told it to end the connection: what was sent there did not do it."""
     ours: bool = False
     """It was us who had it ended."""
+    note: str = ""
+    """Why, where no server and no connection says it."""
 
 
 class LaneOwner(Protocol):
@@ -52,6 +55,18 @@ class LaneOwner(Protocol):
     def terminate(self, lane: Lane) -> None: ...
     def inspect(self, lane: Lane, tell: Callable[[Doing], None]) -> None: ...
     def cancel_sent(self) -> None: ...
+
+
+@dataclass(slots=True)
+class ServerFacts:
+    """What is known of a node's server; shared by its lanes."""
+
+    clock: ServerClock = field(default_factory=lambda: ServerClock(window=60.0, margin=1.0, limit=1.0))
+    system: int | None = None
+    """Its system identifier, as it told last; None where it does not tell. A lane has its own: another
+    server may take a node's place."""
+    ledger: bool = False
+    """There is one that can be used; looked at for keys of our own alone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
@@ -22,14 +24,21 @@ from ._core.health import role_of
 from ._core.pipeline import Doing
 from ._types import Role
 from ._wire import OK, PGconn, PGresult
-from ._wire.connect import ConnectFailed, open_pgconn
+from ._wire.connect import ConnectFailed, open_pgconn, system_of
 from ._wire.loops import uninterrupted
 from ._wire.segment import FATAL_ERROR
 
 logger = logging.getLogger("pgha")
 
-PING = b"SELECT pg_catalog.pg_is_in_recovery()"
-"""As cheap as SELECT 1, and it tells the role on every version."""
+PING = b"SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())"
+"""As cheap as SELECT 1, and it tells the role on every version, and the server's clock."""
+_LEDGER = (
+    b"SELECT pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE')"
+    b" AND pg_catalog.has_table_privilege(c.oid, 'INSERT, UPDATE, SELECT')"
+    b" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+    b" WHERE n.nspname = 'pgha' AND c.relname = 'ledger'"
+)
+"""By the catalogue: to_regclass fails where the role may not use the schema."""
 _ACTIVITY = (
     b"SELECT a.pid, a.state, a.wait_event FROM pg_catalog.unnest(ARRAY[%s]) AS asked (pid),"
     b" pg_catalog.pg_stat_get_activity(asked.pid) AS a"
@@ -44,10 +53,27 @@ class PingFailed(Exception):
     """The monitor's connection is open, and no answer came."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """What the answer to a ping told."""
+
+    role: Role
+    server_version: int
+    sent: float
+    """By the cluster's clock, as ``received``."""
+    received: float
+    clock: float
+    """The server's, in seconds since 1970."""
+    wall: float
+    """This machine's when the answer came."""
+
+
 class MonitorOwner(Protocol):
     """Who wants to know."""
 
-    def alive(self, role: Role, trip: float, server_version: int) -> None: ...
+    def alive(self, ping: Ping) -> None: ...
+    def identified(self, system: int | None) -> None: ...
+    def ledger_seen(self, usable: bool) -> None: ...
     def dead(self, reason: str, *, refused: bool, silent: bool) -> None: ...
     @property
     def in_a_hurry(self) -> bool: ...
@@ -63,6 +89,9 @@ class Monitor:
         self._options = options
         self._owner = owner
         self._clock = clock
+        self._wall = time.time
+        self._look_at = 0.0
+        """When to look for the ledger again."""
         self._nap: anyio.CancelScope | None = None
         self._poked = False
         self._condemned: list[int] = []
@@ -75,6 +104,11 @@ class Monitor:
         self._poked = True
         if self._nap is not None:
             self._nap.cancel()
+
+    def look_at_ledger(self) -> None:
+        """Look for the ledger with the next ping."""
+        self._look_at = self._clock()
+        self.poke()
 
     def terminate(self, pid: int) -> None:
         """End a backend of ours; lost when the node is down, and then there is no backend either."""
@@ -118,9 +152,12 @@ class Monitor:
         """Ping until the connection fails; whether it ever answered."""
         answered = False
         try:
+            await self._identify(pgconn)
             while True:
                 await self._ping(pgconn)
                 answered = True
+                if self._options.ledger == "auto" and self._clock() >= self._look_at:
+                    await self._look_at_ledger(pgconn)
                 if self._condemned:
                     await self._end_backends(pgconn)
                 if self._asked:
@@ -153,8 +190,24 @@ class Monitor:
         reply = await self._read_reply(pgconn, started + self._options.ping_timeout)
         in_recovery = reply is not None and reply.get_value(0, 0) == b"t"
         read_only = pgconn.parameter_status(b"default_transaction_read_only") == b"on"
-        trip = self._clock() - started
-        self._owner.alive(role_of(in_recovery, read_only), trip, pgconn.server_version)
+        clock = float(reply.get_value(0, 1) or 0) if reply is not None else 0.0
+        role, version = role_of(in_recovery, read_only), pgconn.server_version
+        self._owner.alive(Ping(role, version, started, self._clock(), clock, self._wall()))
+
+    async def _identify(self, pgconn: PGconn) -> None:
+        with anyio.move_on_after(self._options.connect_timeout) as scope:
+            system = await system_of(pgconn)
+        if scope.cancelled_caught:
+            raise PingFailed("no answer to the question who it is")
+        self._owner.identified(system)
+        self._look_at = self._clock()
+
+    async def _look_at_ledger(self, pgconn: PGconn) -> None:
+        self._look_at = self._clock() + self._options.tuning.ledger_look
+        pgconn.send_query(_LEDGER)
+        reply = await self._read_reply(pgconn, self._clock() + _LOOK_TIMEOUT)
+        usable = reply is not None and reply.ntuples == 1 and reply.get_value(0, 0) == b"t"
+        self._owner.ledger_seen(usable)
 
     async def _end_backends(self, pgconn: PGconn) -> None:
         pids, self._condemned = self._condemned, []

@@ -11,14 +11,15 @@ from psycopg.adapt import AdaptersMap
 
 from ._config import NodeConfig, Options
 from ._core.health import Health, Transition, suspicious_age
+from ._core.ledger import ServerClock
 from ._core.pipeline import Doing
 from ._core.routing import Candidate
 from ._lane import Lane
 from ._laneset import LaneSet, Waiting
-from ._lanetypes import LaneOwner
-from ._monitor import Monitor
+from ._lanetypes import LaneOwner, ServerFacts
+from ._monitor import Monitor, Ping
 from ._operation import KINDS, Kind
-from ._types import NodeStatus, Role
+from ._types import NodeStatus
 from ._wire.loops import uninterrupted
 
 logger = logging.getLogger("pgha")
@@ -30,6 +31,7 @@ class NodeHost(LaneOwner, Protocol):
     def health_changed(self, node: Node, moved: Transition, reason: str) -> None: ...
     def lanes_changed(self, node: Node) -> None: ...
     def pump(self, node: Node) -> None: ...
+    def clock_changed(self, node: Node) -> None: ...
     @property
     def writes_seen(self) -> bool: ...
     @property
@@ -45,8 +47,12 @@ class Node:
     ) -> None:  # fmt: skip
         self.name = config.name
         self.health = Health(clock())
+        tuning = options.tuning
+        self.server = ServerFacts(
+            ServerClock(window=tuning.guard_window, margin=tuning.guard_margin, limit=tuning.clock_skew)
+        )
         self.sets: dict[Kind, LaneSet] = {
-            kind: LaneSet(kind, config, options, adapters, self, host, clock) for kind in KINDS
+            kind: LaneSet(kind, config, options, adapters, self, host, clock, self.server) for kind in KINDS
         }
         self.waiting: dict[Kind, Waiting] = {kind: Waiting() for kind in KINDS}
         self.server_version: int | None = None
@@ -139,9 +145,22 @@ class Node:
         if self.health.usable:
             self._monitor.inspect(lane.link.pid, tell)
 
-    def alive(self, role: Role, trip: float, server_version: int) -> None:
-        self.server_version = server_version
-        moved = self.health.answered(self._clock(), role, trip)
+    def identified(self, system: int | None) -> None:
+        """The server that answers from now on."""
+        self.server.system = system
+
+    def look_at_ledger(self) -> None:
+        """It was made or removed just now."""
+        self._monitor.look_at_ledger()
+
+    def ledger_seen(self, usable: bool) -> None:
+        self.server.ledger = usable
+
+    def alive(self, ping: Ping) -> None:
+        self.server_version = ping.server_version
+        if self.server.clock.measured(ping.sent, ping.received, ping.clock, ping.wall):
+            self._host.clock_changed(self)
+        moved = self.health.answered(self._clock(), ping.role, ping.received - ping.sent)
         if moved.rose or moved.role_changed:
             self.keep_lanes()
         self._host.health_changed(self, moved, "")
@@ -274,6 +293,7 @@ class Node:
             state_for=self._clock() - health.since,
             reason=health.reason or failing,
             latency=health.latency,
+            clock_skew=self.server.clock.skew,
             server_version=self.server_version,
             read_lanes=len(self.sets["read"].lanes),
             write_lanes=len(self.sets["write"].lanes),

@@ -11,7 +11,9 @@ from anyio.lowlevel import checkpoint
 
 from ._core.pace import Pace
 from ._core.verdict import GaveUp, Outcome
-from ._types import Fastest, Nearest, Pin, Record, Sent, Try
+from ._doubts import Doubt
+from ._keys import Keyed
+from ._types import Evidence, Fastest, Nearest, Pin, Record, Sent, Try
 from ._wire.compiling import Statement
 from ._wire.link import NO_EXTRAS, Extras
 from ._wire.loops import Loop, Waiter, uninterrupted
@@ -40,12 +42,15 @@ class Request:
     on_send: Callable[[Sent], object] | None = None
     pace: Pace | None = None
     """Of its only statement; None for a batch."""
+    keyed: Keyed | None = None
+    raw: bool = False
+    """pgha's own: its result is the first value, as the server wrote it."""
 
 
 class Attempt:
     """One time that the operation was handed to a node. Times are `time.monotonic` seconds."""
 
-    __slots__ = ("answered_at", "head_at", "node", "outcome", "sent_at")
+    __slots__ = ("answered_at", "head_at", "keyed", "node", "outcome", "sent_at", "system")
 
     def __init__(self, node: str, sent_at: float) -> None:
         self.node = node
@@ -53,6 +58,10 @@ class Attempt:
         self.head_at: float | None = None
         self.answered_at: float | None = None
         self.outcome: Outcome | None = None
+        self.keyed = False
+        """The ledger's statement went with it."""
+        self.system: int | None = None
+        """The system identifier of the server, as far as it matters."""
 
     def shown(self) -> Try:
         """As its caller sees it."""
@@ -69,7 +78,8 @@ class Stage(enum.Enum):
     """Where an operation is.
 
     NEW: not started. QUEUED: in a queue, sent to nobody. SENT: on a lane. PAUSED: waiting for its backoff.
-    RACING: its legs run on every node. DONE: it has a result or an error, for good.
+    RACING: its legs run on every node. SETTLING: the ledger is asked what became of it. DONE: it has a
+    result or an error, for good.
     """
 
     NEW = enum.auto()
@@ -77,6 +87,7 @@ class Stage(enum.Enum):
     SENT = enum.auto()
     PAUSED = enum.auto()
     RACING = enum.auto()
+    SETTLING = enum.auto()
     DONE = enum.auto()
 
 
@@ -87,6 +98,10 @@ class Keeper(Protocol):
 
     def give_up(self, operation: Operation[Any], why: GaveUp) -> None:
         """Its caller does not want it any more."""
+        ...
+
+    def in_doubt(self, operation: Operation[Any]) -> Doubt:
+        """It is about to fail without proof: what may still be learned of it."""
         ...
 
     def unretrieved(self, operation: Operation[Any], error: BaseException) -> None:
@@ -113,22 +128,29 @@ class Operation(Generic[T]):
         "_waiters",
         "alone",
         "attempts",
+        "counted",
         "deadline",
+        "doubt",
         "doubted",
         "ended_at",
+        "evidence",
         "expiry",
         "gave_up",
+        "guarded_until",
         "head_losses",
         "hits",
         "home",
         "legs",
+        "lineage",
         "parent",
         "place",
         "queued_at",
+        "refusals",
         "request",
         "stage",
         "started_at",
         "timer",
+        "unkeyed",
         "unprepared",
     )
 
@@ -163,11 +185,36 @@ class Operation(Generic[T]):
         """QUEUED: its queue. SENT: its lane and slot."""
         self.home: str | None = None
         """The node it must be sent to; None when any will do."""
+        self.lineage: int | None = None
+        """The only servers, by their system identifier, that it may be sent to: where an attempt ended in
+        doubt, and the ledger can tell."""
+        self.unkeyed = False
+        """There is no ledger for a key of ours."""
+        self.refusals = 0
+        """Attempts that the ledger's guard refused."""
+        self.guarded_until = now
+        """No attempt may begin after this."""
+        self.evidence: Evidence | None = None
+        """Of the last attempt that ended in doubt."""
+        self.doubt: Doubt | None = None
+        """It failed without proof, and this may still learn the truth."""
+        self.counted = True
+        """A user's; False: a part of another operation, or pgha's own."""
         self.parent: Operation[Any] | None = None
         self.legs: list[Operation[Any]] | None = None
 
     def __repr__(self) -> str:
         return f"<Operation {self.stage.name.lower()} after {len(self.attempts)} attempts>"
+
+    @property
+    def keeper(self) -> Keeper:
+        """For pgha: who runs it."""
+        return self._keeper
+
+    @property
+    def exact(self) -> bool:
+        """For pgha: run twice it does harm, and the ledger tells."""
+        return self.lineage is not None and not self.request.idempotent
 
     @property
     def done(self) -> bool:

@@ -6,16 +6,19 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import anyio
 
 from ._core.verdict import Outcome
-from ._errors import CommitInDoubt, OperationCancelled, OperationTimeout
+from ._doubts import Doubt
+from ._errors import CommitInDoubt, OperationCancelled, OperationTimeout, info
 from ._events import EventHub
 from ._judging import Fate, final_outcome, note
 from ._operation import Operation
 from ._timekeeper import Timekeeper
-from ._types import FailureUnretrieved, OperationInDoubt, OperationRetried
+from ._types import FailureUnretrieved, OperationInDoubt, OperationRetried, OperationSettled
+from ._types import Outcome as PublicOutcome
 
 logger = logging.getLogger("pgha")
 
@@ -28,6 +31,7 @@ class Counters:
     succeeded: int = 0
     failed: int = 0
     retried: int = 0
+    replayed: int = 0
     in_doubt: int = 0
     cancelled: int = 0
     timed_out: int = 0
@@ -67,23 +71,47 @@ class Outcomes:
         """End with ``error``; ``noted``: what is known stands in it already."""
         if not noted:
             note(error, operation, final_outcome(operation, outcome))
-        if operation.parent is None:
+        if operation.counted:
             self._count_failure(operation, error)
         self._close(operation)
         operation.ended_at = self._clock()
+        if isinstance(error, CommitInDoubt):
+            error.record = operation.record
+        if operation.gave_up == "cancelled":
+            self._tell_settled(operation, info(error).outcome)
         operation.finish(None, error)
 
     def succeed(self, operation: Operation[Any], result: Any) -> None:
-        if operation.parent is None:
+        if operation.counted:
             self.counters.succeeded += 1
         self._close(operation)
+        if operation.gave_up == "cancelled":
+            self._tell_settled(operation, "applied")
         operation.finish(result, None)
+
+    def _tell_settled(self, operation: Operation[Any], outcome: PublicOutcome) -> None:
+        """What became of a write that its caller left."""
+        attempts, request = operation.attempts, operation.request
+        if operation.counted and attempts and not request.read and self.events.wanted:
+            key = None if request.keyed is None else request.keyed.key
+            self._emit_settled(attempts[-1].node, outcome, len(attempts), key)
+
+    def settled(self, doubt: Doubt) -> None:
+        """What became of a write that had ended in doubt."""
+        if doubt.verdict is not None:
+            key = None if doubt.keyed is None else doubt.keyed.key
+            self._emit_settled(doubt.node, doubt.verdict.value, doubt.attempts, key)
+
+    def _emit_settled(self, node: str | None, outcome: PublicOutcome, attempt: int, key: UUID | None) -> None:
+        self.events.emit(
+            OperationSettled(at=self._clock(), node=node, outcome=outcome, attempt=attempt, key=key)
+        )
 
     def _close(self, operation: Operation[Any]) -> None:
         if operation.timer is not None:
             self._times.cancel(operation.timer)
             operation.timer = None
-        if operation.parent is None:
+        if operation.counted:
             self.open.discard(operation)
             if self._idle is not None and not self.open:
                 self._idle.set()

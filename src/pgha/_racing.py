@@ -59,6 +59,7 @@ class Races:
         leg: Operation[Any] = Operation(self._keeper, operation.request, now)
         leg.home = name
         leg.parent = operation
+        leg.counted = False
         leg.when_done(self._leg_done)
         return leg
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
+from uuid import UUID
 
 import psycopg
 
@@ -12,6 +13,7 @@ from ._config import Options, seconds, statement_limit
 from ._core.sqlwords import Kind as WordKind
 from ._core.sqlwords import Words, frame_needed, refuse_in_batch
 from ._errors import ConfigError, NotOnALane
+from ._keys import Keyed, checked, keyed, new_key
 from ._operation import Request
 from ._types import Fastest, Nearest, Pin, Sent
 from ._wire.compiling import AnyParams, AnyQuery, Compiler, Statement
@@ -40,11 +42,12 @@ class RequestMaker:
         self._options = options
         self._compiler = compiler
         self._known = known
+        self._auto = options.ledger == "auto"
 
     def single(
         self, query: AnyQuery, params: AnyParams | None, *, read: bool, idempotent: bool = False,
         route: Nearest | Pin | Fastest, timeout: Seconds, statement_timeout: Seconds, row_factory: Any,
-        on_send: OnSend | None,
+        on_send: OnSend | None, key: UUID | None = None,
     ) -> Request:  # fmt: skip
         if type(route) is not Nearest:
             self._check_route(route, read=read)
@@ -57,6 +60,16 @@ class RequestMaker:
                 raise NotOnALane(_refusal(found))
             framed = found.kind is WordKind.FRAMED
             alone = True
+        ledger: Keyed | None = None
+        if key is not None or (self._auto and not read):
+            ledger = self._keyed(key, (statement,), read)
+            if ledger is not None and found.self_committing:
+                if not found.in_batch:
+                    raise psycopg.NotSupportedError(
+                        f"{found.keyword} cannot have a key: it commits by itself, the ledger's row with it"
+                    )
+                # In a block, a COMMIT of its own fails (2D000) instead of committing the ledger's row alone.
+                framed = True
         extras = NO_EXTRAS
         if framed or statement_timeout is not DEFAULT:
             extras = _extras(framed, self._limit(statement_timeout), read, (found,))
@@ -74,11 +87,12 @@ class RequestMaker:
             options.timeout if timeout is DEFAULT else self._timeout(timeout),
             on_send,
             statement.pace,
+            ledger,
         )
 
     def batch(
         self, items: Sequence[BatchItem], *, idempotent: bool, route: Nearest | Pin, timeout: Seconds,
-        statement_timeout: Seconds, row_factory: Any, on_send: OnSend | None,
+        statement_timeout: Seconds, row_factory: Any, on_send: OnSend | None, key: UUID | None = None,
     ) -> Request:  # fmt: skip
         self._check_route(route, read=False)
         given: object = items
@@ -98,7 +112,17 @@ class RequestMaker:
             extras=_extras(framed, self._limit(statement_timeout), False, [s.words for s in statements]),
             timeout=self._timeout(timeout),
             on_send=on_send,
+            keyed=self._keyed(key, statements, False) if key is not None or self._auto else None,
         )
+
+    def _keyed(self, key: UUID | None, statements: Sequence[Statement], read: bool) -> Keyed | None:
+        if key is not None:
+            if read:
+                raise ConfigError("a key is for a write: reads may be run again as often as need be")
+            return keyed(checked(key), statements, auto=False)
+        if any(one.words.self_committing for one in statements):
+            return None
+        return keyed(new_key(), statements, auto=True)
 
     def _compile_item(self, item: BatchItem, index: int) -> Statement:
         if isinstance(item, (tuple, list)):

@@ -7,8 +7,8 @@ from typing import Any, Generic, TypeVar, final, get_args, overload
 
 from psycopg import DataError
 
-from ._columns import Columns, Duplicates, Raw, distinct
-from ._errors import ConfigError
+from ._columns import NO_COLUMNS, Columns, Duplicates, Raw, distinct
+from ._errors import ConfigError, RowsLost
 from ._json import Bytea, Choices, NonFinite, Timestamps, to_json
 from ._models import make_models
 
@@ -25,8 +25,8 @@ class Result(Sequence[Row], Generic[Row]):
     """
 
     __slots__ = (
-        "_attempts", "_columns", "_command", "_latency", "_node", "_raw", "_rowcount", "_rows",
-        "_scalar",
+        "_attempts", "_columns", "_command", "_latency", "_node", "_raw", "_replayed", "_rowcount",
+        "_rows", "_scalar",
     )  # fmt: skip
 
     def __init__(
@@ -40,6 +40,7 @@ class Result(Sequence[Row], Generic[Row]):
         latency: float,
         raw: Raw = None,
         scalar: bool = False,
+        replayed: bool = False,
     ) -> None:
         self._rows = rows
         self._columns = columns
@@ -50,6 +51,12 @@ class Result(Sequence[Row], Generic[Row]):
         self._node = node
         self._attempts = attempts
         self._latency = latency
+        self._replayed = replayed
+
+    @classmethod
+    def lost(cls, node: str, attempts: int, latency: float) -> Result[Any]:
+        """For pgha: of a write that an earlier attempt had applied, whose answer nobody has."""
+        return Result(_Lost(), NO_COLUMNS, -1, b"", node, attempts, latency, replayed=True)
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -73,21 +80,25 @@ class Result(Sequence[Row], Generic[Row]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
+        if self._replayed:
+            return f"<Result replayed from {self._node}>"
         return f"<Result {self.command!r} of {len(self._rows)} rows from {self._node}>"
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns, in order; empty when the statement gives no rows."""
+        """Names of the columns, in order; empty when the statement gives no rows, and when replayed."""
         return self._columns.names
 
     @property
     def rowcount(self) -> int:
         """Rows given or touched; -1 for statements that do not count (CREATE TABLE, say)."""
+        if self._replayed:
+            raise RowsLost(_LOST)
         return self._rowcount
 
     @property
     def command(self) -> str:
-        """The server's command tag, such as ``INSERT 0 1``."""
+        """The server's command tag, such as ``INSERT 0 1``; empty when replayed."""
         return self._command.decode("utf-8", "replace")
 
     @property
@@ -107,8 +118,12 @@ class Result(Sequence[Row], Generic[Row]):
 
     @property
     def replayed(self) -> bool:
-        """Whether an earlier attempt had applied the operation already. False without a ledger."""
-        return False
+        """Whether an earlier attempt had applied the operation already, as the ledger says.
+
+        Its rows, and their number, were lost with that attempt's connection: asking for them raises
+        `pgha.RowsLost`. False without a key.
+        """
+        return self._replayed
 
     def one(self) -> Row:
         """The only row; `psycopg.DataError` when there is none, or more than one."""
@@ -198,6 +213,29 @@ class Result(Sequence[Row], Generic[Row]):
             return "[]"
         how = Choices(timestamps, bytea, non_finite)
         return to_json(columns, keys, self._raw, count, how)
+
+
+_LOST = (
+    "the write was applied by an earlier attempt, and its rows were lost with the connection: ask for them"
+    " with fetch, or let the statement's own key find them"
+)
+
+
+class _Lost(Sequence[Any]):
+    """Rows that nobody has any more."""
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        raise RowsLost(_LOST)
+
+    def __len__(self) -> int:
+        raise RowsLost(_LOST)
+
+    def __iter__(self) -> Iterator[Any]:
+        raise RowsLost(_LOST)
 
 
 def _check(name: str, given: object, allowed: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
+from uuid import UUID
 
 Role = Literal["primary", "standby", "unknown"]
 """``primary`` takes writes, ``standby`` does not (in recovery, or read-only by default)."""
@@ -67,7 +68,9 @@ class Sent:
     attempt: int
     """1 for the first time, 2 when it is run again, and so on."""
     statements: Sequence[tuple[bytes, Sequence[Any] | None]]
-    """SQL and parameters exactly as given to libpq (``$1`` placeholders, dumped values)."""
+    """SQL and parameters (``$1`` placeholders, dumped values) as given to libpq, but for pgha's own."""
+    key: UUID | None = None
+    """Its key in the ledger; None without one."""
 
 
 @final
@@ -87,6 +90,27 @@ class Try:
     outcome: Outcome | None
     """None: not known yet, or never looked at, since nobody waited for it any more (an operation that was
     given up, the losers of `fastest`)."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was seen of the attempt that ended without proof; see `pgha.CommitInDoubt`."""
+
+    reason: str
+    """What ended it, on one line: the server's or libpq's own words."""
+    handed: Literal["nothing", "part", "whole"]
+    """How much of it libpq was given; a part never has what would commit it."""
+    completed: int
+    """Statements that the server said were done, pgha's own included; that alone proves nothing."""
+    statements: int
+    """Statements that were sent, pgha's own included."""
+    sqlstate: str | None = None
+    """Of the error that answered it, if one did."""
+    severity: str | None = None
+    """ERROR, FATAL or PANIC; None without an error, or where it does not come from a PostgreSQL server."""
+    unreplicated: bool = False
+    """It was committed, and the wait for its synchronous standby was broken off."""
 
 
 @final
@@ -120,6 +144,9 @@ class NodeStatus:
     """Why it is not up, in the words of the server or of libpq; empty when up."""
     latency: float | None
     """Smoothed round trip of the pings in seconds, or None before the first."""
+    clock_skew: float | None
+    """The server's clock minus this machine's in seconds, good to half a round trip; None before the first
+    ping."""
     server_version: int | None
     """As libpq has it, 180000 for 18.0; None before the first connection."""
     read_lanes: int
@@ -143,6 +170,8 @@ class Statistics:
     """Operations that gave an error, those below included."""
     retried: int
     """Times an operation was run again, on the same node or another."""
+    replayed: int
+    """Writes that the ledger knew to be applied by an earlier attempt; see `Result.replayed`."""
     in_doubt: int
     """Operations that ended as `CommitInDoubt`."""
     cancelled: int
@@ -217,6 +246,32 @@ class OperationInDoubt(Event):
 
     attempt: int
     reason: str
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperationSettled(Event):
+    """What became of a write that nobody waits for any more: it was cancelled, or ended in doubt before."""
+
+    outcome: Outcome
+    """``in doubt`` only for what was cancelled, and of which nobody knows."""
+    attempt: int
+    """How many times it had been handed to a node."""
+    key: UUID | None
+    """Its key in the ledger, if it had one."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockSkewed(Event):
+    """A server's clock and this machine's are further apart than a second, or no longer (``skewed``).
+
+    The guard of keyed writes is wider meanwhile.
+    """
+
+    skew: float
+    """The server's clock minus this machine's, in seconds."""
+    skewed: bool
 
 
 @final

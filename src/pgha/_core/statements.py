@@ -22,7 +22,7 @@ Key = tuple[bytes, tuple[int, ...]]
 
 
 class Entry:
-    __slots__ = ("columns", "key", "name", "ready", "seen", "segment")
+    __slots__ = ("columns", "key", "keyed", "name", "ready", "seen", "segment")
 
     def __init__(self, key: Key) -> None:
         self.key = key
@@ -31,6 +31,8 @@ class Entry:
         self.ready = False
         self.segment: Any = None
         """For the wire: what it sends each time that the statement is reused."""
+        self.keyed: Any = None
+        """The same, behind the ledger's statement."""
         self.columns: Any = None
         """For the wire: what it knows of the columns of each result."""
 

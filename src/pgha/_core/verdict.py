@@ -24,8 +24,9 @@ the connection ended without these      in doubt
 ======================================  ===========  ===================================================
 
 What happens next is decided in this order: a proven result is delivered; what its caller gave up on is
-answered for good; else each kind of error has its place in `_after_error`. The ledger, which will settle
-doubt, stands between the outcome and `_after_loss`.
+answered for good; else each kind of error has its place in `_after_error`. A keyed write whose attempt ended
+in doubt is run again, in the same lineage, where its insert into the ledger meets the first one's; where it
+may not be run again, the ledger alone settles it (`pgha._core.ledger`), and it never fails in doubt before.
 
 Sources: PostgreSQL's protocol documentation (pipelining, error fields), measurements; every line is a test.
 """
@@ -36,6 +37,8 @@ import enum
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
+
+from .ledger import EXISTS, LATE, UNUSABLE
 
 
 class Outcome(enum.Enum):
@@ -98,6 +101,8 @@ class Facts:
     unreplicated: bool = False
     """The server warned that the commit's wait for a synchronous standby was broken off: it is there, and is
     lost when that standby takes over."""
+    at_ledger: bool = False
+    """The error answered the ledger's statement, which stands before the user's own."""
     after_fatal: bool = False
     """A genuine FATAL answered an earlier segment, so the server never began with this one."""
 
@@ -162,6 +167,12 @@ class Case:
     facts: Facts
     read: bool = False
     idempotent: bool = False
+    keyed: bool = False
+    """The ledger will tell: each attempt that ended in doubt had inserted the key, all in one lineage."""
+    auto: bool = False
+    """The key is pgha's own."""
+    doubted: bool = False
+    """An earlier attempt ended in doubt."""
     gave_up: GaveUp | None = None
     """The caller cancelled, or its deadline passed."""
     ours: bool = False
@@ -181,6 +192,11 @@ class Case:
         """Running it twice does no harm."""
         return self.read or self.idempotent
 
+    @property
+    def settles(self) -> bool:
+        """Before it may fail in doubt, the ledger is asked."""
+        return self.keyed and not self.repeatable
+
 
 class Then(enum.Enum):
     """What happens next."""
@@ -189,14 +205,18 @@ class Then(enum.Enum):
     FAIL_SQL = "raise the server's error"
     FAIL_LOST = "raise the loss of the connection: proven not applied, but not to be sent again"
     FAIL_IN_DOUBT = "raise CommitInDoubt"
+    FAIL_LEDGER = "raise LedgerError: there is none that can be used"
     FAIL_TIMEOUT = "raise OperationTimeout"
     FAIL_CANCELLED = "raise OperationCancelled"
     AGAIN_ELSEWHERE = "run again on another node if there is one"
     AGAIN_LATER = "run again on the same node after a backoff"
     AGAIN_NOW = "run again on the same node, in quiet (our own cancel hit it)"
+    AGAIN_UNKEYED = "run again on the same node without a key of ours: there is no ledger"
+    SETTLE = "have the ledger tell, or decide, whether it was applied"
     AGAIN_UNPREPARED = "run again on the same node without prepared statements"
 
 
+FAILS = frozenset({Then.FAIL_SQL, Then.FAIL_LOST, Then.FAIL_IN_DOUBT, Then.FAIL_LEDGER})
 ELSEWHERE = frozenset({"25006", "57P03", "57P01", "57P05"})
 """Not applied here, and another node may do: read-only, starting up, shut down, idle session timeout."""
 LATER = frozenset({"40001", "40P01"})
@@ -211,11 +231,32 @@ def decide(case: Case) -> tuple[Outcome, Then]:
     proof = outcome(case.facts)
     if proof is Outcome.APPLIED:
         return proof, Then.DELIVER
+    if case.facts.at_ledger and proof is Outcome.NOT_APPLIED and (then := _at_ledger(case)) is not None:
+        return proof, then
     if case.gave_up is not None:
         return proof, _gave_up(case, proof)
     if case.facts.error is not None and case.facts.error.genuine:
-        return proof, _after_error(case, case.facts.error, proof)
-    return proof, _after_loss(case, proof)
+        then = _after_error(case, case.facts.error, proof)
+    else:
+        then = _after_loss(case, proof)
+    if then in FAILS and case.settles and (case.doubted or proof is Outcome.IN_DOUBT):
+        then = Then.SETTLE
+    return proof, then
+
+
+def _at_ledger(case: Case) -> Then | None:
+    """The ledger's own statement failed, and with it the attempt."""
+    state = case.facts.error.sqlstate if case.facts.error is not None else ""
+    if state == EXISTS:
+        # Also where its caller has given up: this is proof that an earlier attempt was applied.
+        return Then.SETTLE
+    if case.gave_up is not None:
+        return None
+    if state == LATE:
+        return Then.AGAIN_LATER if _allowed(case) else Then.FAIL_LEDGER
+    if state in UNUSABLE:
+        return Then.AGAIN_UNKEYED if case.auto and not case.doubted else Then.FAIL_LEDGER
+    return None
 
 
 def _gave_up(case: Case, proof: Outcome) -> Then:
@@ -228,7 +269,7 @@ def _after_error(case: Case, error: ServerError, proof: Outcome) -> Then:
     if error.broken_connection or (error.fatal and proof is Outcome.IN_DOUBT):
         return _after_loss(case, proof)
     then = _run_again(case, error)
-    if proof is Outcome.IN_DOUBT and not case.repeatable:
+    if proof is Outcome.IN_DOUBT and not case.repeatable and not case.keyed:
         # A CALL, say. An error that invites a retry must not be passed on: the retry would double the work.
         return Then.FAIL_SQL if then is Then.FAIL_SQL else Then.FAIL_IN_DOUBT
     return then if _allowed(case) else Then.FAIL_SQL
@@ -249,8 +290,10 @@ def _run_again(case: Case, error: ServerError) -> Then:
 
 
 def _after_loss(case: Case, proof: Outcome) -> Then:
-    if proof is Outcome.IN_DOUBT and not case.repeatable:
+    if proof is Outcome.IN_DOUBT and not case.repeatable and not case.keyed:
         return Then.FAIL_IN_DOUBT
+    if case.facts.unreplicated and case.settles:
+        return Then.SETTLE
     if _allowed(case):
         return Then.AGAIN_ELSEWHERE
     return Then.FAIL_LOST if proof is Outcome.NOT_APPLIED or case.read else Then.FAIL_IN_DOUBT

@@ -86,10 +86,21 @@ class Extras:
     prologue: tuple[bytes, ...] = ()
     epilogue: tuple[bytes, ...] = ()
     unprepared: bool = False
+    undone: bool = False
+    """Framed: it ends with ROLLBACK, and only what it gave is of interest."""
 
 
 NO_EXTRAS = Extras()
 _UNPREPARED = Segment()
+_UNPREPARED_KEYED = Segment(keyed=True)
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerPart:
+    """The ledger's statement, and how many of the user's statements go before it."""
+
+    statement: Statement
+    behind: int = 0
 
 
 class Link:
@@ -152,8 +163,9 @@ class Link:
         return f"{notice.severity} {notice.sqlstate}: {notice.message}" if notice and ending else ""
 
     def send(
-        self, statements: Sequence[Statement], extras: Extras = NO_EXTRAS, *, corked: bool = False
-    ) -> Segment:
+        self, statements: Sequence[Statement], extras: Extras = NO_EXTRAS, *,
+        ledger: LedgerPart | None = None, corked: bool = False,
+    ) -> Segment:  # fmt: skip
         """Hand a whole segment to libpq and let it write what the socket takes.
 
         ``corked``: more follows at once, and `flush` behind it; one system call for all of them.
@@ -164,10 +176,14 @@ class Link:
         pgconn = self._pgconn
         try:
             cache = self._cache
-            if extras is NO_EXTRAS and len(statements) == 1 and not cache.to_close:
+            if extras is not NO_EXTRAS or len(statements) != 1 or cache.to_close:
+                segment = self._send_many(statements, extras, ledger, cache.closing())
+            elif ledger is None:
                 segment = self._send_one(statements[0])
+            elif ledger.behind:
+                segment = self._send_many(statements, extras, ledger, ())
             else:
-                segment = self._send_many(statements, extras, cache.closing())
+                segment = self._send_keyed(ledger, statements[0])
             if not (corked and self._pointer is not None and sync_unwritten(self._pointer)):
                 pgconn.pipeline_sync()
         except Exception as error:
@@ -196,20 +212,44 @@ class Link:
         self._parse_and_send(entry, statement, pieces)
         return Segment(pieces)
 
+    def _send_keyed(self, ledger: LedgerPart, statement: Statement) -> Segment:
+        """The usual keyed write: both are prepared, or neither is."""
+        first, entry = self._look(ledger.statement), self._look(statement)
+        if first is not None and entry is not None and first.ready and entry.ready:
+            self._send_prepared(first, ledger.statement)
+            self._send_prepared(entry, statement)
+            segment = entry.keyed
+            if segment is None or segment.ledger is not first:
+                segment = entry.keyed = Segment(entry=entry, keyed=True, ledger=first)
+            return segment  # type: ignore[no-any-return]
+        if first is None and entry is None:
+            self._send_unprepared(ledger.statement)
+            self._send_unprepared(statement)
+            return _UNPREPARED_KEYED
+        pieces: list[Piece] = []
+        self._send_found(first, ledger.statement, Kind.LEDGER, pieces)
+        self._send_found(entry, statement, Kind.USER, pieces)
+        return Segment(pieces)
+
     def _send_many(
-        self, statements: Sequence[Statement], extras: Extras, closing: Sequence[bytes]
-    ) -> Segment:
+        self, statements: Sequence[Statement], extras: Extras, ledger: LedgerPart | None,
+        closing: Sequence[bytes],
+    ) -> Segment:  # fmt: skip
         pieces: list[Piece] = []
         for name in closing:
             self._pgconn.send_close_prepared(name)
             pieces.append(Piece(Kind.CLOSE))
         hidden = (b"BEGIN", *extras.prologue) if extras.framed else extras.prologue
         self._send_hidden(hidden, pieces)
-        for statement in statements:
+        for index, statement in enumerate(statements):
+            if ledger is not None and index == ledger.behind:
+                self._send_user(ledger.statement, extras.unprepared, pieces, Kind.LEDGER)
             self._send_user(statement, extras.unprepared, pieces)
+        if ledger is not None and ledger.behind == len(statements):
+            self._send_user(ledger.statement, extras.unprepared, pieces, Kind.LEDGER)
         self._send_hidden(extras.epilogue, pieces)
         if extras.framed:
-            self._pgconn.send_query_params(b"COMMIT", None)
+            self._pgconn.send_query_params(b"ROLLBACK" if extras.undone else b"COMMIT", None)
             pieces.append(Piece(Kind.COMMIT))
         return Segment(pieces, framed=extras.framed)
 
@@ -218,23 +258,29 @@ class Link:
             self._pgconn.send_query_params(query, None)
             pieces.append(Piece(Kind.HIDDEN))
 
-    def _send_user(self, statement: Statement, unprepared: bool, pieces: list[Piece]) -> None:
-        entry = None if unprepared else self._look(statement)
+    def _send_user(
+        self, statement: Statement, unprepared: bool, pieces: list[Piece], kind: Kind = Kind.USER
+    ) -> None:
+        self._send_found(None if unprepared else self._look(statement), statement, kind, pieces)
+
+    def _send_found(self, entry: Entry | None, statement: Statement, kind: Kind, pieces: list[Piece]) -> None:
         if entry is None:
             self._send_unprepared(statement)
-            pieces.append(Piece(Kind.USER))
+            pieces.append(Piece(kind))
         elif entry.ready:
             self._send_prepared(entry, statement)
-            pieces.append(Piece(Kind.USER, entry, True))
+            pieces.append(Piece(kind, entry, True))
         else:
-            self._parse_and_send(entry, statement, pieces)
+            self._parse_and_send(entry, statement, pieces, kind)
 
-    def _parse_and_send(self, entry: Entry, statement: Statement, pieces: list[Piece]) -> None:
+    def _parse_and_send(
+        self, entry: Entry, statement: Statement, pieces: list[Piece], kind: Kind = Kind.USER
+    ) -> None:
         assert entry.name is not None
         self._pgconn.send_prepare(entry.name, statement.query, statement.types)
-        pieces.append(Piece(Kind.PARSE, entry))
+        pieces.append(Piece(Kind.PARSE, entry, of_ledger=kind is Kind.LEDGER))
         self._send_prepared(entry, statement)
-        pieces.append(Piece(Kind.USER))
+        pieces.append(Piece(kind))
 
     def _send_unprepared(self, statement: Statement) -> None:
         self._pgconn.send_query_params(statement.query, statement.params, statement.types, statement.formats)

@@ -1,8 +1,9 @@
 """A segment: everything an operation sends up to its Sync, and how its answers are told apart.
 
 The pieces of a segment, in order: Close of evicted statements, BEGIN (framed), a hidden prologue, the
-user's statements (each with its Parse, the first time), a hidden follow-up, COMMIT (framed). libpq gives one
-result a piece, whatever happens: an error for the piece that failed, "aborted" for those behind it.
+ledger's statement (keyed), the user's statements (each with its Parse, the first time), a hidden follow-up,
+COMMIT (framed). libpq gives one result a piece, whatever happens: an error for the piece that failed,
+"aborted" for those behind it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Kind(enum.Enum):
     PARSE = enum.auto()
     USER = enum.auto()
     HIDDEN = enum.auto()
+    LEDGER = enum.auto()
     COMMIT = enum.auto()
 
 
@@ -40,22 +42,35 @@ class Piece:
     kind: Kind
     entry: Entry | None = None
     reused: bool = False
+    of_ledger: bool = False
+    """PARSE: of the ledger's statement."""
 
 
 @dataclass(slots=True)
 class Segment:
-    """What was sent, never changed; ``pieces`` is None for one user statement and nothing else."""
+    """What was sent, never changed; ``pieces`` is None for the usual case: one user statement, behind the
+    ledger's if it is ``keyed``, and nothing else."""
 
     pieces: list[Piece] | None = None
     entry: Entry | None = None
     """The usual case: the prepared statement that was reused."""
     framed: bool = False
+    keyed: bool = False
+    ledger: Entry | None = None
+    """The usual case: the ledger's prepared statement that was reused."""
 
     def expected(self) -> int:
         """CommandCompletes that the server owes."""
         if self.pieces is None:
-            return 1
+            return 1 + self.keyed
         return sum(1 for piece in self.pieces if piece.kind not in (Kind.CLOSE, Kind.PARSE))
+
+    def listed(self) -> list[Piece]:
+        """The pieces, also of the usual case."""
+        if self.pieces is not None:
+            return self.pieces
+        user = Piece(Kind.USER, self.entry, self.entry is not None)
+        return [Piece(Kind.LEDGER, self.ledger, self.ledger is not None), user] if self.keyed else [user]
 
 
 @dataclass(slots=True)
@@ -74,6 +89,8 @@ class Answer:
     unparsed: list[Entry] = field(default_factory=list)
     spoiled: Entry | None = None
     """The reused statement that failed."""
+    at_ledger: bool = False
+    """It was the ledger's statement that failed."""
     unreplicated: bool = False
     """It was committed, and the wait for its synchronous standby was broken off."""
     misfit: bool = False
@@ -82,8 +99,10 @@ class Answer:
 
 
 def plain_success(segment: Segment, results: Sequence[PGresult]) -> bool:
-    """The usual case, told quickly: one statement, and it succeeded."""
-    return segment.pieces is None and len(results) == 1 and results[0].status in _GOOD
+    """The usual case, told quickly: one statement, and it succeeded (so the ledger's before it did, too)."""
+    return (
+        segment.pieces is None and len(results) == (2 if segment.keyed else 1) and results[-1].status in _GOOD
+    )
 
 
 def fault_of(result: PGresult, reused: bool) -> ServerError:
@@ -102,9 +121,7 @@ def read_answer(segment: Segment, results: Sequence[PGresult]) -> Answer:
     if results and results[-1].status == PIPELINE_SYNC:
         answer.unreplicated = True
         results = results[:-1]
-    pieces = segment.pieces
-    if pieces is None:
-        pieces = [Piece(Kind.USER, segment.entry, segment.entry is not None)]
+    pieces = segment.listed()
     index = -1
     for number, piece in enumerate(pieces):
         if piece.kind is Kind.USER:
@@ -146,8 +163,11 @@ def _failed(answer: Answer, piece: Piece, result: PGresult | None, index: int) -
         return
     answer.error = result
     answer.fault = fault_of(result, piece.reused)
-    if piece.kind in (Kind.USER, Kind.PARSE):
-        answer.statement = index if piece.kind is Kind.USER else index + 1
+    answer.at_ledger = piece.kind is Kind.LEDGER or piece.of_ledger
+    if piece.kind is Kind.USER:
+        answer.statement = index
+    elif piece.kind is Kind.PARSE and not piece.of_ledger:
+        answer.statement = index + 1
     if piece.reused:
         answer.spoiled = piece.entry
 

@@ -1,0 +1,271 @@
+"""Asking the ledger what became of a write, for an operation that waits, or for who was told "in doubt".
+
+====== ============================================ ==========================================================
+how    what is sent                                 when
+====== ============================================ ==========================================================
+decide an insert of the key without a fingerprint:  an operation is about to fail in doubt, or has met its
+key;
+       where no row is, the write never is applied  `CommitInDoubt.settle`
+look   the same, and then ROLLBACK: nothing stays   a cancelled write: once its guard's deadline is over, no
+row
+                                                    means that it is not applied, and the key is still good
+====== ============================================ ==========================================================
+
+Both wait on the ledger's index for an attempt that is still in flight: a SELECT would not see it. What asks
+is an operation of pgha's own, which goes to the lineage that the write was sent to, and is asked again, by
+another, until a limit. It never runs the user's statements.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import psycopg
+
+from ._core.backoff import delay
+from ._core.ledger import Settled, settled
+from ._core.verdict import GaveUp, Outcome
+from ._doubts import Doubt
+from ._errors import KeyReused
+from ._judging import in_doubt, note
+from ._keys import Keyed
+from ._operation import Keeper, Operation, Request, Stage
+from ._outcomes import Outcomes
+from ._result import Result
+from ._timekeeper import Timekeeper
+from ._types import nearest
+from ._wire.link import NO_EXTRAS, Extras
+
+_UNDONE = Extras(framed=True, undone=True)
+_FIRST, _MOST = 0.02, 1.0
+"""Seconds between two questions, growing."""
+
+
+class Track(Protocol):
+    """Who places the questions, and takes them back."""
+
+    def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None: ...
+    def give_up(self, operation: Operation[Any], why: GaveUp) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Pursuit:
+    """One write that is asked about, by one question after another."""
+
+    keyed: Keyed
+    system: int
+    look: bool
+    limit: float | None
+    """`time.monotonic` when to stop asking."""
+    wanted: Callable[[], bool]
+    told: Callable[[Settled | None, str, str], None]
+    """What the ledger says (None: nothing until the limit), by which node, and the last failure."""
+    question: Operation[Any] | None = None
+    tries: int = 0
+    over: bool = False
+
+
+class Settlements:
+    """See the head of this file."""
+
+    def __init__(
+        self, keeper: Keeper, track: Track, outcomes: Outcomes, times: Timekeeper, clock: Callable[[], float],
+        patience: float,
+    ) -> None:  # fmt: skip
+        self._keeper = keeper
+        self._track = track
+        self._outcomes = outcomes
+        self._times = times
+        self._clock = clock
+        self._patience = patience
+        """Seconds for an operation without a deadline."""
+        self._running: dict[object, Pursuit] = {}
+        """By the operation or the doubt that it is for."""
+        self._open: set[Doubt] = set()
+        self._closed = False
+
+    # For an operation that waits
+
+    def begin(self, operation: Operation[Any], failure: psycopg.Error | None) -> None:
+        """Have the ledger decide; ``failure``: its error where it was not applied, None where its own key
+        was in the way."""
+        keyed, system, now = operation.request.keyed, operation.lineage, self._clock()
+        assert keyed is not None and system is not None
+        operation.stage = Stage.SETTLING
+        operation.place = None
+        limit = now + self._patience if operation.deadline is None else operation.deadline
+        if operation.gave_up is not None:
+            limit = now + self._patience
+
+        def told(found: Settled | None, node: str, reason: str) -> None:
+            self._running.pop(operation, None)
+            if operation.stage is Stage.SETTLING:
+                self._end(operation, found, node, reason, failure)
+
+        self._pursue(operation, Pursuit(keyed, system, False, limit, lambda: True, told))
+
+    def _end(
+        self, operation: Operation[Any], found: Settled | None, node: str, reason: str,
+        failure: psycopg.Error | None,
+    ) -> None:  # fmt: skip
+        outcomes = self._outcomes
+        if found is None:
+            outcomes.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
+        elif found is Settled.APPLIED:
+            operation.ended_at = now = self._clock()
+            outcomes.counters.replayed += 1
+            request = operation.request
+            lost = Result.lost(node, len(operation.attempts), now - operation.started_at)
+            outcomes.succeed(operation, [lost] * len(request.statements) if request.batch else lost)
+        else:
+            operation.doubted = False
+            if failure is None or found is Settled.OTHER_BODY:
+                failure = _reused(operation, found, node)
+                note(failure, operation, Outcome.NOT_APPLIED)
+            outcomes.fail(operation, failure, Outcome.NOT_APPLIED, noted=True)
+
+    def drop(self, operation: Operation[Any]) -> None:
+        """It does not wait any more."""
+        if (pursuit := self._running.pop(operation, None)) is not None:
+            self._stop(pursuit)
+
+    # For a caller who was told "in doubt"
+
+    def doubt(self, operation: Operation[Any]) -> Doubt:
+        """What may still be learned of an operation that is about to fail."""
+        attempts = operation.attempts
+        keyed = None if operation.unkeyed else operation.request.keyed
+        system = operation.lineage
+        if system is None and attempts and attempts[-1].keyed:
+            system = attempts[-1].system
+        node = attempts[-1].node if attempts else None
+        doubt = Doubt(keyed, system, node, len(attempts), self._asked, self._told)
+        if self._closed or not operation.counted or not (doubt.settleable or operation.stage is Stage.SENT):
+            doubt.hopeless = True
+            return doubt
+        self._open.add(doubt)
+        if operation.gave_up == "cancelled" and doubt.settleable:
+            self._times.at(operation.guarded_until, lambda: self._look_later(doubt))
+        return doubt
+
+    def _asked(self, doubt: Doubt) -> None:
+        if not doubt.settleable or self._closed:
+            return
+        running = self._running.get(doubt)
+        if running is not None and not running.look:
+            return
+        if running is not None:
+            self._stop(running)
+        self._follow(doubt, look=False, limit=None, wanted=lambda: doubt.asked > 0)
+
+    def _look_later(self, doubt: Doubt) -> None:
+        if doubt.verdict is None and not self._closed and doubt not in self._running:
+            self._follow(doubt, look=True, limit=self._clock() + self._patience, wanted=lambda: True)
+
+    def _follow(self, doubt: Doubt, *, look: bool, limit: float | None, wanted: Callable[[], bool]) -> None:
+        keyed, system = doubt.keyed, doubt.system
+        assert keyed is not None and system is not None
+
+        def told(found: Settled | None, node: str, reason: str) -> None:
+            self._running.pop(doubt, None)
+            if found is not None:
+                doubt.settled(Outcome.APPLIED if found is Settled.APPLIED else Outcome.NOT_APPLIED)
+
+        self._pursue(doubt, Pursuit(keyed, system, look, limit, wanted, told))
+
+    def _told(self, doubt: Doubt) -> None:
+        self._open.discard(doubt)
+        self._outcomes.settled(doubt)
+
+    # Asking
+
+    def _pursue(self, target: object, pursuit: Pursuit) -> None:
+        self._running[target] = pursuit
+        self._ask(pursuit)
+
+    def _ask(self, pursuit: Pursuit) -> None:
+        now, limit = self._clock(), pursuit.limit
+        pursuit.tries += 1
+        question: Operation[Any] = Operation(self._keeper, _question(pursuit, now), now)
+        question.counted = False
+        question.lineage = pursuit.system
+        pursuit.question = question
+        if limit is not None:
+            question.deadline = limit
+            question.timer = self._times.at(limit, lambda: self._track.give_up(question, "timeout"))
+        question.when_done(lambda done: self._answered(pursuit, done))
+        self._track.place(question, now)
+
+    def _answered(self, pursuit: Pursuit, question: Operation[Any]) -> None:
+        question.retrieve()
+        if pursuit.over or pursuit.question is not question:
+            return
+        pursuit.question = None
+        failure = question.failure
+        node = question.attempts[-1].node if question.attempts else ""
+        if failure is None:
+            pursuit.over = True
+            found = bytes.fromhex((question.value or b"").decode("ascii"))
+            pursuit.told(settled(found, pursuit.keyed.fingerprint), node, "")
+            return
+        now = self._clock()
+        wait = delay(pursuit.tries - 1, random.random(), _FIRST, _MOST)
+        if (
+            self._closed
+            or not pursuit.wanted()
+            or (pursuit.limit is not None and now + wait >= pursuit.limit)
+        ):
+            pursuit.over = True
+            pursuit.told(None, node, f"the ledger did not tell: {' '.join(str(failure).split())}")
+            return
+        self._times.at(now + wait, lambda: self._ask_again(pursuit))
+
+    def _ask_again(self, pursuit: Pursuit) -> None:
+        if not pursuit.over and not self._closed:
+            self._ask(pursuit)
+
+    def _stop(self, pursuit: Pursuit) -> None:
+        pursuit.over = True
+        if pursuit.question is not None and not pursuit.question.done:
+            self._track.give_up(pursuit.question, "cancelled")
+
+    def close(self) -> None:
+        """The cluster is left: nobody will be told any more."""
+        self._closed = True
+        running, self._running = self._running, {}
+        for pursuit in running.values():
+            self._stop(pursuit)
+        waiting, self._open = self._open, set()
+        for doubt in waiting:
+            doubt.give_up()
+
+
+def _question(pursuit: Pursuit, now: float) -> Request:
+    return Request(
+        (pursuit.keyed.decide(pursuit.system),),
+        "write",
+        read=False,
+        batch=False,
+        route=nearest(),
+        row_factory=tuple,
+        idempotent=False,
+        alone=pursuit.look,
+        extras=_UNDONE if pursuit.look else NO_EXTRAS,
+        timeout=None if pursuit.limit is None else max(0.0, pursuit.limit - now),
+        raw=True,
+    )
+
+
+def _reused(operation: Operation[Any], found: Settled, node: str) -> KeyReused:
+    keyed = operation.request.keyed
+    key = None if keyed is None else keyed.key
+    if found is Settled.OTHER_BODY:
+        return KeyReused(
+            f"{node}: key {key} was used for other statements or parameters: each needs a key of its own"
+        )
+    return KeyReused(
+        f"{node}: key {key} was settled as not applied, and is used up: give the write another key"
+    )
