@@ -29,6 +29,8 @@ from pgha._core.verdict import (
 
 APPLIED, NOT_APPLIED, IN_DOUBT = Outcome.APPLIED, Outcome.NOT_APPLIED, Outcome.IN_DOUBT
 AGAIN = frozenset({Then.AGAIN_ELSEWHERE, Then.AGAIN_LATER, Then.AGAIN_NOW, Then.AGAIN_UNPREPARED})
+ENDS = frozenset({Then.FAIL_SQL, Then.FAIL_LOST, Then.FAIL_IN_DOUBT, Then.FAIL_LEDGER})
+
 
 quick = settings(deadline=None, max_examples=120)
 
@@ -190,6 +192,11 @@ def failed(sqlstate: str, severity: str = "ERROR", *, reused: bool = False) -> F
 
 CALL_FAILED = replace(failed("40001"), self_committing=True)
 
+
+def at_ledger(sqlstate: str) -> Facts:
+    return replace(failed(sqlstate), at_ledger=True)
+
+
 THENS: dict[str, tuple[Case, Then]] = {
     "applied": (Case(DONE), Then.DELIVER),
     "applied, though its caller left": (Case(DONE, gave_up="cancelled"), Then.DELIVER),
@@ -252,6 +259,60 @@ THENS: dict[str, tuple[Case, Then]] = {
     "0A000, reused, a second time": (Case(failed("0A000", reused=True), unprepared=True), Then.FAIL_SQL),
     "0A000, not reused": (Case(failed("0A000")), Then.FAIL_SQL),
     "22P02, reused": (Case(failed("22P02", reused=True)), Then.FAIL_SQL),
+    # keyed: the ledger tells
+    "keyed: the end of the connection": (Case(Facts(), keyed=True), Then.AGAIN_ELSEWHERE),
+    "keyed: the end of the connection, too many attempts": (
+        Case(Facts(), keyed=True, attempts=5),
+        Then.SETTLE,
+    ),
+    "keyed: head of too many lost connections": (Case(Facts(), keyed=True, head_losses=2), Then.SETTLE),
+    "keyed: FATAL after CommandComplete": (
+        Case(Facts(completed=2, statements=2, error=fatal()), keyed=True),
+        Then.AGAIN_ELSEWHERE,
+    ),
+    "keyed: 08006 of a foreign server": (Case(failed("08006"), keyed=True), Then.AGAIN_ELSEWHERE),
+    "keyed: the wait for the standby broken off": (
+        Case(Facts(synced=True, completed=2, statements=2, unreplicated=True), keyed=True),
+        Then.SETTLE,
+    ),
+    "keyed: the user's own 23505": (Case(failed("23505"), keyed=True), Then.FAIL_SQL),
+    "keyed: the user's own 23505 after doubt": (
+        Case(failed("23505"), keyed=True, doubted=True),
+        Then.SETTLE,
+    ),
+    "keyed, in doubt, and its caller gave up": (
+        Case(Facts(), keyed=True, gave_up="cancelled"),
+        Then.FAIL_IN_DOUBT,
+    ),
+    "at the ledger: 23505": (Case(at_ledger("23505"), keyed=True), Then.SETTLE),
+    "at the ledger: 23505, and its caller gave up": (
+        Case(at_ledger("23505"), keyed=True, gave_up="timeout"),
+        Then.SETTLE,
+    ),
+    "at the ledger: 23502": (Case(at_ledger("23502"), keyed=True), Then.AGAIN_LATER),
+    "at the ledger: 23502, and its caller gave up": (
+        Case(at_ledger("23502"), keyed=True, gave_up="timeout"),
+        Then.FAIL_TIMEOUT,
+    ),
+    "at the ledger: 23502, too many attempts": (
+        Case(at_ledger("23502"), keyed=True, attempts=5),
+        Then.FAIL_LEDGER,
+    ),
+    "at the ledger: 42P01": (Case(at_ledger("42P01"), keyed=True), Then.FAIL_LEDGER),
+    "at the ledger: 42P01, a key of ours": (
+        Case(at_ledger("42P01"), keyed=True, auto=True),
+        Then.AGAIN_UNKEYED,
+    ),
+    "at the ledger: 42P01, a key of ours, after doubt": (
+        Case(at_ledger("42P01"), keyed=True, auto=True, doubted=True),
+        Then.SETTLE,
+    ),
+    "at the ledger: 42501": (Case(at_ledger("42501"), keyed=True), Then.FAIL_LEDGER),
+    "at the ledger: 40001": (Case(at_ledger("40001"), keyed=True), Then.AGAIN_LATER),
+    "at the ledger: 57014, hit by our cancel": (
+        Case(at_ledger("57014"), keyed=True, ours=True),
+        Then.AGAIN_NOW,
+    ),
 }
 
 
@@ -279,6 +340,8 @@ facts_of_any_kind = st.builds(
     framed=st.booleans(),
     commit_tag=st.sampled_from([None, None, "COMMIT", "ROLLBACK"]),
     self_committing=st.booleans(),
+    unreplicated=st.sampled_from([False, False, False, True]),
+    at_ledger=st.booleans(),
     after_fatal=st.booleans(),
 )
 cases = st.builds(
@@ -286,6 +349,9 @@ cases = st.builds(
     facts=facts_of_any_kind,
     read=st.booleans(),
     idempotent=st.booleans(),
+    keyed=st.booleans(),
+    auto=st.booleans(),
+    doubted=st.booleans(),
     gave_up=st.sampled_from([None, None, "cancelled", "timeout"]),
     ours=st.booleans(),
     attempts=st.integers(0, 7),
@@ -302,7 +368,8 @@ cases = st.builds(
 def test_doubt_is_run_again_only_if_that_does_no_harm(case: Case) -> None:
     proof, then = decide(case)
     if then in AGAIN:
-        assert proof is NOT_APPLIED or (proof is IN_DOUBT and (case.read or case.idempotent))
+        harmless = case.read or case.idempotent or case.keyed
+        assert proof is NOT_APPLIED or (proof is IN_DOUBT and harmless)
 
 
 @quick
@@ -313,6 +380,24 @@ def test_nothing_is_run_again_without_end(case: Case) -> None:
         assert case.attempts < case.max_attempts
         assert case.head_losses < case.max_head_losses
         assert case.budget
+
+
+@quick
+@given(cases)
+def test_a_keyed_write_never_fails_in_doubt_before_the_ledger_was_asked(case: Case) -> None:
+    case = replace(case, keyed=True, read=False, idempotent=False, gave_up=None)
+    proof, then = decide(case)
+    if then in ENDS:
+        assert proof is NOT_APPLIED and not case.doubted
+
+
+@quick
+@given(cases)
+def test_the_ledger_is_asked_only_where_it_knows(case: Case) -> None:
+    if decide(case)[1] is Then.SETTLE:
+        problem = case.facts.error
+        exists = case.facts.at_ledger and problem is not None and problem.sqlstate == "23505"
+        assert exists or (case.keyed and not case.read and not case.idempotent)
 
 
 @quick
@@ -341,6 +426,10 @@ def test_what_is_told_to_the_caller_is_true(case: Case) -> None:
 @given(cases, st.sampled_from(["cancelled", "timeout"]))
 def test_given_up_is_answered_for_good(case: Case, why: GaveUp) -> None:
     then = decide(replace(case, gave_up=why))[1]
+    if then is Then.SETTLE:
+        # The ledger proves that an earlier attempt was applied: that is the answer.
+        assert case.facts.at_ledger
+        return
     if then not in (Then.DELIVER, Then.FAIL_IN_DOUBT):
         assert then is (Then.FAIL_CANCELLED if why == "cancelled" else Then.FAIL_TIMEOUT)
 
@@ -379,7 +468,7 @@ def test_each_way_to_run_again_has_its_cause(case: Case) -> None:
 def test_without_budget_only_the_repetitions_change(case: Case) -> None:
     with_budget, without = decide(replace(case, budget=True)), decide(replace(case, budget=False))
     assert with_budget[0] is without[0]
-    assert with_budget == without or with_budget[1] in AGAIN
+    assert with_budget == without or with_budget[1] in AGAIN or without[1] is Then.SETTLE
 
 
 @quick

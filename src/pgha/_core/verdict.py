@@ -231,14 +231,13 @@ def decide(case: Case) -> tuple[Outcome, Then]:
     proof = outcome(case.facts)
     if proof is Outcome.APPLIED:
         return proof, Then.DELIVER
-    if case.facts.at_ledger and proof is Outcome.NOT_APPLIED and (then := _at_ledger(case)) is not None:
-        return proof, then
-    if case.gave_up is not None:
-        return proof, _gave_up(case, proof)
-    if case.facts.error is not None and case.facts.error.genuine:
-        then = _after_error(case, case.facts.error, proof)
-    else:
-        then = _after_loss(case, proof)
+    then = _at_ledger(case) if case.facts.at_ledger and proof is Outcome.NOT_APPLIED else None
+    if then is None:
+        if case.gave_up is not None:
+            return proof, _gave_up(case, proof)
+        error = case.facts.error
+        genuine = error is not None and error.genuine
+        then = _after_error(case, error, proof) if genuine and error else _after_loss(case, proof)
     if then in FAILS and case.settles and (case.doubted or proof is Outcome.IN_DOUBT):
         then = Then.SETTLE
     return proof, then

@@ -1,0 +1,202 @@
+"""The ledger's decisions: the guard, what rows say, and a world in which a key is never applied twice."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgha._core.ledger import LIFE, TOMBSTONE, ServerClock, Settled, horizon, settled
+from pgha._keys import fingerprint, keyed, new_key
+from pgha._wire.compiling import Compiler, own_adapters
+
+moments = st.floats(0, 10_000, allow_nan=False)
+quick = settings(deadline=None, max_examples=200)
+
+
+def clock(*, offset: float = 1e9, trip: float = 0.002, skew: float = 0.0) -> ServerClock:
+    """Measured once, at our time 1."""
+    made = ServerClock(window=60.0, margin=1.0, limit=1.0)
+    server = offset + 1.0 + trip / 2
+    made.measured(1.0, 1.0 + trip, server, server + trip / 2 - skew)
+    return made
+
+
+# The guard
+
+
+@quick
+@given(moments, moments, st.none() | moments, st.integers(0, 4))
+def test_the_guard_is_the_deadline_by_the_servers_clock(
+    started: float, waited: float, ends: float | None, refusals: int
+) -> None:
+    now = started + waited
+    until, deadline = clock().guard(now, started, ends, refusals)
+    assert until <= started + LIFE, "pruning counts on it"
+    assert math.isclose(deadline - until, 1e9, abs_tol=1e-3)
+    if ends is not None and now <= ends <= started + LIFE - 1000:
+        assert ends + 1.0 <= until <= ends + 1.0 + (ends - now + 2.0) * 4.0**refusals
+
+
+@quick
+@given(st.integers(0, 3))
+def test_a_guard_that_refused_what_was_in_time_gets_wider(refusals: int) -> None:
+    steady = clock()
+    narrow, wide = (steady.guard(10.0, 9.0, 12.0, n)[0] for n in (refusals, refusals + 1))
+    assert wide - 10.0 == pytest.approx(4 * (narrow - 10.0))
+
+
+def test_a_clock_that_was_set_makes_the_guard_wider_for_a_while() -> None:
+    steady = clock()
+    calm = steady.margin
+    steady.measured(2.0, 2.002, 1e9 + 2.001 + 30.0, 1e9 + 2.002)
+    assert steady.margin > calm + 30.0
+    for second in range(3, 200):
+        steady.measured(float(second), second + 0.002, 1e9 + second + 0.001 + 30.0, 1e9 + second + 30.002)
+    assert steady.margin == pytest.approx(calm, abs=0.1)
+
+
+def test_skew_is_told_once_and_once_more_when_it_is_over() -> None:
+    one, told = ServerClock(window=60.0, margin=1.0, limit=1.0), []
+    for number, skew in enumerate([0.0, 0.9, 1.1, 1.1, 0.7, -0.6, 0.4, 0.0, -1.5]):
+        told.append(one.measured(number, number + 0.01, 100.0 + number + skew, 100.005 + number))
+        assert one.skew == pytest.approx(skew, abs=1e-6)
+    assert told == [False, False, True, False, False, False, True, False, True]
+    assert one.margin > 2.4, "the guard is wider by it"
+
+
+def test_a_slow_ping_proves_no_skew() -> None:
+    one = ServerClock(window=60.0, margin=1.0, limit=1.0)
+    assert not one.measured(0.0, 10.0, 100.0, 104.0)
+    assert not one.skewed
+
+
+# Rows
+
+
+def test_what_a_row_says() -> None:
+    assert settled(b"own", b"own") is Settled.APPLIED
+    assert settled(TOMBSTONE, b"own") is Settled.NOT_APPLIED
+    assert settled(b"another", b"own") is Settled.OTHER_BODY
+
+
+@quick
+@given(st.floats(0, 1e7), st.lists(st.floats(-100, 100)))
+def test_rows_are_kept_for_an_operations_life_and_the_clocks_difference(
+    older: float, skews: list[float]
+) -> None:
+    kept = horizon(older, skews)
+    spread = max(skews) - min(skews) if skews else 0.0
+    assert kept >= max(older, LIFE) + spread - 1e-6
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt of the one operation, by the server's clock."""
+
+    sent: float
+    begins: float
+    """It passes its guard, or not, and has the lock from then on."""
+    inserts: float
+    """It may have been frozen in between."""
+
+
+spans = st.floats(0, 2.5 * LIFE, allow_nan=False)
+
+
+@st.composite
+def attempts_of_one(draw: st.DrawFn) -> Attempt:
+    sent = draw(st.floats(0, 1.2 * LIFE))
+    begins = sent + draw(spans | st.just(0.0))
+    return Attempt(sent, begins, begins + draw(spans | st.just(0.0)))
+
+
+@settings(deadline=None, max_examples=1000)
+@given(
+    st.lists(attempts_of_one(), min_size=1, max_size=4),
+    st.lists(st.floats(0, 8 * LIFE), max_size=6),
+    st.none() | st.floats(0, 2 * LIFE),
+    st.sampled_from([0.0, LIFE, 1.5 * LIFE]),
+)
+def test_a_key_is_never_applied_twice(
+    attempts: list[Attempt], prunings: list[float], ends: float | None, older_than: float
+) -> None:
+    """Zombies that thaw when they like, on both sides of the guard, and pruning at any moment."""
+    ours = clock(offset=0.0, trip=0.0)
+    keep = horizon(older_than, [])
+    row: float | None = None  # its deadline
+    applied = 0
+    begun = [one.begins < ours.guard(one.sent, 0.0, ends, 0)[1] for one in attempts]
+    events = sorted([(one.inserts, 0, index) for index, one in enumerate(attempts) if begun[index]])
+    for at, kind, index in sorted([*events, *((at, 1, 0) for at in prunings)]):
+        if kind == 0 and row is None:
+            row = ours.guard(attempts[index].sent, 0.0, ends, 0)[1]
+            applied += 1
+        elif kind == 1 and row is not None and row < at - keep:
+            # `Ledger.prune` does not delete while somebody holds the lock who began before the cut-off.
+            held = (
+                one.begins <= at < one.inserts and one.begins < at - (keep - LIFE)
+                for index, one in enumerate(attempts)
+                if begun[index]
+            )
+            if not any(held):
+                row = None
+    assert applied <= 1
+
+
+# Keys
+
+
+def test_new_keys_are_of_version_7_and_in_order_of_time() -> None:
+    keys = [new_key() for _ in range(1000)]
+    assert len(set(keys)) == 1000
+    assert {(key.version, key.variant) for key in keys} == {(7, UUID(int=1 << 63).variant)}
+    stamps = [key.int >> 80 for key in keys]
+    assert stamps == sorted(stamps)
+
+
+def _print(*statements: tuple[str, object]) -> bytes:
+    compiler = Compiler(own_adapters())
+    return fingerprint([compiler.compile(query, params) for query, params in statements])  # type: ignore[arg-type]
+
+
+def test_a_fingerprint_is_of_texts_and_parameters() -> None:
+    base = _print(("INSERT INTO t VALUES (%s, %s)", ["a", 1]))
+    assert base == _print(("INSERT INTO t VALUES (%s, %s)", ["a", 1]))
+    others = [
+        _print(("INSERT INTO t VALUES (%s, %s)", ["a", 2])),
+        _print(("INSERT INTO t VALUES (%s, %s)", ["a", None])),
+        _print(("INSERT INTO t VALUES (%s, %s)", ["", "a1"])),
+        _print(("INSERT INTO u VALUES (%s, %s)", ["a", 1])),
+        _print(("INSERT INTO t VALUES (%s, %s)", ["a", 1]), ("SELECT 1", None)),
+        _print(("SELECT 1", None), ("INSERT INTO t VALUES (%s, %s)", ["a", 1])),
+    ]
+    assert len({base, *others}) == 7
+    assert len(base) == 16
+
+
+@quick
+@given(st.lists(st.lists(st.none() | st.text(alphabet="a;0-.", max_size=4), max_size=3), max_size=3))
+def test_no_two_bodies_are_written_alike(bodies: list[list[str | None]]) -> None:
+    """Where one value ends and the next begins is a part of the print."""
+    texts = [("SELECT " + ",".join(["%s"] * len(body)), body) for body in bodies]
+    moved = [(text, [*body[:-1], (body[-1] or "") + ";"]) if body else (text, body) for text, body in texts]
+    assert (_print(*texts) == _print(*moved)) == (texts == moved)
+
+
+def test_the_key_stands_behind_what_must_be_first_in_a_transaction() -> None:
+    compiler = Compiler(own_adapters())
+    statements = [
+        compiler.compile(query, None)
+        for query in (
+            "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+            "SET TRANSACTION DEFERRABLE",
+            "SELECT 1",
+        )
+    ]
+    assert keyed(new_key(), statements, auto=False).behind == 2
+    assert keyed(new_key(), statements[2:], auto=False).behind == 0
