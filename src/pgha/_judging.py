@@ -114,7 +114,7 @@ def if_not_applied(operation: Operation[Any], verdict: Verdict, fate: Fate) -> p
         if facts.error is not None and facts.error.sqlstate == EXISTS:
             return None
         error = ledger_error(operation, verdict, cause)
-    elif cause is not None and facts.error is not None and not facts.error.broken_connection:
+    elif facts.error is not None and facts.error.genuine and not facts.error.broken_connection and cause:
         error = cause
     else:
         error = psycopg.OperationalError(

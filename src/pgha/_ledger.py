@@ -195,7 +195,7 @@ class Ledger:
             return LedgerStatus(name, node.role, False, f"the node is {node.state}: {node.reason}", False)
         try:
             found = await self._look(name)
-            if not found.installed or not found.readable:
+            if not found.installed or not found.readable or found.other_layout:
                 return found.status(name, node.role)
             ((keys, given_up, oldest, newest),) = await self._host.ask(name, _COUNT)
             return found.status(name, node.role, keys, given_up, oldest, newest)

@@ -163,7 +163,8 @@ def _failed(answer: Answer, piece: Piece, result: PGresult | None, index: int) -
         return
     answer.error = result
     answer.fault = fault_of(result, piece.reused)
-    answer.at_ledger = piece.kind is Kind.LEDGER or piece.of_ledger
+    # libpq's own error, at the end of the connection, answers whatever piece was to be answered next.
+    answer.at_ledger = answer.fault.genuine and (piece.kind is Kind.LEDGER or piece.of_ledger)
     if piece.kind is Kind.USER:
         answer.statement = index
     elif piece.kind is Kind.PARSE and not piece.of_ledger:
