@@ -15,6 +15,7 @@ from importlib.metadata import version
 from anyio.from_thread import start_blocking_portal
 
 from bench.failover import failover_rows
+from bench.keyed import keyed_rows
 from bench.measure import Measurement, Setting, say
 from bench.peers import POOL, SCHEMA
 from bench.proxy import proxy_rows
@@ -39,7 +40,7 @@ _PACKAGES = ("psycopg", "psycopg-pool", "asyncpg", "psqlpy", "hasql", "anyio", "
 
 
 def main() -> int:
-    rows = [*all_rows(), *failover_rows(), *proxy_rows()]
+    rows = [*all_rows(), *keyed_rows(), *failover_rows(), *proxy_rows()]
     options = _options([row.name for row in rows])
     if options.list:
         print("\n".join(row.name for row in rows))

@@ -1,5 +1,6 @@
 """The clients that are compared, each opened as its own documentation recommends, behind one Protocol."""
 
+from bench.peers._client import INSERT as INSERT
 from bench.peers._client import MANY as MANY
 from bench.peers._client import POOL as POOL
 from bench.peers._client import SCHEMA as SCHEMA

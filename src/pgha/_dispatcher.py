@@ -112,7 +112,7 @@ class Dispatcher:
     def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None:
         """Send it if that is possible at once, else put it in line."""
         kind = operation.request.kind
-        if operation.exact:
+        if operation.lineage is not None and operation.exact:
             operation.home = self._in_lineage(operation)
         home = operation.home
         if home is None:
@@ -451,7 +451,8 @@ class Dispatcher:
         self.outcomes.retried(operation, fate)
         now = self._clock()
         if operation.parent is None and not isinstance(operation.request.route, Pin):
-            operation.home = None if away_from is None else self._elsewhere(operation, away_from)
+            somewhere = away_from is None or operation.exact
+            operation.home = None if somewhere else self._elsewhere(operation, away_from or "")
         if pause or (away_from is not None and operation.home in (None, away_from)):
             operation.stage = Stage.PAUSED
             operation.place = None
@@ -632,7 +633,9 @@ class Dispatcher:
             place[0].abandon(place[1], self._clock(), urgent=False)
 
     def in_doubt(self, operation: Operation[Any]) -> Doubt:
-        return self._settlements.doubt(operation)
+        place = operation.place
+        outstanding = operation.stage is Stage.SENT and place[1] in place[0].pipeline.slots
+        return self._settlements.doubt(operation, outstanding=outstanding)
 
     def unretrieved(self, operation: Operation[Any], error: BaseException) -> None:
         self.outcomes.log_unretrieved(error)

@@ -20,17 +20,9 @@ class Doubt:
     """
 
     __slots__ = (
-        "_events",
-        "_pursue",
-        "_told",
-        "asked",
-        "attempts",
-        "hopeless",
-        "keyed",
-        "node",
-        "system",
-        "verdict",
-    )
+        "__weakref__", "_events", "_pursue", "_told", "asked", "attempts", "hopeless", "keyed", "node",
+        "system", "verdict",
+    )  # fmt: skip
 
     def __init__(
         self, keyed: Keyed | None, system: int | None, node: str | None, attempts: int,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 from uuid import UUID
 
 import psycopg
@@ -107,6 +107,12 @@ class CommitInDoubt(Error):
         self.record = record
         """Every attempt, with its times and what was proven of it."""
         self._settle = _settle
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Into another process go the facts, not the cluster that could settle them."""
+        reduced = super().__reduce__()
+        assert isinstance(reduced, tuple)
+        return (*reduced[:2], {**reduced[2], "_settle": None}, *reduced[3:])
 
     async def settle(self, timeout: float | None = None) -> Outcome:
         """Learn what became of the write: ``applied``, ``not applied``, or ``in doubt`` after ``timeout``

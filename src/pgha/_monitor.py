@@ -24,7 +24,7 @@ from ._core.health import role_of
 from ._core.pipeline import Doing
 from ._types import Role
 from ._wire import OK, PGconn, PGresult
-from ._wire.connect import ConnectFailed, open_pgconn, system_of
+from ._wire.connect import SYSTEM, ConnectFailed, open_pgconn
 from ._wire.loops import uninterrupted
 from ._wire.segment import FATAL_ERROR
 
@@ -195,10 +195,15 @@ class Monitor:
         self._owner.alive(Ping(role, version, started, self._clock(), clock, self._wall()))
 
     async def _identify(self, pgconn: PGconn) -> None:
-        with anyio.move_on_after(self._options.connect_timeout) as scope:
-            system = await system_of(pgconn)
-        if scope.cancelled_caught:
-            raise PingFailed("no answer to the question who it is")
+        system: int | None = None
+        pgconn.send_query(SYSTEM)
+        try:
+            reply = await self._read_reply(pgconn, self._clock() + self._options.ping_timeout)
+            system = int(reply.get_value(0, 0) or 0) or None if reply is not None else None
+        except psycopg.Error as error:
+            if pgconn.status != OK:
+                raise
+            logger.warning("%s: the server does not tell who it is: %s", self._config.name, error)
         self._owner.identified(system)
         self._look_at = self._clock()
 

@@ -22,6 +22,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakSet
 
 import psycopg
 
@@ -84,7 +85,8 @@ class Settlements:
         """Seconds for an operation without a deadline."""
         self._running: dict[object, Pursuit] = {}
         """By the operation or the doubt that it is for."""
-        self._open: set[Doubt] = set()
+        self._open: WeakSet[Doubt] = WeakSet()
+        """Not known, and somebody holds the error: who waits is told when the cluster is left."""
         self._closed = False
 
     # For an operation that waits
@@ -134,8 +136,9 @@ class Settlements:
 
     # For a caller who was told "in doubt"
 
-    def doubt(self, operation: Operation[Any]) -> Doubt:
-        """What may still be learned of an operation that is about to fail."""
+    def doubt(self, operation: Operation[Any], *, outstanding: bool) -> Doubt:
+        """What may still be learned of an operation that is about to fail; ``outstanding``: its lane may yet
+        bring an answer."""
         attempts = operation.attempts
         keyed = None if operation.unkeyed else operation.request.keyed
         system = operation.lineage
@@ -143,7 +146,7 @@ class Settlements:
             system = attempts[-1].system
         node = attempts[-1].node if attempts else None
         doubt = Doubt(keyed, system, node, len(attempts), self._asked, self._told)
-        if self._closed or not operation.counted or not (doubt.settleable or operation.stage is Stage.SENT):
+        if self._closed or not operation.counted or not (doubt.settleable or outstanding):
             doubt.hopeless = True
             return doubt
         self._open.add(doubt)
@@ -238,9 +241,9 @@ class Settlements:
         running, self._running = self._running, {}
         for pursuit in running.values():
             self._stop(pursuit)
-        waiting, self._open = self._open, set()
-        for doubt in waiting:
+        for doubt in tuple(self._open):
             doubt.give_up()
+        self._open.clear()
 
 
 def _question(pursuit: Pursuit, now: float) -> Request:

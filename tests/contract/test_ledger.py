@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -536,3 +537,46 @@ async def test_cancelled_and_proven(version: int) -> None:
             settled = await _next_settled(events)
         assert (settled.key, settled.outcome) == (key, "not applied")
         assert await keys_of(node) == 0
+
+
+async def test_what_nobody_can_tell_is_told_at_once(version: int) -> None:
+    async with one_node(version, SLOW_COMMIT, installed=False) as (node, cluster):
+        operation = cluster.submit("INSERT INTO slow VALUES (1, 60)")
+        pid = await napping(node)
+        await node.execute("SELECT pg_terminate_backend(%s)", [pid])
+        with pytest.raises(pgha.CommitInDoubt) as caught, within():
+            await operation
+        with within():
+            assert await caught.value.settle() == "in doubt"
+        evidence = caught.value.evidence
+        assert evidence is not None
+        assert (evidence.sqlstate, evidence.severity, evidence.completed) == ("57P01", "FATAL", 1)
+        copy = pickle.loads(pickle.dumps(caught.value))
+        assert (str(copy), copy.evidence, copy.node) == (str(caught.value), evidence, node.name)
+        assert pgha.info(copy) == pgha.info(caught.value)
+        assert await copy.settle() == "in doubt"
+
+
+async def test_settle_ends_with_its_cluster(version: int) -> None:
+    async with standalone(version=version) as nodes:
+        node = nodes[0]
+        await node.execute(TABLE)
+        async with anyio.create_task_group() as tasks:
+            async with pgha.open_cluster(pgha.Node(node.dsn, node.name), lanes=1) as cluster:
+                await cluster.ledger.install()
+                (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
+                await node.freeze_backend(pid)
+                with pytest.raises(pgha.CommitInDoubt) as caught, within():
+                    await cluster.execute(WRITE, ["a"], key=pgha.new_key(), timeout=0.2)
+                await node.freeze()
+                said: list[str] = []
+
+                async def ask() -> None:
+                    said.append(await caught.value.settle())
+
+                tasks.start_soon(ask)
+                await anyio.wait_all_tasks_blocked()
+            await eventually(lambda: said == ["in doubt"])
+            assert await caught.value.settle() == "in doubt"
+            await node.thaw()
+            await node.thaw_backend(pid)

@@ -164,13 +164,16 @@ def _text_row(result: PGresult, row: int) -> tuple[str | None, ...]:
     return tuple(None if value is None else bytes(value).decode() for value in values)
 
 
+SYSTEM = b"SELECT system_identifier FROM pg_catalog.pg_control_system()"
+
+
 async def system_of(pgconn: PGconn) -> int | None:
     """The server's system identifier: it is the same for a primary and for whoever takes over from it.
 
     None where it does not tell (the function is free to all, unless somebody took that right away).
     """
     try:
-        (result,) = await run_simple(pgconn, b"SELECT system_identifier FROM pg_catalog.pg_control_system()")
+        (result,) = await run_simple(pgconn, SYSTEM)
     except psycopg.Error:
         if pgconn.status != pq.ConnStatus.OK:
             raise
