@@ -144,9 +144,6 @@ class NodeStatus:
     """Why it is not up, in the words of the server or of libpq; empty when up."""
     latency: float | None
     """Smoothed round trip of the pings in seconds, or None before the first."""
-    clock_skew: float | None
-    """The server's clock minus this machine's in seconds, good to half a round trip; None before the first
-    ping."""
     server_version: int | None
     """As libpq has it, 180000 for 18.0; None before the first connection."""
     read_lanes: int
@@ -155,6 +152,9 @@ class NodeStatus:
     """Open connections that carry writes."""
     in_flight: int
     """Operations sent to this node and not answered yet."""
+    clock_skew: float | None = None
+    """The server's clock minus this machine's in seconds, good to half a round trip; None before the first
+    ping."""
 
 
 @final

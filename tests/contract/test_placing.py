@@ -18,6 +18,7 @@ from psycopg.rows import tuple_row
 import pgha
 from pgha._config import Tuning
 from pgha._core.verdict import Outcome
+from pgha._doubts import Doubt
 from pgha._errors import Info, annotate
 from pgha._judging import LegLost
 from pgha._operation import Attempt, Operation, Request, Stage
@@ -261,6 +262,9 @@ class Track:
         operation.finish(None, LegLost("another node was faster"))
 
     def give_up(self, operation: Operation[Any], why: object) -> None: ...
+
+    def in_doubt(self, operation: Operation[Any]) -> Doubt:
+        raise AssertionError("a read is never in doubt")
 
     def unretrieved(self, operation: Operation[Any], error: BaseException) -> None: ...
 
