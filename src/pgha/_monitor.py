@@ -34,7 +34,11 @@ PING = b"SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.date_part('epoch', pg
 """As cheap as SELECT 1, and it tells the role on every version, and the server's clock."""
 _LEDGER = (
     b"SELECT pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE')"
-    b" AND pg_catalog.has_table_privilege(c.oid, 'INSERT, UPDATE, SELECT')"
+    b" AND pg_catalog.has_table_privilege(c.oid, 'INSERT')"
+    b" AND pg_catalog.has_table_privilege(c.oid, 'UPDATE')"
+    b" AND pg_catalog.has_table_privilege(c.oid, 'SELECT')"
+    b" AND EXISTS (SELECT FROM pg_catalog.pg_attribute a"
+    b" WHERE a.attrelid = c.oid AND a.attname = 'fingerprint' AND NOT a.attisdropped)"
     b" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
     b" WHERE n.nspname = 'pgha' AND c.relname = 'ledger'"
 )

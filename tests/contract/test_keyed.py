@@ -150,6 +150,18 @@ async def test_a_ledger_of_another_layout(version: int) -> None:
 # Keys of pgha's own
 
 
+async def test_no_keys_by_themselves_without_the_rights_to_them(version: int) -> None:
+    async with one_node(version, TABLE + "; CREATE ROLE poor LOGIN; GRANT INSERT ON t TO poor") as (node, _):
+        await node.execute("GRANT USAGE ON SCHEMA pgha TO poor; GRANT SELECT ON pgha.ledger TO poor")
+        poor_dsn = psycopg.conninfo.make_conninfo(node.dsn, user="poor")
+        async with pgha.open_cluster(pgha.Node(poor_dsn, "n"), ledger="auto") as poor:
+            for number in range(5):
+                result = await poor.execute(WRITE, [str(number)])
+                assert result.attempts == 1
+        assert await keys_of(node) == 0
+        assert await ids(node) == ["0", "1", "2", "3", "4"]
+
+
 async def test_keys_by_themselves_where_there_is_a_ledger(version: int) -> None:
     async with one_node(version, installed=False, ledger="auto") as (node, cluster):
         await cluster.execute(WRITE, ["before"])
