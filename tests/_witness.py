@@ -58,10 +58,13 @@ class Witness:
 
     # What the user does
 
-    def send(self, *queries: Query, framed: bool = False) -> Operation[Any]:
-        """One operation: a segment of these statements. They are not looked at: BEGIN and the like pass."""
+    def send(self, *queries: Query, framed: bool = False, undone: bool = False) -> Operation[Any]:
+        """One operation: a segment of these statements. They are not looked at: BEGIN and the like pass.
+
+        ``undone``: a frame that ends with ROLLBACK.
+        """
         statements = tuple(_statement(one) for one in queries)
-        extras = Extras(framed=True) if framed else NO_EXTRAS
+        extras = Extras(framed=True, undone=undone) if framed else NO_EXTRAS
         committing = len(statements) == 1 and statements[0].words.self_committing
         request = Request(
             statements, "write", False, len(statements) > 1, nearest(), tuple_row,

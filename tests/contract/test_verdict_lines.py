@@ -30,6 +30,7 @@ SCHEMA = """
         BEGIN PERFORM pg_sleep(NEW.nap) /* at the commit */; RETURN NULL; END $$;
     CREATE CONSTRAINT TRIGGER nap AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED
         FOR EACH ROW EXECUTE FUNCTION nap();
+    CREATE PROCEDURE whole() LANGUAGE plpgsql AS $$ BEGIN INSERT INTO t VALUES (1); COMMIT; END $$;
     CREATE PROCEDURE half() LANGUAGE plpgsql AS $$
         BEGIN INSERT INTO t VALUES (1); COMMIT; RAISE 'and then no more'; END $$;
     CREATE FUNCTION raising(code text) RETURNS int LANGUAGE plpgsql AS $$
@@ -43,10 +44,9 @@ READY = 6
 
 @dataclass(frozen=True)
 class Seen:
-    """What a lane saw of a write, and whether the write was found afterwards."""
-
     facts: Facts
     applied: bool
+    """Whether the write was found afterwards."""
     shared: tuple[str, ...] = ()
     """Other lines that hold and say the same."""
 
@@ -142,6 +142,13 @@ async def the_commit_of_a_failed_block(version: int) -> Seen:
         return Seen(facts, await applied(node))
 
 
+@situation("framed: ROLLBACK")
+async def a_frame_that_only_asked(version: int) -> Seen:
+    async with scene(version) as (node, witness):
+        facts = await witness.told(witness.send(INSERT, framed=True, undone=True))
+        return Seen(facts, await applied(node))
+
+
 @situation("Sync")
 async def an_insert(version: int) -> Seen:
     async with scene(version) as (node, witness):
@@ -152,8 +159,7 @@ async def an_insert(version: int) -> Seen:
 async def a_call_that_commits(version: int) -> Seen:
     """What commits by itself is proven by its Sync like anything else."""
     async with scene(version) as (node, witness):
-        await node.execute("CREATE PROCEDURE full_one() BEGIN ATOMIC INSERT INTO t VALUES (1); END")
-        facts = await witness.told(witness.send("CALL full_one()"))
+        facts = await witness.told(witness.send("CALL whole()"))
         assert facts.self_committing
         return Seen(facts, await applied(node))
 
