@@ -366,4 +366,3 @@ async def test_settle_ends_with_its_cluster(version: int) -> None:
             await eventually(lambda: said == ["in doubt"])
             assert await caught.value.settle() == "in doubt"
             await node.thaw()
-            await node.thaw_backend(pid)
