@@ -36,10 +36,8 @@ async def test_a_clock_that_is_off_is_told_and_told_again_when_it_is_right(versi
 
 
 @pytest.mark.parametrize("timeout", [None, 5.0])
-async def test_a_guard_that_refuses_what_is_in_time_is_made_wider(
-    version: int, timeout: float | None
-) -> None:
-    """The server's clock was set forward behind the last ping: the first attempt is refused, the next is not."""
+async def test_a_guard_that_refuses_what_is_in_time_gets_wider(version: int, timeout: float | None) -> None:
+    """The server's clock was set forward behind the last ping: one attempt is refused, the next is not."""
     async with one_node(version, TABLE, ping_interval=60.0) as (node, cluster):
         await cluster.execute(WRITE, ["before"], key=pgha.new_key())
         clock = cluster._nodes[node.name].server.clock
