@@ -19,18 +19,17 @@ import anyio
 
 from ._config import Options
 from ._core.backoff import RetryBudget, delay
-from ._core.dispatch import Queue
 from ._core.health import Transition
 from ._core.pipeline import Doing
-from ._core.routing import choose, elsewhere
+from ._core.routing import among, choose, elsewhere
 from ._core.statements import Entry
 from ._core.verdict import ELSEWHERE, GaveUp, Outcome, Then, outcome
 from ._doubts import Doubt
 from ._errors import ClusterClosed, NodeReport, NoNodeAvailable
 from ._judging import Fate, LegLost, error_for, given_up, if_not_applied, in_doubt, server_error, weigh
 from ._lane import Lane
-from ._laneset import Waiting
 from ._lanetypes import Verdict
+from ._line import Line
 from ._node import Node
 from ._operation import KINDS, Kind, Operation, Stage
 from ._outcomes import Outcomes
@@ -52,35 +51,34 @@ class Dispatcher:
         self.outcomes = Outcomes(self.times, clock)
         self.writes_seen = False
         self.closed = False
-        self.queued = 0
         self._options = options
         self._tuning = options.tuning
         self._nodes = nodes
         self._clock = clock
-        self._shared: dict[Kind, Waiting] = {kind: Waiting() for kind in KINDS}
+        self._line = Line(options, nodes, self.times, clock, self)
+        self._shared = self._line.shared
         self._target: dict[Kind, Node | None] = dict.fromkeys(KINDS)
         self._races = Races(self, self, self.outcomes, clock, options.tuning.max_attempts)
         self._settlements = Settlements(self, self, self.outcomes, self.times, clock, options.node_wait)
-        self._stranded: set[Operation[Any]] = set()
-        """In line for a node that cannot take them, since no other server may have them: see `lineage`."""
         self._budget = RetryBudget(clock())
         self._dirty: set[Node] = set()
         self._working = False
-        self._room_waiters: list[anyio.Event] = []
         self._changed: list[anyio.Event] = []
 
     # Starting
 
     @property
+    def queued(self) -> int:
+        return self._line.length
+
+    @property
     def full(self) -> bool:
-        return self.queued >= self._options.max_queued
+        return self._line.full
 
     async def queue_room(self) -> None:
         """Wait until the queue takes one more."""
-        while self.full and not self.closed:
-            event = anyio.Event()
-            self._room_waiters.append(event)
-            await event.wait()
+        while self._line.full and not self.closed:
+            await self._line.room()
 
     @uninterrupted
     def start(self, operation: Operation[Any]) -> None:
@@ -135,24 +133,19 @@ class Dispatcher:
         self._enqueue(operation, node, now, front=False, feed=not lanes.complete)
 
     def _in_lineage(self, operation: Operation[Any]) -> str | None:
-        """The node for a write that only the servers of its lineage know of: one that takes writes, or the
-        one that had it last."""
+        """The node for a write that only the servers of its lineage know of."""
         route, lineage = operation.request.route, operation.lineage
         if isinstance(route, Pin):
             return route.name
         nodes = [node for node in self._nodes.values() if node.server.system == lineage and not node.leaving]
-        target = self._target["write"]
-        if target is not None and target in nodes:
-            return target.name
-        name = choose([node.candidate("write") for node in nodes], None, write=True)
-        if name is not None:
-            return name
-        last = operation.attempts[-1].node if operation.attempts else operation.home
-        return next((node.name for node in sorted(nodes, key=lambda node: node.name != last)), last)
+        current, last = self._target["write"], operation.home
+        if operation.attempts:
+            last = operation.attempts[-1].node
+        return among([node.candidate("write") for node in nodes], current.name if current else None, last)
 
     def _resettle_stranded(self) -> None:
         """A node may take now what waits for another of its lineage."""
-        for operation in tuple(self._stranded):
+        for operation in tuple(self._line.stranded):
             if operation.stage is Stage.QUEUED and operation.exact:
                 home = self._in_lineage(operation)
                 node = self._nodes.get(home) if home is not None else None
@@ -162,37 +155,24 @@ class Dispatcher:
                 self._leave_queue(operation)
                 self.place(operation, since, front=True)
             else:
-                self._stranded.discard(operation)
+                self._line.stranded.discard(operation)
 
     def _homeless(self, operation: Operation[Any]) -> None:
         """Its node was removed while it was between two attempts."""
         if operation.parent is None and not isinstance(operation.request.route, Pin):
             if operation.exact and self._in_lineage(operation) not in self._nodes:
-                self._fail_without_node(operation, "its node was removed, and no other can tell")
+                self.expired(operation, "its node was removed, and no other can tell")
                 return
             operation.home = None
             self.place(operation, self._clock(), front=True)
         else:
-            self._fail_without_node(operation, f"node {operation.home} was removed")
+            self.expired(operation, f"node {operation.home} was removed")
 
     def _enqueue(
         self, operation: Operation[Any], node: Node | None, now: float, *, front: bool, feed: bool = True
     ) -> None:
         kind = operation.request.kind
-        waiting = self._shared[kind] if operation.home is None else self._nodes[operation.home].waiting[kind]
-        queue = waiting.of(operation)
-        if front:
-            queue.push_front(operation)
-        else:
-            queue.push(operation)
-        operation.stage = Stage.QUEUED
-        operation.place = queue
-        operation.queued_at = now
-        self.queued += 1
-        if node is None or not node.serves(kind):
-            if operation.exact:
-                self._stranded.add(operation)
-            self._expire_later(operation)
+        self._line.push(operation, now, front=front, served=node is not None and node.serves(kind))
         if node is None:
             if kind == "write":
                 for one in self._nodes.values():
@@ -204,72 +184,21 @@ class Dispatcher:
 
     # Waiting in line
 
-    def _out_of_line(self, operation: Operation[Any]) -> None:
-        operation.place = None
-        operation.stage = Stage.NEW
-        self.queued -= 1
-        if self._stranded:
-            self._stranded.discard(operation)
-        if self._room_waiters and not self.full:
-            self._wake_room_waiters()
-        if operation.expiry is not None:
-            self.times.cancel(operation.expiry)
-            operation.expiry = None
-
     def _leave_queue(self, operation: Operation[Any]) -> None:
-        operation.place.remove(operation)
-        self._out_of_line(operation)
-        if operation.alone and (node := self._node_of(operation)) is not None:
+        self._line.leave(operation)
+        if operation.alone and (node := self.node_of(operation)) is not None:
             self._mark(node)
 
-    def _node_of(self, operation: Operation[Any]) -> Node | None:
+    def node_of(self, operation: Operation[Any]) -> Node | None:
         """Where it would be sent now."""
         if operation.home is None:
             return self._target[operation.request.kind]
         return self._nodes.get(operation.home)
 
-    def _wake_room_waiters(self) -> None:
-        waiters, self._room_waiters = self._room_waiters, []
-        for event in waiters:
-            event.set()
-
-    def _expire_later(self, operation: Operation[Any]) -> None:
-        """Nobody can take it now: it must not wait without a bound."""
-        if operation.expiry is not None or operation.stage is not Stage.QUEUED:
-            return
-        if (operation.exact or isinstance(operation.request.route, Pin)) and operation.deadline is not None:
-            return
-        when = operation.queued_at + self._options.node_wait
-        operation.expiry = self.times.at(when, lambda: self._expire(operation))
-
-    def _expire(self, operation: Operation[Any]) -> None:
-        operation.expiry = None
-        if operation.stage is not Stage.QUEUED:
-            return
-        kind = operation.request.kind
-        node = self._node_of(operation)
-        if node is not None and node.serves(kind):
-            # Served again meanwhile, only not this one yet: look again later.
-            again = self._clock() + max(self._options.node_wait, 0.5)
-            operation.expiry = self.times.at(again, lambda: self._expire(operation))
-            return
-        what = f"node {operation.home}" if operation.home else "a node"
-        message = f"no answer from {what} for {kind}s within {self._options.node_wait:g} s"
-        self._leave_queue(operation)
-        self._fail_without_node(operation, message)
-
-    def _expire_all_later(self, waiting: Waiting, since: float | None) -> None:
-        for queue in waiting.queues:
-            for operation in queue:
-                if since is not None:
-                    operation.queued_at = since
-                    if operation.expiry is not None:
-                        self.times.cancel(operation.expiry)
-                        operation.expiry = None
-                self._expire_later(operation)
-
-    def _fail_without_node(self, operation: Operation[Any], message: str) -> None:
+    def expired(self, operation: Operation[Any], message: str) -> None:
         """No node is there for it; an attempt before may have ended in doubt."""
+        if operation.alone and (node := self.node_of(operation)) is not None:
+            self._mark(node)
         doubted = operation.doubted and not operation.request.read
         error = in_doubt(operation, message) if doubted else self.no_node(message)
         self.outcomes.fail(operation, error, Outcome.NOT_APPLIED)
@@ -288,12 +217,12 @@ class Dispatcher:
             if operation.stage is Stage.DONE:
                 return
             if not lane.takes(operation, now):
-                self._enqueue(operation, self._node_of(operation), now, front=True)
+                self._enqueue(operation, self.node_of(operation), now, front=True)
                 return
         if lane.send(operation, now):
             node.busy()
         else:
-            self._enqueue(operation, self._node_of(operation), now, front=True)
+            self._enqueue(operation, self.node_of(operation), now, front=True)
         if self._dirty:
             # What ``on_send`` submitted.
             self._work()
@@ -341,7 +270,7 @@ class Dispatcher:
             if lane is None:
                 lanes.demand(now, quiet=True)
                 break
-            self._send(lane, node, self._take(queue), now)
+            self._send(lane, node, self._line.take(queue), now)
         else:
             lanes.unreserve()
         corked: list[Lane] = []
@@ -354,15 +283,10 @@ class Dispatcher:
                 if not lane.corked:
                     lane.corked = True
                     corked.append(lane)
-                self._send(lane, node, self._take(queue), now)
+                self._send(lane, node, self._line.take(queue), now)
         finally:
             for lane in corked:
                 lane.uncork()
-
-    def _take(self, queue: Queue[Operation[Any]]) -> Operation[Any]:
-        operation = queue.take()
-        self._out_of_line(operation)
-        return operation
 
     # The lanes report
 
@@ -471,7 +395,7 @@ class Dispatcher:
             self.place(operation, self._clock(), front=True)
 
     def room(self, lane: Lane) -> None:
-        if self.queued and lane.node in self._nodes:
+        if self._line.length and lane.node in self._nodes:
             self._mark(self._nodes[lane.node])
 
     def lane_broke(self, lane: Lane, reason: str, *, lost: bool) -> None:
@@ -503,16 +427,16 @@ class Dispatcher:
         return self._target["write"] is None and bool(self._shared["write"])
 
     def pump(self, node: Node) -> None:
-        if self.queued:
+        if self._line.length:
             self._mark(node)
 
     def lanes_changed(self, node: Node) -> None:
         self.reroute()
         for kind in KINDS:
             if node.sets[kind].failing:
-                self._expire_all_later(node.waiting[kind], None)
+                self._line.expire_all_later(node.waiting[kind], None)
                 if self._target[kind] is node:
-                    self._expire_all_later(self._shared[kind], None)
+                    self._line.expire_all_later(self._shared[kind], None)
         self._tell_changed()
         self._mark(node)
 
@@ -536,7 +460,7 @@ class Dispatcher:
         for kind in KINDS:
             for queue in node.waiting[kind].queues:
                 for operation in queue.drain():
-                    self._out_of_line(operation)
+                    self._line.out(operation)
                     if operation.parent is None and not isinstance(operation.request.route, Pin):
                         operation.home = None
                     if operation.exact:
@@ -545,7 +469,7 @@ class Dispatcher:
                         lost = LegLost(f"{node.name}: {node.health.reason}")
                         self.outcomes.fail(operation, lost, Outcome.NOT_APPLIED)
                     else:
-                        self._enqueue(operation, self._node_of(operation), operation.queued_at, front=False)
+                        self._enqueue(operation, self.node_of(operation), operation.queued_at, front=False)
 
     def clock_changed(self, node: Node) -> None:
         """Its clock and ours have come apart, or together again."""
@@ -562,10 +486,10 @@ class Dispatcher:
             name = choose(views, before.name if before else None, write=kind == "write")
             target = self._target[kind] = self._nodes[name] if name is not None else None
             if target is None and before is not None:
-                self._expire_all_later(self._shared[kind], self._clock())
+                self._line.expire_all_later(self._shared[kind], self._clock())
             elif target is not None and target is not before:
                 self._dirty.add(target)
-        if self._stranded:
+        if self._line.stranded:
             self._resettle_stranded()
         self._work()
 
@@ -653,7 +577,7 @@ class Dispatcher:
             operation.doubted = operation.doubted or sent
             operation.gave_up = operation.gave_up or "cancelled"
             self.outcomes.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
-        self._wake_room_waiters()
+        self._line.wake()
         self._tell_changed()
 
     def forget(self, node: Node) -> None:
@@ -662,6 +586,6 @@ class Dispatcher:
         for kind in KINDS:
             for queue in node.waiting[kind].queues:
                 for operation in queue.drain():
-                    self._out_of_line(operation)
+                    self._line.out(operation)
                     self._homeless(operation)
         self._tell_changed()

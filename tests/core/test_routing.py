@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgha._core.routing import Candidate, choose, eligible, elsewhere
+from pgha._core.routing import Candidate, among, choose, eligible, elsewhere
 from pgha._types import Role, State
 
 quick = settings(deadline=None, max_examples=150)
@@ -162,3 +162,19 @@ def test_elsewhere_is_elsewhere(nodes: list[Candidate], avoid: str, write: bool)
     others = [one for one in nodes if one.name != avoid]
     assert name == choose(others, None, write=write)
     assert (name is None) == (not any(eligible(one, write=write) for one in others))
+
+
+@quick
+@given(clusters(), st.none() | st.sampled_from("abcd"), st.none() | st.sampled_from("abcdx"))
+def test_among_the_few_that_know(nodes: list[Candidate], current: str | None, last: str | None) -> None:
+    """Never to a stranger; to one that takes writes if there is one, and then it stays where writes go."""
+    found = among(nodes, current, last)
+    able = {one.name for one in nodes if eligible(one, write=True)}
+    if able:
+        assert found in able
+        assert current not in able or found == current
+    elif nodes:
+        assert found in {one.name for one in nodes}
+        assert found == last or last not in {one.name for one in nodes}
+    else:
+        assert found == last

@@ -54,3 +54,15 @@ def choose(candidates: Sequence[Candidate], current: str | None, *, write: bool)
 def elsewhere(candidates: Sequence[Candidate], avoid: str, *, write: bool) -> str | None:
     """Another node than ``avoid``, or None when there is none."""
     return choose([one for one in candidates if one.name != avoid], None, write=write)
+
+
+def among(members: Sequence[Candidate], current: str | None, last: str | None) -> str | None:
+    """Where a write goes that only these nodes know of: to one that takes writes, ``current`` if it does;
+    while none does, to wait for ``last``, or for another of them where that is none."""
+    if any(one.name == current and eligible(one, write=True) for one in members):
+        return current
+    found = choose(members, None, write=True)
+    if found is not None:
+        return found
+    names = [one.name for one in members]
+    return last if last in names or not names else names[0]
