@@ -60,6 +60,11 @@ REPEATED: dict[str, Any] = {
     "tries": (one_try(outcome="in doubt"), one_try("n2", at=0.3)),
     "node": "n2",
 }
+KEYED: dict[str, Any] = {
+    "keyed": True,
+    "tries": (one_try(outcome="in doubt"), one_try("n2", at=0.3)),
+    "node": "n2",
+}
 SEEN: dict[str, Any] = {"writer": 1, "answer": None, "tries": ()}
 
 
@@ -83,6 +88,14 @@ RIGHT = [
     Case("in doubt and once", (write(**DOUBT),), HERE),
     Case("lost and once", (write(**LOST),), HERE),
     Case("in doubt and not everywhere", (write(**DOUBT),), {"n1": [("w", "n1")], "n2": []}),
+    Case("in doubt, settled as not applied, and nowhere", (write(**DOUBT, settled="not applied"),)),
+    Case("in doubt, settled as applied, and once", (write(**DOUBT, settled="applied"),), HERE),
+    Case("in doubt for ever", (write(**DOUBT, settled="in doubt"),), HERE),
+    Case("keyed: sent again without proof", (write(**KEYED),), everywhere(("w", "n2"))),
+    Case(
+        "keyed: refused although a try was in doubt, since the key tells",
+        (write(**REFUSED | {"tries": (one_try(outcome="in doubt"),), "keyed": True}),),
+    ),
     Case("sent again on proof", (write(**AGAIN),), everywhere(("w", "n2"))),
     Case("repeatable, applied by both tries", (write(**REPEATED),), everywhere(("w", "n1"), ("w", "n2"))),
     Case("repeatable, twice by one node", (write(**REPEATED),), everywhere(("w", "n2"), ("w", "n2"))),
@@ -169,6 +182,10 @@ WRONG: dict[str, list[Case]] = {
         Case("twice", (write(**REFUSED),), everywhere(("w", "n1"), ("w", "n1"))),
         Case("repeatable", (write(**REFUSED | {"repeatable": True}),), HERE),
         Case("never sent", (write(**REFUSED | {"tries": ()}),), HERE),
+    ],
+    "missettled": [
+        Case("not there", (write(**DOUBT, settled="applied"),), says="settled as applied, is on no node"),
+        Case("there", (write(**DOUBT, settled="not applied"),), HERE, says="not applied, was applied: once"),
     ],
     "unasked": [
         Case("by nobody", (), HERE, says="row w, which nobody wrote"),
@@ -473,6 +490,12 @@ def apply_what_was_refused(model: Model, pick: Pick) -> str:
     return key
 
 
+def settle_by_guessing(model: Model, pick: Pick) -> str:
+    entry: Entry = some(pick, writes(model, "in doubt"))
+    there = any(key == entry.key for key, _ in model.applied)
+    return change(model, entry, settled="not applied" if there else "applied")
+
+
 def make_up_a_row(model: Model, pick: Pick) -> str:
     model.applied.append(("made up", "n1"))
     return "made up"
@@ -537,6 +560,7 @@ MUTATIONS: list[tuple[str, Callable[[Model, Pick], str]]] = [
     ("doubled", apply_once_more_than_tried),
     ("in_doubt_twice", double_what_is_in_doubt),
     ("refused_present", apply_what_was_refused),
+    ("missettled", settle_by_guessing),
     ("unasked", make_up_a_row),
     ("crossed", swap_two_answers),
     ("late", keep_a_caller_waiting),

@@ -49,6 +49,17 @@ def test_an_acknowledged_operation() -> None:
     )  # fmt: skip
 
 
+def test_one_in_doubt_is_settled_later() -> None:
+    recorder = Recorder()
+    one = recorder.begin("write", "k", keyed=True)
+    with pytest.raises(RuntimeError, match="not in doubt"):
+        one.settled("applied")
+    one.doubt("perhaps")
+    one.settled("applied")
+    (entry,) = recorder.history()
+    assert (entry.keyed, entry.ending, entry.settled) == (True, "in doubt", "applied")
+
+
 @pytest.mark.parametrize(
     ("act", "ending", "error"),
     [
@@ -188,6 +199,8 @@ entries = st.builds(
     st.lists(tries, max_size=3).map(tuple),
     st.none() | st.integers(),
     st.none() | st.integers(),
+    st.booleans(),
+    st.sampled_from([None, "applied", "not applied", "in doubt"]),
 )
 
 

@@ -46,6 +46,8 @@ class Load:
         self.writer: str | None = None
         """The node that answered the last write."""
         self.reader: str | None = None
+        self.doubts: list[tuple[Open, pgha.CommitInDoubt]] = []
+        """Keyed writes of which somebody can still tell."""
         self._workload = workload
         self._random = Random(seed)
         self._stopping = False
@@ -102,21 +104,28 @@ class Load:
 
     async def _write(self, writer: int, number: int) -> None:
         repeatable = self._random.random() < self._workload.idempotent
+        keyed = not repeatable and self._keyed()
         entry = self.recorder.begin(
             "write",
             f"w{writer}-{number}",
             writer=writer,
             number=number,
             repeatable=repeatable,
+            keyed=keyed,
             timeout=self._timeout,
         )
         operation = self.cluster.submit(
-            WRITE, [entry.key, writer, number], idempotent=repeatable, timeout=self._timeout
+            WRITE,
+            [entry.key, writer, number],
+            idempotent=repeatable,
+            key=pgha.new_key() if keyed else None,
+            timeout=self._timeout,
         )
         try:
             result = await operation
         except psycopg.Error as error:
             note_failure(entry, error, operation)
+            self._doubted(error, entry)
             return
         self.writer = result.node
         entry.acknowledged(node=result.node, record=operation.record)
@@ -125,14 +134,18 @@ class Load:
     async def _batch(self, writer: int, number: int) -> None:
         """All rows or none: their keys differ in the part behind the dot."""
         keys = [f"b{writer}-{number}.{part}" for part in range(self._workload.batch)]
-        entries = [self.recorder.begin("write", key, timeout=self._timeout) for key in keys]
+        keyed = self._keyed()
+        entries = [self.recorder.begin("write", key, keyed=keyed, timeout=self._timeout) for key in keys]
         try:
             results = await self.cluster.execute_batch(
-                [(WRITE, [key, writer, number]) for key in keys], timeout=self._timeout
+                [(WRITE, [key, writer, number]) for key in keys],
+                key=pgha.new_key() if keyed else None,
+                timeout=self._timeout,
             )
         except psycopg.Error as error:
             for entry in entries:
                 note_failure(entry, error)
+            self._doubted(error, *entries)
             return
         for entry, result in zip(entries, results, strict=True):
             entry.acknowledged(node=result.node)
@@ -143,15 +156,34 @@ class Load:
         but it was not applied twice.
         """
         patience = self._random.choice([0.0, 0.0005, 0.002, 0.01, 0.05])
-        entry = self.recorder.begin("write", f"c{writer}-{number}", timeout=self._timeout)
+        keyed = self._keyed()
+        key = pgha.new_key() if keyed else None
+        entry = self.recorder.begin("write", f"c{writer}-{number}", keyed=keyed, timeout=self._timeout)
         with anyio.CancelScope(deadline=anyio.current_time() + patience) as scope:
             try:
-                result = await self.cluster.execute(WRITE, [entry.key, writer, number], timeout=self._timeout)
+                result = await self.cluster.execute(
+                    WRITE, [entry.key, writer, number], key=key, timeout=self._timeout
+                )
                 entry.acknowledged(node=result.node)
             except psycopg.Error as error:
                 note_failure(entry, error)
+                self._doubted(error, entry)
         if scope.cancelled_caught:
             entry.doubt("left by its caller")
+
+    def _keyed(self) -> bool:
+        share = self._workload.keyed
+        return share > 0 and self._random.random() < share
+
+    def _doubted(self, error: psycopg.Error, *entries: Open) -> None:
+        if isinstance(error, pgha.CommitInDoubt) and error.key is not None:
+            self.doubts += [(entry, error) for entry in entries if entry.entry.ending == "in doubt"]
+
+    async def settle(self, timeout: float) -> None:
+        """Ask what became of each keyed write in doubt: so many seconds for all of them."""
+        end = anyio.current_time() + timeout
+        for entry, error in self.doubts:
+            entry.settled(await error.settle(max(0.1, end - anyio.current_time())))
 
     @property
     def _timeout(self) -> float | None:

@@ -21,7 +21,7 @@ import pgha
 from pgha import chaos
 from pgha._trials.field import Field
 from pgha._trials.load import ROWS, TABLE, Load, by_origin
-from pgha._trials.rules import betrayed, logged, promise_of, shown, torn
+from pgha._trials.rules import betrayed, logged, promise_of, shown, strayed, torn, undecided, unfounded
 from pgha._trials.servers import servers
 from pgha._trials.trial import Setup, Sighting, Trial, Watch, unwatched, violation
 from pgha.chaos.checkers import check
@@ -31,6 +31,8 @@ _ACT_BOUND = 60.0
 """Seconds that a scenario's act may take: generous, since what hangs is to be seen as that."""
 _END_BOUND = 40.0
 """Seconds in which every operation has to end once the load stops and all is healed: above `node_wait`."""
+_SETTLE_BOUND = 30.0
+"""Seconds for the ledger to tell what became of all writes in doubt, once all is healed."""
 
 
 async def play(
@@ -60,7 +62,8 @@ async def play(
             watch(field.cluster, field.recorder, field.injector.done)
             with logged(field.shown):
                 await _perform(field, act, bound)
-            retried = field.cluster.statistics().retried
+                await field.load.settle(_SETTLE_BOUND)
+            statistics = field.cluster.statistics()
         ended = time.monotonic()
         await _settle(field)
         rows = by_origin(await _rows(field), {node.port: node.name for node in nodes})
@@ -69,7 +72,10 @@ async def play(
     secret = betrayed(setup.password, [*field.shown, *(str(entry.error) for entry in history)])
     if field.tail and not any(field.lost_its_tail(history, rows)):
         field.claim(False, "setup", "no write was lost with the former primary: nothing was tried")
-    more = [*field.violations, *shown(history, field.expected), *torn(history, rows), *secret, *left]
+    doubts = [*undecided(history, field.expected), *unfounded(history)]
+    if setup.topology == "masters":
+        doubts += strayed(history)
+    more = [*field.violations, *shown(history, field.expected), *torn(history, rows), *doubts, *secret, *left]
     return Trial(
         title,
         seed,
@@ -83,7 +89,8 @@ async def play(
         tuple(field.sightings),
         (*found, *more),
         schedule,
-        retried,
+        statistics.retried,
+        statistics.replayed,
     )
 
 
@@ -107,6 +114,9 @@ async def _fielded(
     options = {"min_ready": len(named), **setup.options}
     injector = chaos.Injector(nodes, proxies)
     async with pgha.open_cluster(*named, application_name=application, **options) as cluster:
+        if setup.keyed:
+            await cluster.ledger.install()
+            await _create(nodes, "SELECT 1")  # masters publish the new table, too
         recorder = Recorder()
         load = Load(cluster, recorder, setup.workload, seed)
         field = Field(

@@ -39,6 +39,47 @@ def shown(history: Iterable[Entry], expected: Container[str] = ()) -> list[Viola
     ]
 
 
+def undecided(history: Iterable[Entry], expected: Container[str] = ()) -> list[Violation]:
+    """A keyed write ended in doubt before its time was over; or nobody could tell when all was healed."""
+    found = []
+    for entry in history:
+        doubted = entry.keyed and _in_doubt(entry) and entry.key not in expected
+        if doubted and entry.timeout is None:
+            text = f"keyed write {entry.key} was in doubt, without a deadline: {entry.error}"
+            found.append(violation("undecided", text, entry.key))
+        elif doubted and entry.settled not in ("applied", "not applied"):
+            text = f"keyed write {entry.key} stays in doubt when all is healed: {entry.error}"
+            found.append(violation("undecided", text, entry.key))
+    return found
+
+
+def unfounded(history: Iterable[Entry]) -> list[Violation]:
+    """A write was said to be in doubt, though each of its tries was proven to be applied, or not to be."""
+    return [
+        violation("unfounded", f"write {entry.key} is no matter of doubt: {entry.error}", entry.key)
+        for entry in history
+        if _in_doubt(entry) and entry.timeout is None and entry.tries
+        if all(one.outcome in ("applied", "not applied") for one in entry.tries)
+    ]
+
+
+def strayed(history: Iterable[Entry]) -> list[Violation]:
+    """A keyed write that one master may have applied was given to another: each knows its own keys."""
+    found = []
+    for entry in history:
+        doubtful = {one.node for one in entry.tries if one.outcome == "in doubt"}
+        after = entry.tries[-1].node if entry.tries else None
+        if entry.keyed and entry.kind == "write" and doubtful and not doubtful <= {after}:
+            text = f"keyed write {entry.key}, in doubt on {', '.join(sorted(doubtful))}, went on to {after}"
+            found.append(violation("strayed", text, entry.key))
+    return found
+
+
+def _in_doubt(entry: Entry) -> bool:
+    """By an error of pgha's, not since its caller left."""
+    return entry.ending == "in doubt" and str(entry.error).startswith("CommitInDoubt")
+
+
 def betrayed(password: str | None, texts: Iterable[str]) -> list[Violation]:
     """The password stands in something that pgha showed."""
     if password is None:

@@ -34,8 +34,15 @@ class Setup:
     workload: Workload = field(default_factory=Workload)
     options: Mapping[str, Any] = field(default_factory=dict)
     """More arguments of `pgha.open_cluster`."""
+    ledger: bool = False
+    """It is installed; also by itself where the load has keyed writes."""
     schema: str = ""
     """DDL beside the load's own table."""
+
+    @property
+    def keyed(self) -> bool:
+        """There are keyed writes."""
+        return self.ledger or self.workload.keyed > 0
 
     def on(self, kind: NodeKind) -> Setup:
         """The same, on nodes of another kind."""
@@ -74,6 +81,8 @@ class Trial:
     schedule: Schedule | None
     retried: int
     """Times that an operation was run again."""
+    replayed: int = 0
+    """Writes that the ledger knew to be applied by an earlier attempt."""
 
     @property
     def kept(self) -> bool:

@@ -27,6 +27,9 @@ class Workload:
     """Mean seconds between two operations of one worker."""
     idempotent: float = 0.25
     """Share of the writes that are declared to be so, 0 to 1."""
+    keyed: float = 0.0
+    """Share of the writes, batches and left writes that carry a key by which their servers know them, 0 to 1;
+    not of those that are idempotent."""
     timeout: float | None = None
     """Seconds for each operation; None: without a limit of its own."""
 
@@ -34,8 +37,9 @@ class Workload:
         numbers = [getattr(self, field.name) for field in fields(self)]
         if any(number is not None and not 0 <= number < float("inf") for number in numbers):
             raise ChaosError(f"{self!r}: its numbers must be finite and at least 0")
-        if self.idempotent > 1:
-            raise ChaosError(f"{self!r}: idempotent is a share, from 0 to 1")
+        for share in ("idempotent", "keyed"):
+            if getattr(self, share) > 1:
+                raise ChaosError(f"{self!r}: {share} is a share, from 0 to 1")
         if self.readers + self.writers + self.batchers + self.cancellers == 0:
             raise ChaosError("a workload needs at least one reader, writer, batcher or canceller")
 

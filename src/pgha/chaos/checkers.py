@@ -7,11 +7,11 @@ name of the node that applied it (not of one that received it by replication). A
 leaves two rows; so its table has no unique key, or counts. Taken when all is healed and replication has
 caught up. Everything is pure, and takes time in proportion to the history and the rows.
 
-Where the rules come from: *lost*, *doubled*, *in_doubt_twice*, *refused_present*, *unasked* compare what was
-told with what is there, as Jepsen's set checker does. *crossed*, *late*, *unended* are a client's own duty.
-*stale* is "read your writes", at one node and for one writer. *unproven_retry*, *unproven_refusal*,
-*disordered*, *too_many_tries* hold a client's record of its tries against the first rule of pgha: whatever is
-sent again, and whatever is called not applied, needs proof.
+Where the rules come from: *lost*, *doubled*, *in_doubt_twice*, *refused_present*, *missettled*, *unasked*
+compare what was told with what is there, as Jepsen's set checker does. *crossed*, *late*, *unended* are a
+client's own duty. *stale* is "read your writes", at one node and for one writer. *unproven_retry*,
+*unproven_refusal*, *disordered*, *too_many_tries* hold a client's record of its tries against the first rule
+of pgha: whatever is sent again, and whatever is called not applied, needs proof.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ __all__ = [
     "in_doubt_twice",
     "late",
     "lost",
+    "missettled",
     "refused_present",
     "stale",
     "times_applied",
@@ -132,6 +133,21 @@ def refused_present(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("refused_present", entry.key, text)
 
 
+def missettled(evidence: Evidence) -> Iterator[Violation]:
+    """What a caller in doubt learned later is not what is there."""
+    if evidence.rows is None:
+        return
+    for entry in evidence.writes():
+        times = evidence.times.get(entry.key, 0)
+        if entry.settled == "applied" and not times:
+            told, found = "applied", "is on no node"
+        elif entry.settled == "not applied" and times:
+            told, found = "not applied", f"was applied: {evidence.applied(entry.key)}"
+        else:
+            continue
+        yield Violation("missettled", entry.key, f"write {entry.key}, settled as {told}, {found}")
+
+
 def unasked(evidence: Evidence) -> Iterator[Violation]:
     """A row is there that no write asked for."""
     asked = {entry.key for entry in evidence.writes()}
@@ -213,10 +229,10 @@ def _acknowledged(evidence: Evidence) -> dict[tuple[int, str | None], tuple[list
 
 
 def unproven_retry(evidence: Evidence) -> Iterator[Violation]:
-    """A write that is not repeatable was sent again, though nothing proved that it was not applied."""
+    """A write, neither repeatable nor keyed, was sent again though nothing proved that it was not applied."""
     for entry in evidence.writes():
         for number, (one, after) in enumerate(pairwise(entry.tries), 1):
-            if not entry.repeatable and one.outcome != "not applied":
+            if not (entry.repeatable or entry.keyed) and one.outcome != "not applied":
                 text = (
                     f"write {entry.key} was sent again, to {after.node}, after try {number} on {one.node}"
                     f" had ended {one.outcome or 'without any proof'}"
@@ -226,10 +242,11 @@ def unproven_retry(evidence: Evidence) -> Iterator[Violation]:
 
 
 def unproven_refusal(evidence: Evidence) -> Iterator[Violation]:
-    """A write was called not applied, though one of its tries was, or may have been."""
+    """A write was called not applied, though one of its tries was, or may have been; of a keyed one the key
+    tells."""
     for entry in evidence.writes():
         unproven = [one for one in entry.tries if one.outcome != "not applied"]
-        if _refused(entry) and unproven:
+        if _refused(entry) and unproven and not entry.keyed:
             text = (
                 f"write {entry.key} was said to be not applied ({entry.error}), but a try on"
                 f" {unproven[0].node} had ended {unproven[0].outcome or 'without any proof'}"
@@ -273,7 +290,7 @@ def too_many_tries(evidence: Evidence) -> Iterator[Violation]:
 RULES: Mapping[str, Rule] = {
     rule.__name__: rule
     for rule in (
-        lost, doubled, in_doubt_twice, refused_present, unasked,
+        lost, doubled, in_doubt_twice, refused_present, missettled, unasked,
         crossed, late, unended, stale,
         unproven_retry, unproven_refusal, disordered, too_many_tries,
     )

@@ -83,6 +83,10 @@ class Entry:
     """Of a write: the running number of its writer's (1, 2, ...). Of a read: the highest number that it saw
     among the writes of `writer` which the answering node had applied itself; None or 0: it saw none.
     """
+    keyed: bool = False
+    """It carries a key by which its servers know it: sent again, it is not applied again."""
+    settled: str | None = None
+    """What the caller of one in doubt learned later, in the words of `Try.outcome`; None: nothing."""
 
 
 _FIELDS = {one.name: None if one.default is MISSING else one.default for one in fields(Entry)}
@@ -185,7 +189,7 @@ class Recorder:
 
     def begin(
         self, kind: Kind, key: str | None = None, *, timeout: float | None = None, repeatable: bool = False,
-        writer: int | None = None, number: int | None = None,
+        keyed: bool = False, writer: int | None = None, number: int | None = None,
     ) -> Open:  # fmt: skip
         """An operation begins now; the arguments are fields of `Entry`, and a key is made if none is given.
 
@@ -193,8 +197,9 @@ class Recorder:
         """
         key = str(uuid4()) if key is None else key
         entry = Entry(
-            key, kind, self._clock(), timeout=timeout, repeatable=repeatable, writer=writer, number=number
-        )
+            key, kind, self._clock(), timeout=timeout, repeatable=repeatable, keyed=keyed, writer=writer,
+            number=number,
+        )  # fmt: skip
         begun = Open(entry, self._clock, self._entries)
         if self._entries.setdefault(entry.key, begun) is not begun:
             raise ValueError(f"an operation with the key {key!r} was begun before: a key names one operation")
@@ -256,6 +261,12 @@ class Open:
         ``applied`` (the server was done, and then the answer could not be used) is an acknowledgement.
         """
         self._end(_ENDINGS.get(outcome, "lost"), node, record, error=error)
+
+    def settled(self, outcome: str) -> None:
+        """After `doubt`: its caller learned what became of it, in the words of `Try.outcome`."""
+        if self.entry.ending != "in doubt":
+            raise RuntimeError(f"{self.entry.key} is not in doubt: {self.entry.ending}")
+        self.entry = self._entries[self.entry.key] = replace(self.entry, settled=outcome)
 
     def _end(
         self, ending: Ending, node: str | None, record: _Record | None, *,

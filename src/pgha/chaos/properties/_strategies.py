@@ -80,6 +80,7 @@ def workloads(
         batch=st.integers(1, 5),
         pace=st.sampled_from([0.002, 0.0, 0.02]),
         idempotent=st.sampled_from([0.0, 1.0, 0.5]),
+        keyed=st.sampled_from([0.0, 1.0, 0.5]),
         timeout=st.sampled_from([None, 5.0, 0.5]),
     )
 
