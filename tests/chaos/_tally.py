@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 
+from pgha._trials.exactly import Figures
 from pgha._trials.sweep import Swept
 from pgha._trials.trial import Trial
 
@@ -21,6 +22,8 @@ class Tally:
         """By how they ended."""
         self.cuts: Counter[str] = Counter()
         self.violations = 0
+        self.exact: dict[int, Figures] = {}
+        """By version: what became of keyed writes."""
         self.seconds: dict[str, list[float]] = {}
         """How long the scenarios took, servers included."""
 
@@ -48,6 +51,7 @@ class Tally:
             f"faults: {self.faults.total()} ({_words(self.faults)})",
             f"cuts: {self.cuts.total()} ({_words(self.cuts)})",
             f"operations: {self.operations.total()} ({_words(self.operations)})",
+            *(f"exactly once, PostgreSQL {version}: {found}" for version, found in self.exact.items()),
             f"violations: {self.violations}; {time.monotonic() - self.began:.0f} s",
         ]
 

@@ -22,7 +22,7 @@ def _replicas(field: Field) -> chaos.Replicas:
     return field.nodes
 
 
-async def _gathered(field: Field, *lost: chaos.Node) -> None:
+async def gathered(field: Field, *lost: chaos.Node) -> None:
     """Whoever cannot follow the new primary as it is becomes its standby anew."""
     nodes = _replicas(field)
     for stray in {node.name: node for node in (*lost, *nodes.strays)}.values():
@@ -78,7 +78,7 @@ async def lost_tail(field: Field) -> None:
     await field.more(node=new)
     for standby in nodes.standbys:
         await nodes.reconnect(standby)
-    await _gathered(field, old)
+    await gathered(field, old)
     await field.more()
 
 
@@ -101,7 +101,7 @@ async def demotion(field: Field) -> None:
     await old.stop("fast")
     await nodes.promote(new)
     await field.more(node=new)
-    await _gathered(field, old)
+    await gathered(field, old)
     await field.more()
 
 
@@ -186,7 +186,7 @@ async def promotion(field: Field) -> None:
     await field.begin("kill", old)
     await nodes.promote(new)
     await field.more(node=new)
-    await _gathered(field, old)
+    await gathered(field, old)
     async with field.struck("freeze", nodes.primary):
         await field.pause(1.0)
     await field.more()

@@ -1,0 +1,127 @@
+"""The proof of the ledger: keyed and plain writes side by side, through many faults, on each topology.
+
+What is counted of keyed writes is what the ledger is for: how many had an attempt that ended in doubt, which
+their callers would have been told without it; and how many callers were told so with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pgha import chaos
+from pgha._trials.field import Field
+from pgha._trials.play import play
+from pgha._trials.scenarios._replication import gathered
+from pgha._trials.trial import Setup, Topology, Trial
+from pgha.chaos import FaultKind, Workload
+
+_LOAD = Workload(readers=1, writers=6, batchers=1, cancellers=2, idempotent=0.0, keyed=0.7)
+# Those that leave writes without an answer: backends and servers that die or stand still, lines that swallow
+# acknowledgements or break.
+_FAULTS: tuple[FaultKind, ...] = (
+    "kill", "drop_down", "freeze_backend", "crash", "cut", "kill_backend", "drop_both", "freeze", "terminate",
+    "reset", "restart", "drop_up",
+)  # fmt: skip
+_AROUND = 120.0
+_PER_FAULT = 8.0
+"""Seconds until a trial is given up as stuck."""
+_BETWEEN = 12
+"""Operations that are acknowledged between two faults, at least."""
+
+
+async def exactly_once(topology: Topology, version: int, *, faults: int, seed: int) -> Trial:
+    """So many faults, one after the other, on the node that takes the writes. Every third of a primary with
+    a synchronous standby is its death and the promotion of that standby.
+    """
+    setup = Setup(
+        topology=topology,
+        nodes={"masters": 3, "replicas": 2, "standalone": 1}[topology],
+        version=version,
+        synchronous=1 if topology == "replicas" else 0,
+        proxied=True,
+        workload=_LOAD,
+    )
+
+    async def act(field: Field) -> None:
+        await field.more(_BETWEEN)
+        for number in range(faults):
+            if topology == "replicas" and number % 3 == 2:
+                await _fail_over(field)
+            else:
+                await _strike(field, _FAULTS[number % len(_FAULTS)])
+            await field.more(_BETWEEN)
+
+    bound = _AROUND + _PER_FAULT * faults
+    return await play(f"exactly once, {topology}, {version}", setup, act, seed=seed, bound=bound)
+
+
+async def _strike(field: Field, kind: FaultKind) -> None:
+    """It lasts for as long as it takes to be seen, or is over before."""
+    victim = field.victim
+    async with field.struck(kind, victim):
+        await field.pause(field.random.choice([0.02, 0.1, 0.4]))
+    await field.up(victim)
+
+
+async def _fail_over(field: Field) -> None:
+    """The primary dies in the middle of its writes, its standby takes over; it comes back as a standby."""
+    nodes = field.nodes
+    assert isinstance(nodes, chaos.Replicas)
+    old, new = nodes.primary, nodes.standbys[0]
+    await field.begin("kill", old)
+    await nodes.promote(new)
+    await field.more(_BETWEEN, node=new)
+    await gathered(field, old)
+    await field.heal(old)  # it runs: that fault is over
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What some trials were about."""
+
+    trials: int
+    faults: int
+    """Those that were done."""
+    keyed: int
+    """Keyed writes."""
+    left: int
+    """Those of them whose callers left before they were told."""
+    acknowledged: int
+    replayed: int
+    """Operations that the ledger knew to be applied by an earlier attempt."""
+    doubted: int
+    """Keyed writes with an attempt that ended in doubt: without the ledger their callers were told so."""
+    in_doubt: int
+    """Keyed writes whose callers were told so all the same."""
+    plain_in_doubt: int
+    """Writes without a key whose callers were told so."""
+    violations: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.trials} trials, {self.faults} faults, {self.keyed} keyed writes: {self.acknowledged}"
+            f" acknowledged ({self.replayed} replayed), {self.left} left by their callers; in doubt before"
+            f" the ledger {self.doubted}, after it {self.in_doubt}; without a key {self.plain_in_doubt} in"
+            f" doubt; violations {self.violations}"
+        )
+
+
+def figures(trials: Iterable[Trial]) -> Figures:
+    """Of all of them."""
+    played = list(trials)
+    writes = [entry for trial in played for entry in trial.history if entry.kind == "write"]
+    keyed = [entry for entry in writes if entry.keyed]
+    told = [entry for entry in writes if str(entry.error).startswith("CommitInDoubt")]
+    return Figures(
+        trials=len(played),
+        faults=sum(not done.skipped for trial in played for done in trial.faults),
+        keyed=len(keyed),
+        left=sum(str(entry.error) == "left by its caller" for entry in keyed),
+        acknowledged=sum(entry.ending == "acknowledged" for entry in keyed),
+        replayed=sum(trial.replayed for trial in played),
+        doubted=sum(any(one.outcome == "in doubt" for one in entry.tries) for entry in keyed),
+        in_doubt=sum(entry.keyed for entry in told),
+        plain_in_doubt=sum(not entry.keyed for entry in told),
+        violations=sum(len(trial.violations) for trial in played),
+    )

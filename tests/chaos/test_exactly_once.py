@@ -1,0 +1,53 @@
+"""Two thousand keyed writes and more through two hundred faults, on PostgreSQL 16 and 18: each once.
+
+Plain writes beside them: acknowledged once, refused not there, in doubt once at most. PGHA_SCHEDULES: how
+many times as many faults; PGHA_LONG=1: with another seed each time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from random import Random
+from typing import get_args
+
+import anyio
+import pytest
+from _tally import TALLY
+
+from pgha._trials.exactly import exactly_once, figures
+from pgha._trials.trial import Topology, Trial
+
+TIMES = float(os.environ.get("PGHA_SCHEDULES", "1"))
+FAULTS = max(40, round(40 * TIMES))
+"""A trial."""
+LOOPS = ("asyncio", "trio")
+
+
+def _seed(number: int) -> int:
+    return Random().randrange(1 << 30) if os.environ.get("PGHA_LONG") == "1" else number
+
+
+@pytest.mark.parametrize("version", [16, 18])
+def test_each_write_once_through_two_hundred_faults(version: int) -> None:
+    """On each topology and each loop; what is asserted of a trial is what its checkers find."""
+    trials: list[Trial] = []
+    for number, topology in enumerate(get_args(Topology)):
+        for loop in LOOPS:
+            began, seed = time.monotonic(), _seed(number)
+            play = partial(exactly_once, topology, version, faults=FAULTS, seed=seed)
+            trial = anyio.run(play, backend=loop)
+            TALLY.trial("exactly once", trial, time.monotonic() - began)
+            assert trial.kept, f"{topology} on {loop}, seed {seed}:\n{trial.complaint()}"
+            trials.append(trial)
+    found = figures(trials)
+    TALLY.exact[version] = found
+    assert found.faults >= 200
+    assert found.keyed >= 2000
+    assert found.acknowledged + found.left == found.keyed, "all but those whose callers left"
+    assert found.doubted > 50, "answers were lost, or nothing was proven"
+    assert found.replayed > 10, "writes had been applied whose answers were lost"
+    assert found.plain_in_doubt > 20, "and without a key their callers were told so"
+    assert found.in_doubt == 0
+    assert found.violations == 0
