@@ -13,7 +13,7 @@ import psycopg
 
 import pgha
 from pgha import chaos
-from pgha._trials.load import WRITE, Load, note_failure
+from pgha._trials.load import WRITE, Load, applied_by, note_failure
 from pgha._trials.trial import Setup, Sighting, violation
 from pgha.chaos.checkers import Promise, Row, Violation
 from pgha.chaos.history import Ending, History, Open, Recorder
@@ -248,7 +248,7 @@ class Field:
 
     async def write(
         self,
-        key: str,
+        name: str,
         *,
         query: str = WRITE,
         writer: int = 9000,
@@ -257,23 +257,24 @@ class Field:
         timeout: float | None = None,
         **options: Any,
     ) -> Ending:
-        """One recorded write and how it ended. ``may_fail``: the scenario provokes an error. ``alone``: the
-        key is its only parameter.
+        """One recorded write, called ``name`` in history and table, and how it ended. ``may_fail``: the
+        scenario provokes an error. ``alone``: the name is its only parameter.
         """
         if may_fail:
-            self.expected.add(key)
-        entry = self.recorder.begin("write", key, timeout=timeout)
-        params = [key] if alone else [key, writer, 1]
+            self.expected.add(name)
+        keyed = options.get("key") is not None
+        entry = self.recorder.begin("write", name, keyed=keyed, timeout=timeout)
+        params = [name] if alone else [name, writer, 1]
         operation = self.cluster.submit(query, params, timeout=timeout, **options)
         return await self.settled(entry, operation)
 
     @asynccontextmanager
-    async def writing(self, key: str, **options: Any) -> AsyncGenerator[list[Ending]]:
+    async def writing(self, name: str, **options: Any) -> AsyncGenerator[list[Ending]]:
         """A `write` goes on beside the body; how it ended is in the list behind it."""
         ended: list[Ending] = []
 
         async def write() -> None:
-            ended.append(await self.write(key, **options))
+            ended.append(await self.write(name, **options))
 
         async with self.aside(write):
             yield ended
@@ -284,7 +285,8 @@ class Field:
             result = await operation
         except psycopg.Error as error:
             return note_failure(entry, error, operation)
-        entry.acknowledged(node=result.node, record=operation.record)
+        record = operation.record
+        entry.acknowledged(node=applied_by(result, record), record=record)
         return "acknowledged"
 
     async def refused(self, query: str, error: type[Exception]) -> None:

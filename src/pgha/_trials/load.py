@@ -128,7 +128,8 @@ class Load:
             self._doubted(error, entry)
             return
         self.writer = result.node
-        entry.acknowledged(node=result.node, record=operation.record)
+        record = operation.record
+        entry.acknowledged(node=applied_by(result, record), record=record)
         self._tell(result.node)
 
     async def _batch(self, writer: int, number: int) -> None:
@@ -202,6 +203,13 @@ def _echo(result: pgha.Result[Any]) -> tuple[str, int | None]:
     if len(rows) == 1 and [type(value) for value in rows[0]] == [str, int]:
         return str(rows[0][0]), int(rows[0][1])
     return repr(rows)[:80], None
+
+
+def applied_by(result: pgha.Result[Any], record: pgha.Record) -> str:
+    """The node that applied a write: where it was in doubt, if the ledger told of it elsewhere."""
+    if result.replayed:
+        return next((one.node for one in record.tries if one.outcome == "in doubt"), result.node)
+    return result.node
 
 
 def note_failure(entry: Open, error: psycopg.Error, operation: pgha.Operation[Any] | None = None) -> Ending:
