@@ -20,7 +20,9 @@ from pgha._core.pipeline import Act, Pipeline
 from pgha._core.sqlwords import Kind as WordKind
 from pgha._core.verdict import Outcome, Then
 from pgha._dispatcher import Dispatcher
+from pgha._keys import Keyed, new_key
 from pgha._lane import Lane
+from pgha._operation import Operation
 from pgha._timekeeper import Timekeeper
 from pgha._trials.scenarios import find
 from pgha._wire import compiling, link
@@ -32,6 +34,19 @@ Patch = pytest.MonkeyPatch
 
 def retry_without_proof(patch: Patch) -> None:
     patch.setattr(verdict, "_after_loss", lambda case, proof: Then.AGAIN_ELSEWHERE)
+
+
+def forget_the_key(patch: Patch) -> None:
+    """Each attempt inserts another key: none meets the one before it."""
+    kept = Keyed.insert
+    patch.setattr(
+        Keyed, "insert", lambda keyed, system, until: kept(replace(keyed, key=new_key()), system, until)
+    )
+
+
+def take_any_master_for_another(patch: Patch) -> None:
+    """A keyed write in doubt goes on where its key is not known."""
+    patch.setattr(Operation, "exact", property(lambda operation: False))
 
 
 def acknowledge_at_command_complete(patch: Patch) -> None:
@@ -127,6 +142,8 @@ class Break:
 
 BREAKS = [
     Break(1, retry_without_proof, "drop-down", {"unproven_retry"}),
+    Break(1, forget_the_key, "keyed-lost-acknowledgement", {"doubled"}),
+    Break(1, take_any_master_for_another, "keyed-masters", {"strayed"}),
     Break(2, acknowledge_at_command_complete, "terminate-in-a-deferred-trigger", {"lost"}),
     Break(2, believe_a_broken_wait, "cancel-a-synchronous-wait", {"verdict"}),
     Break(3, swap_answers, "kill-the-node", {"crossed"}),
