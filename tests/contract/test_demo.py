@@ -150,10 +150,7 @@ def summary(
 
 
 def test_a_good_end_is_good_and_fits_80_columns() -> None:
-    good = summary(
-        lambda recorder: recorder.gaps.update({None: 2.3456, "read": 12.3456, "write": 12.3456}),
-        Verdict(repeated=("k",)),
-    )
+    good = summary(lambda recorder: recorder.gaps.update({None: 2.3456, "read": 12.3456, "write": 12.3456}))
     assert good.good
     assert max(len(line) for line in good.text().splitlines()) < 80
 
@@ -167,6 +164,7 @@ def test_faults_by_hand_are_counted_with_the_others_and_named() -> None:
 
 
 BAD = {
+    "repeated": summary(verdict=Verdict(repeated=("k",))),
     "lost": summary(verdict=Verdict(lost=("k",))),
     "doubled": summary(verdict=Verdict(doubled=("k",))),
     "errors": summary(lambda recorder: recorder.failed("read", ValueError("bad"))),

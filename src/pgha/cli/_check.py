@@ -17,9 +17,9 @@ class Verdict:
     lost: tuple[str, ...] = ()
     """Acknowledged, and not on every node."""
     doubled: tuple[str, ...] = ()
-    """Applied more often than they were handed to a node, or never asked for, or said to be not applied."""
+    """Applied more than once, or never asked for, or said to be not applied."""
     repeated: tuple[str, ...] = ()
-    """Applied more than once: allowed, since the writes are declared idempotent."""
+    """Applied more than once; the ledger is to keep them from it."""
     others: tuple[Violation, ...] = ()
     """Of the other rules."""
 

@@ -113,11 +113,12 @@ async def watched(options: Options, view: View) -> Summary:
         recorder = Recorder(options.seconds)
         saboteur = Saboteur(nodes, recorder, view)
         with log_counted(recorder):
-            retried = await _load(nodes, recorder, saboteur, view, options)
+            statistics = await _load(nodes, recorder, saboteur, view, options)
         verdict = judge(recorder.writes.history(), await applied(nodes))
     for violation in verdict.others:
         recorder.complain(str(violation))
-    return Summary(options, recorder, retried, tuple(saboteur.done), verdict)
+    retried, replayed = statistics.retried, statistics.replayed
+    return Summary(options, recorder, retried, tuple(saboteur.done), verdict, replayed)
 
 
 @asynccontextmanager
@@ -136,8 +137,8 @@ async def servers(options: Options, progress: Progress = unheard) -> AsyncGenera
 
 async def _load(
     nodes: chaos.Masters, recorder: Recorder, saboteur: Saboteur, view: View, options: Options
-) -> int:
-    """The workload and the faults, all healed at the end; how many operations were run again."""
+) -> pgha.Statistics:
+    """The workload and the faults, all healed at the end; what the cluster counted."""
     named = [pgha.Node(node.dsn, name=node.name) for node in nodes]
     async with pgha.open_cluster(*named, min_ready=len(named), timeout=_TIMEOUT) as cluster:
         await fill(cluster, nodes)
@@ -156,7 +157,7 @@ async def _load(
                 saboteur.stop()
             watchers.cancel_scope.cancel()
             view.stage("All is healed. Replication catches up, then every node is checked")
-        return cluster.statistics().retried
+        return cluster.statistics()
 
 
 @contextmanager

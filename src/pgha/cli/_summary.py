@@ -37,12 +37,15 @@ class Summary:
     statistics_retried: int
     faults: tuple[Fault, ...]
     verdict: Verdict
+    replayed: int = 0
+    """Writes that the ledger knew to be applied by an earlier attempt."""
 
     @property
     def good(self) -> bool:
-        """Nothing lost, nothing doubled, and no error reached a caller."""
+        """Nothing lost, repeated or doubled, and no error reached a caller."""
         verdict, recorder = self.verdict, self.recorder
-        return not (verdict.lost or verdict.doubled or recorder.errors or recorder.in_doubt)
+        bad = verdict.lost or verdict.doubled or verdict.repeated or recorder.errors or recorder.in_doubt
+        return not bad
 
     def numbers(self) -> dict[str, Any]:
         """The keys of the JSON output."""
@@ -53,6 +56,7 @@ class Summary:
             "reads": operations["read"],
             "writes": operations["write"],
             "retried": self.statistics_retried,
+            "replayed": self.replayed,
             "in_doubt": recorder.in_doubt,
             "errors": recorder.errors,
             "error_samples": recorder.samples,
@@ -80,11 +84,12 @@ class Summary:
             ("operations", n["operations"], f"{n['reads']} reads, {n['writes']} writes"),
             ("faults", n["faults"], self._faults()),
             ("retried", n["retried"], "run again, which their callers did not notice"),
-            ("repeated", n["repeated"], "applied twice, as idempotent writes may be"),
+            ("replayed", n["replayed"], "had been applied, said the ledger: not done again"),
+            ("repeated", n["repeated"], "writes that were applied more than once"),
             ("in doubt", n["in_doubt"], "writes of which the caller was told: perhaps"),
             ("errors", n["errors"], "that reached a caller"),
             ("lost", n["lost"], "acknowledged writes that are not on every node"),
-            ("doubled", n["doubled"], "applied more often than they were sent"),
+            ("doubled", n["doubled"], "repeated, or applied though nobody asked, or was told no"),
             ("longest gap", f"{n['longest_gap_ms']} ms", _gaps(n)),
         ]
         return [(name, str(value), remark) for name, value, remark in rows]

@@ -2,8 +2,8 @@
 
 A write's key is made by the client, so that the check can tell afterwards what became of it. Its row names
 the server that applied it, by the server's own port, since pgha sends the same SQL wherever it runs it again;
-and it counts how often that server did. So a repetition is visible, and never stops the replication (two
-masters which insert the same key would).
+and it counts how often that server did. So a repetition would be visible, and never stops the replication, as
+two masters which insert the same key would. That key is the ledger's, too.
 """
 
 from __future__ import annotations
@@ -14,20 +14,23 @@ from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
-from uuid import uuid4
 
 import anyio
 import psycopg
+from anyio.abc import TaskGroup
 
 import pgha
 from pgha.chaos import Masters, history
 from pgha.chaos.checkers import Row
 
 Kind: TypeAlias = Literal["read", "write"]
+_Once: TypeAlias = Callable[[], Coroutine[Any, Any, pgha.Result[Any]]]
 
 READERS, WRITERS = 12, 6
 _PAUSE = 0.005
 """Seconds between two operations of a task: the servers share the machine with their client."""
+_LONG = 0.25
+"""Seconds that a task waits for an operation until it begins with another beside it."""
 _ITEMS = 1000
 _SAMPLES = 5
 _RECENT = 256
@@ -164,7 +167,9 @@ class Recorder:
 
 
 async def fill(cluster: pgha.Cluster, nodes: Masters) -> None:
-    """Write what is read later, and wait until every node has it."""
+    """Make the ledger, write what is read later, and wait until every node has it."""
+    await cluster.ledger.install()
+    await nodes.create("SELECT 1")  # the others are to receive the ledger's rows, too
     await cluster.execute(_FILL, [_ITEMS])
     await nodes.wait_replicated()
 
@@ -173,20 +178,30 @@ async def work(cluster: pgha.Cluster, recorder: Recorder) -> None:
     """Read and write until the recorder says that it is over; every operation is awaited to its end."""
     async with anyio.create_task_group() as tasks:
         for number in range(READERS):
-            tasks.start_soon(_repeat, recorder, "read", _Reader(cluster, number))
+            tasks.start_soon(_repeat, tasks, recorder, "read", _Reader(cluster, number))
         for _ in range(WRITERS):
-            tasks.start_soon(_repeat, recorder, "write", _Writer(cluster, recorder))
+            tasks.start_soon(_repeat, tasks, recorder, "write", _Writer(cluster, recorder))
 
 
-async def _repeat(
-    recorder: Recorder, kind: Kind, once: Callable[[], Coroutine[Any, Any, pgha.Result[Any]]]
-) -> None:
+async def _repeat(tasks: TaskGroup, recorder: Recorder, kind: Kind, once: _Once) -> None:
+    """One after the other, but for those that take long: a write whose node alone can tell what became of it
+    waits for that node, and others are not to wait for the write.
+    """
     while not recorder.over:
-        try:
-            recorder.succeeded(kind, await once())
-        except Exception as error:  # noqa: BLE001 - whatever it is, it reached a caller: that is what is counted
-            recorder.failed(kind, error)
+        done = anyio.Event()
+        tasks.start_soon(_perform, recorder, kind, once, done)
+        with anyio.move_on_after(_LONG):
+            await done.wait()
         await anyio.sleep(_PAUSE)
+
+
+async def _perform(recorder: Recorder, kind: Kind, once: _Once, done: anyio.Event) -> None:
+    try:
+        recorder.succeeded(kind, await once())
+    except Exception as error:  # noqa: BLE001 - whatever it is, it reached a caller: that is what is counted
+        recorder.failed(kind, error)
+    finally:
+        done.set()
 
 
 class _Reader:
@@ -212,9 +227,9 @@ class _Writer:
         self._recorder = recorder
 
     async def __call__(self) -> pgha.Result[Any]:
-        key = uuid4()
-        write = self._recorder.writes.begin("write", str(key), repeatable=True)
-        operation = self._cluster.submit(_WRITE, [key], idempotent=True)
+        key = pgha.new_key()
+        write = self._recorder.writes.begin("write", str(key), keyed=True)
+        operation = self._cluster.submit(_WRITE, [key], key=key)
         try:
             result = await operation
         except psycopg.Error as error:
