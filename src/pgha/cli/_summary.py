@@ -89,7 +89,7 @@ class Summary:
             ("in doubt", n["in_doubt"], "writes of which the caller was told: perhaps"),
             ("errors", n["errors"], "that reached a caller"),
             ("lost", n["lost"], "acknowledged writes that are not on every node"),
-            ("doubled", n["doubled"], "repeated, or applied though nobody asked, or was told no"),
+            ("doubled", n["doubled"], "repeated, not asked for, or said not to be applied"),
             ("longest gap", f"{n['longest_gap_ms']} ms", _gaps(n)),
         ]
         return [(name, str(value), remark) for name, value, remark in rows]
