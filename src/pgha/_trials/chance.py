@@ -50,7 +50,7 @@ async def replay(
         nodes=max(nodes, schedule.nodes, 2),
         kind=kind,
         proxied=any(step.kind in chaos.WIRE_FAULTS for step in schedule.steps),
-        workload=workload or Workload(),
+        workload=workload or Workload(keyed=0.5),
     )
 
     async def act(field: Field) -> None:
