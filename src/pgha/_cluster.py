@@ -394,6 +394,11 @@ class _LedgerHost:
     def nodes(self) -> Mapping[str, NodeStatus]:
         return self._cluster.nodes
 
+    async def seen(self) -> None:
+        with anyio.move_on_after(self._cluster._options.connect_timeout):
+            while any(node.state == "connecting" for node in self.nodes.values()):
+                await self._cluster._dispatcher.change()
+
     async def ask(self, node: str, query: str, params: Sequence[Any] = ()) -> Result[Any]:
         return await self._cluster.fetch(
             query, params, route=Pin(node), timeout=self._TIMEOUT, row_factory=tuple_row
@@ -403,10 +408,12 @@ class _LedgerHost:
         return await self._cluster._run_plain(node, statements, self._TIMEOUT)
 
     def system_of(self, node: str) -> int | None:
-        return self._cluster._nodes[node].server.system
+        found = self._cluster._nodes.get(node)
+        return None if found is None else found.server.system
 
     def ledger_changed(self, node: str) -> None:
-        self._cluster._nodes[node].look_at_ledger()
+        if (found := self._cluster._nodes.get(node)) is not None:
+            found.look_at_ledger()
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import get_ident
 from typing import Any
+from uuid import UUID
 
 import anyio
 
@@ -112,6 +113,9 @@ class Dispatcher:
         kind = operation.request.kind
         if operation.lineage is not None and operation.exact:
             operation.home = self._in_lineage(operation)
+            if operation.home is None:
+                self.expired(operation, "no node is left that can tell")
+                return
         home = operation.home
         if home is None:
             node = self._target[kind]
@@ -234,13 +238,22 @@ class Dispatcher:
         working, self._working = self._working, True
         try:
             if request.on_send is not None:
-                key = None if request.keyed is None else request.keyed.key
-                request.on_send(Sent(node, len(operation.attempts) + 1, pairs, key))
+                request.on_send(
+                    Sent(node, len(operation.attempts) + 1, pairs, self._key_for(operation, node))
+                )
         except BaseException as error:  # noqa: BLE001 - the user's callback: its error goes to its operation
             if operation.stage is not Stage.DONE:
                 self.outcomes.fail(operation, error, Outcome.NOT_APPLIED)
         finally:
             self._working = working
+
+    def _key_for(self, operation: Operation[Any], node: str) -> UUID | None:
+        """The key that goes with it, if one does."""
+        keyed = operation.request.keyed
+        if keyed is None or operation.unkeyed:
+            return None
+        with_it = not keyed.auto or operation.exact or self._nodes[node].server.ledger
+        return keyed.key if with_it else None
 
     def _mark(self, node: Node) -> None:
         self._dirty.add(node)
@@ -297,7 +310,9 @@ class Dispatcher:
         attempts = operation.attempts
         attempts[-1].outcome = Outcome.APPLIED
         if request.raw:
-            self.outcomes.succeed(operation, results[0].get_value(0, 0))
+            self.outcomes.succeed(
+                operation, [one.get_value(0, 0) if one.ntuples else None for one in results]
+            )
             return
         self._budget.success()
         operation.ended_at = now = self._clock()
@@ -543,6 +558,8 @@ class Dispatcher:
     def _no_proof(self, operation: Operation[Any]) -> None:
         if operation.stage is Stage.SENT:
             operation.place[0].take_in(self._clock())
+        if operation.stage is Stage.SETTLING:
+            self._settlements.drop(operation)
         if operation.stage is not Stage.DONE:
             reason = f"no answer within {operation.request.timeout:g} s, nor to the cancel"
             self.outcomes.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -20,26 +20,30 @@ class Doubt:
     """
 
     __slots__ = (
-        "__weakref__", "_events", "_pursue", "_told", "asked", "attempts", "hopeless", "keyed", "node",
-        "system", "verdict",
+        "__weakref__", "_event", "_pursue", "_told", "asked", "attempts", "guard", "hopeless", "keyed",
+        "node", "started_at", "system", "timer", "verdict",
     )  # fmt: skip
 
     def __init__(
-        self, keyed: Keyed | None, system: int | None, node: str | None, attempts: int,
-        pursue: Callable[[Doubt], None], told: Callable[[Doubt], None],
+        self, keyed: Keyed | None, system: int | None, node: str | None, attempts: int, started_at: float,
+        guard: float, pursue: Callable[[Doubt], None], told: Callable[[Doubt], None],
     ) -> None:  # fmt: skip
         self.keyed = keyed
         self.system = system
         """The lineage whose ledger tells."""
         self.node = node
         self.attempts = attempts
+        self.started_at = started_at
+        self.guard = guard
+        """No attempt begins after this, by the servers' clocks."""
+        self.timer: Any = None
         self.verdict: Outcome | None = None
         self.hopeless = False
         self.asked = 0
         """Callers that wait for the verdict."""
         self._pursue = pursue
         self._told = told
-        self._events: list[anyio.Event] = []
+        self._event: anyio.Event | None = None
 
     @property
     def settleable(self) -> bool:
@@ -69,8 +73,8 @@ class Doubt:
         return self.verdict is None and not self.hopeless
 
     def _wake(self) -> None:
-        events, self._events = self._events, []
-        for event in events:
+        event, self._event = self._event, None
+        if event is not None:
             event.set()
 
     async def settle(self, timeout: float | None) -> Outcome:
@@ -81,9 +85,8 @@ class Doubt:
                 self._pursue(self)
                 with anyio.move_on_after(timeout):
                     while self._pending():
-                        event = anyio.Event()
-                        self._events.append(event)
-                        await event.wait()
+                        self._event = self._event or anyio.Event()
+                        await self._event.wait()
             finally:
                 self.asked -= 1
         else:

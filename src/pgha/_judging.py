@@ -9,7 +9,7 @@ import psycopg
 from psycopg.errors import error_from_result
 
 from ._config import Tuning
-from ._core.ledger import EXISTS, LATE
+from ._core.ledger import EXISTS, LATE, UNUSABLE
 from ._core.verdict import Case, Facts, Handed, Outcome, Then, decide
 from ._errors import CommitInDoubt, Error, Info, LedgerError, OperationCancelled, OperationTimeout, annotate
 from ._lanetypes import Verdict
@@ -78,7 +78,7 @@ def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget
     if outcome is Outcome.IN_DOUBT:
         _doubted(operation, verdict, reason)
     elif facts.at_ledger:
-        _refused_by_ledger(operation, then, facts)
+        _refused_by_ledger(operation, facts)
     return Fate(then, outcome, reason)
 
 
@@ -95,13 +95,16 @@ def _doubted(operation: Operation[Any], verdict: Verdict, reason: str) -> None:
         facts.unreplicated,
     )
     if last.keyed:
+        operation.scattered = operation.scattered or operation.lineage not in (None, last.system)
         operation.lineage = last.system
 
 
-def _refused_by_ledger(operation: Operation[Any], then: Then, facts: Facts) -> None:
-    if then is Then.SETTLE and operation.lineage is None:
-        # An operation before this one had the key: its row is where this one met it.
-        operation.lineage = operation.attempts[-1].system
+def _refused_by_ledger(operation: Operation[Any], facts: Facts) -> None:
+    if facts.error is not None and facts.error.sqlstate == EXISTS:
+        # The row is where this one met it, whoever put it there.
+        system = operation.attempts[-1].system
+        operation.scattered = operation.scattered or operation.lineage not in (None, system)
+        operation.lineage = system
     elif facts.error is not None and facts.error.sqlstate == LATE:
         operation.refusals += 1
 
@@ -110,9 +113,10 @@ def if_not_applied(operation: Operation[Any], verdict: Verdict, fate: Fate) -> p
     """What its caller gets when the ledger says that it was not applied; None: the key is what was wrong."""
     facts, cause = verdict.facts, server_error(operation, verdict)
     error: psycopg.Error
-    if facts.at_ledger:
-        if facts.error is not None and facts.error.sqlstate == EXISTS:
-            return None
+    state = facts.error.sqlstate if facts.at_ledger and facts.error is not None else ""
+    if state == EXISTS:
+        return None
+    if state == LATE or state in UNUSABLE:
         error = ledger_error(operation, verdict, cause)
     elif facts.error is not None and facts.error.genuine and not facts.error.broken_connection and cause:
         error = cause
@@ -220,11 +224,10 @@ def in_doubt(operation: Operation[Any], reason: str) -> CommitInDoubt:
     async def settle(timeout: float | None) -> _Outcome:
         return (await doubt.settle(timeout)).value
 
-    keyed = operation.request.keyed
     advice = "settle() can tell" if doubt.settleable else "look before you run it again"
     return CommitInDoubt(
         f"{_where(operation)}: nothing proves whether the write was applied ({reason}); {advice}",
-        key=keyed.key if keyed is not None and not operation.unkeyed else None,
+        key=operation.key,
         node=operation.attempts[-1].node if operation.attempts else None,
         attempts=len(operation.attempts),
         evidence=operation.evidence,

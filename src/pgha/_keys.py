@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import time
 from collections.abc import Sequence
@@ -50,6 +51,27 @@ def new_key() -> UUID:
     return UUID(int=number & ~(0x3 << 62) | 2 << 62)
 
 
+_TELL = (
+    b"UPDATE pgha.ledger AS l SET deadline = l.deadline WHERE system_identifier = $1 AND key = $2"
+    b" RETURNING pg_catalog.encode(l.fingerprint, 'hex')"
+)
+"""The same where nothing may be inserted any more."""
+_UNDECIDED = (
+    b"SELECT CASE WHEN pg_catalog.clock_timestamp() < $1 THEN -1 ELSE (SELECT pg_catalog.count(*)"
+    b" FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid"
+    b" WHERE l.locktype = 'relation' AND l.relation = 'pgha.ledger'::pg_catalog.regclass"
+    b" AND l.mode = 'RowExclusiveLock' AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()"
+    b" AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d"
+    b" WHERE d.datname = pg_catalog.current_database())"
+    b" AND (a.xact_start IS NULL OR a.xact_start < $1)) END"
+)
+"""Whether an attempt may still insert its row: 0 says that none can. Until its guard is over one may begin;
+after that, one that has begun holds the table's lock, also while it stands still in front of its insert."""
+_HEAD = frozenset({"SET TRANSACTION", "SET LOCAL", "SET CONSTRAINTS", "LOCK"})
+_OTHER_ROLE = re.compile(rb"\bROLE\b|\bSESSION\b", re.IGNORECASE)
+_READ_ONLY = re.compile(rb"\bREAD\s+ONLY\b", re.IGNORECASE)
+
+
 @dataclass(slots=True)
 class Keyed:
     """What the ledger is told of an operation; shared by its attempts, never changed."""
@@ -59,18 +81,33 @@ class Keyed:
     auto: bool
     """The key is pgha's own: where there is no ledger, the write goes without."""
     behind: int
-    """So many of its statements go before: they must be the first of a transaction."""
+    """So many of its statements go before: they must be the first of a transaction, or are to be before its
+    snapshot (a LOCK)."""
 
     def insert(self, system: int, deadline: float) -> Statement:
         """``deadline``: seconds since 1970, by the server's clock."""
-        moment = _pack_long(round((deadline - _EPOCH_2000) * 1e6))
-        params = (_pack_long(system), self.key.bytes, self.fingerprint, moment)
+        params = (_pack_long(system), self.key.bytes, self.fingerprint, _moment(deadline))
         return Statement(_INSERT, params, _TYPES, _BINARY, _INSERTED)
 
     def decide(self, system: int) -> Statement:
         """Leaves a tombstone where the key is not: it gives the fingerprint that is there afterwards."""
         params = (_pack_long(system), self.key.bytes, TOMBSTONE)
         return Statement(_DECIDE, params, _TYPES[:3], _BINARY[:3], _DECIDED)
+
+    def tell(self, system: int) -> Statement:
+        """It gives the fingerprint that is there, or no row."""
+        params = (_pack_long(system), self.key.bytes)
+        return Statement(_TELL, params, _TYPES[:2], _BINARY[:2], _DECIDED)
+
+
+def undecided(deadline: float) -> Statement:
+    """Whether an attempt with that guard may still insert: 0 if not. ``deadline``: see `Keyed.insert`."""
+    return Statement(_UNDECIDED, (_moment(deadline),), (_TIMESTAMPTZ,), (1,), _DECIDED)
+
+
+def _moment(seconds: float) -> bytes:
+    """As a timestamptz, in binary."""
+    return _pack_long(round((seconds - _EPOCH_2000) * 1e6))
 
 
 def checked(key: object) -> UUID:
@@ -80,10 +117,23 @@ def checked(key: object) -> UUID:
     raise ConfigError(f"a key is a uuid.UUID, such as pgha.new_key() makes, not {key!r}")
 
 
+def may_be_keyed(statements: Sequence[Statement]) -> bool:
+    """A key of ours does not keep them from doing what they do without: they commit nothing by
+    themselves, and do not forbid the ledger's insert."""
+    return not any(
+        one.words.self_committing
+        or (one.words.keyword == "SET TRANSACTION" and _READ_ONLY.search(one.query) is not None)
+        for one in statements
+    )
+
+
 def keyed(key: UUID, statements: Sequence[Statement], *, auto: bool) -> Keyed:
     """The ledger's part of an operation of these statements."""
     behind = 0
-    while behind < len(statements) and statements[behind].words.keyword == "SET TRANSACTION":
+    for one in statements:
+        # The right to the ledger is the connection's role's.
+        if one.words.keyword not in _HEAD or _OTHER_ROLE.search(one.query) is not None:
+            break
         behind += 1
     return Keyed(key, fingerprint(statements), auto, behind)
 

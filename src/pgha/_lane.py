@@ -135,7 +135,7 @@ class Lane:
         ledger = None
         if (keyed := request.keyed) is not None and not operation.unkeyed:
             # Once an attempt may have been applied, only the ledger keeps the next from doubling it.
-            wanted = self.server.ledger or not keyed.auto or operation.lineage is not None
+            wanted = self.server.ledger or not keyed.auto or operation.exact
             if attempt.system is not None and wanted:
                 ledger = self._insert(keyed, operation, attempt, now)
             elif not keyed.auto:
@@ -151,6 +151,7 @@ class Lane:
             now, operation.started_at, operation.deadline, operation.refusals
         )
         operation.guarded_until = max(operation.guarded_until, until)
+        operation.guard = max(operation.guard, deadline)
         return LedgerPart(keyed.insert(self.system, deadline), keyed.behind)
 
     def _not_for_here(self, operation: Operation[Any], sqlstate: str, reason: str) -> None:

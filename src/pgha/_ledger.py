@@ -124,6 +124,10 @@ class LedgerHost(Protocol):
 
     @property
     def nodes(self) -> Mapping[str, NodeStatus]: ...
+    async def seen(self) -> None:
+        """Wait until each node has answered or failed once: within ``connect_timeout``."""
+        ...
+
     async def ask(self, node: str, query: str, params: Sequence[Any] = ()) -> Result[Any]:
         """A read of that node."""
         ...
@@ -163,6 +167,7 @@ class Ledger:
         if isinstance(grant_to, str):
             raise ConfigError("grant_to is a list of roles, not a string")
         grants = [grant for role in grant_to for grant in _grants(role)]
+        await self._host.seen()
         names = self._primaries(nodes)
         for name in names:
             _refuse_layout(name, await self._look(name))
@@ -187,10 +192,13 @@ class Ledger:
 
     async def status(self) -> Mapping[str, LedgerStatus]:
         """Every node's ledger, standbys included. Never raises for what nodes do: `LedgerStatus.problem`."""
+        await self._host.seen()
         return {name: await self._status(name) for name in self._host.nodes}
 
     async def _status(self, name: str) -> LedgerStatus:
-        node = self._host.nodes[name]
+        node = self._host.nodes.get(name)
+        if node is None:
+            return LedgerStatus(name, "unknown", False, "the node was removed", False)
         if node.state not in ("up", "suspect"):
             return LedgerStatus(name, node.role, False, f"the node is {node.state}: {node.reason}", False)
         try:
@@ -214,7 +222,9 @@ class Ledger:
         guard) is waited for, ``patience`` seconds, and then nothing is deleted there. Goes in batches, any
         number of programs may do it, and writes go on meanwhile.
         """
+        await self._host.seen()
         age = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
+        seconds("patience", patience)
         status = self._host.nodes
         skews = [one.clock_skew for one in status.values() if one.clock_skew is not None]
         keep = horizon(seconds("older_than", age), skews)
@@ -261,6 +271,7 @@ class Ledger:
         Keys that were used within the last hour may be those of writes that still run: that is a
         `LedgerError`, unless by ``force``. Doing it twice does no harm.
         """
+        await self._host.seen()
         names = self._primaries(nodes)
         there = {name: (await self._look(name)).installed for name in names}
         for name in names:

@@ -6,6 +6,7 @@ import enum
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar, final
+from uuid import UUID
 
 from anyio.lowlevel import checkpoint
 
@@ -136,6 +137,7 @@ class Operation(Generic[T]):
         "evidence",
         "expiry",
         "gave_up",
+        "guard",
         "guarded_until",
         "head_losses",
         "hits",
@@ -147,6 +149,7 @@ class Operation(Generic[T]):
         "queued_at",
         "refusals",
         "request",
+        "scattered",
         "stage",
         "started_at",
         "timer",
@@ -194,6 +197,10 @@ class Operation(Generic[T]):
         """Attempts that the ledger's guard refused."""
         self.guarded_until = now
         """No attempt may begin after this."""
+        self.guard = 0.0
+        """The same by the server's clock, in seconds since 1970."""
+        self.scattered = False
+        """Servers of several lineages may have applied it (only idempotent writes go so far)."""
         self.evidence: Evidence | None = None
         """Of the last attempt that ended in doubt."""
         self.doubt: Doubt | None = None
@@ -215,6 +222,12 @@ class Operation(Generic[T]):
     def exact(self) -> bool:
         """For pgha: run twice it does harm, and the ledger tells."""
         return self.lineage is not None and not self.request.idempotent
+
+    @property
+    def key(self) -> UUID | None:
+        """For pgha: its key, if a server was told of it."""
+        keyed = self.request.keyed
+        return keyed.key if keyed is not None and any(one.keyed for one in self.attempts) else None
 
     @property
     def done(self) -> bool:

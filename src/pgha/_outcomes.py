@@ -93,8 +93,7 @@ class Outcomes:
         """What became of a write that its caller left."""
         attempts, request = operation.attempts, operation.request
         if operation.counted and attempts and not request.read and self.events.wanted:
-            key = None if request.keyed is None else request.keyed.key
-            self._emit_settled(attempts[-1].node, outcome, len(attempts), key)
+            self._emit_settled(attempts[-1].node, outcome, len(attempts), operation.key)
 
     def settled(self, doubt: Doubt) -> None:
         """What became of a write that had ended in doubt."""

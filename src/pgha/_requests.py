@@ -13,7 +13,7 @@ from ._config import Options, seconds, statement_limit
 from ._core.sqlwords import Kind as WordKind
 from ._core.sqlwords import Words, frame_needed, refuse_in_batch
 from ._errors import ConfigError, NotOnALane
-from ._keys import Keyed, checked, keyed, new_key
+from ._keys import Keyed, checked, keyed, may_be_keyed, new_key
 from ._operation import Request
 from ._types import Fastest, Nearest, Pin, Sent
 from ._wire.compiling import AnyParams, AnyQuery, Compiler, Statement
@@ -120,7 +120,7 @@ class RequestMaker:
             if read:
                 raise ConfigError("a key is for a write: reads may be run again as often as need be")
             return keyed(checked(key), statements, auto=False)
-        if any(one.words.self_committing for one in statements):
+        if not may_be_keyed(statements):
             return None
         return keyed(new_key(), statements, auto=True)
 

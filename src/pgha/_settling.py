@@ -1,25 +1,30 @@
 """Asking the ledger what became of a write, for an operation that waits, or for who was told "in doubt".
 
-====== ============================================ ==========================================================
-how    what is sent                                 when
-====== ============================================ ==========================================================
-decide an insert of the key without a fingerprint:  an operation is about to fail in doubt, or has met its
-key;
-       where no row is, the write never is applied  `CommitInDoubt.settle`
-look   the same, and then ROLLBACK: nothing stays   a cancelled write: once its guard's deadline is over, no
-row
-                                                    means that it is not applied, and the key is still good
-====== ============================================ ==========================================================
+====== ========================================== ============================================================
+how    what is sent                               when
+====== ========================================== ============================================================
+decide an insert of the key without a             an operation is about to fail in doubt, or has met its key;
+       fingerprint: where no row is, the write    `CommitInDoubt.settle`
+       never is applied
+tell   the row is touched, if there is one        in place of it, once the row might have been pruned: no row
+                                                  proves nothing then
+look   as decide, and then ROLLBACK: nothing      a cancelled write. No row means that it is not applied once
+its
+       stays                                      guard's deadline is over, and nobody holds the table who was
+                                                  there before; the key is still good. A row is told by a
+                                                  decide
+====== ========================================== ============================================================
 
-Both wait on the ledger's index for an attempt that is still in flight: a SELECT would not see it. What asks
-is an operation of pgha's own, which goes to the lineage that the write was sent to, and is asked again, by
-another, until a limit. It never runs the user's statements.
+All wait on the ledger's index for an attempt that is still in flight: a SELECT would not see it. Those that
+commit wait for a synchronous standby, and prove that the row has reached it. What asks is an operation of
+pgha's own, which goes to the lineage that the write was sent to, and is asked again, by another, until a
+limit. It never runs the user's statements.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -27,12 +32,12 @@ from weakref import WeakSet
 import psycopg
 
 from ._core.backoff import delay
-from ._core.ledger import Settled, settled
+from ._core.ledger import LIFE, Settled, settled
 from ._core.verdict import GaveUp, Outcome
 from ._doubts import Doubt
 from ._errors import KeyReused
 from ._judging import in_doubt, note
-from ._keys import Keyed
+from ._keys import Keyed, undecided
 from ._operation import Keeper, Operation, Request, Stage
 from ._outcomes import Outcomes
 from ._result import Result
@@ -43,6 +48,11 @@ from ._wire.link import NO_EXTRAS, Extras
 _UNDONE = Extras(framed=True, undone=True)
 _FIRST, _MOST = 0.02, 1.0
 """Seconds between two questions, growing."""
+_PROMPT = 1.0
+"""Seconds for the answer to a caller who has given up."""
+_PRUNED = "its key may have been pruned"
+_SURELY = LIFE - 60.0
+"""Seconds after an operation's start in which its row has not been pruned."""
 
 
 class Track(Protocol):
@@ -54,19 +64,27 @@ class Track(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Pursuit:
-    """One write that is asked about, by one question after another."""
+    """One write that is asked about, by one question after another. Times are of `time.monotonic`."""
 
     keyed: Keyed
     system: int
-    look: bool
-    limit: float | None
-    """`time.monotonic` when to stop asking."""
+    started_at: float
+    """When its operation was."""
     wanted: Callable[[], bool]
     told: Callable[[Settled | None, str, str], None]
     """What the ledger says (None: nothing until the limit), by which node, and the last failure."""
+    limit: float | None
+    """When to stop asking."""
+    look: bool = False
+    guard: float = 0.0
+    """To look: its guard's deadline, by the servers' clocks."""
     question: Operation[Any] | None = None
     tries: int = 0
     over: bool = False
+
+    def telling(self, now: float) -> bool:
+        """Its row may have been pruned."""
+        return now - self.started_at > _SURELY
 
 
 class Settlements:
@@ -100,14 +118,14 @@ class Settlements:
         operation.place = None
         limit = now + self._patience if operation.deadline is None else operation.deadline
         if operation.gave_up is not None:
-            limit = now + self._patience
+            limit = now + min(self._patience, _PROMPT)
 
         def told(found: Settled | None, node: str, reason: str) -> None:
             self._running.pop(operation, None)
             if operation.stage is Stage.SETTLING:
                 self._end(operation, found, node, reason, failure)
 
-        self._pursue(operation, Pursuit(keyed, system, False, limit, lambda: True, told))
+        self._pursue(operation, Pursuit(keyed, system, operation.started_at, lambda: True, told, limit))
 
     def _end(
         self, operation: Operation[Any], found: Settled | None, node: str, reason: str,
@@ -122,6 +140,9 @@ class Settlements:
             request = operation.request
             lost = Result.lost(node, len(operation.attempts), now - operation.started_at)
             outcomes.succeed(operation, [lost] * len(request.statements) if request.batch else lost)
+        elif operation.scattered:
+            reason = "a server of another lineage may have applied it"
+            outcomes.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
         else:
             operation.doubted = False
             if failure is None or found is Settled.OTHER_BODY:
@@ -140,18 +161,26 @@ class Settlements:
         """What may still be learned of an operation that is about to fail; ``outstanding``: its lane may yet
         bring an answer."""
         attempts = operation.attempts
-        keyed = None if operation.unkeyed else operation.request.keyed
+        keyed = operation.request.keyed if operation.key is not None else None
         system = operation.lineage
         if system is None and attempts and attempts[-1].keyed:
             system = attempts[-1].system
-        node = attempts[-1].node if attempts else None
-        doubt = Doubt(keyed, system, node, len(attempts), self._asked, self._told)
+        doubt = Doubt(
+            keyed,
+            None if operation.scattered else system,
+            attempts[-1].node if attempts else None,
+            len(attempts),
+            operation.started_at,
+            operation.guard,
+            self._asked,
+            self._told,
+        )
         if self._closed or not operation.counted or not (doubt.settleable or outstanding):
             doubt.hopeless = True
             return doubt
         self._open.add(doubt)
         if operation.gave_up == "cancelled" and doubt.settleable:
-            self._times.at(operation.guarded_until, lambda: self._look_later(doubt))
+            doubt.timer = self._times.at(operation.guarded_until, lambda: self._look_later(doubt))
         return doubt
 
     def _asked(self, doubt: Doubt) -> None:
@@ -176,11 +205,15 @@ class Settlements:
             self._running.pop(doubt, None)
             if found is not None:
                 doubt.settled(Outcome.APPLIED if found is Settled.APPLIED else Outcome.NOT_APPLIED)
+            elif reason == _PRUNED:
+                doubt.give_up()
 
-        self._pursue(doubt, Pursuit(keyed, system, look, limit, wanted, told))
+        self._pursue(doubt, Pursuit(keyed, system, doubt.started_at, wanted, told, limit, look, doubt.guard))
 
     def _told(self, doubt: Doubt) -> None:
         self._open.discard(doubt)
+        if doubt.timer is not None:
+            self._times.cancel(doubt.timer)
         self._outcomes.settled(doubt)
 
     # Asking
@@ -207,12 +240,10 @@ class Settlements:
         if pursuit.over or pursuit.question is not question:
             return
         pursuit.question = None
-        failure = question.failure
         node = question.attempts[-1].node if question.attempts else ""
-        if failure is None:
-            pursuit.over = True
-            found = bytes.fromhex((question.value or b"").decode("ascii"))
-            pursuit.told(settled(found, pursuit.keyed.fingerprint), node, "")
+        failure = question.failure
+        reason = "" if failure is None else f"the ledger did not tell: {' '.join(str(failure).split())}"
+        if failure is None and self._understood(pursuit, node, question.value or []):
             return
         now = self._clock()
         wait = delay(pursuit.tries - 1, random.random(), _FIRST, _MOST)
@@ -221,10 +252,31 @@ class Settlements:
             or not pursuit.wanted()
             or (pursuit.limit is not None and now + wait >= pursuit.limit)
         ):
-            pursuit.over = True
-            pursuit.told(None, node, f"the ledger did not tell: {' '.join(str(failure).split())}")
+            self._end_with(pursuit, None, node, reason or "the ledger cannot tell yet")
             return
         self._times.at(now + wait, lambda: self._ask_again(pursuit))
+
+    def _understood(self, pursuit: Pursuit, node: str, values: Sequence[bytes | None]) -> bool:
+        """Whether the answer ends it, or the next question is on its way."""
+        if values and values[0] is None and pursuit.telling(self._clock()):
+            self._end_with(pursuit, None, node, _PRUNED)
+            return True
+        if not values or values[0] is None:
+            return False  # somebody's trigger
+        found = settled(bytes.fromhex(values[0].decode("ascii")), pursuit.keyed.fingerprint)
+        if pursuit.look and found is Settled.APPLIED:
+            # What was rolled back has waited for no standby.
+            pursuit.look = False
+            self._ask(pursuit)
+            return True
+        if pursuit.look and found is Settled.NOT_APPLIED and values[1] != b"0":
+            return False
+        self._end_with(pursuit, found, node, "")
+        return True
+
+    def _end_with(self, pursuit: Pursuit, found: Settled | None, node: str, reason: str) -> None:
+        pursuit.over = True
+        pursuit.told(found, node, reason)
 
     def _ask_again(self, pursuit: Pursuit) -> None:
         if not pursuit.over and not self._closed:
@@ -247,8 +299,10 @@ class Settlements:
 
 
 def _question(pursuit: Pursuit, now: float) -> Request:
+    keyed, system = pursuit.keyed, pursuit.system
+    asked = keyed.tell(system) if pursuit.telling(now) else keyed.decide(system)
     return Request(
-        (pursuit.keyed.decide(pursuit.system),),
+        (asked, undecided(pursuit.guard)) if pursuit.look else (asked,),
         "write",
         read=False,
         batch=False,

@@ -254,7 +254,8 @@ def _at_ledger(case: Case) -> Then | None:
     if state == LATE:
         return Then.AGAIN_LATER if _allowed(case) else Then.FAIL_LEDGER
     if state in UNUSABLE:
-        return Then.AGAIN_UNKEYED if case.auto and not case.doubted else Then.FAIL_LEDGER
+        without = case.auto and (case.repeatable or not case.doubted)
+        return Then.AGAIN_UNKEYED if without else Then.FAIL_LEDGER
     return None
 
 
@@ -270,7 +271,8 @@ def _after_error(case: Case, error: ServerError, proof: Outcome) -> Then:
     then = _run_again(case, error)
     if proof is Outcome.IN_DOUBT and not case.repeatable and not case.keyed:
         # A CALL, say. An error that invites a retry must not be passed on: the retry would double the work.
-        return Then.FAIL_SQL if then is Then.FAIL_SQL else Then.FAIL_IN_DOUBT
+        said = then is Then.FAIL_SQL and case.facts.self_committing
+        return Then.FAIL_SQL if said else Then.FAIL_IN_DOUBT
     return then if _allowed(case) else Then.FAIL_SQL
 
 
