@@ -14,15 +14,17 @@ from typing import Any
 import anyio
 import pytest
 
+from pgha import _settling
 from pgha._cluster import Cluster
 from pgha._core import sqlwords, verdict
+from pgha._core.ledger import LIFE
 from pgha._core.pipeline import Act, Pipeline
 from pgha._core.sqlwords import Kind as WordKind
 from pgha._core.verdict import Outcome, Then
 from pgha._dispatcher import Dispatcher
 from pgha._keys import Keyed, new_key
 from pgha._lane import Lane
-from pgha._operation import Operation
+from pgha._operation import Operation, Request
 from pgha._timekeeper import Timekeeper
 from pgha._trials.scenarios import find
 from pgha._wire import compiling, link
@@ -47,6 +49,22 @@ def forget_the_key(patch: Patch) -> None:
 def take_any_master_for_another(patch: Patch) -> None:
     """A keyed write in doubt goes on where its key is not known."""
     patch.setattr(Operation, "exact", property(lambda operation: False))
+
+
+def guard_nothing(patch: Patch) -> None:
+    """An attempt may begin whenever its backend thaws."""
+    kept = Keyed.insert
+    patch.setattr(Keyed, "insert", lambda keyed, system, until: kept(keyed, system, until + LIFE))
+
+
+def look_without_deciding(patch: Patch) -> None:
+    """Who asks the ledger is told what is there, and nothing keeps that so."""
+    kept = _settling._question
+
+    def question(pursuit: _settling.Pursuit, now: float) -> Request:
+        return kept(replace(pursuit, look=True), now)
+
+    patch.setattr(_settling, "_question", question)
 
 
 def acknowledge_at_command_complete(patch: Patch) -> None:
@@ -144,6 +162,8 @@ BREAKS = [
     Break(1, retry_without_proof, "drop-down", {"unproven_retry"}),
     Break(1, forget_the_key, "keyed-lost-acknowledgement", {"doubled"}),
     Break(1, take_any_master_for_another, "keyed-masters", {"strayed"}),
+    Break(1, guard_nothing, "keyed-left", {"missettled"}),
+    Break(1, look_without_deciding, "keyed-settled", {"missettled"}),
     Break(2, acknowledge_at_command_complete, "terminate-in-a-deferred-trigger", {"lost"}),
     Break(2, believe_a_broken_wait, "cancel-a-synchronous-wait", {"verdict"}),
     Break(3, swap_answers, "kill-the-node", {"crossed"}),

@@ -1,0 +1,146 @@
+"""Keyed writes that stand still before they begin, while their callers are told what becomes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+import pgha
+from pgha import chaos
+from pgha._trials.catalogue import scenario
+from pgha._trials.field import Field
+from pgha._trials.load import WRITE, note_failure
+from pgha._trials.trial import Setup
+from pgha.chaos import Workload
+from pgha.chaos.history import Open
+
+# One connection for writes, on which nobody else's stand.
+_ALONE = Setup(
+    topology="standalone",
+    nodes=1,
+    proxied=True,
+    workload=Workload(writers=0, batchers=0, cancellers=0),
+    ledger=True,
+    options={"lanes": 1},
+)
+_PID = "SELECT pg_backend_pid()"
+_TIMEOUT = 0.5
+"""Seconds. A write's guard lets it begin for one more."""
+
+
+async def _frozen(field: Field) -> int:
+    """The process id of the backend that is to have the next write: it stands still, and waits for one."""
+    pid = (await field.cluster.execute(_PID)).value()
+    await field.victim.freeze_backend(pid)
+    return int(pid)
+
+
+def _submitted(field: Field, name: str, key: UUID) -> tuple[Open, pgha.Operation[Any]]:
+    entry = field.recorder.begin("write", name, keyed=True, timeout=_TIMEOUT)
+    field.expected.add(name)
+    return entry, field.cluster.submit(WRITE, [name, 9000, 1], key=key, timeout=_TIMEOUT)
+
+
+async def _doubt(field: Field, entry: Open, operation: pgha.Operation[Any]) -> pgha.CommitInDoubt | None:
+    """What its caller is told, which has to be: in doubt."""
+    try:
+        await operation
+    except psycopg.Error as error:
+        note_failure(entry, error, operation)
+        if isinstance(error, pgha.CommitInDoubt):
+            return error
+    else:
+        entry.acknowledged(node=None, record=operation.record)
+    field.claim(False, "verdict", f"a write that nobody can know of ended {entry.entry.ending}")
+    return None
+
+
+async def _thawed(field: Field, pid: int) -> None:
+    """It goes on, and does what it has been given to its end."""
+    node = field.victim
+    await node.thaw_backend(pid)
+
+    async def over() -> bool:
+        rows = await node.execute("SELECT state, query FROM pg_stat_activity WHERE pid = %s", [pid])
+        return all(state == "idle" and query != _PID for state, query in rows)
+
+    await field.until(over, f"backend {pid} is done with what it was given")
+
+
+@scenario(
+    8,
+    "keyed-settled",
+    "A keyed write's backend stands still, its caller's time is over and settle() decides: what it says stays"
+    " true when the backend thaws at once",
+    setup=_ALONE,
+)
+async def keyed_settled(field: Field) -> None:
+    for number in range(3):
+        await field.more()
+        pid = await _frozen(field)
+        entry, operation = _submitted(field, f"settled-{number}", pgha.new_key())
+        if error := await _doubt(field, entry, operation):
+            entry.settled(await error.settle())
+        await _thawed(field, pid)
+    await field.more()
+
+
+@scenario(
+    14,
+    "keyed-settled-late",
+    "The answer of a keyed write is swallowed until its caller's time is over: settle() finds it applied",
+    setup=_ALONE,
+)
+async def keyed_settled_late(field: Field) -> None:
+    for number in range(3):
+        await field.more()
+        node, name = field.victim, f"late-{number}"
+        proxy = field.proxy_of(node)
+        proxy.drop("down")
+        entry, operation = _submitted(field, name, pgha.new_key())
+        error = await _doubt(field, entry, operation)
+
+        async def there(node: chaos.Node = node, name: str = name) -> bool:
+            return bool(await node.execute("SELECT 1 FROM pgha_trial WHERE key = %s", [name]))
+
+        await field.until(there, f"{name} is applied")
+        proxy.reset()
+        proxy.heal()
+        if error is not None:
+            said = await error.settle()
+            entry.settled(said)
+            field.claim(said == "applied", "verdict", f"{name} is there, and settle() says {said}")
+    await field.more()
+
+
+@scenario(
+    8,
+    "keyed-left",
+    "A keyed write's backend stands still, its caller leaves, its line ends: when the guard's time is over"
+    " an event says that it is not applied, and the backend that thaws then applies nothing; the key is good",
+    setup=replace(_ALONE, proxied=False),
+)
+async def keyed_left(field: Field) -> None:
+    lanes = field.cluster._nodes[field.victim.name].sets["write"].lanes
+    for number in range(2):
+        await field.more()
+        pid, key = await _frozen(field), pgha.new_key()
+        async with field.cluster.events() as events:
+            entry, operation = _submitted(field, f"left-{number}", key)
+            operation.cancel()
+            # An end of file behind the write: a proxy might lose the one or the other on its way.
+            next(lane for lane in lanes if lane.link.pid == pid).break_off("the trial says so", lost=True)
+            await _doubt(field, entry, operation)
+            field.waiting_for = "an event that tells of the write"
+            async for event in events:
+                if isinstance(event, pgha.OperationSettled) and event.outcome != "in doubt":
+                    field.claim(event.key == key, "event", "it tells of another key")
+                    entry.settled(event.outcome)
+                    break
+        await _thawed(field, pid)
+        again = await field.write(f"again-{number}", key=key)
+        field.claim(again == "acknowledged", "verdict", f"a key that was not used up: {again}")
+    await field.more()
