@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import anyio
 import pytest
@@ -18,7 +20,8 @@ from _tally import TALLY
 from hypothesis import HealthCheck, Phase, example, given, note, settings
 
 from pgha._trials.chance import replay
-from pgha.chaos import ALL_FAULTS, NODE_FAULTS, NodeKind, Schedule, Step, Workload
+from pgha._trials.trial import Topology
+from pgha.chaos import ALL_FAULTS, NODE_FAULTS, Schedule, Step, Workload
 from pgha.chaos.properties import schedules, workloads
 
 TIMES = float(os.environ.get("PGHA_SCHEDULES", "1"))
@@ -30,7 +33,7 @@ import anyio
 
 from pgha._trials.chance import replay
 
-trial = anyio.run(lambda: replay(schedule, kind={kind!r}, workload={workload!r}), backend={loop!r})
+trial = anyio.run(lambda: replay(schedule, workload={workload!r}, **{options!r}), backend={loop!r})
 print(trial.complaint() or "every promise was kept")
 """
 
@@ -47,12 +50,12 @@ def tried(examples: int) -> settings:
     )
 
 
-def keeps_every_promise(schedule: Schedule, workload: Workload, loop: str, kind: NodeKind) -> None:
+def keeps_every_promise(schedule: Schedule, workload: Workload, loop: str, **options: Any) -> None:
     began = time.monotonic()
-    trial = anyio.run(partial(replay, schedule, kind=kind, workload=workload), backend=loop)
+    trial = anyio.run(partial(replay, schedule, workload=workload, **options), backend=loop)
     TALLY.trial("schedule", trial, time.monotonic() - began)
     # When it fails: a program that does it again.
-    note(schedule.script(PROGRAM.format(kind=kind, workload=workload, loop=loop)))
+    note(schedule.script(PROGRAM.format(workload=workload, loop=loop, options=options)))
     assert trial.kept, trial.complaint()
 
 
@@ -77,7 +80,7 @@ LOOPS = pytest.mark.parametrize("loop", ["asyncio", "trio"])
     workload=Workload(readers=2, writers=5, batchers=0, cancellers=2, batch=2, pace=0.0, idempotent=1.0),
 )
 def test_any_faults(loop: str, schedule: Schedule, workload: Workload) -> None:
-    keeps_every_promise(schedule, workload, loop, "local")
+    keeps_every_promise(schedule, workload, loop)
 
 
 @LOOPS
@@ -85,7 +88,7 @@ def test_any_faults(loop: str, schedule: Schedule, workload: Workload) -> None:
 @given(schedule=schedules(seconds=SECONDS, kinds=NODE_FAULTS), workload=workloads())
 def test_faults_of_processes(loop: str, schedule: Schedule, workload: Workload) -> None:
     """Without proxies between pgha and its servers."""
-    keeps_every_promise(schedule, workload, loop, "local")
+    keeps_every_promise(schedule, workload, loop)
 
 
 @LOOPS
@@ -93,4 +96,22 @@ def test_faults_of_processes(loop: str, schedule: Schedule, workload: Workload) 
 @given(schedule=schedules(seconds=SECONDS, kinds=ROUGH), workload=workloads())
 def test_faults_of_containers(loop: str, schedule: Schedule, workload: Workload) -> None:
     demand_engine()
-    keeps_every_promise(schedule, workload, loop, "container")
+    keeps_every_promise(schedule, workload, loop, kind="container")
+
+
+@LOOPS
+@pytest.mark.parametrize("version", [16, 18])
+@pytest.mark.parametrize(("topology", "nodes"), [("masters", 3), ("replicas", 2), ("standalone", 1)])
+def test_any_faults_of_keyed_writes(topology: Topology, nodes: int, version: int, loop: str) -> None:
+    """On each topology; where nobody else can take the writes, none of its nodes is spared."""
+    spare = 1 if topology == "masters" else 0
+
+    @tried(2)
+    @given(
+        schedule=schedules(nodes=nodes, seconds=SECONDS, kinds=ROUGH, spare=spare),
+        workload=workloads().map(lambda drawn: replace(drawn, keyed=0.5)),
+    )
+    def play(schedule: Schedule, workload: Workload) -> None:
+        keeps_every_promise(schedule, workload, loop, topology=topology, nodes=nodes, version=version)
+
+    play()

@@ -8,7 +8,7 @@ from random import Random
 from pgha import chaos
 from pgha._trials.field import Field
 from pgha._trials.play import play
-from pgha._trials.trial import Setup, Trial, Watch, unwatched
+from pgha._trials.trial import Setup, Topology, Trial, Watch, unwatched
 from pgha.chaos import FaultKind, NodeKind, Schedule, Workload
 
 _AROUND = 90.0
@@ -43,11 +43,16 @@ async def replay(
     nodes: int = 3,
     seed: int = 0,
     workload: Workload | None = None,
+    topology: Topology = "masters",
+    version: int | None = None,
     watch: Watch = unwatched,
 ) -> Trial:
-    """Masters under load, and the faults of ``schedule``."""
+    """Servers under load (a primary has one synchronous standby), and the faults of ``schedule``."""
     setup = Setup(
-        nodes=max(nodes, schedule.nodes, 2),
+        topology=topology,
+        nodes=max(nodes, schedule.nodes, 1 if topology == "standalone" else 2),
+        version=version,
+        synchronous=1 if topology == "replicas" else 0,
         kind=kind,
         proxied=any(step.kind in chaos.WIRE_FAULTS for step in schedule.steps),
         workload=workload or Workload(keyed=0.5),
