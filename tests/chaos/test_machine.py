@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import anyio
 import psycopg
@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 import pgha
 import pgha.chaos
-from pgha._trials.load import READ, ROWS, TABLE, WRITE, by_origin, note_failure
-from pgha._trials.rules import shown, torn
+from pgha._trials.load import READ, ROWS, TABLE, WRITE, applied_by, by_origin, note_failure
+from pgha._trials.rules import shown, strayed, torn, undecided, unfounded
 from pgha.chaos import Injector, LocalNode, Nodes, Proxies, nothing_left, proxied
 from pgha.chaos.checkers import Promise, check
-from pgha.chaos.history import Recorder
+from pgha.chaos.history import Open, Recorder
 from pgha.chaos.properties import (
     AsyncRuleBasedStateMachine,
     Backend,
@@ -56,6 +56,7 @@ class Failover(AsyncRuleBasedStateMachine):
         self.count = 0
         self.harmed: int | None = None
         self.recorder = Recorder()
+        self.doubts: list[tuple[Open, pgha.CommitInDoubt]] = []
         application = unique("machine")
         self.stack = AsyncExitStack()
         enter = self.stack.enter_async_context
@@ -65,6 +66,7 @@ class Failover(AsyncRuleBasedStateMachine):
         self.left = await enter(left)
         named = [pgha.Node(one.dsn, one.name) for one in self.proxies]
         self.cluster = await enter(pgha.open_cluster(*named, min_ready=2, application_name=application))
+        await self.cluster.ledger.install()
         self.injector = Injector(self.nodes, self.proxies)
 
     def key(self, kind: str) -> str:
@@ -77,12 +79,29 @@ class Failover(AsyncRuleBasedStateMachine):
             "write", self.key("w"), repeatable=idempotent, writer=0, number=self.count
         )
         operation = self.cluster.submit(WRITE, [entry.key, 0, self.count], idempotent=idempotent)
+        await self.noted(entry, operation)
+
+    @rule(timeout=st.sampled_from([2.0, 0.3]), which=st.none() | WHICH)
+    async def keyed_write(self, timeout: float, which: int | None) -> None:
+        """One in doubt waits for its node, which is not healed meanwhile: it is settled at the end."""
+        route = pgha.nearest() if which is None else pgha.pin(self.nodes[which].name)
+        entry = self.recorder.begin("write", self.key("k"), keyed=True, timeout=timeout)
+        operation = self.cluster.submit(
+            WRITE, [entry.key, 3, self.count], key=pgha.new_key(), timeout=timeout, route=route
+        )
+        error = await self.noted(entry, operation)
+        if isinstance(error, pgha.CommitInDoubt):
+            self.doubts.append((entry, error))
+
+    async def noted(self, entry: Open, operation: pgha.Operation[Any]) -> psycopg.Error | None:
         try:
             result = await operation
         except psycopg.Error as error:
             note_failure(entry, error, operation)
-        else:
-            entry.acknowledged(node=result.node, record=operation.record)
+            return error
+        record = operation.record
+        entry.acknowledged(node=applied_by(result, record), record=record)
+        return None
 
     @rule(fastest=st.booleans())
     async def read(self, fastest: bool) -> None:
@@ -157,13 +176,16 @@ class Failover(AsyncRuleBasedStateMachine):
     async def teardown(self) -> None:
         try:
             await self.injector.heal()
+            for entry, error in self.doubts:
+                entry.settled(await error.settle(20))
         finally:
             await self.stack.aclose()
         ports = {node.port: node.name for node in self.nodes}
         history = self.recorder.history()
         rows = by_origin(await self.nodes.execute(ROWS), ports)
         promise = Promise(everywhere=False, max_tries=5)
-        found = [*check(history, rows, promise), *shown(history), *torn(history, rows), *self.left]
+        keyed = [*undecided(history), *unfounded(history), *strayed(history)]
+        found = [*check(history, rows, promise), *shown(history), *torn(history, rows), *keyed, *self.left]
         assert not found, "\n".join(map(str, found))
 
 
