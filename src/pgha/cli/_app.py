@@ -8,11 +8,13 @@ import sys
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from pgha.cli._demo import Options, run
+from pgha.cli._ledger import Act, Asked, age
+from pgha.cli._ledger import run as run_ledger
 from pgha.cli._serve import serve as keep_up
 from pgha.cli._soak import SoakOptions
 from pgha.cli._soak import soak as run_soak
@@ -123,6 +125,79 @@ def soak(
     """
     options = SoakOptions(tuple(dsns), spike, rate, pin, write, seconds, loop.value, json)
     raise typer.Exit(run_soak(options))
+
+
+ledger = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+app.add_typer(ledger, name="ledger", help="The table that makes keyed writes exactly once.")
+_DSNS = Annotated[
+    list[str], typer.Argument(metavar="DSN...", help="Conninfo strings or URIs, of one cluster's nodes.")
+]
+_JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+_LOOP = Annotated[Loop, typer.Option(help="The event loop.")]
+
+
+def _do(act: Act, dsns: list[str], json: bool, loop: Loop, **more: Any) -> NoReturn:
+    raise typer.Exit(run_ledger(Asked(act, tuple(dsns), json, loop=loop.value, **more)))
+
+
+@ledger.command()
+def install(
+    dsns: _DSNS,
+    grant: Annotated[
+        list[str] | None, typer.Option("--grant", metavar="ROLE", help="Let this role use and prune it.")
+    ] = None,
+    json: _JSON = False,
+    loop: _LOOP = Loop.asyncio,
+) -> None:
+    """Make the ledger on every node that takes writes; where it is already, only grant.
+
+    All nodes have to be up: else nothing is done.
+    """
+    _do("install", dsns, json, loop, grants=tuple(grant or ()))
+
+
+@ledger.command()
+def status(dsns: _DSNS, json: _JSON = False, loop: _LOOP = Loop.asyncio) -> None:
+    """Show every node's ledger. Exit code 1: a node that takes writes has none that can be used."""
+    _do("status", dsns, json, loop)
+
+
+@ledger.command()
+def prune(
+    dsns: _DSNS,
+    older_than: Annotated[
+        str, typer.Option(metavar="AGE", help="7d, 36h, 90m, 3600s; an hour at least.")
+    ] = "7d",
+    json: _JSON = False,
+    loop: _LOOP = Loop.asyncio,
+) -> None:
+    """Delete the keys that are older than that: they are forgotten, and used again they are new ones.
+
+    Writes go on meanwhile, and others may do it at the same time. Exit code 1: not all could be pruned.
+    """
+    try:
+        seconds = age(older_than)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--older-than") from None
+    _do("prune", dsns, json, loop, older_than=seconds)
+
+
+@ledger.command()
+def uninstall(
+    dsns: _DSNS,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also with keys of the last hour, or in another layout.")
+    ] = False,
+    json: _JSON = False,
+    loop: _LOOP = Loop.asyncio,
+) -> None:
+    """Remove the ledger from every node: all keys are forgotten."""
+    if not yes:
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise typer.BadParameter("nobody can be asked here: say --yes", param_hint="--yes")
+        typer.confirm("Remove the ledger, and forget all keys?", abort=True)
+    _do("uninstall", dsns, json, loop, force=force)
 
 
 @app.command()
