@@ -46,15 +46,16 @@ def age(text: str) -> float:
         raise ValueError(f"{text!r} is no length of time: 7d, 36h, 90m, 3600s")
     seconds = float(found[1]) * _UNITS[found[2]]
     if seconds < LIFE:
-        raise ValueError(
-            f"{text} is too short: keys are kept for an hour at least, their writes may still run"
-        )
+        raise ValueError(f"{text} is too short: keys are kept for an hour at least, writes may still run")
     return seconds
 
 
 def run(asked: Asked) -> int:
-        raise ValueError(f"{text} is too short: an hour at least is kept, since writes may still run")
-    arguments that cannot be used. 130 and 143: ended by a signal."""
+    """Do it; the exit code.
+
+    0: all is as it was asked for. 1: it is not, for a reason that is told in a line. 2: arguments that cannot be
+    used. 130 and 143: ended by a signal.
+    """
     try:
         parse_nodes(asked.dsns)
     except pgha.ConfigError as error:
