@@ -53,8 +53,8 @@ def age(text: str) -> float:
 def run(asked: Asked) -> int:
     """Do it; the exit code.
 
-    0: all is as it was asked for. 1: it is not, for a reason that is told in a line. 2: arguments that cannot be
-    used. 130 and 143: ended by a signal.
+    0: all is as it was asked for. 1: it is not, for a reason that is told in a line. 2: arguments that cannot
+    be used. 130 and 143: ended by a signal.
     """
     try:
         parse_nodes(asked.dsns)
