@@ -18,12 +18,14 @@ from ._errors import OperationCancelled as OperationCancelled
 from ._errors import WouldDeadlock as WouldDeadlock
 from ._events import Events as Events
 from ._group import Group as Group
+from ._ledger import Ledger as Ledger
 from ._operation import Operation as Operation
 
 __all__ = [
     "Cluster",
     "Events",
     "Group",
+    "Ledger",
     "Operation",
     "OperationCancelled",
     "WouldDeadlock",

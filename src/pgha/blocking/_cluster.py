@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Generic, Literal, final, overload
+from uuid import UUID
 
 import anyio
 from psycopg.adapt import AdaptersMap
@@ -13,17 +14,18 @@ from psycopg.rows import BaseRowFactory, TupleRow, tuple_row
 from typing_extensions import TypeVar
 
 import pgha._cluster as asynchronous
+from pgha._config import LedgerMode, OnConnect, Tuning, seconds
 from pgha._config import Node as NodeArgument
-from pgha._config import OnConnect, Tuning, seconds
-from pgha._errors import QueueFull
+from pgha._errors import CommitInDoubt, ConfigError, QueueFull
 from pgha._requests import DEFAULT, BatchItem, OnSend, RequestMaker, Seconds
 from pgha._result import Result
-from pgha._types import NodeStatus, ReadRoute, Statistics, WriteRoute, nearest
+from pgha._types import NodeStatus, Outcome, ReadRoute, Statistics, WriteRoute, nearest
 from pgha._wire.compiling import AnyParams, AnyQuery, Compiler
 
 from ._events import Events
 from ._group import Group
 from ._host import Host
+from ._ledger import Ledger
 from ._operation import Operation
 
 R = TypeVar("R")
@@ -141,19 +143,19 @@ class Cluster(Generic[Row]):
     @overload
     def execute(
         self, query: AnyQuery, params: AnyParams | None = None, *, idempotent: bool = False,
-        route: WriteRoute = ..., timeout: Seconds = ..., statement_timeout: Seconds = ...,
-        row_factory: None = None, on_send: OnSend | None = None,
+        key: UUID | None = None, route: WriteRoute = ..., timeout: Seconds = ...,
+        statement_timeout: Seconds = ..., row_factory: None = None, on_send: OnSend | None = None,
     ) -> Result[Row]: ...  # fmt: skip
     @overload
     def execute(
         self, query: AnyQuery, params: AnyParams | None = None, *, idempotent: bool = False,
-        route: WriteRoute = ..., timeout: Seconds = ..., statement_timeout: Seconds = ...,
-        row_factory: BaseRowFactory[R], on_send: OnSend | None = None,
+        key: UUID | None = None, route: WriteRoute = ..., timeout: Seconds = ...,
+        statement_timeout: Seconds = ..., row_factory: BaseRowFactory[R], on_send: OnSend | None = None,
     ) -> Result[R]: ...  # fmt: skip
     def execute(
         self, query: AnyQuery, params: AnyParams | None = None, *, idempotent: bool = False,
-        route: WriteRoute = nearest(), timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT,
-        row_factory: Any = None, on_send: OnSend | None = None,
+        key: UUID | None = None, route: WriteRoute = nearest(), timeout: Seconds = DEFAULT,
+        statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
     ) -> Result[Any]:  # fmt: skip
         """Run anything that may write, as a transaction of its own: `pgha.Cluster.execute`.
 
@@ -163,21 +165,21 @@ class Cluster(Generic[Row]):
             self._make(
                 RequestMaker.single, query, params, read=False, idempotent=idempotent, route=route,
                 timeout=timeout, statement_timeout=statement_timeout, row_factory=row_factory,
-                on_send=on_send,
+                on_send=on_send, key=key,
             )
         )  # fmt: skip
         return result
 
     def execute_batch(
-        self, statements: Sequence[BatchItem], *, idempotent: bool = False, route: WriteRoute = nearest(),
-        timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT, row_factory: Any = None,
-        on_send: OnSend | None = None,
+        self, statements: Sequence[BatchItem], *, idempotent: bool = False, key: UUID | None = None,
+        route: WriteRoute = nearest(), timeout: Seconds = DEFAULT,
+        statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
     ) -> list[Result[Any]]:  # fmt: skip
         """Run several statements as one transaction, in one round trip: `pgha.Cluster.execute_batch`."""
         results: list[Result[Any]] = self._host.call(
             self._make(
                 RequestMaker.batch, statements, idempotent=idempotent, route=route, timeout=timeout,
-                statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
+                statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send, key=key,
             )
         )  # fmt: skip
         return results
@@ -186,8 +188,9 @@ class Cluster(Generic[Row]):
 
     def submit(
         self, query: AnyQuery, params: AnyParams | None = None, *, read: bool = False,
-        idempotent: bool = False, route: ReadRoute | WriteRoute = nearest(), timeout: Seconds = DEFAULT,
-        statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
+        idempotent: bool = False, key: UUID | None = None, route: ReadRoute | WriteRoute = nearest(),
+        timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT, row_factory: Any = None,
+        on_send: OnSend | None = None,
     ) -> Operation[Result[Any]]:  # fmt: skip
         """Start an operation and return at once; it belongs to the cluster, and goes on by itself.
 
@@ -198,6 +201,7 @@ class Cluster(Generic[Row]):
         request = self._make(
             RequestMaker.single, query, params, read=read, idempotent=idempotent, route=route,
             timeout=timeout, statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
+            key=key,
         )  # fmt: skip
         if self._host.waiting >= self._most:
             raise QueueFull(f"{self._host.waiting} operations are waiting already (max_queued)")
@@ -212,6 +216,32 @@ class Cluster(Generic[Row]):
         interrupted, what is not done is cancelled, and that exception comes out as itself.
         """
         return Group.opened(self._host, self.submit)
+
+    # Keys
+
+    @property
+    def ledger(self) -> Ledger:
+        """The table that makes keyed writes exactly once: to install, look at, prune and remove it."""
+        return Ledger(self._host, self._cluster)
+
+    def settle(self, error: CommitInDoubt, timeout: float | None = None) -> Outcome:
+        """Learn what became of a write that ended with ``error``: `pgha.CommitInDoubt.settle`.
+
+        At most ``timeout`` seconds (None: no limit), then ``in doubt``, and it may be called again. An
+        interrupt changes nothing. Never raises for what servers do; `pgha.ClusterClosed` once the cluster is
+        left, `pgha.ConfigError` for an error of another cluster, whose own is to be asked.
+        """
+        if not isinstance(error, CommitInDoubt):
+            raise ConfigError(f"settle() takes a CommitInDoubt, not {error!r}")
+        if timeout is not None:
+            seconds("timeout", timeout)
+        return self._host.run(partial(self._settle, error, timeout))
+
+    async def _settle(self, error: CommitInDoubt, timeout: float | None) -> Outcome:
+        # From another process it comes without what could be asked, and is nobody's.
+        if error._settle is not None and not self._host.doubted_here(error):
+            raise ConfigError("this CommitInDoubt is of another cluster: ask the one that raised it")
+        return await error.settle(timeout)
 
     # Nodes
 
@@ -283,6 +313,7 @@ def open_cluster(
     prepare_threshold: int | None = 3,
     on_connect: OnConnect | None = None,
     application_name: str = "pgha",
+    ledger: LedgerMode = "explicit",
     backend: Literal["asyncio", "trio"] = "asyncio",
     backend_options: dict[str, Any] | None = None,
     _tuning: Tuning | None = None,
@@ -308,7 +339,7 @@ def open_cluster(
         node_wait=node_wait, timeout=timeout, statement_timeout=statement_timeout,
         ping_interval=ping_interval, ping_timeout=ping_timeout, max_queued=max_queued,
         close_timeout=close_timeout, row_factory=row_factory, prepare_threshold=prepare_threshold,
-        on_connect=on_connect, application_name=application_name, _tuning=_tuning,
+        on_connect=on_connect, application_name=application_name, ledger=ledger, _tuning=_tuning,
     )  # fmt: skip
     host = Host(opening, backend, backend_options)
     error: BaseException | None = None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, final
+from uuid import UUID
 
 from pgha._requests import DEFAULT, OnSend, Seconds
 from pgha._result import Result
@@ -43,12 +44,13 @@ class Group:
 
     def submit(
         self, query: AnyQuery, params: AnyParams | None = None, *, read: bool = False,
-        idempotent: bool = False, route: ReadRoute | WriteRoute = nearest(), timeout: Seconds = DEFAULT,
-        statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
+        idempotent: bool = False, key: UUID | None = None, route: ReadRoute | WriteRoute = nearest(),
+        timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT, row_factory: Any = None,
+        on_send: OnSend | None = None,
     ) -> Operation[Result[Any]]:  # fmt: skip
         """As `Cluster.submit`; the operation is waited for when the group is left."""
         operation = self._submit(
-            query, params, read=read, idempotent=idempotent, route=route, timeout=timeout,
+            query, params, read=read, idempotent=idempotent, key=key, route=route, timeout=timeout,
             statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
         )  # fmt: skip
         self._running[operation] = None

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import anyio
 
 from pgha._cluster import Cluster
-from pgha._errors import ClusterClosed, ConfigError
+from pgha._errors import ClusterClosed, CommitInDoubt, ConfigError
 from pgha._operation import Request
 from pgha._wire.loops import current_loop
 
@@ -280,6 +280,10 @@ class Host:
             self.post(Job(tell, tell))
 
     # In the cluster's thread
+
+    def doubted_here(self, error: CommitInDoubt) -> bool:
+        """Whether an operation of this cluster ended with it."""
+        return error in self._starter.doubts
 
     def _open_letters(self, letters: list[Letter]) -> None:
         for letter in letters:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 from anyio.abc import TaskGroup
 
 from pgha._core.verdict import Outcome
 from pgha._dispatcher import Dispatcher
-from pgha._errors import ClusterClosed, QueueFull
+from pgha._errors import ClusterClosed, CommitInDoubt, QueueFull
 from pgha._judging import cancelled
 from pgha._operation import Operation, Stage
 
@@ -28,6 +29,8 @@ class Starter:
         """In order."""
         self._admitting = False
         self._closed = ""
+        self.doubts: WeakSet[CommitInDoubt] = WeakSet()
+        """Errors of operations that were started here: what they ask lives in this loop, and in no other."""
 
     @property
     def waiting(self) -> int:
@@ -46,7 +49,7 @@ class Starter:
     def _start(self, call: Call) -> None:
         operation: Operation[Any] = Operation(self._dispatcher, call.request, call.started_at)
         call.operation = operation
-        operation.when_done(call.settle)
+        operation.when_done(partial(self._done, call))
         try:
             self._dispatcher.start(operation)
         except ClusterClosed as error:
@@ -54,6 +57,11 @@ class Starter:
         except BaseException as error:  # noqa: BLE001 - raised by the thread that waits for it
             if operation.stage is not Stage.DONE:
                 self._dispatcher.outcomes.fail(operation, error, Outcome.IN_DOUBT)
+
+    def _done(self, call: Call, operation: Operation[Any]) -> None:
+        if isinstance(operation.failure, CommitInDoubt):
+            self.doubts.add(operation.failure)
+        call.settle(operation)
 
     def _wait_for_room(self, call: Call) -> None:
         timeout = call.request.timeout
