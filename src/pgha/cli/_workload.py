@@ -93,6 +93,8 @@ class Recorder:
     answered: Counter[str] = field(default_factory=Counter)
     """Operations that each node answered, since the workload began."""
     started: float = 0.0
+    _moved: float = 0.0
+    """When the writes moved last."""
     _last: dict[Kind | None, float] = field(default_factory=dict)
     _latencies: list[float] = field(default_factory=list)
     _recent: dict[str, deque[float]] = field(default_factory=dict)
@@ -124,15 +126,19 @@ class Recorder:
         # Past the end nothing was asked any more: silence then is no gap.
         now = min(self.clock(), self.started + self.seconds)
         if kind == "write":
-            self._written(result.node, now)
+            self._written(result.node, now, now - result.latency)
         which: Kind | None
         for which in (None, kind):
             self.gaps[which] = max(self.gaps[which], now - self._last[which])
             self._last[which] = now
 
-    def _written(self, node: str, now: float) -> None:
-        if self.writer not in (None, node):
+    def _written(self, node: str, now: float, begun: float) -> None:
+        if self.writer == node or begun < self._moved:
+            # Begun before the writes moved: a straggler, of which its own node alone could tell.
+            return
+        if self.writer is not None:
             self.moves.append(Move(now - self.started, node, now - self._last["write"]))
+            self._moved = now
         self.writer = node
 
     def failed(self, kind: Kind, error: Exception) -> None:
