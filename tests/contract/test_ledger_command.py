@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import psycopg
 import pytest
 from _keyed import keys_of
 from _support import eventually
+from _terminal import Terminal, left_over
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +29,12 @@ from pgha.cli._ledger import age, table
 COMMAND = Path(sys.executable).with_name("pgha")
 SECRET = "s3cr3tQZ"
 both_loops = pytest.mark.parametrize("loop", ["asyncio", "trio"])
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Of the tests themselves: the command has a loop of its own."""
+    return "asyncio"
 
 
 async def ledger(*arguments: str, code: int = 0) -> tuple[str, str]:
@@ -64,9 +72,11 @@ def test_an_age(text: str, seconds: float) -> None:
     assert age(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "7x", "d", "-7d", "1h30m", "nan", "1e9", "59m", "0"])
+@pytest.mark.parametrize(
+    "text", ["", "7x", "d", "-7d", "1h30m", "nan", "1e9", "59m", "0", "36501d", "9" * 400]
+)
 def test_no_age(text: str) -> None:
-    with pytest.raises(ValueError, match=r"length of time|too short"):
+    with pytest.raises(ValueError, match=r"length of time|too short|too long"):
         age(text)
 
 
@@ -120,6 +130,13 @@ async def test_a_primary_and_its_standby(loop: str) -> None:
         await nodes.wait_replicated()
         out, _ = await ledger("status", *dsns, "--loop", loop)
         assert out.count("standby") == 1 and "!" not in out
+        out, _ = await ledger("prune", *dsns, "--loop", loop)
+        assert out.count("0 keys deleted") == 1
+        (standby,) = nodes.standbys
+        await ledger("status", standby.dsn, "--loop", loop)
+        for act in (["install"], ["prune"], ["uninstall", "--yes"]):
+            _, error = await ledger(*act, standby.dsn, "--loop", loop, code=1)
+            assert error.startswith("none of these nodes takes writes")
 
 
 @pytest.mark.anyio
@@ -170,8 +187,9 @@ async def test_a_transaction_in_the_way_is_named() -> None:
             other.execute(
                 "INSERT INTO pgha.ledger VALUES (1, gen_random_uuid(), '', now() - interval '1 day')"
             )
-            out, _ = await ledger("prune", node.dsn, "--older-than", "1h", code=1)
-            assert f"(process {other.info.backend_pid})" in out
+            _, error = await ledger("prune", node.dsn, "--older-than", "1h", code=1)
+            assert "0 keys deleted; transactions that began before hold the ledger" in error
+            assert f"(process {other.info.backend_pid})" in error
             other.rollback()
 
 
@@ -187,6 +205,10 @@ async def test_a_dead_node_and_a_wrong_password() -> None:
         assert "127.0.0.1:1 is down" in error and "nothing was done" in error
         out, _ = await ledger("status", node.dsn, dead, code=1)
         assert "! the node is down" in out and "! not installed" in out
+        await ledger("install", node.dsn)
+        out, error = await ledger("prune", dead, node.dsn, code=1)
+        assert out == f"127.0.0.1:{node.port}: 0 keys deleted\n"
+        assert error.startswith("127.0.0.1:1: 0 keys deleted; the node is down: ")
         wrong = psycopg.conninfo.make_conninfo(node.dsn, password=SECRET + "x")
         _, error = await ledger("install", wrong, code=1)
         assert "password authentication failed" in error
@@ -207,6 +229,46 @@ async def test_a_dead_node_and_a_wrong_password() -> None:
 async def test_bad_arguments(arguments: list[str], said: str) -> None:
     _, error = await ledger(*arguments, code=2)
     assert said in error
+
+
+@pytest.mark.anyio
+async def test_at_a_terminal_it_asks() -> None:
+    async with standalone() as nodes:
+        node = nodes[0]
+        await ledger("install", node.dsn)
+        for keys, code, said in [
+            ("n\n", 1, "pgha ledger: nothing was removed"),
+            ("\n", 1, "pgha ledger: nothing was removed"),
+            ("\x04", 1, "pgha ledger: nothing was removed"),
+            ("\x03", 130, "^C"),
+            ("y\n", 0, "removed"),
+        ]:
+            assert (await keys_of(node)) == 0
+            shown, ended = await anyio.to_thread.run_sync(answered, node.dsn, keys)
+            assert f"Remove the ledger from 127.0.0.1:{node.port}, and forget all keys? [y/N]" in shown
+            assert (shown.endswith(said), ended) == (True, code), shown
+        assert await node.execute("SELECT to_regclass('pgha.ledger') IS NULL") == [(True,)]
+
+
+def answered(dsn: str, keys: str) -> tuple[str, int]:
+    """What a terminal shows of an uninstall that is answered so, and the exit code."""
+    with Terminal("ledger", "uninstall", dsn) as terminal:
+        terminal.until("[y/N]")
+        terminal.press(keys)
+        code = terminal.end()
+    assert left_over(terminal) == []
+    return terminal.text.rstrip(), code
+
+
+@pytest.mark.anyio
+async def test_a_reader_who_has_left() -> None:
+    async with standalone() as nodes:
+        reading, writing = os.pipe()
+        os.close(reading)
+        asked = [str(COMMAND), "ledger", "status", nodes[0].dsn]
+        ended = await anyio.run_process(asked, stdout=writing, stderr=subprocess.PIPE, check=False)
+        os.close(writing)
+        assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 @pytest.mark.anyio

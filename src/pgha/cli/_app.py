@@ -193,11 +193,7 @@ def uninstall(
     loop: _LOOP = Loop.asyncio,
 ) -> None:
     """Remove the ledger from every node: all keys are forgotten."""
-    if not yes:
-        if sys.stdin is None or not sys.stdin.isatty():
-            raise typer.BadParameter("nobody can be asked here: say --yes", param_hint="--yes")
-        typer.confirm("Remove the ledger, and forget all keys?", abort=True)
-    _do("uninstall", dsns, json, loop, force=force)
+    _do("uninstall", dsns, json, loop, yes=yes, force=force)
 
 
 @app.command()

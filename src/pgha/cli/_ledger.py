@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from pgha.cli._view import write
 
 Act: TypeAlias = Literal["install", "status", "prune", "uninstall"]
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_LONGEST = 36_500 * 86400.0
 _CONNECT = 10.0
 """Seconds for a node to answer."""
 _WIDTHS = (22, 8, 12, 9, 19)
@@ -35,6 +37,8 @@ class Asked:
     grants: tuple[str, ...] = ()
     older_than: float = 7 * 86400.0
     """Seconds."""
+    yes: bool = False
+    """Nobody is to be asked."""
     force: bool = False
     loop: str = "asyncio"
 
@@ -47,6 +51,8 @@ def age(text: str) -> float:
     seconds = float(found[1]) * _UNITS[found[2]]
     if seconds < LIFE:
         raise ValueError(f"{text} is too short: keys are kept for an hour at least, writes may still run")
+    if seconds > _LONGEST:
+        raise ValueError(f"{text} is too long: 36500d at most")
     return seconds
 
 
@@ -57,10 +63,12 @@ def run(asked: Asked) -> int:
     be used. 130 and 143: ended by a signal.
     """
     try:
-        parse_nodes(asked.dsns)
+        nodes = [node.name for node in parse_nodes(asked.dsns)]
     except pgha.ConfigError as error:
         _complain(error)
         return 2
+    if asked.act == "uninstall" and not asked.yes and (code := _refused(nodes)):
+        return code
     return ending(asked.loop, lambda: _told(asked), "ledger")
 
 
@@ -79,8 +87,38 @@ async def _told(asked: Asked) -> int:
         return 2 if isinstance(error, pgha.ConfigError) else 1
 
 
-def _complain(error: BaseException) -> None:
-    sys.stderr.write(f"pgha ledger: {' '.join(str(error).split())}\n")
+def _complain(what: object) -> None:
+    sys.stderr.write(f"pgha ledger: {_on_one_line(what)}\n")
+
+
+def _on_one_line(what: object) -> str:
+    return " ".join(str(what).split())
+
+
+def _refused(nodes: Sequence[str]) -> int:
+    """Ask whoever sits at the terminal; 0 if it is to be done, else the exit code."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        _complain("nobody can be asked here whether to forget all keys: say --yes")
+        return 2
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_DFL:
+        # That would end the program by the signal, in the middle of a line.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        sys.stderr.write(f"Remove the ledger from {', '.join(nodes)}, and forget all keys? [y/N] ")
+        sys.stderr.flush()
+        answer = sys.stdin.readline()
+    except KeyboardInterrupt:
+        sys.stderr.write("\n")
+        return 128 + signal.SIGINT
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if answer.strip().lower() in ("y", "yes"):
+        return 0
+    if not answer.endswith("\n"):
+        sys.stderr.write("\n")
+    _complain("nothing was removed")
+    return 1
 
 
 async def _install(cluster: pgha.Cluster, asked: Asked) -> int:
@@ -92,14 +130,36 @@ async def _status(cluster: pgha.Cluster, asked: Asked) -> int:
 
 
 async def _prune(cluster: pgha.Cluster, asked: Asked) -> int:
-    found = await cluster.ledger.prune(asked.older_than)
+    """Node by node: what is in the way on one is no reason to leave the others."""
+    found: list[pgha.Pruned] = []
+    standbys: psycopg.Error | None = None
+    for name in cluster.nodes:
+        try:
+            found += (await cluster.ledger.prune(asked.older_than, nodes=[name])).values()
+        except psycopg.Error as error:
+            node, reason = cluster.nodes[name], _on_one_line(error).removeprefix(f"{name}: ")
+            if node.state not in ("up", "suspect"):
+                reason = f"the node is {node.state}: {_on_one_line(node.reason)}"
+            elif node.role == "standby":
+                standbys = error
+                continue
+            found.append(pgha.Pruned(name, 0, reason))
+    if not found and standbys is not None:
+        raise standbys
     if asked.json:
-        _json([asdict(one) for one in found.values()])
-    for one in found.values() if not asked.json else ():
+        _json([asdict(one) for one in found])
+    for one in found if not asked.json else ():
+        _tell_pruned(one)
+    return 1 if any(one.reason for one in found) else 0
+
+
+def _tell_pruned(one: pgha.Pruned) -> None:
+    counted = f"{one.node}: {one.deleted:,} keys deleted"
+    if one.reason:
         pids = f" (process {', '.join(map(str, one.in_the_way))})" if one.in_the_way else ""
-        reason = f"; {one.reason}{pids}" if one.reason else ""
-        write(f"{one.node}: {one.deleted:,} keys deleted{reason}", sys.stdout)
-    return 1 if any(one.reason for one in found.values()) else 0
+        _complain(f"{counted}; {one.reason}{pids}")
+    else:
+        write(counted, sys.stdout)
 
 
 async def _uninstall(cluster: pgha.Cluster, asked: Asked) -> int:
@@ -120,13 +180,14 @@ _ACTS: Mapping[Act, Callable[[pgha.Cluster, Asked], Awaitable[int]]] = {
 
 
 def _show(found: Mapping[str, pgha.LedgerStatus], asked: Asked) -> int:
-    """Every node's ledger; 0 when all that take writes can be used."""
+    """Every node's ledger; 0 when all that take writes can be used (all, where none does)."""
     if asked.json:
         _json([asdict(one) for one in found.values()])
     else:
         for line in table(list(found.values())):
             write(line, sys.stdout)
-    return 1 if any(one.problem and one.role != "standby" for one in found.values()) else 0
+    needed = [one for one in found.values() if one.role != "standby"] or list(found.values())
+    return 1 if any(one.problem for one in needed) else 0
 
 
 def table(found: Sequence[pgha.LedgerStatus]) -> list[str]:
@@ -136,13 +197,13 @@ def table(found: Sequence[pgha.LedgerStatus]) -> list[str]:
         keys, given_up = _number(one.keys), _number(one.given_up)
         lines.append(_line(one.node, one.role, keys, given_up, _moment(one.oldest), _size(one.bytes)))
         if one.problem:
-            lines.append(f"  ! {one.problem}")
+            lines.append(f"  ! {_on_one_line(one.problem)}")
     return lines
 
 
 def _line(node: str, role: str, keys: str, given_up: str, oldest: str, size: str) -> str:
     a, b, c, d, e = _WIDTHS
-    return f"{node:<{a}}{role:<{b}}{keys:>{c}}{given_up:>{d}}  {oldest:<{e}}{size:>8}".rstrip()
+    return f"{node:<{a - 1}} {role:<{b}}{keys:>{c}}{given_up:>{d}}  {oldest:<{e}}{size:>8}".rstrip()
 
 
 def _number(value: int | None) -> str:
