@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Coroutine, Mapping
 from random import Random
 from typing import Any
+from uuid import UUID
 
 import anyio
 import psycopg
@@ -48,6 +49,10 @@ class Load:
         self.reader: str | None = None
         self.doubts: list[tuple[Open, pgha.CommitInDoubt]] = []
         """Keyed writes of which somebody can still tell."""
+        self._left: dict[UUID, Open] = {}
+        """Keyed writes whose callers left, by their keys."""
+        self._told: dict[UUID, set[str]] = {}
+        """What events told of writes that nobody waits for, by their keys."""
         self._workload = workload
         self._random = Random(seed)
         self._stopping = False
@@ -171,6 +176,8 @@ class Load:
                 self._doubted(error, entry)
         if scope.cancelled_caught:
             entry.doubt("left by its caller")
+            if key is not None:
+                self._left[key] = entry
 
     def _keyed(self) -> bool:
         share = self._workload.keyed
@@ -180,11 +187,21 @@ class Load:
         if isinstance(error, pgha.CommitInDoubt) and error.key is not None:
             self.doubts += [(entry, error) for entry in entries if entry.entry.ending == "in doubt"]
 
+    def told(self, event: pgha.OperationSettled) -> None:
+        """An event tells what became of a write that nobody waits for."""
+        if event.key is not None and event.outcome != "in doubt":
+            self._told.setdefault(event.key, set()).add(event.outcome)
+
     async def settle(self, timeout: float) -> None:
-        """Ask what became of each keyed write in doubt: so many seconds for all of them."""
+        """Ask what became of each keyed write in doubt: so many seconds for all of them. And note what was
+        told of those that their callers left.
+        """
         end = anyio.current_time() + timeout
         for entry, error in self.doubts:
             entry.settled(await error.settle(max(0.1, end - anyio.current_time())))
+        for key, entry in self._left.items():
+            if outcomes := self._told.get(key):
+                entry.settled(" and ".join(sorted(outcomes)))
 
     @property
     def _timeout(self) -> float | None:

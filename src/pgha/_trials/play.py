@@ -21,7 +21,17 @@ import pgha
 from pgha import chaos
 from pgha._trials.field import Field
 from pgha._trials.load import ROWS, TABLE, Load, by_origin
-from pgha._trials.rules import betrayed, logged, promise_of, shown, strayed, torn, undecided, unfounded
+from pgha._trials.rules import (
+    betrayed,
+    fickle,
+    logged,
+    promise_of,
+    shown,
+    strayed,
+    torn,
+    undecided,
+    unfounded,
+)
 from pgha._trials.servers import servers
 from pgha._trials.trial import Setup, Sighting, Trial, Watch, unwatched, violation
 from pgha.chaos.checkers import check
@@ -72,7 +82,7 @@ async def play(
     secret = betrayed(setup.password, [*field.shown, *(str(entry.error) for entry in history)])
     if field.tail and not any(field.lost_its_tail(history, rows)):
         field.claim(False, "setup", "no write was lost with the former primary: nothing was tried")
-    doubts = [*undecided(history, field.expected), *unfounded(history)]
+    doubts = [*undecided(history, field.expected), *unfounded(history), *fickle(history)]
     if setup.topology == "masters":
         doubts += strayed(history)
     more = [*field.violations, *shown(history, field.expected), *torn(history, rows), *doubts, *secret, *left]
@@ -143,6 +153,8 @@ async def _watch(events: AsyncIterable[pgha.Event], field: Field) -> None:
         field.sightings.append(Sighting(now, name, status.state, status.role))
     async for event in events:
         field.shown.append(repr(event))
+        if isinstance(event, pgha.OperationSettled):
+            field.load.told(event)
         if isinstance(event, pgha.NodeChanged | pgha.RoleChanged) and event.node is not None:
             status = field.cluster.nodes[event.node]
             field.sightings.append(Sighting(event.at, event.node, status.state, status.role))

@@ -63,6 +63,15 @@ def unfounded(history: Iterable[Entry]) -> list[Violation]:
     ]
 
 
+def fickle(history: Iterable[Entry]) -> list[Violation]:
+    """Of one write two things were told, one after the other."""
+    return [
+        violation("fickle", f"write {entry.key} was told to be {entry.settled}", entry.key)
+        for entry in history
+        if entry.settled is not None and " and " in entry.settled
+    ]
+
+
 def strayed(history: Iterable[Entry]) -> list[Violation]:
     """A keyed write that one master may have applied was given to another: each knows its own keys."""
     found = []
