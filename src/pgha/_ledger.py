@@ -78,6 +78,8 @@ pruned AS (
 SELECT (SELECT mine FROM held), (SELECT count(*) FROM pruned)
 """
 _PAGES = 512
+LONGEST = 36_500 * 86_400.0
+"""Seconds. Far longer ago there are no dates."""
 _POLL = 0.05
 
 
@@ -224,10 +226,12 @@ class Ledger:
         """
         await self._host.seen()
         age = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
+        if seconds("older_than", age) > LONGEST:
+            raise ConfigError(f"older_than must be at most {LONGEST:.0f} seconds, 100 years, not {age!r}")
         seconds("patience", patience)
         status = self._host.nodes
         skews = [one.clock_skew for one in status.values() if one.clock_skew is not None]
-        keep = horizon(seconds("older_than", age), skews)
+        keep = horizon(age, skews)
         return {name: await self._prune(name, keep, patience) for name in self._primaries(nodes)}
 
     async def _prune(self, name: str, keep: float, patience: float) -> Pruned:

@@ -182,8 +182,9 @@ def test_what_is_wrong_is_raised_by_the_thread_that_calls(server: LocalNode, bac
             cluster.ledger.install(grant_to=one_role)
         with pytest.raises(pgha.ConfigError, match="no node is called"):
             cluster.ledger.install(nodes=["nobody"])
-        with pytest.raises(pgha.ConfigError, match="older_than"):
-            cluster.ledger.prune(-1.0)
+        for age in (-1.0, float("nan"), float("inf"), timedelta.max):
+            with pytest.raises(pgha.ConfigError, match="older_than"):
+                cluster.ledger.prune(age)
         with pytest.raises(pgha.ConfigError, match="patience"):
             cluster.ledger.prune(patience=float("nan"))
 

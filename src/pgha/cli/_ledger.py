@@ -16,12 +16,12 @@ import psycopg
 import pgha
 from pgha._config import parse_nodes
 from pgha._core.ledger import LIFE
+from pgha._ledger import LONGEST
 from pgha.cli._demo import ending
 from pgha.cli._view import write
 
 Act: TypeAlias = Literal["install", "status", "prune", "uninstall"]
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_LONGEST = 36_500 * 86400.0
 _CONNECT = 10.0
 """Seconds for a node to answer."""
 _WIDTHS = (22, 8, 12, 9, 19)
@@ -51,7 +51,7 @@ def age(text: str) -> float:
     seconds = float(found[1]) * _UNITS[found[2]]
     if seconds < LIFE:
         raise ValueError(f"{text} is too short: keys are kept for an hour at least, writes may still run")
-    if seconds > _LONGEST:
+    if seconds > LONGEST:
         raise ValueError(f"{text} is too long: 36500d at most")
     return seconds
 
