@@ -573,6 +573,12 @@ class Dispatcher:
         if stage is Stage.SENT:
             place[0].abandon(place[1], self._clock(), urgent=False)
 
+    def left(self, operation: Operation[Any]) -> None:
+        """Its caller was leaving when it was done."""
+        self.outcomes.left(operation)
+        if operation.doubt is not None:
+            self._settlements.left(operation.doubt, operation.guarded_until)
+
     def in_doubt(self, operation: Operation[Any]) -> Doubt:
         place = operation.place
         outstanding = operation.stage is Stage.SENT and place[1] in place[0].pipeline.slots

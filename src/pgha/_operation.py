@@ -101,6 +101,10 @@ class Keeper(Protocol):
         """Its caller does not want it any more."""
         ...
 
+    def left(self, operation: Operation[Any]) -> None:
+        """Its caller was leaving when it was done, and does not learn what became of it."""
+        ...
+
     def in_doubt(self, operation: Operation[Any]) -> Doubt:
         """It is about to fail without proof: what may still be learned of it."""
         ...
@@ -282,7 +286,9 @@ class Operation(Generic[T]):
                 # Cancelled, by a scope or natively. The last one to leave takes the operation along; where
                 # that had failed at the same moment, it is no failure which nobody waited for.
                 if self._waiters == 1:
-                    if not self.done:
+                    if self.done:
+                        self._keeper.left(self)
+                    else:
                         self._keeper.give_up(self, "cancelled")
                     self._retrieved = True
                 raise

@@ -95,6 +95,11 @@ class Outcomes:
         if operation.counted and attempts and not request.read and self.events.wanted:
             self._emit_settled(attempts[-1].node, outcome, len(attempts), operation.key)
 
+    def left(self, operation: Operation[Any]) -> None:
+        """Its caller was leaving when it was done, and does not see how it ended."""
+        failure = operation.failure
+        self._tell_settled(operation, "applied" if failure is None else info(failure).outcome)
+
     def settled(self, doubt: Doubt) -> None:
         """What became of a write that had ended in doubt."""
         if doubt.verdict is not None:

@@ -179,9 +179,14 @@ class Settlements:
             doubt.hopeless = True
             return doubt
         self._open.add(doubt)
-        if operation.gave_up == "cancelled" and doubt.settleable:
-            doubt.timer = self._times.at(operation.guarded_until, lambda: self._look_later(doubt))
+        if operation.gave_up == "cancelled":
+            self.left(doubt, operation.guarded_until)
         return doubt
+
+    def left(self, doubt: Doubt, at: float) -> None:
+        """Nobody waits for it: what became of it is an event, once no attempt can begin any more."""
+        if doubt.settleable and doubt.verdict is None and doubt.timer is None and not self._closed:
+            doubt.timer = self._times.at(at, lambda: self._look_later(doubt))
 
     def _asked(self, doubt: Doubt) -> None:
         if not doubt.settleable or self._closed:

@@ -14,7 +14,6 @@ import pgha
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.xfail(strict=True, reason="nobody is told: it was not given up, and its result went to nobody")
 async def test_an_event_tells_of_a_write_whose_caller_was_leaving_when_its_answer_came() -> None:
     """Cancelled first, answered before the caller's task runs again: it sees the cancellation alone."""
     async with one_node(18, TABLE, lanes=1) as (node, cluster):

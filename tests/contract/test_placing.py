@@ -263,6 +263,8 @@ class Track:
 
     def give_up(self, operation: Operation[Any], why: object) -> None: ...
 
+    def left(self, operation: Operation[Any]) -> None: ...
+
     def in_doubt(self, operation: Operation[Any]) -> Doubt:
         raise AssertionError("a read is never in doubt")
 
