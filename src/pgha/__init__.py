@@ -22,8 +22,8 @@ from ._errors import info as info
 from ._group import Group as Group
 from ._keys import new_key as new_key
 from ._ledger import Ledger as Ledger
-from ._ledger import LedgerStatus as LedgerStatus
-from ._ledger import Pruned as Pruned
+from ._ledgertable import LedgerStatus as LedgerStatus
+from ._ledgertable import Pruned as Pruned
 from ._operation import Operation as Operation
 from ._result import Result as Result
 from ._types import ClockSkewed as ClockSkewed

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any, final
 
 import pgha._cluster as asynchronous
-from pgha._ledger import LedgerStatus, Pruned
+from pgha._ledgertable import LedgerStatus, Pruned
 
 from ._host import Host
 

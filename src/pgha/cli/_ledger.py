@@ -16,7 +16,7 @@ import psycopg
 import pgha
 from pgha._config import parse_nodes
 from pgha._core.ledger import LIFE
-from pgha._ledger import LONGEST
+from pgha._ledgertable import LONGEST
 from pgha.cli._demo import ending
 from pgha.cli._view import write
 
