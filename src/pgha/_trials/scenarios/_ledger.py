@@ -67,9 +67,11 @@ async def keyed_lost_acknowledgement(field: Field) -> None:
         await field.more()
         victim = field.victim
         proxy = field.proxy_of(victim)
-        proxy.drop("down")
-        name = f"swallowed-{number}"
-        async with field.writing(name, key=pgha.new_key(), route=pgha.pin(victim.name)) as ended:
+        name, query = f"swallowed-{number}", _SLOW.format(0.7)
+        async with field.writing(name, query=query, key=pgha.new_key(), route=pgha.pin(victim.name)) as ended:
+            # It has been sent: behind writes without an answer it would wait in line.
+            await field.running(victim, "pg_sleep(0.7)")
+            proxy.drop("down")
 
             async def there(victim: chaos.Node = victim, name: str = name) -> bool:
                 return bool(await victim.execute("SELECT 1 FROM pgha_trial WHERE key = %s", [name]))
@@ -151,8 +153,10 @@ async def keyed_promotion(field: Field) -> None:
     assert isinstance(nodes, chaos.Replicas)
     await field.more()
     old, new = nodes.primary, nodes.standbys[0]
-    field.proxy_of(old).drop("down")
-    async with field.writing("in-flight", key=pgha.new_key()) as ended:
+    async with field.writing("in-flight", query=_SLOW.format(0.7), key=pgha.new_key()) as ended:
+        # It has been sent: behind writes without an answer it would wait in line.
+        await field.running(old, "pg_sleep(0.7)")
+        field.proxy_of(old).drop("down")
 
         async def there() -> bool:
             return bool(await new.execute("SELECT 1 FROM pgha_trial WHERE key = 'in-flight'"))
