@@ -160,7 +160,7 @@ class Cluster(Generic[Row]):
 
         Past its ``timeout`` (seconds) it is cancelled on the server:
         `OperationTimeout` if it certainly was not applied, else `CommitInDoubt`. Leaving by cancellation
-        cancels it on the server; whether it was applied is then told by an `OperationInDoubt` event at most.
+        cancels it on the server; what became of it is then told by an `OperationSettled` event.
         """
         await checkpoint_if_cancelled()
         request = self._maker.single(

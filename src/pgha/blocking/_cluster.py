@@ -159,7 +159,7 @@ class Cluster(Generic[Row]):
     ) -> Result[Any]:  # fmt: skip
         """Run anything that may write, as a transaction of its own: `pgha.Cluster.execute`.
 
-        After an interrupt, whether it was applied is told by an `pgha.OperationInDoubt` event at most.
+        After an interrupt, what became of it is told by a `pgha.OperationSettled` event.
         """
         result: Result[Any] = self._host.call(
             self._make(
