@@ -202,7 +202,8 @@ class Monitor:
         system: int | None = None
         pgconn.send_query(SYSTEM)
         try:
-            reply = await self._read_reply(pgconn, self._clock() + self._options.ping_timeout)
+            # It is not in use yet: whoever has just started may take its time for the first question.
+            reply = await self._read_reply(pgconn, self._clock() + _LOOK_TIMEOUT)
             system = int(reply.get_value(0, 0) or 0) or None if reply is not None else None
         except psycopg.Error as error:
             if pgconn.status != OK:

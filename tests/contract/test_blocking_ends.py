@@ -723,7 +723,9 @@ def test_twenty_threads_do_not_notice_that_a_node_is_killed(backend: Backend) ->
                         victim = nodes[acknowledged[-1][0]]
                         portal.call(victim.kill)
                         more()
-                        assert {acknowledged[-1][0], answered[-1]} & {victim.name} == set()
+                        # Each thread may have had one in hand when it was killed, and note it only now.
+                        newest = [name for name, _ in acknowledged[-100:]] + answered[-100:]
+                        assert newest.count(victim.name) <= 20
                         portal.call(victim.start)
                         soon(lambda name=victim.name: cluster.nodes[name].state == "up")  # type: ignore[misc]
                         more()
