@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from ._core.ledger import EXISTS, LATE, UNUSABLE
 from ._core.verdict import Case, Facts, Handed, Outcome, Then, decide
 from ._errors import CommitInDoubt, Error, Info, LedgerError, OperationCancelled, OperationTimeout, annotate
 from ._lanetypes import Verdict
-from ._operation import Operation
+from ._operation import Attempt, Operation
 from ._types import Evidence
 from ._types import Outcome as _Outcome
 
@@ -42,8 +43,8 @@ class Fate:
 def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget: bool) -> Fate:
     """Decide, and write the outcome into the operation's record."""
     facts = verdict.facts
-    if verdict.lost is not None and verdict.was_head and not verdict.ordered:
-        # It may be what breaks the connections; a shutdown is somebody else's doing.
+    if _to_blame(operation.attempts, verdict):
+        operation.attempts[-1].blamed = True
         operation.head_losses += 1
     request, attempts = operation.request, operation.attempts
     keyed = request.keyed
@@ -80,6 +81,21 @@ def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget
     elif facts.at_ledger:
         _refused_by_ledger(operation, facts)
     return Fate(then, outcome, reason)
+
+
+def _to_blame(attempts: Sequence[Attempt], verdict: Verdict) -> bool:
+    """It may be what broke the connection; a shutdown is somebody else's doing.
+
+    Nor does one crash count twice. Between the death of a backend and the end of all others the server goes
+    on (measured: for milliseconds), and what the dead one ran may be sent again to a neighbour. Only the try
+    after the one that was blamed is spared: where a parallel worker crashes, the one to blame hears the same
+    words.
+    """
+    if verdict.lost is None or not verdict.was_head or verdict.ordered or not attempts:
+        return False
+    before = attempts[-2] if len(attempts) > 1 else None
+    same_crash = verdict.crashed and before is not None and before.blamed and before.node == attempts[-1].node
+    return not same_crash
 
 
 def _doubted(operation: Operation[Any], verdict: Verdict, reason: str) -> None:

@@ -70,6 +70,8 @@ class Lane:
         self._ending = False
         """Being given up: what arrives is still settled, nothing more is sent."""
         self._farewell_at: float | None = None
+        self._terminated = False
+        """We had its backend ended."""
         self._farewell_reason = ""
 
     # What the node and the dispatcher ask
@@ -384,7 +386,7 @@ class Lane:
         self.pipeline.slots.clear()
         self._owner.lane_broke(self, reason, lost=lost)
         after_fatal = False
-        ours, ordered = self._farewell_at is not None, self.link.ended_by_order()
+        ours, ordered = self._terminated, self.link.ended_by_order()
         for index, slot in enumerate(slots):
             results = self.link.unfinished() if index == 0 else ()
             answer = read_answer(slot.segment, results)
@@ -396,6 +398,7 @@ class Lane:
                 )
                 verdict.ours = ours
                 verdict.ordered = not ours and (ordered or _by_order(answer.fault))
+                verdict.crashed = self.link.ended_by_crash()
                 self._owner.judge(self, operation, verdict)
             elif operation is not None and operation.doubt is not None:
                 late = self._verdict(slot, answer, synced=False, after_fatal=after_fatal, lost=reason)
@@ -435,6 +438,7 @@ class Lane:
         self._farewell_at = now + self._bounds.farewell
         self._farewell_reason = reason
         if terminate:
+            self._terminated = True
             self._owner.terminate(self)
 
     # Time and cancelling

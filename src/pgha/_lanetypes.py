@@ -35,6 +35,8 @@ class Verdict:
     """Why the connection ended, if it did."""
     ordered: bool = False
     """The server said that somebody else told it to end the connection: what was sent there did not do it."""
+    crashed: bool = False
+    """The server said that it ends all its connections, since one of its processes crashed."""
     ours: bool = False
     """It was us who had it ended."""
     note: str = ""

@@ -178,11 +178,11 @@ class Node:
         now = self._clock()
         for kind in KINDS:
             for lane in list(self.sets[kind].lanes):
-                if kind == "read" or silent:
+                if silent:
                     lane.break_off(reason, lost=True)
                 else:
-                    # The server closed in order: its last words to this lane may still be on the way,
-                    # and they tell which writes were not applied.
+                    # The server closed in order: its last words to this lane may still be on the way, and
+                    # they tell which writes were not applied, and that no read is to blame.
                     lane.condemn(reason, now, terminate=False)
 
     def doubt(self, reason: str) -> None:

@@ -51,7 +51,7 @@ class Request:
 class Attempt:
     """One time that the operation was handed to a node. Times are `time.monotonic` seconds."""
 
-    __slots__ = ("answered_at", "head_at", "keyed", "node", "outcome", "sent_at", "system")
+    __slots__ = ("answered_at", "blamed", "head_at", "keyed", "node", "outcome", "sent_at", "system")
 
     def __init__(self, node: str, sent_at: float) -> None:
         self.node = node
@@ -59,6 +59,8 @@ class Attempt:
         self.head_at: float | None = None
         self.answered_at: float | None = None
         self.outcome: Outcome | None = None
+        self.blamed = False
+        """Its connection was lost while it was first in line there: it may have been the cause."""
         self.keyed = False
         """The ledger's statement went with it."""
         self.system: int | None = None

@@ -31,6 +31,7 @@ _IDLE = pq.TransactionStatus.IDLE
 _REPLICATION_WAIT = b"SyncRepWaitForLSN"
 """The server's function that warns when the wait for a synchronous standby is broken off."""
 ADMIN_SHUTDOWN = "57P01"
+CRASH_SHUTDOWN = "57P02"
 _CLOSES = capabilities.has_send_close_prepared()
 
 WATCHED = (
@@ -357,6 +358,10 @@ class Link:
     def ended_by_order(self) -> bool:
         """The server's last words: an administrator told it so, by pg_terminate_backend or a shutdown."""
         return bool(self.notices) and self.notices[-1].sqlstate == ADMIN_SHUTDOWN
+
+    def ended_by_crash(self) -> bool:
+        """The server's last words: a process of its crashed, perhaps another one's, and all have to end."""
+        return bool(self.notices) and self.notices[-1].sqlstate == CRASH_SHUTDOWN
 
     @property
     def unreplicated(self) -> bool:
