@@ -261,7 +261,7 @@ def answered(dsn: str, keys: str) -> tuple[str, int]:
 
 
 @pytest.mark.anyio
-async def test_a_reader_who_has_left() -> None:
+async def test_a_reader_who_has_left_and_a_full_disk() -> None:
     async with standalone() as nodes:
         reading, writing = os.pipe()
         os.close(reading)
@@ -269,6 +269,10 @@ async def test_a_reader_who_has_left() -> None:
         ended = await anyio.run_process(asked, stdout=writing, stderr=subprocess.PIPE, check=False)
         os.close(writing)
         assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
+        with Path("/dev/full").open("wb") as full:
+            ended = await anyio.run_process(asked, stdout=full, stderr=subprocess.PIPE, check=False)
+        said = b"pgha ledger: the output cannot be written: No space left on device\n"
+        assert (ended.returncode, ended.stderr) == (1, said)
 
 
 @pytest.mark.anyio

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import signal
 import sys
 from enum import StrEnum
 from importlib.metadata import version
@@ -15,10 +14,10 @@ import typer
 from pgha.cli._demo import Options, run
 from pgha.cli._ledger import Act, Asked, age
 from pgha.cli._ledger import run as run_ledger
+from pgha.cli._output import OutputClosed, output_closed, write
 from pgha.cli._serve import serve as keep_up
 from pgha.cli._soak import SoakOptions
 from pgha.cli._soak import soak as run_soak
-from pgha.cli._view import OutputClosed, write
 
 _LAST_PORT = 65_535
 
@@ -259,8 +258,8 @@ def _print(text: str) -> int:
     """On standard output; the exit code, also for a reader who left."""
     try:
         write(text, sys.stdout)
-    except OutputClosed:
-        return 128 + signal.SIGPIPE
+    except OutputClosed as closed:
+        return output_closed(closed, "chaos")
     return 0
 
 

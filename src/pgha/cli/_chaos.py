@@ -29,7 +29,7 @@ from pgha.cli._chaos_asked import beside
 from pgha.cli._chaos_report import counted, numbers
 from pgha.cli._chaos_words import ChaosOptions, Ticker, played_again, summary
 from pgha.cli._demo import ending
-from pgha.cli._view import write
+from pgha.cli._output import write
 
 _VERSIONS = ("pgha", "anyio", "trio", "psycopg")
 

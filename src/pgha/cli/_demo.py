@@ -21,15 +21,15 @@ from pgha.cli._check import judge
 from pgha.cli._faults import Saboteur, plan
 from pgha.cli._keys import keyboard
 from pgha.cli._live import LiveView
+from pgha.cli._output import OutputClosed, first_of, output_closed
 from pgha.cli._summary import Options, Summary
-from pgha.cli._view import JsonView, OutputClosed, PlainView, View
+from pgha.cli._view import JsonView, PlainView, View
 from pgha.cli._workload import READERS, TABLES, WRITERS, Recorder, applied, fill, work
 
 __all__ = ["Options", "ending", "log_counted", "run", "servers", "watched"]
 
 _TIMEOUT = 10.0
 """Seconds for one operation. None takes as long unless pgha fails: so that a failure ends, and is counted."""
-_PIPE_CLOSED = 128 + signal.SIGPIPE
 
 
 def run(options: Options, *, json: bool, plain: bool = False) -> int:
@@ -55,18 +55,11 @@ def ending(loop: str, body: Callable[[], Awaitable[int]], name: str = "demo") ->
         code = anyio.run(_until_signalled, body, backend=loop)
     except* KeyboardInterrupt:
         code = 128 + signal.SIGINT
-    except* OutputClosed:
-        code = _PIPE_CLOSED
+    except* OutputClosed as closed:
+        code = output_closed(closed, name)
     except* chaos.ChaosError as group:
-        sys.stderr.write(f"pgha {name}: {' '.join(str(_first(group)).split())}\n")
+        sys.stderr.write(f"pgha {name}: {' '.join(str(first_of(group)).split())}\n")
     return code
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 async def _until_signalled(body: Callable[[], Awaitable[int]]) -> int:

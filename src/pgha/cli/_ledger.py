@@ -18,7 +18,7 @@ from pgha._config import parse_nodes
 from pgha._core.ledger import LIFE
 from pgha._ledgertable import LONGEST
 from pgha.cli._demo import ending
-from pgha.cli._view import write
+from pgha.cli._output import write
 
 Act: TypeAlias = Literal["install", "status", "prune", "uninstall"]
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -83,7 +83,7 @@ async def _told(asked: Asked) -> int:
         ) as cluster:
             return await _ACTS[asked.act](cluster, asked)
     except psycopg.Error as error:
-        _complain(error)
+        _complain("; ".join([str(error), *getattr(error, "__notes__", ())]))
         return 2 if isinstance(error, pgha.ConfigError) else 1
 
 

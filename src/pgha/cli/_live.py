@@ -27,8 +27,9 @@ from pgha.cli._board import Board, rows
 from pgha.cli._draw import frame
 from pgha.cli._faults import STRIKES, Fault, Kind, Refused, Saboteur
 from pgha.cli._glyphs import glyphs_for
+from pgha.cli._output import OutputClosed
 from pgha.cli._summary import Options, Summary
-from pgha.cli._view import TEN_LINES, OutputClosed
+from pgha.cli._view import TEN_LINES
 from pgha.cli._workload import Recorder, Second
 
 _FRAME = 1 / 8

@@ -19,8 +19,8 @@ from pgha import chaos
 from pgha.cli import _keys
 from pgha.cli._demo import ending, servers
 from pgha.cli._faults import HOLD, STRIKES, Kind, afflict, in_words
+from pgha.cli._output import OutputClosed, write
 from pgha.cli._summary import Options
-from pgha.cli._view import OutputClosed, write
 
 _INTENDED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 

@@ -22,8 +22,8 @@ import psycopg
 
 import pgha
 from pgha._config import parse_nodes
+from pgha.cli._output import OutputClosed, first_of, output_closed, write
 from pgha.cli._tally import Tally
-from pgha.cli._view import OutputClosed, write
 
 _NODE_WAIT = 5.0
 _TIMEOUT = 30.0
@@ -74,12 +74,12 @@ def soak(options: SoakOptions) -> int:
     try:
         _check(options)
         anyio.run(run.until_ended, backend=options.loop)
-    except* OutputClosed:
-        run.code = 128 + signal.SIGPIPE
+    except* OutputClosed as closed:
+        run.code = output_closed(closed, "soak")
     except* KeyboardInterrupt:
         run.code = 128 + signal.SIGINT
     except* (pgha.NoNodeAvailable, pgha.ConfigError, _Unusable) as group:
-        error = _first(group)
+        error = first_of(group)
         sys.stderr.write(f"pgha soak: {' '.join(str(error).split())}\n")
         run.code = 2 if isinstance(error, pgha.ConfigError) else 1
     return run.code
@@ -90,13 +90,6 @@ def _check(options: SoakOptions) -> None:
     names = [node.name for node in parse_nodes(options.dsns)]
     if options.pin is not None and options.pin not in names:
         raise pgha.ConfigError(f"no node is called {options.pin!r}: there are {', '.join(names)}")
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 class _Run:

@@ -5,17 +5,17 @@ Another way of showing it is one more class with these methods: see `_live`.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from textwrap import shorten
-from typing import Protocol, TextIO, final
+from typing import Protocol, final
 
 import pgha
 from pgha.chaos import Masters
 from pgha.chaos._nodes import Step
 from pgha.cli._faults import Fault, Saboteur
+from pgha.cli._output import write
 from pgha.cli._summary import Summary
 from pgha.cli._workload import Recorder, Second
 
@@ -35,10 +35,6 @@ async def main():
 
 anyio.run(main)
 """
-
-
-class OutputClosed(Exception):
-    """Whoever read the output has left. Not a `BrokenPipeError`: a connection's would look the same."""
 
 
 class View(Protocol):
@@ -178,14 +174,3 @@ def _states(nodes: Mapping[str, pgha.NodeStatus]) -> str:
 def _squeezed(text: str, width: int) -> str:
     indent = len(text) - len(text.lstrip())
     return " " * indent + shorten(text, width - indent, placeholder=" ...")
-
-
-def write(text: str, file: TextIO, end: str = "\n") -> None:
-    """Print it at once, or `OutputClosed`."""
-    try:
-        print(text, file=file, end=end, flush=True)
-    except BrokenPipeError:
-        # What is still buffered must not complain once more when the interpreter flushes it at its end.
-        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - os.devnull is no path of ours
-            os.dup2(nowhere.fileno(), file.fileno())
-        raise OutputClosed from None
