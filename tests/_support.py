@@ -17,6 +17,8 @@ from pgha.chaos import ChaosError, Node, _leftovers, require_engine
 
 PATIENCE = 10.0
 """Seconds until a test gives up; never what is measured."""
+asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"])
+"""For what only asyncio has, such as `Task.cancel`."""
 
 _numbers = itertools.count(1)
 

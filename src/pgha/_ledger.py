@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Protocol, final
 
@@ -68,7 +69,8 @@ class Ledger:
     SELECT, INSERT and UPDATE on it, pruning needs DELETE: see ``grant_to``. Where masters replicate to each
     other, its rows may be replicated, too: each server's have its own system identifier, and never collide.
 
-    Every method may be cancelled at any time: a node is done, or not begun.
+    Every method may be cancelled at any time: a node is done, or not begun. An error that comes when some
+    nodes are done says which in a note (``__notes__``); all may be done again.
     """
 
     def __init__(self, host: LedgerHost) -> None:
@@ -91,8 +93,10 @@ class Ledger:
         names = self._primaries(nodes)
         for name in names:
             refuse_layout(name, await self._look(name))
-        for name in names:
-            await self._make(name, granted)
+        with _telling() as done:
+            for name in names:
+                await self._make(name, granted)
+                done.append(name)
         return {name: await self._status(name) for name in names}
 
     async def _make(self, name: str, granted: Sequence[sql.Composed]) -> None:
@@ -150,7 +154,13 @@ class Ledger:
         status = self._host.nodes
         skews = [one.clock_skew for one in status.values() if one.clock_skew is not None]
         keep = horizon(age, skews)
-        return {name: await self._prune(name, keep, patience) for name in self._primaries(nodes)}
+        names = self._primaries(nodes)
+        with _telling() as done:
+            pruned: dict[str, Pruned] = {}
+            for name in names:
+                pruned[name] = await self._prune(name, keep, patience)
+                done.append(name)
+        return pruned
 
     async def _prune(self, name: str, keep: float, patience: float) -> Pruned:
         found = await self._look(name)
@@ -199,9 +209,11 @@ class Ledger:
         for name in names:
             if there[name] and not force:
                 await self._refuse_recent(name)
-        for name in names:
-            if there[name]:
-                await self._remove(name)
+        with _telling() as done:
+            for name in names:
+                if there[name]:
+                    await self._remove(name)
+                done.append(name)
         return there
 
     async def _refuse_recent(self, name: str) -> None:
@@ -249,5 +261,19 @@ class Ledger:
         return primaries
 
     async def _look(self, name: str) -> Found:
-        ((installed, comment, columns, primary_key, schema, rights, size),) = await self._host.ask(name, LOOK)
-        return Found(installed, comment or "", columns or [], primary_key, bool(schema), rights, size)
+        ((comment, columns, primary_key, schema, rights, size),) = await self._host.ask(name, LOOK)
+        return Found(
+            size is not None, comment or "", columns or [], primary_key, bool(schema), rights, size or 0
+        )
+
+
+@contextmanager
+def _telling() -> Iterator[list[str]]:
+    """What is done is added to the list; an error behind that says so."""
+    done: list[str] = []
+    try:
+        yield done
+    except psycopg.Error as error:
+        if done:
+            error.add_note(f"done already, and no harm done again: {', '.join(done)}")
+        raise

@@ -26,8 +26,10 @@ CREATE = (
     )""",
     f"COMMENT ON TABLE {TABLE} IS 'Keys of writes that pgha has applied; layout {LAYOUT}'",
 )
+# The functions see a table that is dropped meanwhile disappear (NULL), the joins do not. So the size is asked
+# for last: where there is one, the answers before were those of a table that was there.
 LOOK = """
-SELECT c.oid IS NOT NULL, pg_catalog.obj_description(c.oid, 'pg_class'),
+SELECT pg_catalog.obj_description(c.oid, 'pg_class'),
     (SELECT pg_catalog.array_agg(a.attname || ' ' || pg_catalog.format_type(a.atttypid, a.atttypmod)
             ORDER BY a.attnum)
         FROM pg_catalog.pg_attribute a
@@ -37,7 +39,7 @@ SELECT c.oid IS NOT NULL, pg_catalog.obj_description(c.oid, 'pg_class'),
     pg_catalog.has_schema_privilege(n.oid, 'USAGE'),
     ARRAY(SELECT p FROM pg_catalog.unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p
         WHERE pg_catalog.has_table_privilege(c.oid, p)),
-    coalesce(pg_catalog.pg_total_relation_size(c.oid), 0)
+    pg_catalog.pg_total_relation_size(c.oid)
 FROM (SELECT) one LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = 'pgha'
     LEFT JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = 'ledger'
 """

@@ -11,13 +11,12 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
-from _support import PATIENCE, cluster_of, eventually, started, stopped, unique
+from _support import PATIENCE, asyncio_only, cluster_of, eventually, started, stopped, unique
 
 import pgha
 from pgha.chaos import Node, standalone
 
 pytestmark = pytest.mark.anyio
-asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 
 Sleep = Callable[[pgha.Cluster, str], Coroutine[Any, Any, object]]
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import anyio
 import psycopg
 import pytest
 from _keyed import TABLE, WRITE, ids, keys_of, one_node
-from _support import PATIENCE, eventually, within
+from _support import PATIENCE, asyncio_only, eventually, within
+from anyio.lowlevel import checkpoint
 
 import pgha
-from pgha.chaos import Node, masters, replicas
+from pgha._ledger import LedgerHost
+from pgha.chaos import Node, masters, replicas, standalone
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]
+
+T = TypeVar("T")
+Act: TypeAlias = Callable[[pgha.Ledger], Awaitable[object]]
 
 DAY = 86400.0
 MADE_UP = (
@@ -198,6 +204,37 @@ async def test_masters_are_done_all_or_none(version: int) -> None:
             assert sorted(installed) == sorted(nodes.names)
 
 
+async def test_an_error_tells_which_nodes_are_done(version: int) -> None:
+    async with standalone(2, version=version) as nodes:
+        first, second = nodes
+        await second.execute("CREATE ROLE poor LOGIN")
+        poor_dsn = psycopg.conninfo.make_conninfo(second.dsn, user="poor")
+        named = [pgha.Node(first.dsn, "first"), pgha.Node(poor_dsn, "second")]
+        async with pgha.open_cluster(*named, min_ready=2) as cluster:
+            ledger = cluster.ledger
+            with pytest.raises(pgha.LedgerError, match="second: the role may not make") as caught:
+                await ledger.install()
+            assert done(caught.value) == "first"
+            async with pgha.open_cluster(second.dsn) as owner:
+                await owner.ledger.install()
+            with pytest.raises(pgha.LedgerError, match="second: the role may not delete") as caught:
+                await ledger.prune()
+            assert done(caught.value) == "first"
+            with pytest.raises(pgha.LedgerError, match="second: the role may not remove") as caught:
+                await ledger.uninstall(force=True)
+            assert done(caught.value) == "first"
+            with pytest.raises(pgha.LedgerError) as caught:
+                await ledger.install(nodes=["second"], grant_to=["poor"])
+            assert not hasattr(caught.value, "__notes__")
+
+
+def done(error: BaseException) -> str:
+    (note,) = error.__notes__
+    start, _, names = note.partition(": ")
+    assert start.startswith("done already")
+    return names
+
+
 async def test_a_standby_has_its_primarys(version: int) -> None:
     async with replicas(1, version=version) as nodes:
         named = [pgha.Node(node.dsn, node.name) for node in nodes]
@@ -211,14 +248,110 @@ async def test_a_standby_has_its_primarys(version: int) -> None:
                 await cluster.ledger.prune(nodes=[standby.name])
 
 
-async def test_leaving_it_in_the_middle(version: int) -> None:
-    """At every moment: it is there whole, or not at all, and the next one makes it."""
+class Leaving:
+    """A ledger's host, at whose call number ``at`` its user is cancelled: before it, or while it is asked."""
+
+    def __init__(self, host: LedgerHost, at: int, *, asked: bool) -> None:
+        self._host = host
+        self._to_come = at
+        self._asked = asked
+        self.leave: Callable[[], object] = lambda: None
+        self.left = False
+
+    async def _passed(self, call: Awaitable[T]) -> T:
+        self._to_come -= 1
+        if self._to_come:
+            return await call
+        self.left = True
+        async with anyio.create_task_group() as tasks:
+            if self._asked:
+                tasks.start_soon(self._soon)
+            else:
+                self.leave()
+            return await call
+
+    async def _soon(self) -> None:
+        await checkpoint()
+        self.leave()
+
+    async def seen(self) -> None:
+        await self._passed(self._host.seen())
+
+    async def ask(self, node: str, query: str, params: Sequence[Any] = ()) -> pgha.Result[Any]:
+        return await self._passed(self._host.ask(node, query, params))
+
+    async def run(self, node: str, statements: Sequence[Any]) -> list[pgha.Result[Any]]:
+        return await self._passed(self._host.run(node, statements))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._host, name)
+
+
+async def by_scope(leaving: Leaving, act: Act) -> None:
+    with anyio.CancelScope() as scope:
+        leaving.leave = scope.cancel
+        await act(pgha.Ledger(leaving))
+
+
+async def natively(leaving: Leaving, act: Act) -> None:
+    async def body() -> None:
+        await act(pgha.Ledger(leaving))
+
+    task = asyncio.ensure_future(body())
+    leaving.leave = task.cancel
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+Leave: TypeAlias = Callable[[Leaving, Act], Awaitable[None]]
+ACTS: dict[str, Act] = {
+    "install": lambda ledger: ledger.install(),
+    "status": lambda ledger: ledger.status(),
+    "prune": lambda ledger: ledger.prune(DAY),
+    "uninstall": lambda ledger: ledger.uninstall(force=True),
+}
+
+
+DONE = {"install": (True, 0), "status": (True, 3), "prune": (True, 0), "uninstall": (False, 0)}
+
+
+async def leave_at_every_await(
+    node: Node, cluster: pgha.Cluster, name: str, leave: Leave, asked: bool
+) -> None:
+    """Whatever was left where: it is there whole, or not at all; and again it is done to the end."""
+    act, at, leaving = ACTS[name], 0, None
+    while leaving is None or leaving.left:
+        at += 1
+        if name != "install":
+            await cluster.ledger.install()
+            await age(node, 2 * DAY, 3)
+
+        leaving = Leaving(cluster.ledger._host, at, asked=asked)
+        with within():
+            await leave(leaving, ACTS[name])
+        status = (await cluster.ledger.status())[node.name]
+        assert status.problem == "" or not status.installed
+        assert status.keys in (None, 0, 3)
+        await act(cluster.ledger)
+        status = (await cluster.ledger.status())[node.name]
+        assert (status.installed, status.keys or 0) == DONE[name]
+        await cluster.ledger.uninstall(force=True)
+    assert at > 3
+
+
+@pytest.mark.parametrize("asked", [False, True])
+async def test_leaving_it_at_every_await(version: int, asked: bool) -> None:
     async with one_node(version, installed=False) as (node, cluster):
-        for number in range(12):
-            with anyio.move_on_after(0.002 * number):
-                await cluster.ledger.install()
-            status = (await cluster.ledger.status())[node.name]
-            assert status.problem == "" or not status.installed
-            await cluster.ledger.uninstall()
+        for name in ACTS:
+            await leave_at_every_await(node, cluster, name, by_scope, asked)
         await cluster.ledger.install()
         await cluster.execute(WRITE, ["a"], key=pgha.new_key())
+
+
+@asyncio_only
+@pytest.mark.parametrize("asked", [False, True])
+async def test_leaving_it_at_every_await_natively(version: int, asked: bool) -> None:
+    async with one_node(version, installed=False) as (node, cluster):
+        for name in ACTS:
+            await leave_at_every_await(node, cluster, name, natively, asked)

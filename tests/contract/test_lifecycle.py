@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from _support import (
     PATIENCE,
+    asyncio_only,
     cluster_of,
     eventually,
     no_backends,
@@ -28,7 +29,6 @@ from pgha._operation import Attempt
 from pgha.chaos import Node, standalone
 
 pytestmark = pytest.mark.anyio
-asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 SLEEP = "SELECT pg_sleep(60)"
 
 
