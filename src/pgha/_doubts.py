@@ -69,7 +69,9 @@ class Doubt:
         self.hopeless = True
         self._wake()
 
-    def _pending(self) -> bool:
+    @property
+    def pending(self) -> bool:
+        """No verdict yet, and somebody may still bring one."""
         return self.verdict is None and not self.hopeless
 
     def _wake(self) -> None:
@@ -79,12 +81,12 @@ class Doubt:
 
     async def settle(self, timeout: float | None) -> Outcome:
         """See `pgha.CommitInDoubt.settle`."""
-        if self._pending():
+        if self.pending:
             self.asked += 1
             try:
                 self._pursue(self)
                 with anyio.move_on_after(timeout):
-                    while self._pending():
+                    while self.pending:
                         self._event = self._event or anyio.Event()
                         await self._event.wait()
             finally:

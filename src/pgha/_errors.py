@@ -121,9 +121,9 @@ class CommitInDoubt(Error):
         With a key, the ledger of its servers decides, as soon as one of them is there: if the write is not
         applied it never will be, and its key is used up. To have it applied, give it to `Cluster.execute`
         again with the same key instead. Without a key, only an answer that comes late can tell; once the
-        connection is lost, nobody can. Never raises for what servers do. In the loop of its cluster, while
-        that is open; leaving by cancellation changes nothing, and it may be called again. Threads use
-        `pgha.blocking.Cluster.settle`.
+        connection is lost, nobody can. Never raises for what servers do. It asks in the loop of its
+        cluster, while that is open (in another loop it is a `ConfigError`; threads use
+        `pgha.blocking.Cluster.settle`); leaving by cancellation changes nothing, and it may be called again.
         """
         return "in doubt" if self._settle is None else await self._settle(timeout)
 

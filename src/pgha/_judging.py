@@ -12,7 +12,16 @@ from psycopg.errors import error_from_result
 from ._config import Tuning
 from ._core.ledger import EXISTS, LATE, UNUSABLE
 from ._core.verdict import Case, Facts, Handed, Outcome, Then, decide
-from ._errors import CommitInDoubt, Error, Info, LedgerError, OperationCancelled, OperationTimeout, annotate
+from ._errors import (
+    CommitInDoubt,
+    ConfigError,
+    Error,
+    Info,
+    LedgerError,
+    OperationCancelled,
+    OperationTimeout,
+    annotate,
+)  # fmt: skip
 from ._lanetypes import Verdict
 from ._operation import Attempt, Operation
 from ._types import Evidence
@@ -236,8 +245,13 @@ def cancelled() -> OperationCancelled:
 
 def in_doubt(operation: Operation[Any], reason: str) -> CommitInDoubt:
     doubt = operation.doubt = operation.keeper.in_doubt(operation)
+    loop = operation.keeper.loop
 
     async def settle(timeout: float | None) -> _Outcome:
+        if doubt.pending and not loop.here():
+            raise ConfigError(
+                "settle() asks in the loop of its cluster; from threads it is pgha.blocking.Cluster.settle"
+            )
         return (await doubt.settle(timeout)).value
 
     advice = "settle() can tell" if doubt.settleable else "look before you run it again"

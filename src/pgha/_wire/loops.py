@@ -51,6 +51,10 @@ class Loop(Protocol):
         """
         ...
 
+    def here(self) -> bool:
+        """Whether the caller runs in this loop."""
+        ...
+
 
 def current_loop() -> Loop:
     """For the loop of the calling task."""
@@ -83,6 +87,9 @@ class TrioLoop:
             self._token.run_sync_soon(callback)
         except trio.RunFinishedError:
             pass
+
+    def here(self) -> bool:
+        return trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token
 
 
 class TrioWaiter:
@@ -140,6 +147,12 @@ class AsyncioLoop:
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
+
+    def here(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
 
 
 class _Serving:
