@@ -269,8 +269,9 @@ async def test_a_reader_who_has_left_and_a_full_disk() -> None:
         ended = await anyio.run_process(asked, stdout=writing, stderr=subprocess.PIPE, check=False)
         os.close(writing)
         assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
-        with Path("/dev/full").open("wb") as full:
-            ended = await anyio.run_process(asked, stdout=full, stderr=subprocess.PIPE, check=False)
+        full = os.open("/dev/full", os.O_WRONLY)
+        ended = await anyio.run_process(asked, stdout=full, stderr=subprocess.PIPE, check=False)
+        os.close(full)
         said = b"pgha ledger: the output cannot be written: No space left on device\n"
         assert (ended.returncode, ended.stderr) == (1, said)
 
