@@ -1,7 +1,6 @@
 """High-availability PostgreSQL client for trio and asyncio: pipelined, and failing over by itself."""
 
 from ._cluster import Cluster as Cluster
-from ._cluster import open_cluster as open_cluster
 from ._config import Node as Node
 from ._config import SetupConnection as SetupConnection
 from ._errors import ClusterClosed as ClusterClosed
@@ -24,6 +23,7 @@ from ._keys import new_key as new_key
 from ._ledger import Ledger as Ledger
 from ._ledgertable import LedgerStatus as LedgerStatus
 from ._ledgertable import Pruned as Pruned
+from ._opening import open_cluster as open_cluster
 from ._operation import Operation as Operation
 from ._result import Result as Result
 from ._types import ClockSkewed as ClockSkewed

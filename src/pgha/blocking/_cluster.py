@@ -13,10 +13,11 @@ from psycopg.adapt import AdaptersMap
 from psycopg.rows import BaseRowFactory, TupleRow, tuple_row
 from typing_extensions import TypeVar
 
-import pgha._cluster as asynchronous
+from pgha._cluster import Cluster as AsyncCluster
 from pgha._config import LedgerMode, OnConnect, Tuning, seconds
 from pgha._config import Node as NodeArgument
 from pgha._errors import CommitInDoubt, ConfigError, QueueFull
+from pgha._opening import open_cluster as open_async_cluster
 from pgha._requests import DEFAULT, BatchItem, OnSend, RequestMaker, Seconds
 from pgha._result import Result
 from pgha._types import NodeStatus, Outcome, ReadRoute, Statistics, WriteRoute, nearest
@@ -40,7 +41,7 @@ class Cluster(Generic[Row]):
     operation, on the server too, and comes out at once; the cluster stays usable.
     """
 
-    def __init__(self, host: Host, cluster: asynchronous.Cluster[Row]) -> None:
+    def __init__(self, host: Host, cluster: AsyncCluster[Row]) -> None:
         self._host = host
         self._cluster = cluster
         self._most = cluster._options.max_queued
@@ -335,7 +336,7 @@ def open_cluster(
         backend_options: passed on to `anyio.run`.
     """
     opening = partial(
-        asynchronous.open_cluster, *nodes, lanes=lanes, min_ready=min_ready, connect_timeout=connect_timeout,
+        open_async_cluster, *nodes, lanes=lanes, min_ready=min_ready, connect_timeout=connect_timeout,
         node_wait=node_wait, timeout=timeout, statement_timeout=statement_timeout,
         ping_interval=ping_interval, ping_timeout=ping_timeout, max_queued=max_queued,
         close_timeout=close_timeout, row_factory=row_factory, prepare_threshold=prepare_threshold,

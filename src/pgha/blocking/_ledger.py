@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, final
 
-import pgha._cluster as asynchronous
+from pgha._cluster import Cluster
 from pgha._ledgertable import LedgerStatus, Pruned
 
 from ._host import Host
@@ -19,7 +19,7 @@ class Ledger:
     An interrupt (Ctrl-C) of a call comes out at once: a node is done, or not begun.
     """
 
-    def __init__(self, host: Host, cluster: asynchronous.Cluster[Any]) -> None:
+    def __init__(self, host: Host, cluster: Cluster[Any]) -> None:
         self._host = host
         self._cluster = cluster
 
