@@ -1,15 +1,13 @@
 """What waits, where it goes, and what becomes of it: the one owner of every operation.
 
 An operation is NEW, then QUEUED or at once SENT; from SENT it goes to DONE, or back to QUEUED (in front), or
-to PAUSED until its backoff is over, then QUEUED. RACING has legs (`_racing`), SETTLING has the ledger asked
-(`_settling`). Sending may bring answers in,
-and answers may put other operations in line: so what gives room only marks the node as dirty while `_work` is
-at it, and `_work` is never entered twice.
+to PAUSED until its backoff is over, then QUEUED (`_retrying`). RACING has legs (`_racing`), SETTLING has the
+ledger asked (`_settling`). Sending may bring answers in, and answers may put other operations in line: so
+what gives room only marks the node as dirty while `_work` is at it, and `_work` is never entered twice.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import get_ident
@@ -19,15 +17,14 @@ from uuid import UUID
 import anyio
 
 from ._config import Options
-from ._core.backoff import RetryBudget, delay
 from ._core.health import Transition
 from ._core.pipeline import Doing
-from ._core.routing import among, choose, elsewhere
+from ._core.routing import among, choose
 from ._core.statements import Entry
-from ._core.verdict import ELSEWHERE, GaveUp, Outcome, Then, outcome
+from ._core.verdict import GaveUp, Outcome
 from ._doubts import Doubt
 from ._errors import ClusterClosed, NodeReport, NoNodeAvailable
-from ._judging import Fate, LegLost, error_for, given_up, if_not_applied, in_doubt, server_error, weigh
+from ._judging import LegLost, given_up, in_doubt
 from ._lane import Lane
 from ._lanetypes import Verdict
 from ._line import Line
@@ -35,6 +32,7 @@ from ._node import Node
 from ._operation import KINDS, Kind, Operation, Stage
 from ._outcomes import Outcomes
 from ._racing import Races
+from ._retrying import Retries
 from ._settling import Settlements
 from ._timekeeper import Timekeeper
 from ._types import ClockSkewed, Fastest, LaneLost, NodeChanged, Pin, RoleChanged, Sent
@@ -61,7 +59,9 @@ class Dispatcher:
         self._target: dict[Kind, Node | None] = dict.fromkeys(KINDS)
         self._races = Races(self, self, self.outcomes, clock, options.tuning.max_attempts)
         self._settlements = Settlements(self, self, self.outcomes, self.times, clock, options.node_wait)
-        self._budget = RetryBudget(clock())
+        self._retries = Retries(
+            self, nodes, self.outcomes, self._races, self._settlements, self.times, clock, options.tuning
+        )
         self._dirty: set[Node] = set()
         self._working = False
         self._changed: list[anyio.Event] = []
@@ -314,7 +314,7 @@ class Dispatcher:
                 operation, [one.get_value(0, 0) if one.ntuples else None for one in results]
             )
             return
-        self._budget.success()
+        self._retries.budget.success()
         operation.ended_at = now = self._clock()
         latency = now - operation.started_at
         make, load, count = request.row_factory, lane.loader.load, len(attempts)
@@ -337,77 +337,11 @@ class Dispatcher:
 
     def judge(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None:
         """An attempt ended in another way than by plain success."""
-        if operation.request.raw:
-            self._judge_question(lane, operation, verdict)
-            return
-        fate = weigh(operation, verdict, self._tuning, budget=self._budget.available(self._clock()))
-        match fate.then:
-            case Then.DELIVER:
-                self.succeeded(lane, operation, verdict.answer.results, None)
-            case Then.AGAIN_ELSEWHERE:
-                if verdict.lost is None and fate.reason in ELSEWHERE and lane.node in self._nodes:
-                    # It takes no writes any more, or nothing at all: no more of them until it was asked.
-                    self._nodes[lane.node].doubt(fate.reason)
-                self._again(operation, fate, away_from=lane.node if verdict.lost is None else None)
-            case Then.AGAIN_LATER:
-                if verdict.facts.at_ledger and lane.node in self._nodes:
-                    # Its guard was too narrow: perhaps its clock was set.
-                    self._nodes[lane.node].poke()
-                self._again(operation, fate, pause=True)
-            case Then.AGAIN_NOW:
-                operation.alone = operation.alone or verdict.rerun_alone
-                operation.hits += 1
-                self._again(operation, fate)
-            case Then.AGAIN_UNPREPARED:
-                operation.unprepared = True
-                self._again(operation, fate)
-            case Then.AGAIN_UNKEYED:
-                lane.server.ledger = False
-                operation.unkeyed = True
-                self._again(operation, fate)
-            case Then.SETTLE:
-                self._settlements.begin(operation, if_not_applied(operation, verdict, fate))
-            case _:
-                self.outcomes.fail(operation, error_for(operation, verdict, fate), fate.outcome, noted=True)
+        self._retries.judge(lane, operation, verdict)
 
-    def _judge_question(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None:
-        """One to the ledger: where it failed, another is asked in its place."""
-        answer = verdict.answer
-        if answer.results and (answer.commit_tag == "ROLLBACK" or outcome(verdict.facts) is Outcome.APPLIED):
-            self.succeeded(lane, operation, answer.results, None)
-            return
-        fate = weigh(operation, verdict, self._tuning, budget=True)
-        error = server_error(operation, verdict) or LegLost(f"{lane.node}: {fate.reason}")
-        self.outcomes.fail(operation, error, fate.outcome)
-
-    def _again(
-        self, operation: Operation[Any], fate: Fate, *, pause: bool = False, away_from: str | None = None
-    ) -> None:
-        if operation.parent is not None and fate.then is Then.AGAIN_ELSEWHERE:
-            self._races.lost(operation, fate)
-            return
-        self._budget.take()
-        self.outcomes.retried(operation, fate)
-        now = self._clock()
-        if operation.parent is None and not isinstance(operation.request.route, Pin):
-            somewhere = away_from is None or operation.exact
-            operation.home = None if somewhere else self._elsewhere(operation, away_from or "")
-        if pause or (away_from is not None and operation.home in (None, away_from)):
-            operation.stage = Stage.PAUSED
-            operation.place = None
-            wait = delay(len(operation.attempts) - 1, random.random(), 0.01, 0.5)
-            self.times.at(now + wait, lambda: self._resume(operation))
-            return
-        self.place(operation, now, front=True)
-
-    def _elsewhere(self, operation: Operation[Any], away_from: str) -> str | None:
-        kind = operation.request.kind
-        views = [node.candidate(kind) for node in self._nodes.values() if not node.leaving]
-        return elsewhere(views, away_from, write=kind == "write")
-
-    def _resume(self, operation: Operation[Any]) -> None:
-        if operation.stage is Stage.PAUSED:
-            self.place(operation, self._clock(), front=True)
+    def delivered(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None:
+        """It succeeded after all."""
+        self.succeeded(lane, operation, results, None)
 
     def room(self, lane: Lane) -> None:
         if self._line.length and lane.node in self._nodes:
