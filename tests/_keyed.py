@@ -62,6 +62,21 @@ async def napping(node: Node) -> int:
     return found[0]
 
 
+async def replicating(node: Node, text: str) -> int:
+    """Wait until the commit of a statement with ``text`` in it waits for a standby; its process id."""
+    found: list[int] = []
+
+    async def look() -> bool:
+        rows = await node.execute(
+            "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND strpos(query, %s) > 0", [text]
+        )
+        found[:] = [row[0] for row in rows]
+        return bool(found)
+
+    await eventually(look, what=f"{text!r} waits for a standby")
+    return found[0]
+
+
 async def keys_of(node: Node) -> int:
     ((count,),) = await node.execute("SELECT count(*) FROM pgha.ledger")
     return int(count)

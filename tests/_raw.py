@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import anyio
 import psycopg
 import pytest
 from psycopg import pq
 from psycopg.pq.abc import PGresult
+
+from pgha.chaos import LocalNode
 
 PATIENCE = 20.0
 """Seconds until a test gives up; never what is measured."""
@@ -185,3 +188,20 @@ def gate(dsn: str) -> Iterator[Callable[[], None]]:
 
 
 ENTER = "SELECT pg_advisory_xact_lock_shared(7)"
+
+
+@contextmanager
+def raw_server(version: int, schema: str) -> Iterator[LocalNode]:
+    """A running server, without a loop."""
+    node = LocalNode("facts", version=version)
+
+    async def start() -> None:
+        await node.__aenter__()
+        await node.start()
+
+    try:
+        anyio.run(start)
+        ask(node.dsn, schema)
+        yield node
+    finally:
+        anyio.run(node.close)

@@ -10,7 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
-from _raw import ENTER, LOST, SKIPPED, SYNC, ask, gate, gone, waiting, wire
+from _raw import ENTER, LOST, SKIPPED, SYNC, ask, gate, gone, raw_server, waiting, wire
 
 from pgha.chaos import LocalNode
 
@@ -37,18 +37,8 @@ WARNED = "notice: WARNING 25P01"
 
 @pytest.fixture(scope="module", params=[16, 18])
 def server(request: pytest.FixtureRequest) -> Iterator[LocalNode]:
-    node = LocalNode("facts", version=request.param)
-
-    async def start() -> None:
-        await node.__aenter__()
-        await node.start()
-
-    try:
-        anyio.run(start)
-        ask(node.dsn, SCHEMA)
+    with raw_server(request.param, SCHEMA) as node:
         yield node
-    finally:
-        anyio.run(node.close)
 
 
 @pytest.fixture

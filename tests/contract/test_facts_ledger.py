@@ -14,7 +14,7 @@ from pathlib import Path
 import anyio
 import psycopg
 import pytest
-from _raw import ENTER, SKIPPED, SYNC, ask, gate, gone, waiting, wire
+from _raw import ENTER, SKIPPED, SYNC, ask, gate, gone, raw_server, waiting, wire
 
 from pgha.chaos import LocalNode
 from pgha.chaos._account import run_tool, server_account
@@ -49,18 +49,8 @@ Params = tuple[object, ...]
 
 @pytest.fixture(scope="module", params=[16, 18])
 def server(request: pytest.FixtureRequest) -> Iterator[LocalNode]:
-    node = LocalNode("ledger", version=request.param)
-
-    async def start() -> None:
-        await node.__aenter__()
-        await node.start()
-
-    try:
-        anyio.run(start)
-        ask(node.dsn, SCHEMA)
+    with raw_server(request.param, SCHEMA) as node:
         yield node
-    finally:
-        anyio.run(node.close)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
-from _keyed import SLOW_COMMIT, TABLE, WRITE, ids, keys_of, napping, one_node
+from _keyed import SLOW_COMMIT, TABLE, WRITE, ids, keys_of, napping, one_node, replicating
 from _support import eventually, within
 
 import pgha
@@ -137,19 +137,8 @@ async def test_a_look_does_not_believe_what_no_standby_has(version: int) -> None
 
         await eventually(set_up)
         operation = cluster.submit(WRITE + " /* alone */", ["a"], key=pgha.new_key())
-        found: list[int] = []
-
-        async def replicating(text: str) -> bool:
-            rows = await node.execute(
-                "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND strpos(query, %s) > 0",
-                [text],
-            )
-            found[:] = [row[0] for row in rows]
-            return bool(found)
-
-        await eventually(lambda: replicating("/* alone */"))
-        await node.execute("SELECT pg_cancel_backend(%s)", [found[0]])
-        await eventually(lambda: replicating("ON CONFLICT"))
+        await node.execute("SELECT pg_cancel_backend(%s)", [await replicating(node, "/* alone */")])
+        await replicating(node, "ON CONFLICT")
         async with cluster.events() as events:
             operation.cancel()
             with pytest.raises(pgha.CommitInDoubt) as caught, within():

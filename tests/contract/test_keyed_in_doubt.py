@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 import psycopg
 import pytest
-from _keyed import NAPS_ONCE, SLOW_COMMIT, TABLE, WRITE, ids, keys_of, napping, one_node
+from _keyed import NAPS_ONCE, SLOW_COMMIT, TABLE, WRITE, ids, keys_of, napping, one_node, replicating
 from _support import PATIENCE, eventually, started, within
 
 import pgha
@@ -110,19 +110,9 @@ async def test_a_broken_off_wait_for_the_standby(version: int) -> None:
             await cluster.ledger.install()
             await standby.freeze()
             operation = cluster.submit(WRITE + " /* unreplicated */", ["a"], key=pgha.new_key())
-            found: list[int] = []
-
-            async def replicating(text: str = "/* unreplicated */") -> bool:
-                rows = await primary.execute(
-                    "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND strpos(query, %s) > 0",
-                    [text],
-                )
-                found[:] = [row[0] for row in rows]
-                return bool(found)
-
-            await eventually(replicating)
-            await primary.execute("SELECT pg_cancel_backend(%s)", [found[0]])
-            await eventually(lambda: replicating("ON CONFLICT"), what="the ledger's answer waits, too")
+            pid = await replicating(primary, "/* unreplicated */")
+            await primary.execute("SELECT pg_cancel_backend(%s)", [pid])
+            await replicating(primary, "ON CONFLICT")
             assert not operation.done
             await standby.thaw()
             with within():

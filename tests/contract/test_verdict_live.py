@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
+from _keyed import ids
 from _support import PATIENCE, backends, eventually, nothing_left, started
 
 import pgha
@@ -60,10 +61,6 @@ async def committing(node: Node) -> int:
     return found[0]
 
 
-async def ids(node: Node, table: str = "slow") -> list[int]:
-    return sorted(row[0] for row in await node.execute(f"SELECT id FROM {table}"))
-
-
 async def test_terminated_at_the_sync(version: int) -> None:
     """FATAL behind the last CommandComplete: nothing proves what became of it."""
     async with one_node(version, SLOW_COMMIT) as (node, cluster):
@@ -80,7 +77,7 @@ async def test_terminated_at_the_sync(version: int) -> None:
         with anyio.fail_after(PATIENCE):
             for one in behind:
                 await one
-        assert await ids(node) == [2, 3, 4, 5]
+        assert await ids(node, "slow") == [2, 3, 4, 5]
 
 
 NAPS_ONCE = "INSERT INTO slow SELECT 1, CASE WHEN nextval('tries') = 1 THEN 60 ELSE 0 END"
@@ -93,7 +90,7 @@ async def test_terminated_at_the_sync_and_idempotent(version: int) -> None:
         await node.execute("SELECT pg_terminate_backend(%s)", [pid])
         with anyio.fail_after(PATIENCE):
             assert (await operation).attempts == 2
-        assert await ids(node) == [1]
+        assert await ids(node, "slow") == [1]
 
 
 @pytest.mark.parametrize("framed", [False, True])
@@ -124,10 +121,10 @@ async def test_a_batch_terminated_at_its_commit(version: int, framed: bool) -> N
         if framed:
             assert isinstance(said, list)
             assert [one.attempts for one in said] == [2, 2, 2]
-            assert await ids(node) == [1]
+            assert await ids(node, "slow") == [1]
         else:
             assert isinstance(said, pgha.CommitInDoubt)
-            assert await ids(node) == []
+            assert await ids(node, "slow") == []
 
 
 async def test_cancelled_at_the_sync(version: int) -> None:
@@ -144,7 +141,7 @@ async def test_cancelled_at_the_sync(version: int) -> None:
         with anyio.fail_after(PATIENCE):
             for one in behind:
                 await one
-        assert await ids(node) == [2, 3, 4, 5]
+        assert await ids(node, "slow") == [2, 3, 4, 5]
         assert cluster.statistics().lanes_lost == 0
 
 
@@ -155,14 +152,14 @@ async def test_cancelled_by_its_caller_at_the_sync(version: int) -> None:
         operation.cancel()
         with pytest.raises(pgha.OperationCancelled), anyio.fail_after(PATIENCE):
             await operation
-        assert await ids(node) == []
+        assert await ids(node, "slow") == []
 
 
 async def test_a_timeout_at_the_sync(version: int) -> None:
     async with one_node(version, SLOW_COMMIT) as (node, cluster):
         with pytest.raises((pgha.OperationTimeout, pgha.CommitInDoubt)), anyio.fail_after(PATIENCE):
             await cluster.execute("INSERT INTO slow VALUES (1, 60)", timeout=0.2)
-        assert await ids(node) == []
+        assert await ids(node, "slow") == []
 
 
 async def test_a_unique_violation_at_the_sync(version: int) -> None:
