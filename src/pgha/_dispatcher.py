@@ -31,6 +31,7 @@ from ._line import Line
 from ._node import Node
 from ._operation import KINDS, Kind, Operation, Stage
 from ._outcomes import Outcomes
+from ._partings import Partings
 from ._racing import Races
 from ._retrying import Retries
 from ._settling import Settlements
@@ -51,7 +52,6 @@ class Dispatcher:
         self.writes_seen = False
         self.closed = False
         self._options = options
-        self._tuning = options.tuning
         self._nodes = nodes
         self._clock = clock
         self._line = Line(options, nodes, self.times, clock, self)
@@ -61,6 +61,9 @@ class Dispatcher:
         self._settlements = Settlements(self, self, self.outcomes, self.times, clock, options.node_wait)
         self._retries = Retries(
             self, nodes, self.outcomes, self._races, self._settlements, self.times, clock, options.tuning
+        )
+        self._partings = Partings(
+            self, self.outcomes, self._races, self._settlements, self.times, clock, options.tuning.proof_time
         )
         self._dirty: set[Node] = set()
         self._working = False
@@ -156,7 +159,7 @@ class Dispatcher:
                 if home == operation.home or node is None or not node.takes("write"):
                     continue
                 since = operation.queued_at
-                self._leave_queue(operation)
+                self.leave_queue(operation)
                 self.place(operation, since, front=True)
             else:
                 self._line.stranded.discard(operation)
@@ -188,7 +191,8 @@ class Dispatcher:
 
     # Waiting in line
 
-    def _leave_queue(self, operation: Operation[Any]) -> None:
+    def leave_queue(self, operation: Operation[Any]) -> None:
+        """Take it out of line, wherever it stands."""
         self._line.leave(operation)
         if operation.alone and (node := self.node_of(operation)) is not None:
             self._mark(node)
@@ -460,52 +464,11 @@ class Dispatcher:
     @uninterrupted
     def give_up(self, operation: Operation[Any], why: GaveUp) -> None:
         """The caller cancelled, or the deadline passed."""
-        if operation.stage is Stage.SENT and why == "timeout":
-            # The loop may have been busy: the answer may have been there in time.
-            operation.place[0].take_in(self._clock())
-        if operation.stage is Stage.SETTLING:
-            operation.gave_up = operation.gave_up or why
-            self._settlements.drop(operation)
-            error = in_doubt(operation, f"{operation.gave_up} while the ledger was asked")
-            self.outcomes.fail(operation, error, Outcome.IN_DOUBT)
-        if operation.stage is Stage.DONE or operation.gave_up is not None:
-            return
-        operation.gave_up = why
-        if operation.stage is Stage.SENT:
-            self._give_up_sent(operation, why)
-            return
-        if operation.stage is Stage.RACING:
-            self._races.drop(operation)
-        elif operation.stage is Stage.QUEUED:
-            self._leave_queue(operation)
-        self.outcomes.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
-
-    def _give_up_sent(self, operation: Operation[Any], why: GaveUp) -> None:
-        lane, slot = operation.place
-        now = self._clock()
-        if operation.request.read:
-            self.outcomes.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
-        elif why == "timeout":
-            self.times.at(now + self._tuning.proof_time, lambda: self._no_proof(operation))
-        lane.abandon(slot, now, urgent=True)
-
-    def _no_proof(self, operation: Operation[Any]) -> None:
-        if operation.stage is Stage.SENT:
-            operation.place[0].take_in(self._clock())
-        if operation.stage is Stage.SETTLING:
-            self._settlements.drop(operation)
-        if operation.stage is not Stage.DONE:
-            reason = f"no answer within {operation.request.timeout:g} s, nor to the cancel"
-            self.outcomes.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
+        self._partings.give_up(operation, why)
 
     def take_back(self, operation: Operation[Any]) -> None:
         """A leg that nobody waits for any more."""
-        place, stage = operation.place, operation.stage
-        if stage is Stage.QUEUED:
-            self._leave_queue(operation)
-        operation.finish(None, LegLost("another node was faster"))
-        if stage is Stage.SENT:
-            place[0].abandon(place[1], self._clock(), urgent=False)
+        self._partings.take_back(operation)
 
     def left(self, operation: Operation[Any]) -> None:
         """Its caller was leaving when it was done."""
