@@ -1,4 +1,7 @@
-"""Connections that an administrator ends: no suspicion falls on what was running there."""
+"""What a lost connection proves of the operation at its head, and what it does not.
+
+An administrator's order, a neighbour's crash, a cut that came before it was sent: no suspicion falls on it.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ import anyio
 import anyio.to_thread
 import psycopg
 import pytest
-from _support import cluster_of, eventually, started, within
+from _support import cluster_of, eventually, nothing_left, started, within
+from psycopg.conninfo import make_conninfo
 
 import pgha
 from pgha._config import Tuning
-from pgha.chaos import LocalNode
+from pgha.chaos import LocalNode, Proxy
 
 pytestmark = pytest.mark.anyio
 
@@ -164,3 +168,27 @@ async def test_it_counts_when_another_process_of_the_server_crashes_again(server
         assert pgha.info(caught.value).attempts == 3
         # The one that was spared was another crash, unless the first of them struck two connections.
         assert crashes in (2, 3)
+
+
+async def test_connections_that_were_cut_before_do_not_count(server: LocalNode) -> None:
+    """All at one moment, as a firewall's restart does, and before the loop could hear of any of them.
+
+    The first try shows it by its own connection; the next must not be held against the operation, too.
+    """
+    async with (
+        nothing_left(server) as application,
+        Proxy(server, name="n1") as one,
+        Proxy(server, name="n2") as two,
+    ):
+        named = [
+            pgha.Node(make_conninfo(proxy.dsn, application_name=application), proxy.name)
+            for proxy in (one, two)
+        ]
+        async with pgha.open_cluster(*named) as cluster:
+            for _ in range(20):
+                await eventually(lambda: all(node.state == "up" for node in cluster.nodes.values()))
+                await cluster.fetch("SELECT 1")
+                for proxy in (one, two):
+                    proxy.reset()
+                with within(30):
+                    assert await cluster.fetch_value("SELECT 2") == 2
