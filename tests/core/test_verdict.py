@@ -307,6 +307,10 @@ THENS: dict[str, tuple[Case, Then]] = {
         Case(at_ledger("42P01"), keyed=True, auto=True, doubted=True),
         Then.SETTLE,
     ),
+    "an error behind a broken wait: only what commits by itself is told so": (
+        Case(Facts(unreplicated=True, error=error("0A000")), idempotent=True),
+        Then.FAIL_IN_DOUBT,
+    ),
     "at the ledger: 42501": (Case(at_ledger("42501"), keyed=True), Then.FAIL_LEDGER),
     "at the ledger: 40001": (Case(at_ledger("40001"), keyed=True), Then.AGAIN_LATER),
     "at the ledger: 57014, hit by our cancel": (

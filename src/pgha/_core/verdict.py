@@ -273,7 +273,11 @@ def _after_error(case: Case, error: ServerError, proof: Outcome) -> Then:
         # A CALL, say. An error that invites a retry must not be passed on: the retry would double the work.
         said = then is Then.FAIL_SQL and case.facts.self_committing
         return Then.FAIL_SQL if said else Then.FAIL_IN_DOUBT
-    return then if _allowed(case) else Then.FAIL_SQL
+    if then is not Then.FAIL_SQL and _allowed(case):
+        return then
+    # An error after which nothing can have been applied but by the statement's own commits is told as it is.
+    told = proof is Outcome.NOT_APPLIED or case.read or case.facts.self_committing
+    return Then.FAIL_SQL if told else Then.FAIL_IN_DOUBT
 
 
 def _run_again(case: Case, error: ServerError) -> Then:
