@@ -1,180 +1,16 @@
 """Each rule of the design is broken on purpose, and the suite notices: what it says is what is asserted.
 
-One row for each break: which rule of the design (section 4), what is broken, the scenario that is played, and
-the rules of the checkers that catch it. On one loop: it is the suite that is tried here.
+On one loop: it is the suite that is tried here.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
 
-import anyio
 import pytest
+from _breaks import BREAKS, Break, close_what_was_left
 
-from pgha import _settling
-from pgha._cluster import Cluster
-from pgha._core import sqlwords, verdict
-from pgha._core.ledger import LIFE
-from pgha._core.pipeline import Act, Pipeline
-from pgha._core.sqlwords import Kind as WordKind
-from pgha._core.verdict import Outcome, Then
-from pgha._dispatcher import Dispatcher
-from pgha._keys import Keyed, new_key
-from pgha._lane import Lane
-from pgha._operation import Operation, Request
-from pgha._timekeeper import Timekeeper
 from pgha._trials.scenarios import find
-from pgha._wire import compiling, link
-from pgha._wire.connect import ConnectFailed
-from pgha._wire.link import Link
-
-Patch = pytest.MonkeyPatch
-
-
-def retry_without_proof(patch: Patch) -> None:
-    patch.setattr(verdict, "_after_loss", lambda case, proof: Then.AGAIN_ELSEWHERE)
-
-
-def forget_the_key(patch: Patch) -> None:
-    """Each attempt inserts another key: none meets the one before it."""
-    kept = Keyed.insert
-    patch.setattr(
-        Keyed, "insert", lambda keyed, system, until: kept(replace(keyed, key=new_key()), system, until)
-    )
-
-
-def take_any_master_for_another(patch: Patch) -> None:
-    """A keyed write in doubt goes on where its key is not known."""
-    patch.setattr(Operation, "exact", property(lambda operation: False))
-
-
-def guard_nothing(patch: Patch) -> None:
-    """An attempt may begin whenever its backend thaws."""
-    kept = Keyed.insert
-    patch.setattr(Keyed, "insert", lambda keyed, system, until: kept(keyed, system, until + LIFE))
-
-
-def look_without_deciding(patch: Patch) -> None:
-    """Who asks the ledger is told what is there, and nothing keeps that so."""
-    kept = _settling._question
-
-    def question(pursuit: _settling.Pursuit, now: float) -> Request:
-        return kept(replace(pursuit, look=True), now)
-
-    patch.setattr(_settling, "_question", question)
-
-
-def acknowledge_at_command_complete(patch: Patch) -> None:
-    kept = verdict.outcome
-
-    def outcome(facts: verdict.Facts) -> Outcome:
-        return Outcome.APPLIED if facts.completed >= facts.statements else kept(facts)
-
-    patch.setattr(verdict, "outcome", outcome)
-
-
-def believe_a_broken_wait(patch: Patch) -> None:
-    """The warning that a commit is not on its standby is not understood."""
-    patch.setattr(link, "_REPLICATION_WAIT", b"another function")
-
-
-def swap_answers(patch: Patch) -> None:
-    kept = Lane._settle
-
-    def settle(lane: Lane, answers: Sequence[Any], now: float) -> None:
-        kept(lane, answers[::-1], now)
-
-    patch.setattr(Lane, "_settle", settle)
-
-
-def cancel_without_a_gate(patch: Patch) -> None:
-    def cancel(pipeline: Pipeline[Any, Any], now: float) -> Act:
-        return Act.CANCEL
-
-    patch.setattr(Pipeline, "_cancel", cancel)
-
-
-def forget_what_was_cancelled(patch: Patch) -> None:
-    patch.setattr(Dispatcher, "_give_up_sent", lambda dispatcher, operation, why: None)
-
-
-LEFT: list[Link] = []
-_finish = Link.finish
-
-
-def leave_connections_open(patch: Patch) -> None:
-    patch.setattr(Link, "finish", LEFT.append)
-
-
-def do_not_obey_scopes(patch: Patch) -> None:
-    kept = Cluster.fetch
-
-    async def fetch(*args: Any, **options: Any) -> Any:
-        with anyio.CancelScope(shield=True):
-            return await kept(*args, **options)
-
-    patch.setattr(Cluster, "fetch", fetch)
-
-
-def forget_deadlines(patch: Patch) -> None:
-    kept = Timekeeper.at
-    patch.setattr(Timekeeper, "at", lambda times, when, call: kept(times, when + 60, call))
-
-
-def tell_the_conninfo(patch: Patch) -> None:
-    from pgha._config import NodeConfig
-
-    kept = ConnectFailed.__init__
-    told: list[str] = []
-    conninfo = NodeConfig.conninfo
-
-    def remember(config: NodeConfig, **more: str | int) -> str:
-        told.append(conninfo(config, **more))
-        return told[-1]
-
-    def init(error: ConnectFailed, reason: str, *, refused: bool = False) -> None:
-        kept(error, f"{reason} {told[-1:]}", refused=refused)
-
-    patch.setattr(NodeConfig, "conninfo", remember)
-    patch.setattr(ConnectFailed, "__init__", init)
-
-
-def let_any_statement_pass(patch: Patch) -> None:
-    def words(query: bytes) -> sqlwords.Words:
-        return replace(sqlwords.words(query), kind=WordKind.PLAIN)
-
-    patch.setattr(compiling, "words", words)
-
-
-@dataclass(frozen=True)
-class Break:
-    rule: int
-    how: Callable[[Patch], None]
-    scenario: str
-    caught_by: set[str]
-    """At least these; others may see it too."""
-
-
-BREAKS = [
-    Break(1, retry_without_proof, "drop-down", {"unproven_retry"}),
-    Break(1, forget_the_key, "keyed-lost-acknowledgement", {"doubled"}),
-    Break(1, take_any_master_for_another, "keyed-masters", {"strayed"}),
-    Break(1, guard_nothing, "keyed-left", {"missettled"}),
-    Break(1, look_without_deciding, "keyed-settled", {"missettled"}),
-    Break(2, acknowledge_at_command_complete, "terminate-in-a-deferred-trigger", {"lost"}),
-    Break(2, believe_a_broken_wait, "cancel-a-synchronous-wait", {"verdict"}),
-    Break(3, swap_answers, "kill-the-node", {"crossed"}),
-    Break(4, cancel_without_a_gate, "late-cancel", {"neighbour"}),
-    Break(5, forget_what_was_cancelled, "no-cancel", {"prompt"}),
-    Break(5, leave_connections_open, "kill-the-node", {"leftovers"}),
-    Break(6, do_not_obey_scopes, "left-scopes", {"prompt"}),
-    Break(7, forget_deadlines, "deadlines", {"late"}),
-    Break(8, tell_the_conninfo, "passwords", {"betrayed"}),
-    Break(9, let_any_statement_pass, "unruly-sql", {"refused"}),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -191,12 +27,7 @@ def no_defect() -> None:
 async def test_it_is_noticed(broken: Break, monkeypatch: pytest.MonkeyPatch) -> None:
     broken.how(monkeypatch)
     trial = await find(broken.scenario).run()
-    while LEFT:
-        _finish(LEFT.pop())
+    close_what_was_left()
     gc.collect()
     caught = {violation.rule for violation in trial.violations}
     assert broken.caught_by <= caught, trial.complaint() or "nothing was noticed"
-
-
-def test_every_rule_is_broken_once() -> None:
-    assert {one.rule for one in BREAKS} == set(range(1, 10))
