@@ -378,7 +378,7 @@ async def test_passwords_stay_inside(guarded: Node, caplog: pytest.LogCaptureFix
     """Of a cluster that works, fails, loses connections, and is told so in events and logs."""
     told: list[str] = []
     with caplog.at_level(logging.DEBUG):
-        async with cluster_of(guarded, node_wait=0.3) as cluster, cluster.events() as events:
+        async with cluster_of(guarded) as cluster, cluster.events() as events:
             assert await cluster.fetch_value("SELECT 1") == 1
             await cluster.execute("SELECT 1")
             told += [repr(cluster), repr(cluster.statistics()), repr(cluster.nodes), str(dict(cluster.nodes))]
