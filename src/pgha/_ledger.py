@@ -205,16 +205,19 @@ class Ledger:
         """
         await self._host.seen()
         names = self._primaries(nodes)
-        there = {name: (await self._look(name)).installed for name in names}
+        found = {name: await self._look(name) for name in names}
         for name in names:
-            if there[name] and not force:
+            if found[name].installed and not force:
                 await self._refuse_recent(name)
         with _telling() as done:
             for name in names:
-                if there[name]:
+                if found[name].installed:
                     await self._remove(name)
+                elif found[name].schema:
+                    # One that was left on the way, perhaps.
+                    await self._remove_schema(name)
                 done.append(name)
-        return there
+        return {name: one.installed for name, one in found.items()}
 
     async def _refuse_recent(self, name: str) -> None:
         refuse_layout(name, await self._look(name))
@@ -238,11 +241,14 @@ class Ledger:
             await self._host.run(name, [f"DROP TABLE IF EXISTS {TABLE}"])
         except psycopg.errors.InsufficientPrivilege as error:
             raise LedgerError(f"{name}: the role may not remove the ledger ({first_line(error)})") from error
+        self._host.ledger_changed(name)
+        await self._remove_schema(name)
+
+    async def _remove_schema(self, name: str) -> None:
         try:
             await self._host.run(name, ["DROP SCHEMA IF EXISTS pgha"])
         except (psycopg.errors.DependentObjectsStillExist, psycopg.errors.InsufficientPrivilege):
             pass  # somebody else's: it is left to them
-        self._host.ledger_changed(name)
 
     def _primaries(self, nodes: Iterable[str] | None) -> list[str]:
         known = self._host.nodes

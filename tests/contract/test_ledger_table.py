@@ -48,6 +48,10 @@ def inserting(node: Node) -> Iterator[int]:
         connection.rollback()
 
 
+async def schema_of(node: Node) -> list[tuple[Any, ...]]:
+    return await node.execute("SELECT 1 FROM pg_namespace WHERE nspname = 'pgha'")
+
+
 async def test_made_twice_and_removed_twice(version: int) -> None:
     async with one_node(version, installed=False) as (node, cluster):
         for _ in range(2):
@@ -59,7 +63,7 @@ async def test_made_twice_and_removed_twice(version: int) -> None:
         assert status.oldest is not None and status.newest is not None and status.bytes > 0
         assert await cluster.ledger.uninstall() == {node.name: True}
         assert await cluster.ledger.uninstall() == {node.name: False}
-        assert await node.execute("SELECT 1 FROM pg_namespace WHERE nspname = 'pgha'") == []
+        assert await schema_of(node) == []
 
 
 async def test_many_make_it_at_once(version: int) -> None:
@@ -337,6 +341,7 @@ async def leave_at_every_await(
         await act(cluster.ledger)
         status = (await cluster.ledger.status())[node.name]
         assert (status.installed, status.keys or 0) == DONE[name]
+        assert bool(await schema_of(node)) == status.installed
         await cluster.ledger.uninstall(force=True)
     assert at > 3
 
