@@ -67,7 +67,7 @@ class Tuning:
     max_attempts: int = 5
     """Times that one operation is handed to a node."""
     head_losses: int = 2
-    """An operation at the head of so many lost connections is not sent again."""
+    """An operation that may have broken so many connections, as their head, is not sent again."""
     suspicion_floor: float = 0.05
     """A head older than this, or than 4 x the node's p99, makes the monitor ask."""
     hold_behind: float = 0.05

@@ -219,21 +219,23 @@ class Dispatcher:
 
     # Sending
 
-    def _send(self, lane: Lane, node: Node, operation: Operation[Any], now: float) -> None:
+    def _send(self, lane: Lane, node: Node, operation: Operation[Any], now: float) -> bool:
+        """False: it is in line again, since the lane has no room any more, or has ended."""
         if operation.request.on_send is not None:
             self._tell(operation, node.name)
             if operation.stage is Stage.DONE:
-                return
+                return True
             if not lane.takes(operation, now):
                 self._enqueue(operation, self.node_of(operation), now, front=True)
-                return
-        if lane.send(operation, now):
+                return False
+        if sent := lane.send(operation, now):
             node.busy()
         else:
             self._enqueue(operation, self.node_of(operation), now, front=True)
         if self._dirty:
             # What ``on_send`` submitted.
             self._work()
+        return sent
 
     def _tell(self, operation: Operation[Any], node: str) -> None:
         """Run the user's ``on_send``, which may submit and cancel: nothing else is sent meanwhile."""
@@ -287,7 +289,9 @@ class Dispatcher:
             if lane is None:
                 lanes.demand(now, quiet=True)
                 break
-            self._send(lane, node, self._line.take(queue), now)
+            if not self._send(lane, node, self._line.take(queue), now):
+                self._dirty.add(node)
+                return
         else:
             lanes.unreserve()
         corked: list[Lane] = []
@@ -300,7 +304,10 @@ class Dispatcher:
                 if not lane.corked:
                     lane.corked = True
                     corked.append(lane)
-                self._send(lane, node, self._line.take(queue), now)
+                if not self._send(lane, node, self._line.take(queue), now):
+                    # Where the lane has ended, the node is suspect, and perhaps another one takes this.
+                    self._dirty.add(node)
+                    break
         finally:
             for lane in corked:
                 lane.uncork()

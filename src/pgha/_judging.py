@@ -93,14 +93,14 @@ def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget
 
 
 def _to_blame(attempts: Sequence[Attempt], verdict: Verdict) -> bool:
-    """It may be what broke the connection; a shutdown is somebody else's doing.
+    """It may be what broke the connection; a shutdown is somebody else's doing, a hang-up ours.
 
     Nor does one crash count twice. Between the death of a backend and the end of all others the server goes
     on (measured: for milliseconds), and what the dead one ran may be sent again to a neighbour. Only the try
     after the one that was blamed is spared: where a parallel worker crashes, the one to blame hears the same
     words.
     """
-    if verdict.lost is None or not verdict.was_head or verdict.ordered or not attempts:
+    if verdict.lost is None or not verdict.was_head or verdict.blameless or not attempts:
         return False
     before = attempts[-2] if len(attempts) > 1 else None
     same_crash = verdict.crashed and before is not None and before.blamed and before.node == attempts[-1].node

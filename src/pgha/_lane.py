@@ -38,7 +38,7 @@ _SLOW_LINE = 2_000.0
 _SLOWEST = 60.0
 """Seconds after which no request is on its way any more."""
 _MOST_READS = 1024
-"""Reads of 8 kB and more before a connection is given up, or before a write is sent: bounds the time spent
+"""Reads of 8 kB and more before a connection is given up, or before something is sent: bounds the time spent
 where a server keeps on sending."""
 
 
@@ -118,6 +118,8 @@ class Lane:
             # (measured: 46 of 47 acknowledgements). And where every connection was cut at one moment, before
             # the first try, the second must not be held against the operation: it never got that far.
             self._read_ahead()
+            if operation.stage is Stage.DONE:
+                return True  # cancelled: what came in ran row factories
             if not self.takes(operation, now):
                 return False
         if operation.attempts:
@@ -398,7 +400,7 @@ class Lane:
                     slot, answer, synced=False, was_head=index == 0, after_fatal=after_fatal, lost=reason
                 )
                 verdict.ours = ours
-                verdict.ordered = not ours and (ordered or _by_order(answer.fault))
+                verdict.blameless = not ours and (ordered or not lost or _by_order(answer.fault))
                 verdict.crashed = self.link.ended_by_crash()
                 self._owner.judge(self, operation, verdict)
             elif operation is not None and operation.doubt is not None:

@@ -33,8 +33,9 @@ class Verdict:
     rerun_alone: bool
     lost: str | None
     """Why the connection ended, if it did."""
-    ordered: bool = False
-    """The server said that somebody else told it to end the connection: what was sent there did not do it."""
+    blameless: bool = False
+    """What was sent there did not end the connection: somebody else told the server to, as it said itself, or
+    we hung up."""
     crashed: bool = False
     """The server said that it ends all its connections, since one of its processes crashed."""
     ours: bool = False

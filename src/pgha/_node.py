@@ -181,8 +181,9 @@ class Node:
                 if silent:
                     lane.break_off(reason, lost=True)
                 else:
-                    # The server closed in order: its last words to this lane may still be on the way, and
-                    # they tell which writes were not applied, and that no read is to blame.
+                    # The monitor's connection ended, and those of the lanes may be about to: their last words
+                    # may still be on the way, and they tell which writes were not applied, and whether what
+                    # ran there is to blame.
                     lane.condemn(reason, now, terminate=False)
 
     def doubt(self, reason: str) -> None:

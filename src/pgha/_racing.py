@@ -86,6 +86,8 @@ class Races:
                 self._outcomes.fail(operation, leg.failure, Outcome.NOT_APPLIED, noted=True)
                 return
         operation.legs = None
+        # One race is one try: where all nodes were cut off at once, no leg is to blame.
+        operation.head_losses = max(leg.head_losses for leg in legs)
         if len(operation.attempts) >= self._most:
             self._outcomes.fail(operation, legs[-1].failure or LegLost("lost"), Outcome.NOT_APPLIED)
         else:

@@ -62,7 +62,10 @@ def fastest() -> Fastest:
 @final
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What an ``on_send`` callback is told, each time its operation is handed to a node."""
+    """What an ``on_send`` callback is told, each time its operation is about to be handed to a node.
+
+    Where the connection turns out to have ended, or to be taken, it is told again, of the same ``attempt``.
+    """
 
     node: str
     attempt: int

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 
 import anyio
 import anyio.to_thread
 import psycopg
 import pytest
-from _support import cluster_of, eventually, nothing_left, started, within
+from _support import cluster_of, eventually, nothing_left, running, started, within
 from psycopg.conninfo import make_conninfo
 
 import pgha
@@ -20,6 +22,9 @@ from pgha._config import Tuning
 from pgha.chaos import LocalNode, Proxy
 
 pytestmark = pytest.mark.anyio
+
+PATIENT = Tuning(farewell=10.0)
+"""Last words are waited for, however slow the machine."""
 
 
 @pytest.mark.parametrize("read", [True, False])
@@ -49,7 +54,7 @@ async def test_it_may_hear_of_the_order_after_the_node_is_down(server: LocalNode
     last words.
     """
     async with (
-        cluster_of(server, _tuning=Tuning(farewell=10.0)) as cluster,
+        cluster_of(server, _tuning=PATIENT) as cluster,
         anyio.create_task_group() as tasks,
     ):
         text = "pg_sleep(1) /* told late */"
@@ -71,7 +76,7 @@ async def test_it_may_hear_of_the_order_after_the_node_is_down(server: LocalNode
 
 async def test_what_breaks_its_connections_is_not(server: LocalNode) -> None:
     """A backend that is killed under it, twice."""
-    async with cluster_of(server) as cluster, anyio.create_task_group() as tasks:
+    async with cluster_of(server, _tuning=PATIENT) as cluster, anyio.create_task_group() as tasks:
         text = "pg_sleep(60) /* poison */"
         killed: list[int] = []
 
@@ -88,6 +93,36 @@ async def test_what_breaks_its_connections_is_not(server: LocalNode) -> None:
         assert len(killed) == 2
         # After the first it may have been sent to a neighbour that was still alive, see below.
         assert pgha.info(caught.value).attempts in (2, 3)
+
+
+@asynccontextmanager
+async def two_proxies(server: LocalNode) -> AsyncGenerator[tuple[pgha.Cluster, Callable[[], None]]]:
+    """A cluster of two nodes, and how to cut all their connections at one moment."""
+    async with (
+        nothing_left(server) as application,
+        Proxy(server, name="n1") as one,
+        Proxy(server, name="n2") as two,
+    ):
+
+        def cut() -> None:
+            one.reset()
+            two.reset()
+
+        named = [
+            pgha.Node(make_conninfo(proxy.dsn, application_name=application), proxy.name)
+            for proxy in (one, two)
+        ]
+        async with pgha.open_cluster(*named) as cluster:
+            yield cluster, cut
+
+
+async def both_up(cluster: pgha.Cluster) -> None:
+    """And have their usual connections."""
+
+    def ready(node: pgha.NodeStatus) -> bool:
+        return node.state == "up" and node.read_lanes == 2
+
+    await eventually(lambda: all(map(ready, cluster.nodes.values())))
 
 
 class Watcher:
@@ -148,7 +183,7 @@ async def test_one_crash_does_not_count_twice(server: LocalNode) -> None:
 
 async def test_it_counts_when_another_process_of_the_server_crashes_again(server: LocalNode) -> None:
     """The words are those that a query hears whose own parallel worker crashed: it must come to an end."""
-    async with cluster_of(server) as cluster, anyio.create_task_group() as tasks:
+    async with cluster_of(server, _tuning=PATIENT) as cluster, anyio.create_task_group() as tasks:
         text = "pg_sleep(60) /* bystander */"
         crashes = 0
 
@@ -175,20 +210,74 @@ async def test_connections_that_were_cut_before_do_not_count(server: LocalNode) 
 
     The first try shows it by its own connection; the next must not be held against the operation, too.
     """
+    async with two_proxies(server) as (cluster, cut):
+        told: list[str] = []
+
+        def on_send(sent: pgha.Sent) -> None:
+            told.append(cluster.nodes[sent.node].state)
+
+        for _ in range(20):
+            await both_up(cluster)
+            cut()
+            with within(30):
+                assert (await cluster.submit("SELECT 2", read=True, on_send=on_send)).value() == 2
+        # Nor is anything sent to a node of which a connection has just turned out to be lost.
+        assert set(told) == {"up"}
+
+
+async def test_a_race_on_lost_connections_counts_once(server: LocalNode) -> None:
+    """All legs at the heads of lost connections: that is one loss, and there may be one more."""
+    async with two_proxies(server) as (cluster, cut), anyio.create_task_group() as tasks:
+        text, ended = "pg_sleep(60) /* raced */", set[int]()
+
+        async def end(legs: int) -> None:
+            async def all_run() -> bool:
+                return len(set(await running(server, text)) - ended) == legs
+
+            await eventually(all_run, what=f"{legs} of it run")
+            ended.update(await running(server, text))
+            cut()
+
+        async def end_twice() -> None:
+            await end(2)
+            await end(1)
+
+        await both_up(cluster)
+        tasks.start_soon(end_twice)
+        with within(30), pytest.raises(psycopg.OperationalError) as caught:
+            await cluster.fetch(f"SELECT {text}", route=pgha.fastest())
+        assert pgha.info(caught.value).attempts == 3
+        # Where a proxy is cut off, the server goes on.
+        for pid in await running(server, text):
+            await server.execute("SELECT pg_terminate_backend(%s)", [pid])
+
+
+async def test_a_hang_up_of_ours_does_not_count(server: LocalNode) -> None:
+    """Somebody ends the monitor's connection, and pgha gives up the others with it, though they are well."""
     async with (
         nothing_left(server) as application,
-        Proxy(server, name="n1") as one,
-        Proxy(server, name="n2") as two,
+        pgha.open_cluster(
+            pgha.Node(server.dsn, "n1"), application_name=application, _tuning=Tuning(farewell=0.05)
+        ) as cluster,
+        anyio.create_task_group() as tasks,
     ):
-        named = [
-            pgha.Node(make_conninfo(proxy.dsn, application_name=application), proxy.name)
-            for proxy in (one, two)
-        ]
-        async with pgha.open_cluster(*named) as cluster:
-            for _ in range(20):
-                await eventually(lambda: all(node.state == "up" for node in cluster.nodes.values()))
-                await cluster.fetch("SELECT 1")
-                for proxy in (one, two):
-                    proxy.reset()
-                with within(30):
-                    assert await cluster.fetch_value("SELECT 2") == 2
+        text, monitors = "pg_sleep(1.5) /* bereft */", set[int]()
+
+        async def end_monitor() -> None:
+            while len(monitors) < 3:
+                await started(server, text)
+                rows = await server.execute(
+                    "SELECT pid FROM pg_stat_activity WHERE application_name = %s"
+                    " AND query LIKE 'SELECT pg_catalog.pg_is_in_recovery%%'",
+                    [application],
+                )
+                for (pid,) in rows:
+                    if pid not in monitors:
+                        monitors.add(pid)
+                        await server.execute("SELECT pg_terminate_backend(%s)", [pid])
+                await anyio.sleep(0.01)
+
+        tasks.start_soon(end_monitor)
+        with within(30):
+            result = await cluster.submit(f"SELECT {text}", read=True)
+        assert result.attempts == 4

@@ -157,6 +157,40 @@ async def test_a_row_factory_that_submits(server: LocalNode, when: str) -> None:
         assert await count(server, table, 1) == len(submitted)
 
 
+async def test_a_write_that_is_cancelled_when_it_is_about_to_be_sent(server: LocalNode) -> None:
+    """Before it is sent, what has come in is looked at: by that a row factory runs, and cancels it."""
+    table, first = unique("t"), unique("first")
+    await server.execute(f"CREATE TABLE {table} (id int)")
+    with psycopg.connect(server.dsn, autocommit=True) as holder:
+        holder.execute("SELECT pg_advisory_lock(8)")
+        submitted: list[pgha.Operation[pgha.Result[Any]]] = []
+
+        def submit(cursor: object) -> Callable[[Any], tuple[Any, ...]]:
+            holder.execute("SELECT pg_advisory_unlock(8)")
+            wait_blocking(server, "state = 'idle' AND strpos(query, %s) > 0", [first])
+            time.sleep(0.05)  # it says idle shortly before it says so to its client
+            submitted.append(cluster.submit(f"INSERT INTO {table} VALUES (1)"))
+            return tuple
+
+        def cancel(cursor: object) -> Callable[[Any], tuple[Any, ...]]:
+            submitted[0].cancel()
+            return tuple
+
+        async with cluster_of(server, _tuning=ONE_LANE) as cluster:
+            await cluster.execute("SELECT 1")
+            query = f"SELECT pg_advisory_xact_lock(8) /* {first} */"
+            before = cluster.submit(query, row_factory=cancel)
+            await started(server, first)
+            with within():
+                await cluster.submit("SELECT 1", read=True, row_factory=submit)
+                await before
+                with pytest.raises(pgha.OperationCancelled) as caught:
+                    await submitted[0]
+            assert pgha.info(caught.value).outcome == "not applied"
+            assert (await cluster.execute(f"SELECT count(*) FROM {table}")).value() == 0
+            assert (cluster.statistics().cancelled, cluster.statistics().cancels_sent) == (1, 0)
+
+
 # A lane that is given up
 
 

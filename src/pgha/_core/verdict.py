@@ -180,7 +180,8 @@ class Case:
     attempts: int = 1
     max_attempts: int = 5
     head_losses: int = 0
-    """Connections lost while the operation was their head, this one included."""
+    """Connections that the operation may have broken, this one included: lost while it was their head, and by
+    nobody else as far as is known."""
     max_head_losses: int = 2
     unprepared: bool = False
     """It was already run again without prepared statements."""
