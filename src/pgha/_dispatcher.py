@@ -289,7 +289,7 @@ class Dispatcher:
             if lane is None:
                 lanes.demand(now, quiet=True)
                 break
-            if not self._send(lane, node, self._line.take(queue), now):
+            if not self._send(lane, node, self._line.take(queue), now) or not node.takes(kind):
                 self._dirty.add(node)
                 return
         else:
@@ -304,8 +304,8 @@ class Dispatcher:
                 if not lane.corked:
                     lane.corked = True
                     corked.append(lane)
-                if not self._send(lane, node, self._line.take(queue), now):
-                    # Where the lane has ended, the node is suspect, and perhaps another one takes this.
+                if not self._send(lane, node, self._line.take(queue), now) or not node.takes(kind):
+                    # Sending reads, too: the node may be suspect by now, and perhaps another one takes this.
                     self._dirty.add(node)
                     break
         finally:

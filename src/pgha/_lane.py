@@ -201,7 +201,7 @@ class Lane:
         """libpq took a part of it at most, without the Sync: the connection is of no use any more."""
         reason = _words_of(failure)
         self.break_off(reason, lost=True)
-        if operation is not None:
+        if operation is not None and operation.stage is not Stage.DONE:
             committing = operation.request.self_committing
             facts = Facts(handed=failure.handed, framed=framed, self_committing=committing)
             self._owner.judge(self, operation, Verdict(facts, Answer(), False, False, False, reason))

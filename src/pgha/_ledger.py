@@ -201,7 +201,8 @@ class Ledger:
         """Remove it, and the schema ``pgha`` where nothing else is in it; whether it was there.
 
         Keys that were used within the last hour may be those of writes that still run: that is a
-        `LedgerError`, unless by ``force``. Doing it twice does no harm.
+        `LedgerError`, unless by ``force``. Doing it twice does no harm: the second time takes an empty
+        schema that was left.
         """
         await self._host.seen()
         names = self._primaries(nodes)

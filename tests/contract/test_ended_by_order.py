@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -19,6 +20,9 @@ from psycopg.conninfo import make_conninfo
 
 import pgha
 from pgha._config import Tuning
+from pgha._core.verdict import Handed
+from pgha._wire.link import Link, SendFailed
+from pgha._wire.segment import Segment
 from pgha.chaos import LocalNode, Proxy
 
 pytestmark = pytest.mark.anyio
@@ -225,6 +229,29 @@ async def test_connections_that_were_cut_before_do_not_count(server: LocalNode) 
         assert set(told) == {"up"}
 
 
+async def test_nothing_goes_on_to_a_node_where_sending_failed(
+    server: LocalNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same operation least of all, by the node's next connection."""
+    async with two_proxies(server) as (cluster, _cut):
+        await both_up(cluster)
+        told: list[str] = []
+        kept = Link.send
+
+        def send(link: Link, *args: Any, **options: Any) -> Segment:
+            if len(told) in (1, 2):
+                raise SendFailed(Handed.PART, None, psycopg.OperationalError("made to fail"))
+            return kept(link, *args, **options)
+
+        monkeypatch.setattr(Link, "send", send)
+        operation = cluster.submit(
+            "SELECT 3", read=True, on_send=lambda sent: told.append(cluster.nodes[sent.node].state)
+        )
+        with within(30):
+            result = await operation
+        assert (result.value(), result.attempts, told) == (3, 3, ["up"] * 3)
+
+
 async def test_a_race_on_lost_connections_counts_once(server: LocalNode) -> None:
     """All legs at the heads of lost connections: that is one loss, and there may be one more."""
     async with two_proxies(server) as (cluster, cut), anyio.create_task_group() as tasks:
@@ -232,7 +259,7 @@ async def test_a_race_on_lost_connections_counts_once(server: LocalNode) -> None
 
         async def end(legs: int) -> None:
             async def all_run() -> bool:
-                return len(set(await running(server, text)) - ended) == legs
+                return len(set(await running(server, text)) - ended) >= legs
 
             await eventually(all_run, what=f"{legs} of it run")
             ended.update(await running(server, text))
@@ -261,23 +288,32 @@ async def test_a_hang_up_of_ours_does_not_count(server: LocalNode) -> None:
         ) as cluster,
         anyio.create_task_group() as tasks,
     ):
-        text, monitors = "pg_sleep(1.5) /* bereft */", set[int]()
+        text, seen, monitors = "pg_sleep(5) /* bereft */", set[int](), set[int]()
 
-        async def end_monitor() -> None:
-            while len(monitors) < 3:
-                await started(server, text)
-                rows = await server.execute(
-                    "SELECT pid FROM pg_stat_activity WHERE application_name = %s"
-                    " AND query LIKE 'SELECT pg_catalog.pg_is_in_recovery%%'",
-                    [application],
-                )
-                for (pid,) in rows:
-                    if pid not in monitors:
-                        monitors.add(pid)
-                        await server.execute("SELECT pg_terminate_backend(%s)", [pid])
-                await anyio.sleep(0.01)
+        async def again() -> bool:
+            """A try that was not there before; the backends of others work on when pgha has hung up."""
+            fresh = set(await running(server, text)) - seen
+            seen.update(fresh)
+            return bool(fresh)
 
-        tasks.start_soon(end_monitor)
-        with within(30):
+        async def monitor() -> bool:
+            rows = await server.execute(
+                "SELECT pid FROM pg_stat_activity WHERE application_name = %s"
+                " AND query LIKE 'SELECT pg_catalog.pg_is_in_recovery%%'",
+                [application],
+            )
+            fresh = {pid for (pid,) in rows} - monitors
+            monitors.update(fresh)
+            for pid in fresh:
+                await server.execute("SELECT pg_terminate_backend(%s)", [pid])
+            return bool(fresh)
+
+        async def end_monitors() -> None:
+            for _ in range(3):
+                await eventually(again, what="it runs")
+                await eventually(monitor, what="the monitor is there")
+
+        tasks.start_soon(end_monitors)
+        with within(60):
             result = await cluster.submit(f"SELECT {text}", read=True)
         assert result.attempts == 4

@@ -167,8 +167,10 @@ async def test_a_write_that_is_cancelled_when_it_is_about_to_be_sent(server: Loc
 
         def submit(cursor: object) -> Callable[[Any], tuple[Any, ...]]:
             holder.execute("SELECT pg_advisory_unlock(8)")
-            wait_blocking(server, "state = 'idle' AND strpos(query, %s) > 0", [first])
-            time.sleep(0.05)  # it says idle shortly before it says so to its client
+            lane, deadline = before.place[0], time.monotonic() + PATIENCE
+            while not lane.link.readable():
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
             submitted.append(cluster.submit(f"INSERT INTO {table} VALUES (1)"))
             return tuple
 
