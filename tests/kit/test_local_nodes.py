@@ -25,7 +25,17 @@ import psycopg
 import pytest
 import trustme
 
-from pgha.chaos import ChaosError, LocalNode, Masters, Node, StopMode, find_installation, masters, standalone
+from pgha.chaos import (
+    ChaosError,
+    LocalNode,
+    Masters,
+    Node,
+    StopMode,
+    _binaries,
+    find_installation,
+    masters,
+    standalone,
+)
 
 pytestmark = pytest.mark.anyio
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
@@ -587,6 +597,17 @@ def test_the_bindir_of_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PGHA_BINDIR", str(DEBIAN))
     assert find_installation().bindir == DEBIAN
     assert find_installation(16).version == 16  # the environment's is none: the wheel's
+
+
+def test_the_terminals_ctrl_c_does_not_reach_who_is_asked_for_its_version(tmp_path: Path) -> None:
+    """Else `postgres --version` was said to have failed, where a Ctrl-C was meant for the program."""
+    program = tmp_path / "postgres"
+    program.write_text(
+        "#!/bin/sh\nread -r pid name state parent group session rest </proc/$$/stat\n"
+        'echo "postgres (PostgreSQL) 16.$session"\n'
+    )
+    program.chmod(0o755)
+    assert _binaries._examine(tmp_path).release not in (f"16.{os.getsid(0)}", "16.")
 
 
 @needs_root

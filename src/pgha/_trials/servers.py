@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,6 +13,7 @@ from anyio import to_thread
 
 from pgha import chaos
 from pgha._trials.trial import Setup
+from pgha.chaos._account import ask
 
 
 def missing(setup: Setup) -> str:
@@ -36,7 +36,7 @@ def missing(setup: Setup) -> str:
 
 def _known(language: str) -> bool:
     try:
-        names = subprocess.run(["locale", "-a"], check=False, capture_output=True, text=True).stdout
+        names = ask("locale", "-a").stdout
     except FileNotFoundError:
         return False
     return language.lower().replace("-", "") in names.lower().replace("-", "").split()
@@ -73,8 +73,7 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
     certificate, key = folder / "server.crt", folder / "server.key"
     command = ["openssl", "req", "-new", "-x509", "-days", "30", "-nodes", "-newkey", "rsa:2048"]
     command += ["-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate)]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except subprocess.CalledProcessError as error:
-        raise chaos.ChaosError(f"openssl made no certificate: {error.stderr.strip()}") from None
+    asked = ask(*command)
+    if asked.returncode != 0:
+        raise chaos.ChaosError(f"openssl made no certificate: {asked.stderr.strip()}")
     return certificate, key

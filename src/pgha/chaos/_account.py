@@ -63,6 +63,17 @@ def environment() -> dict[str, str]:
     return kept | {"LC_ALL": "C", "TZ": "UTC", "HOME": "/"}
 
 
+def ask(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a program that only tells something, as this process's account; it may fail, which its result says.
+
+    In a session of its own: a Ctrl-C at the terminal is for this program, which else would take its end for
+    an answer.
+    """
+    return subprocess.run(
+        words, capture_output=True, text=True, env=environment(), check=False, start_new_session=True
+    )
+
+
 def run_tool(arguments: Sequence[str | Path], cwd: Path, *, stdin: str = "", timeout: float = 60.0) -> str:
     """Run a program under the server's account in `cwd`; its output. `ChaosError` has its last words."""
     account = server_account()

@@ -6,14 +6,13 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from pgha.chaos._account import environment, run_tool, server_account
+from pgha.chaos._account import ask, run_tool, server_account
 from pgha.chaos._cache import cached
 from pgha.chaos._errors import ChaosError
 
@@ -75,7 +74,7 @@ def _candidates(version: int | None) -> Iterator[Path]:
     if (spec := find_spec(_WHEEL)) is not None and spec.origin is not None:
         others += [Path(spec.origin).parent / folder / "bin" for folder in _WHEEL_FOLDERS]
     if (config := shutil.which("pg_config")) is not None:
-        asked = subprocess.run([config, "--bindir"], capture_output=True, text=True, check=False)
+        asked = ask(config, "--bindir")
         if asked.returncode == 0:  # without a server package it may have nothing to say
             others.append(Path(asked.stdout.strip()))
     if version is not None:
@@ -90,9 +89,7 @@ def _holds_server(bindir: Path) -> bool:
 @cache
 def _examine(bindir: Path) -> Installation:
     program = bindir / "postgres"
-    asked = subprocess.run(
-        [program, "--version"], capture_output=True, text=True, env=environment(), check=False
-    )
+    asked = ask(program, "--version")
     match = re.search(r"(\d+)(\S*)", asked.stdout)
     if asked.returncode != 0 or match is None:
         raise ChaosError(f"{program} --version failed: {asked.stderr.strip() or asked.stdout.strip()}")

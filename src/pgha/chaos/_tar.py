@@ -9,12 +9,11 @@ from __future__ import annotations
 import io
 import os
 import re
-import subprocess
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pgha.chaos._account import environment, run_tool, server_account
+from pgha.chaos._account import ask, run_tool, server_account
 from pgha.chaos._binaries import Installation
 from pgha.chaos._errors import ChaosError
 
@@ -70,9 +69,7 @@ def _needed(programs: Sequence[Path]) -> tuple[set[Path], list[str]]:
     if not programs:
         return set(), []
     try:
-        asked = subprocess.run(
-            ["ldd", *programs], capture_output=True, text=True, env=environment(), check=False
-        )
+        asked = ask("ldd", *programs)
     except FileNotFoundError as error:
         raise ChaosError("making an image needs the program ldd (of glibc): install it") from error
     paths = {Path(os.path.normpath(name)) for name in _LIBRARY.findall(asked.stdout)}
