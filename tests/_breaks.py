@@ -13,19 +13,20 @@ from typing import Any
 import anyio
 import pytest
 
-from pgha import _settling
-from pgha._cluster import Cluster
-from pgha._core import sqlwords, verdict
-from pgha._core.ledger import LIFE
+from pgha._cluster.cluster import Cluster
+from pgha._core import outcome as verdict
+from pgha._core import statement_kind
+from pgha._core.ledger_rules import LIFE
+from pgha._core.outcome import Outcome, Then
 from pgha._core.pipeline import Act, Pipeline
-from pgha._core.sqlwords import Kind as WordKind
-from pgha._core.verdict import Outcome, Then
-from pgha._keys import Keyed, new_key
-from pgha._lane import Lane
-from pgha._operation import Operation, Request
-from pgha._partings import Partings
-from pgha._timekeeper import Timekeeper
-from pgha._wire import compiling, link
+from pgha._core.statement_kind import Kind as WordKind
+from pgha._dispatch import resolution
+from pgha._dispatch.cancellation import Partings
+from pgha._dispatch.timers import Timekeeper
+from pgha._node.lane import Lane
+from pgha._operation.key import Keyed, new_key
+from pgha._operation.operation import Operation, Request
+from pgha._wire import compiler, link
 from pgha._wire.connect import ConnectFailed
 from pgha._wire.link import Link
 
@@ -57,12 +58,12 @@ def guard_nothing(patch: Patch) -> None:
 
 def look_without_deciding(patch: Patch) -> None:
     """Who asks the ledger is told what is there, and nothing keeps that so."""
-    kept = _settling._question
+    kept = resolution._question
 
-    def question(pursuit: _settling.Pursuit, now: float) -> Request:
+    def question(pursuit: resolution.Pursuit, now: float) -> Request:
         return kept(replace(pursuit, look=True), now)
 
-    patch.setattr(_settling, "_question", question)
+    patch.setattr(resolution, "_question", question)
 
 
 def acknowledge_at_command_complete(patch: Patch) -> None:
@@ -129,7 +130,7 @@ def forget_deadlines(patch: Patch) -> None:
 
 
 def tell_the_conninfo(patch: Patch) -> None:
-    from pgha._config import NodeConfig
+    from pgha._options import NodeConfig
 
     kept = ConnectFailed.__init__
     told: list[str] = []
@@ -147,10 +148,10 @@ def tell_the_conninfo(patch: Patch) -> None:
 
 
 def let_any_statement_pass(patch: Patch) -> None:
-    def words(query: bytes) -> sqlwords.Words:
-        return replace(sqlwords.words(query), kind=WordKind.PLAIN)
+    def words(query: bytes) -> statement_kind.Words:
+        return replace(statement_kind.words(query), kind=WordKind.PLAIN)
 
-    patch.setattr(compiling, "words", words)
+    patch.setattr(compiler, "words", words)
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ from _support import PATIENCE, eventually
 from psycopg.rows import tuple_row
 
 from pgha import nearest
-from pgha._config import parse_nodes
+from pgha._core.outcome import Facts, Handed
 from pgha._core.pipeline import Bounds, Doing
-from pgha._core.sqlwords import words
+from pgha._core.statement_kind import words
 from pgha._core.statements import Entry
-from pgha._core.verdict import Facts, Handed
-from pgha._lane import Lane
-from pgha._lanetypes import FlightSlot, LaneBounds, Verdict
-from pgha._operation import Attempt, Keeper, Operation, Request
+from pgha._node.callbacks import FlightSlot, LaneBounds, Verdict
+from pgha._node.lane import Lane
+from pgha._operation.operation import Attempt, Keeper, Operation, Request
+from pgha._options import parse_nodes
 from pgha._wire import PGresult
-from pgha._wire.compiling import Statement
+from pgha._wire.compiler import Statement
 from pgha._wire.connect import open_pgconn
 from pgha._wire.link import NO_EXTRAS, Extras, Link
 from pgha._wire.loops import current_loop

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import psycopg
 
-from ._types import Evidence, Outcome, Record
+from pgha._types import Evidence, Outcome, Record
 
 
 @final

@@ -7,7 +7,7 @@ import pytest
 from _support import cluster_of, eventually, unique
 
 import pgha
-from pgha._config import Tuning
+from pgha._options import Tuning
 from pgha.chaos import LocalNode
 
 pytestmark = pytest.mark.anyio

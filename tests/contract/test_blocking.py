@@ -23,7 +23,7 @@ from _threads import Backend, ask, cluster_of, crew, soon, wait_started, wait_st
 from psycopg.rows import DictRow, TupleRow, dict_row, scalar_row
 
 import pgha.blocking
-from pgha._config import Tuning
+from pgha._options import Tuning
 from pgha.chaos import LocalNode
 
 NARROW = Tuning(depth=1, max_lanes=1)

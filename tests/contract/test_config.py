@@ -19,7 +19,7 @@ from _support import PATIENCE, backends, cluster_of, eventually, nothing_left, s
 from psycopg.conninfo import make_conninfo
 
 import pgha
-from pgha._config import NodeConfig
+from pgha._options import NodeConfig
 from pgha.chaos import LocalNode, Node, standalone
 
 pytestmark = pytest.mark.anyio

@@ -21,7 +21,7 @@ import pytest
 from typer.testing import CliRunner
 
 import pgha
-from pgha._columns import NO_COLUMNS
+from pgha._rows.columns import NO_COLUMNS
 from pgha.chaos.history import Entry, History, Try
 from pgha.cli import main
 from pgha.cli._app import app

@@ -18,7 +18,7 @@ from _terminal import Terminal, left_over
 
 import pgha
 from pgha import chaos
-from pgha._columns import NO_COLUMNS
+from pgha._rows.columns import NO_COLUMNS
 from pgha.cli._board import SAMPLES, Board, rows
 from pgha.cli._draw import frame
 from pgha.cli._faults import Fault, Refused, Saboteur

@@ -19,8 +19,8 @@ from _support import cluster_of, eventually, nothing_left, running, started, wit
 from psycopg.conninfo import make_conninfo
 
 import pgha
-from pgha._config import Tuning
-from pgha._core.verdict import Handed
+from pgha._core.outcome import Handed
+from pgha._options import Tuning
 from pgha._wire.link import Link, SendFailed
 from pgha._wire.segment import Segment
 from pgha.chaos import LocalNode, Proxy

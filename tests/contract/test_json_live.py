@@ -24,7 +24,7 @@ from psycopg.types.enum import EnumInfo, register_enum
 from psycopg.types.string import TextLoader
 
 import pgha
-from pgha._instants import epoch
+from pgha._rows.timestamps import epoch
 from pgha.chaos import LocalNode
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ from _keyed import SLOW_COMMIT, TABLE, WRITE, ids, keys_of, napping, one_node, r
 from _support import eventually, within
 
 import pgha
-from pgha._config import Tuning
+from pgha._options import Tuning
 from pgha.chaos import Node, standalone
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]

@@ -15,7 +15,7 @@ from _keyed import NAPS_ONCE, SLOW_COMMIT, TABLE, WRITE, ids, keys_of, napping, 
 from _support import PATIENCE, eventually, started, within
 
 import pgha
-from pgha._config import Tuning
+from pgha._options import Tuning
 from pgha.chaos import masters, proxied, replicas, standalone
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]

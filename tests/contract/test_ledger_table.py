@@ -16,7 +16,7 @@ from _support import PATIENCE, asyncio_only, eventually, within
 from anyio.lowlevel import checkpoint
 
 import pgha
-from pgha._ledger import LedgerHost
+from pgha._ledger.admin import LedgerHost
 from pgha.chaos import Node, masters, replicas, standalone
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]

@@ -25,7 +25,7 @@ from _support import (
 )
 
 import pgha
-from pgha._operation import Attempt
+from pgha._operation.operation import Attempt
 from pgha.chaos import Node, standalone
 
 pytestmark = pytest.mark.anyio

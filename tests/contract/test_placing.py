@@ -16,16 +16,16 @@ from psycopg.conninfo import make_conninfo
 from psycopg.rows import tuple_row
 
 import pgha
-from pgha._config import Tuning
-from pgha._core.verdict import Outcome
-from pgha._doubts import Doubt
+from pgha._core.outcome import Outcome
+from pgha._dispatch.failure import LegLost
+from pgha._dispatch.races import Races
+from pgha._dispatch.timers import Timekeeper
+from pgha._dispatch.tracker import Outcomes
 from pgha._errors import Info, annotate
-from pgha._judging import LegLost
-from pgha._operation import Attempt, Operation, Request, Stage
-from pgha._outcomes import Outcomes
-from pgha._racing import Races
-from pgha._timekeeper import Timekeeper
-from pgha._wire.compiling import Compiler
+from pgha._operation.in_doubt import Doubt
+from pgha._operation.operation import Attempt, Operation, Request, Stage
+from pgha._options import Tuning
+from pgha._wire.compiler import Compiler
 from pgha.chaos import Node, standalone
 
 pytestmark = pytest.mark.anyio

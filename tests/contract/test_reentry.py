@@ -22,8 +22,8 @@ from _support import PATIENCE, cluster_of, started, unique, within
 from psycopg import pq
 
 import pgha
-from pgha._config import Tuning
 from pgha._core.statements import Entry
+from pgha._options import Tuning
 from pgha._wire.segment import Kind, Piece, Segment, plain_success, read_answer
 from pgha.chaos import LocalNode
 

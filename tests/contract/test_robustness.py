@@ -21,8 +21,8 @@ from psycopg.adapt import Dumper
 from psycopg.conninfo import make_conninfo
 
 import pgha
-from pgha._config import Tuning
-from pgha._timekeeper import Timekeeper
+from pgha._dispatch.timers import Timekeeper
+from pgha._options import Tuning
 from pgha.chaos import Node, standalone
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,7 @@ import sys
 import pytest
 from _support import eventually
 
-from pgha._wire.traffic import moved, unsent
+from pgha._wire.tcp_info import moved, unsent
 
 pytestmark = [
     pytest.mark.anyio,

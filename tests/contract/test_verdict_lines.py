@@ -17,7 +17,7 @@ import pytest
 from _support import PATIENCE, eventually, started
 from _witness import MISFIT, Witness, applied, terminate, waits, witnessed
 
-from pgha._core.verdict import LINES, Facts, Handed, Line, Outcome, outcome
+from pgha._core.outcome import LINES, Facts, Handed, Line, Outcome, outcome
 from pgha.chaos import Cut, Node, Proxy, replicas, standalone
 
 pytestmark = pytest.mark.anyio

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pgha._core.dispatch import Queue, Timer, Timers
+from pgha._core.queues import Queue, Timer, Timers
 
 
 class Item:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pgha._instants import NotIso, epoch, iso
+from pgha._rows.timestamps import NotIso, epoch, iso
 
 quick = settings(deadline=None, max_examples=300)
 

@@ -16,8 +16,8 @@ from psycopg.adapt import AdaptersMap
 from psycopg.types import TypeInfo
 from psycopg.types.composite import CompositeInfo
 
-from pgha._columns import Columns, distinct
-from pgha._json import Choices, to_json
+from pgha._rows.columns import Columns, distinct
+from pgha._rows.json import Choices, to_json
 
 quick = settings(deadline=None, max_examples=200)
 BUILT_IN = psycopg.adapters.types

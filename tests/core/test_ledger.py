@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgha._core.ledger import LIFE, TOMBSTONE, ServerClock, Settled, horizon, settled
-from pgha._keys import fingerprint, keyed, new_key
-from pgha._wire.compiling import Compiler, own_adapters
+from pgha._core.ledger_rules import LIFE, TOMBSTONE, ServerClock, Settled, horizon, settled
+from pgha._operation.key import fingerprint, keyed, new_key
+from pgha._wire.compiler import Compiler, own_adapters
 
 moments = st.floats(0, 10_000, allow_nan=False)
 quick = settings(deadline=None, max_examples=200)

@@ -35,7 +35,7 @@ import pydantic.dataclasses
 import pytest
 
 import pgha
-from pgha._models import make_models
+from pgha._rows.models import make_models
 
 if TYPE_CHECKING:
     from fractions import Fraction

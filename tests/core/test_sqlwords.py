@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgha._core import sqlwords
-from pgha._core.sqlwords import Kind, Words, frame_needed, refuse_in_batch, words
+from pgha._core import statement_kind
+from pgha._core.statement_kind import Kind, Words, frame_needed, refuse_in_batch, words
 
 PLAIN = [
     "SELECT 1",
@@ -340,15 +340,15 @@ def test_refusal_in_a_batch() -> None:
 
 def test_every_rule_of_the_table_has_an_example() -> None:
     given = {of(text) for text in EVERYTHING}
-    assert {verdict for _, verdict in sqlwords._TABLE} <= given
+    assert {verdict for _, verdict in statement_kind._TABLE} <= given
 
 
 def test_only_short_texts_are_kept() -> None:
-    sqlwords._cached.cache_clear()
+    statement_kind._cached.cache_clear()
     short, long = b"SELECT 1" + b" " * 4088, b"SELECT 1" + b" " * 4089
     assert words(short) is words(short)
     assert words(long).kind is words(long).kind is Kind.PLAIN
-    assert (sqlwords._cached.cache_info().currsize, sqlwords._cached.cache_info().hits) == (1, 1)
+    assert (statement_kind._cached.cache_info().currsize, statement_kind._cached.cache_info().hits) == (1, 1)
 
 
 def test_a_long_text_is_judged_to_its_end() -> None:
@@ -434,4 +434,4 @@ def test_no_text_raises(text: bytes) -> None:
     assert len(found.keyword) <= 32
     assert (found.hint == "") == (found.kind in (Kind.PLAIN, Kind.FRAMED))
     assert found.self_committing == (found.kind is Kind.ALONE)
-    assert sqlwords._decide(text) == found
+    assert statement_kind._decide(text) == found

@@ -1,6 +1,6 @@
 """Every line of the verdict's table, what is decided after it, and a server about which no verdict lies.
 
-The table stands at the head of `pgha._core.verdict`; where it comes from, and the measurements: the notes on
+The table stands at the head of `pgha._core.outcome`; where it comes from, and the measurements: the notes on
 what a failure proves. A wrong "not applied" doubles a write, a wrong "applied" loses one.
 """
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgha._core.verdict import (
+from pgha._core.outcome import (
     ELSEWHERE,
     LATER,
     STALE_PLAN,

@@ -233,7 +233,7 @@ def _is_wide(caught: ast.expr | None) -> bool:
     return any(_dotted(one).rpartition(".")[2] in WIDE for one in caught_types)
 
 
-CORE, WIRE, NODE = "pgha._core.health", "pgha._wire.link", "pgha._node"
+CORE, WIRE, NODE = "pgha._core.health", "pgha._wire.link", "pgha._node.node"
 CLI, CHAOS = "pgha.cli.demo", "pgha.chaos._server"
 SWALLOW = "try:\n    f()\nexcept {}:\n    {}\n"
 
@@ -358,8 +358,8 @@ def test_the_rule_allows(rule: Rule, name: str, source: str) -> None:
 
 def test_the_modules_are_found() -> None:
     by_name = {module.name: module for module in _modules()}
-    assert {"pgha", "pgha._core", "pgha._core.sqlwords", "pgha._wire"} <= by_name.keys()
-    assert by_name["pgha._core"].is_package and not by_name["pgha._core.sqlwords"].is_package
+    assert {"pgha", "pgha._core", "pgha._core.statement_kind", "pgha._wire"} <= by_name.keys()
+    assert by_name["pgha._core"].is_package and not by_name["pgha._core.statement_kind"].is_package
 
 
 def test_an_import_from_a_package_is_relative_to_itself() -> None:

@@ -14,7 +14,7 @@ from psycopg import capabilities, errors, generators, pq
 from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Ready, Wait
 
-from pgha._config import NodeConfig, OnConnect
+from pgha._options import NodeConfig, OnConnect
 
 T = TypeVar("T")
 

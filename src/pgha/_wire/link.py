@@ -16,13 +16,12 @@ import psycopg
 from psycopg import capabilities, errors, pq
 from psycopg.pq.abc import PGconn, PGresult
 
+from pgha._core.outcome import Handed
 from pgha._core.statements import Entry, StatementCache
-from pgha._core.verdict import Handed
-
-from . import traffic
-from .compiling import Statement
-from .libpq import pointer_of, sync_unwritten
-from .segment import Kind, Piece, Segment
+from pgha._wire import tcp_info
+from pgha._wire.compiler import Statement
+from pgha._wire.libpq import pointer_of, sync_unwritten
+from pgha._wire.segment import Kind, Piece, Segment
 
 _SYNC = pq.ExecStatus.PIPELINE_SYNC
 _COPIES = frozenset({pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH})
@@ -370,11 +369,11 @@ class Link:
 
     def moved(self) -> int:
         """Bytes carried so far, both ways; see `traffic`."""
-        return traffic.moved(self.fd)
+        return tcp_info.moved(self.fd)
 
     def unsent(self) -> int:
         """Bytes written that the other kernel has not confirmed; see `traffic`."""
-        return traffic.unsent(self.fd)
+        return tcp_info.unsent(self.fd)
 
     def finish(self) -> None:
         """Close the connection, without waiting; nobody may be waiting for ``fd`` any more."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from psycopg import pq
 from psycopg.pq.abc import PGresult
 
+from pgha._core.outcome import ServerError
 from pgha._core.statements import Entry
-from pgha._core.verdict import ServerError
 
 _SQLSTATE = pq.DiagnosticField.SQLSTATE
 _SEVERITY = pq.DiagnosticField.SEVERITY_NONLOCALIZED

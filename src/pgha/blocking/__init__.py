@@ -12,14 +12,14 @@ In a child made by ``os.fork`` an inherited cluster raises `ClusterClosed`, and 
 does nothing: open another one there.
 """
 
-from ._cluster import Cluster as Cluster
-from ._cluster import open_cluster as open_cluster
-from ._errors import OperationCancelled as OperationCancelled
-from ._errors import WouldDeadlock as WouldDeadlock
-from ._events import Events as Events
-from ._group import Group as Group
-from ._ledger import Ledger as Ledger
-from ._operation import Operation as Operation
+from pgha.blocking._cluster import Cluster as Cluster
+from pgha.blocking._cluster import open_cluster as open_cluster
+from pgha.blocking._errors import OperationCancelled as OperationCancelled
+from pgha.blocking._errors import WouldDeadlock as WouldDeadlock
+from pgha.blocking._events import Events as Events
+from pgha.blocking._group import Group as Group
+from pgha.blocking._ledger import Ledger as Ledger
+from pgha.blocking._operation import Operation as Operation
 
 __all__ = [
     "Cluster",

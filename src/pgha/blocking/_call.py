@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pgha._operation import Operation, Request
+from pgha._operation.operation import Operation, Request
 
 
 class Call:

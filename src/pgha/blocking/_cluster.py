@@ -13,21 +13,20 @@ from psycopg.adapt import AdaptersMap
 from psycopg.rows import BaseRowFactory, TupleRow, tuple_row
 from typing_extensions import TypeVar
 
-from pgha._cluster import Cluster as AsyncCluster
-from pgha._config import LedgerMode, OnConnect, Tuning, seconds
-from pgha._config import Node as NodeArgument
+from pgha._cluster.cluster import Cluster as AsyncCluster
+from pgha._cluster.opening import open_cluster as open_async_cluster
 from pgha._errors import CommitInDoubt, ConfigError, QueueFull
-from pgha._opening import open_cluster as open_async_cluster
-from pgha._requests import DEFAULT, BatchItem, OnSend, RequestMaker, Seconds
-from pgha._result import Result
+from pgha._operation.request_maker import DEFAULT, BatchItem, OnSend, RequestMaker, Seconds
+from pgha._options import LedgerMode, OnConnect, Tuning, seconds
+from pgha._options import Node as NodeArgument
+from pgha._rows.result import Result
 from pgha._types import NodeStatus, Outcome, ReadRoute, Statistics, WriteRoute, nearest
-from pgha._wire.compiling import AnyParams, AnyQuery, Compiler
-
-from ._events import Events
-from ._group import Group
-from ._host import Host
-from ._ledger import Ledger
-from ._operation import Operation
+from pgha._wire.compiler import AnyParams, AnyQuery, Compiler
+from pgha.blocking._events import Events
+from pgha.blocking._group import Group
+from pgha.blocking._host import Host
+from pgha.blocking._ledger import Ledger
+from pgha.blocking._operation import Operation
 
 R = TypeVar("R")
 Row = TypeVar("Row", default=TupleRow)

@@ -11,10 +11,9 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from pgha._errors import ClusterClosed
 from pgha._types import Event
-
-from ._gate import Gate
-from ._host import Host
-from ._replies import Task
+from pgha.blocking._gate import Gate
+from pgha.blocking._host import Host
+from pgha.blocking._replies import Task
 
 Stream: TypeAlias = MemoryObjectReceiveStream[Event]
 

@@ -8,13 +8,12 @@ from functools import partial
 from typing import Any, final
 from uuid import UUID
 
-from pgha._requests import DEFAULT, OnSend, Seconds
-from pgha._result import Result
+from pgha._operation.request_maker import DEFAULT, OnSend, Seconds
+from pgha._rows.result import Result
 from pgha._types import ReadRoute, WriteRoute, nearest
-from pgha._wire.compiling import AnyParams, AnyQuery
-
-from ._host import Host
-from ._operation import Operation
+from pgha._wire.compiler import AnyParams, AnyQuery
+from pgha.blocking._host import Host
+from pgha.blocking._operation import Operation
 
 Submit = Callable[..., Operation[Result[Any]]]
 

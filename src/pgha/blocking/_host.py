@@ -19,17 +19,16 @@ from typing import Any, TypeVar
 
 import anyio
 
-from pgha._cluster import Cluster
+from pgha._cluster.cluster import Cluster
 from pgha._errors import ClusterClosed, CommitInDoubt, ConfigError
-from pgha._operation import Request
+from pgha._operation.operation import Request
 from pgha._wire.loops import current_loop
-
-from ._call import Call
-from ._errors import WouldDeadlock
-from ._gate import Gate
-from ._mailbox import Job, Letter, Mailbox
-from ._replies import Reply, Task
-from ._starter import CLOSED, Starter
+from pgha.blocking._call import Call
+from pgha.blocking._errors import WouldDeadlock
+from pgha.blocking._gate import Gate
+from pgha.blocking._mailbox import Job, Letter, Mailbox
+from pgha.blocking._replies import Reply, Task
+from pgha.blocking._starter import CLOSED, Starter
 
 T = TypeVar("T")
 FAILED = "the cluster has failed; the end of its with block tells why"

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, final
 
-from pgha._cluster import Cluster
-from pgha._ledgertable import LedgerStatus, Pruned
-
-from ._host import Host
+from pgha._cluster.cluster import Cluster
+from pgha._ledger.schema import LedgerStatus, Pruned
+from pgha.blocking._host import Host
 
 
 @final

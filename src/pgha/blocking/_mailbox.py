@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from pgha._errors import ClusterClosed
-
-from ._call import Call
+from pgha.blocking._call import Call
 
 
 @dataclass(slots=True, eq=False)

@@ -10,12 +10,11 @@ from threading import Thread
 from typing import TypeVar, final
 
 import pgha._errors as errors
-from pgha._operation import Request
-
-from ._call import Call
-from ._errors import OperationCancelled
-from ._gate import Gate
-from ._host import Host
+from pgha._operation.operation import Request
+from pgha.blocking._call import Call
+from pgha.blocking._errors import OperationCancelled
+from pgha.blocking._gate import Gate
+from pgha.blocking._host import Host
 
 T = TypeVar("T")
 

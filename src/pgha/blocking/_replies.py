@@ -9,9 +9,8 @@ import anyio
 from anyio.abc import TaskGroup
 
 from pgha._errors import ClusterClosed
-
-from ._gate import Gate
-from ._starter import CLOSED
+from pgha.blocking._gate import Gate
+from pgha.blocking._starter import CLOSED
 
 T = TypeVar("T")
 

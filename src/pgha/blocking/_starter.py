@@ -8,13 +8,12 @@ from weakref import WeakSet
 
 from anyio.abc import TaskGroup
 
-from pgha._core.verdict import Outcome
-from pgha._dispatcher import Dispatcher
+from pgha._core.outcome import Outcome
+from pgha._dispatch.dispatcher import Dispatcher
+from pgha._dispatch.failure import cancelled
 from pgha._errors import ClusterClosed, CommitInDoubt, QueueFull
-from pgha._judging import cancelled
-from pgha._operation import Operation, Stage
-
-from ._call import Call
+from pgha._operation.operation import Operation, Stage
+from pgha.blocking._call import Call
 
 CLOSED = "the cluster is closed"
 

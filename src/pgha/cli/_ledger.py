@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeAlias
 import psycopg
 
 import pgha
-from pgha._config import parse_nodes
-from pgha._core.ledger import LIFE
-from pgha._ledgertable import LONGEST
+from pgha._core.ledger_rules import LIFE
+from pgha._ledger.schema import LONGEST
+from pgha._options import parse_nodes
 from pgha.cli._demo import ending
 from pgha.cli._output import write
 

@@ -21,7 +21,7 @@ import anyio
 import psycopg
 
 import pgha
-from pgha._config import parse_nodes
+from pgha._options import parse_nodes
 from pgha.cli._output import OutputClosed, first_of, output_closed, write
 from pgha.cli._tally import Tally
 

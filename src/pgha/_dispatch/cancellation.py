@@ -1,0 +1,85 @@
+"""Callers that do not want their operation any more, wherever it is: cancelled, late, or beaten in a race."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from pgha._core.outcome import GaveUp, Outcome
+from pgha._dispatch.failure import LegLost, given_up, in_doubt
+from pgha._dispatch.races import Races
+from pgha._dispatch.resolution import Settlements
+from pgha._dispatch.timers import Timekeeper
+from pgha._dispatch.tracker import Outcomes
+from pgha._operation.operation import Operation, Stage
+
+
+class Queues(Protocol):
+    """Who has the operations that wait."""
+
+    def leave_queue(self, operation: Operation[Any]) -> None: ...
+
+
+class Partings:
+    """See the head of this file."""
+
+    def __init__(
+        self, queues: Queues, outcomes: Outcomes, races: Races, settlements: Settlements, times: Timekeeper,
+        clock: Callable[[], float], proof_time: float,
+    ) -> None:  # fmt: skip
+        self._queues = queues
+        self._outcomes = outcomes
+        self._races = races
+        self._settlements = settlements
+        self._times = times
+        self._clock = clock
+        self._proof_time = proof_time
+
+    def give_up(self, operation: Operation[Any], why: GaveUp) -> None:
+        """The caller cancelled, or the deadline passed."""
+        if operation.stage is Stage.SENT and why == "timeout":
+            # The loop may have been busy: the answer may have been there in time.
+            operation.place[0].take_in(self._clock())
+        if operation.stage is Stage.SETTLING:
+            operation.gave_up = operation.gave_up or why
+            self._settlements.drop(operation)
+            error = in_doubt(operation, f"{operation.gave_up} while the ledger was asked")
+            self._outcomes.fail(operation, error, Outcome.IN_DOUBT)
+        if operation.stage is Stage.DONE or operation.gave_up is not None:
+            return
+        operation.gave_up = why
+        if operation.stage is Stage.SENT:
+            self._give_up_sent(operation, why)
+            return
+        if operation.stage is Stage.RACING:
+            self._races.drop(operation)
+        elif operation.stage is Stage.QUEUED:
+            self._queues.leave_queue(operation)
+        self._outcomes.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
+
+    def _give_up_sent(self, operation: Operation[Any], why: GaveUp) -> None:
+        lane, slot = operation.place
+        now = self._clock()
+        if operation.request.read:
+            self._outcomes.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
+        elif why == "timeout":
+            self._times.at(now + self._proof_time, lambda: self._no_proof(operation))
+        lane.abandon(slot, now, urgent=True)
+
+    def _no_proof(self, operation: Operation[Any]) -> None:
+        if operation.stage is Stage.SENT:
+            operation.place[0].take_in(self._clock())
+        if operation.stage is Stage.SETTLING:
+            self._settlements.drop(operation)
+        if operation.stage is not Stage.DONE:
+            reason = f"no answer within {operation.request.timeout:g} s, nor to the cancel"
+            self._outcomes.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
+
+    def take_back(self, operation: Operation[Any]) -> None:
+        """A leg that nobody waits for any more."""
+        place, stage = operation.place, operation.stage
+        if stage is Stage.QUEUED:
+            self._queues.leave_queue(operation)
+        operation.finish(None, LegLost("another node was faster"))
+        if stage is Stage.SENT:
+            place[0].abandon(place[1], self._clock(), urgent=False)

@@ -1,0 +1,518 @@
+"""What waits, where it goes, and what becomes of it: the one owner of every operation.
+
+An operation is NEW, then QUEUED or at once SENT; from SENT it goes to DONE, or back to QUEUED (in front), or
+to PAUSED until its backoff is over, then QUEUED (`_retrying`). RACING has legs (`_racing`), SETTLING has the
+ledger asked (`_settling`). Sending may bring answers in, and answers may put other operations in line: so
+what gives room only marks the node as dirty while `_work` is at it, and `_work` is never entered twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from threading import get_ident
+from typing import Any
+from uuid import UUID
+
+import anyio
+
+from pgha._core.health import Transition
+from pgha._core.outcome import GaveUp, Outcome
+from pgha._core.pipeline import Doing
+from pgha._core.routing import among, choose
+from pgha._core.statements import Entry
+from pgha._dispatch.cancellation import Partings
+from pgha._dispatch.failure import LegLost, given_up, in_doubt
+from pgha._dispatch.races import Races
+from pgha._dispatch.resolution import Settlements
+from pgha._dispatch.retries import Retries
+from pgha._dispatch.timers import Timekeeper
+from pgha._dispatch.tracker import Outcomes
+from pgha._dispatch.wait_queue import Line
+from pgha._errors import ClusterClosed, NodeReport, NoNodeAvailable
+from pgha._node.callbacks import Verdict
+from pgha._node.lane import Lane
+from pgha._node.node import Node
+from pgha._operation.in_doubt import Doubt
+from pgha._operation.operation import KINDS, Kind, Operation, Stage
+from pgha._options import Options
+from pgha._types import ClockSkewed, Fastest, LaneLost, NodeChanged, Pin, RoleChanged, Sent
+from pgha._wire import PGresult
+from pgha._wire.loops import current_loop, uninterrupted
+
+
+class Dispatcher:
+    """See the head of this file."""
+
+    def __init__(self, options: Options, nodes: Mapping[str, Node], clock: Callable[[], float]) -> None:
+        self.loop = current_loop()
+        self._thread = get_ident()
+        self.times = Timekeeper(clock)
+        self.outcomes = Outcomes(self.times, clock)
+        self.writes_seen = False
+        self.closed = False
+        self._options = options
+        self._nodes = nodes
+        self._clock = clock
+        self._line = Line(options, nodes, self.times, clock, self)
+        self._shared = self._line.shared
+        self._target: dict[Kind, Node | None] = dict.fromkeys(KINDS)
+        self._races = Races(self, self, self.outcomes, clock, options.tuning.max_attempts)
+        self._settlements = Settlements(self, self, self.outcomes, self.times, clock, options.node_wait)
+        self._retries = Retries(
+            self, nodes, self.outcomes, self._races, self._settlements, self.times, clock, options.tuning
+        )
+        self._partings = Partings(
+            self, self.outcomes, self._races, self._settlements, self.times, clock, options.tuning.proof_time
+        )
+        self._dirty: set[Node] = set()
+        self._working = False
+        self._changed: list[anyio.Event] = []
+
+    # Starting
+
+    @property
+    def queued(self) -> int:
+        return self._line.length
+
+    @property
+    def full(self) -> bool:
+        return self._line.full
+
+    async def queue_room(self) -> None:
+        """Wait until the queue takes one more."""
+        while self._line.full and not self.closed:
+            await self._line.room()
+
+    @uninterrupted
+    def start(self, operation: Operation[Any]) -> None:
+        """Take an operation on; it is sent at once if a lane has room."""
+        if self.closed:
+            raise ClusterClosed("the cluster is closed")
+        now = operation.started_at
+        request = operation.request
+        self.outcomes.begin(operation)
+        if request.timeout is not None:
+            operation.deadline = now + request.timeout
+            operation.timer = self.times.at(operation.deadline, lambda: self.give_up(operation, "timeout"))
+        if not request.read and not self.writes_seen:
+            self._first_write()
+        route = request.route
+        if type(route) is Pin:
+            operation.home = route.name
+        elif type(route) is Fastest and (serving := [n.name for n in self._nodes.values() if n.ready]):
+            self._races.start(operation, serving, now)
+            return
+        # A new look at the clock: it may have waited for room in the queue since it was started.
+        self.place(operation, self._clock())
+
+    def _first_write(self) -> None:
+        self.writes_seen = True
+        for node in self._nodes.values():
+            node.keep_lanes()
+
+    def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None:
+        """Send it if that is possible at once, else put it in line."""
+        kind = operation.request.kind
+        if operation.lineage is not None and operation.exact:
+            operation.home = self._in_lineage(operation)
+            if operation.home is None:
+                self.expired(operation, "no node is left that can tell")
+                return
+        home = operation.home
+        if home is None:
+            node = self._target[kind]
+        elif (node := self._nodes.get(home)) is None:
+            self._homeless(operation)
+            return
+        if front or operation.alone or self._working or node is None or not node.takes(kind):
+            self._enqueue(operation, node, now, front=front)
+            return
+        lanes = node.sets[kind]
+        if not node.waiting[kind] and (home is not None or not self._shared[kind]):
+            pace = operation.request.pace
+            lane = lanes.with_room(now, pack=pace is not None and pace.quick)
+            if lane is not None:
+                self._send(lane, node, operation, now)
+                return
+        # Usual under load, and kept cheap: there is no room, or others wait for it already, and whatever
+        # makes room looks at the queues.
+        self._enqueue(operation, node, now, front=False, feed=not lanes.complete)
+
+    def _in_lineage(self, operation: Operation[Any]) -> str | None:
+        """The node for a write that only the servers of its lineage know of."""
+        route, lineage = operation.request.route, operation.lineage
+        if isinstance(route, Pin):
+            return route.name
+        nodes = [node for node in self._nodes.values() if node.server.system == lineage and not node.leaving]
+        current, last = self._target["write"], operation.home
+        if operation.attempts:
+            last = operation.attempts[-1].node
+        return among([node.candidate("write") for node in nodes], current.name if current else None, last)
+
+    def _resettle_stranded(self) -> None:
+        """A node may take now what waits for another of its lineage."""
+        for operation in tuple(self._line.stranded):
+            if operation.stage is Stage.QUEUED and operation.exact:
+                home = self._in_lineage(operation)
+                node = self._nodes.get(home) if home is not None else None
+                if home == operation.home or node is None or not node.takes("write"):
+                    continue
+                since = operation.queued_at
+                self.leave_queue(operation)
+                self.place(operation, since, front=True)
+            else:
+                self._line.stranded.discard(operation)
+
+    def _homeless(self, operation: Operation[Any]) -> None:
+        """Its node was removed while it was between two attempts."""
+        if operation.parent is None and not isinstance(operation.request.route, Pin):
+            if operation.exact and self._in_lineage(operation) not in self._nodes:
+                self.expired(operation, "its node was removed, and no other can tell")
+                return
+            operation.home = None
+            self.place(operation, self._clock(), front=True)
+        else:
+            self.expired(operation, f"node {operation.home} was removed")
+
+    def _enqueue(
+        self, operation: Operation[Any], node: Node | None, now: float, *, front: bool, feed: bool = True
+    ) -> None:
+        kind = operation.request.kind
+        self._line.push(operation, now, front=front, served=node is not None and node.serves(kind))
+        if node is None:
+            if kind == "write":
+                for one in self._nodes.values():
+                    one.poke()
+            return
+        node.busy()
+        if feed:
+            self._mark(node)
+
+    # Waiting in line
+
+    def leave_queue(self, operation: Operation[Any]) -> None:
+        """Take it out of line, wherever it stands."""
+        self._line.leave(operation)
+        if operation.alone and (node := self.node_of(operation)) is not None:
+            self._mark(node)
+
+    def node_of(self, operation: Operation[Any]) -> Node | None:
+        """Where it would be sent now."""
+        if operation.home is None:
+            return self._target[operation.request.kind]
+        return self._nodes.get(operation.home)
+
+    def expired(self, operation: Operation[Any], message: str) -> None:
+        """No node is there for it; an attempt before may have ended in doubt."""
+        if operation.alone and (node := self.node_of(operation)) is not None:
+            self._mark(node)
+        doubted = operation.doubted and not operation.request.read
+        error = in_doubt(operation, message) if doubted else self.no_node(message)
+        self.outcomes.fail(operation, error, Outcome.NOT_APPLIED)
+
+    def no_node(self, message: str) -> NoNodeAvailable:
+        """The error that lists every node."""
+        statuses = [node.status() for node in self._nodes.values()]
+        reports = [NodeReport(s.name, s.state, s.state_for, s.reason) for s in statuses]
+        return NoNodeAvailable(message, reports)
+
+    # Sending
+
+    def _send(self, lane: Lane, node: Node, operation: Operation[Any], now: float) -> bool:
+        """False: it is in line again, since the lane has no room any more, or has ended."""
+        if operation.request.on_send is not None:
+            self._tell(operation, node.name)
+            if operation.stage is Stage.DONE:
+                return True
+            if not lane.takes(operation, now):
+                self._enqueue(operation, self.node_of(operation), now, front=True)
+                return False
+        if sent := lane.send(operation, now):
+            node.busy()
+        else:
+            self._enqueue(operation, self.node_of(operation), now, front=True)
+        if self._dirty:
+            # What ``on_send`` submitted.
+            self._work()
+        return sent
+
+    def _tell(self, operation: Operation[Any], node: str) -> None:
+        """Run the user's ``on_send``, which may submit and cancel: nothing else is sent meanwhile."""
+        request = operation.request
+        pairs = [(one.query, one.params) for one in request.statements]
+        working, self._working = self._working, True
+        try:
+            if request.on_send is not None:
+                request.on_send(
+                    Sent(node, len(operation.attempts) + 1, pairs, self._key_for(operation, node))
+                )
+        except BaseException as error:  # noqa: BLE001 - the user's callback: its error goes to its operation
+            if operation.stage is not Stage.DONE:
+                self.outcomes.fail(operation, error, Outcome.NOT_APPLIED)
+        finally:
+            self._working = working
+
+    def _key_for(self, operation: Operation[Any], node: str) -> UUID | None:
+        """The key that goes with it, if one does."""
+        keyed = operation.request.keyed
+        if keyed is None or operation.unkeyed:
+            return None
+        with_it = not keyed.auto or operation.exact or self._nodes[node].server.ledger
+        return keyed.key if with_it else None
+
+    def _mark(self, node: Node) -> None:
+        self._dirty.add(node)
+        self._work()
+
+    def _work(self) -> None:
+        if self._working:
+            return
+        self._working = True
+        try:
+            while self._dirty:
+                node = self._dirty.pop()
+                for kind in KINDS:
+                    if node.takes(kind):
+                        self._feed(node, kind)
+        finally:
+            self._working = False
+
+    def _feed(self, node: Node, kind: Kind) -> None:
+        """Send to ``node`` what waits for it, as far as its lanes have room."""
+        own = node.waiting[kind]
+        shared = self._shared[kind] if self._target[kind] is node else own
+        lanes = node.sets[kind]
+        now = self._clock()
+        while queue := own.alone or shared.alone:
+            lane = lanes.quiet()
+            if lane is None:
+                lanes.demand(now, quiet=True)
+                break
+            if not self._send(lane, node, self._line.take(queue), now) or not node.takes(kind):
+                self._dirty.add(node)
+                return
+        else:
+            lanes.unreserve()
+        corked: list[Lane] = []
+        try:
+            while queue := own.usual or shared.usual:
+                lane = lanes.with_room(now)
+                if lane is None:
+                    lanes.demand(now, quiet=False)
+                    break
+                if not lane.corked:
+                    lane.corked = True
+                    corked.append(lane)
+                if not self._send(lane, node, self._line.take(queue), now) or not node.takes(kind):
+                    # Sending reads, too: the node may be suspect by now, and perhaps another one takes this.
+                    self._dirty.add(node)
+                    break
+        finally:
+            for lane in corked:
+                lane.uncork()
+
+    # The lanes report
+
+    def succeeded(
+        self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult], entry: Entry | None
+    ) -> None:
+        request = operation.request
+        attempts = operation.attempts
+        attempts[-1].outcome = Outcome.APPLIED
+        if request.raw:
+            self.outcomes.succeed(
+                operation, [one.get_value(0, 0) if one.ntuples else None for one in results]
+            )
+            return
+        self._retries.budget.success()
+        operation.ended_at = now = self._clock()
+        latency = now - operation.started_at
+        make, load, count = request.row_factory, lane.loader.load, len(attempts)
+        # A row factory or loader is the user's code, and may submit: nothing is sent, and so nothing read,
+        # while this lane's loader is in use.
+        working, self._working = self._working, True
+        try:
+            if request.batch:
+                loaded: Any = [load(result, None, make, lane.node, count, latency) for result in results]
+            else:
+                loaded = load(results[0], entry, make, lane.node, count, latency)
+        except BaseException as error:  # noqa: BLE001 - of a loader or row factory, even SystemExit: for its operation
+            self.outcomes.fail(operation, error, Outcome.APPLIED)
+            return
+        finally:
+            self._working = working
+        self.outcomes.succeed(operation, loaded)
+        if self._dirty:
+            self._work()
+
+    def judge(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None:
+        """An attempt ended in another way than by plain success."""
+        self._retries.judge(lane, operation, verdict)
+
+    def delivered(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None:
+        """It succeeded after all."""
+        self.succeeded(lane, operation, results, None)
+
+    def room(self, lane: Lane) -> None:
+        if self._line.length and lane.node in self._nodes:
+            self._mark(self._nodes[lane.node])
+
+    def lane_broke(self, lane: Lane, reason: str, *, lost: bool) -> None:
+        self.outcomes.counters.lanes_lost += 1
+        events = self.outcomes.events
+        if events.wanted:
+            count = lane.in_flight
+            events.emit(LaneLost(at=self._clock(), node=lane.node, reason=reason, in_flight=count))
+        if lane.node in self._nodes:
+            self._nodes[lane.node].sets[lane.kind].forget(lane)
+            if lost:
+                self._nodes[lane.node].doubt(reason)
+
+    def terminate(self, lane: Lane) -> None:
+        if lane.node in self._nodes:
+            self._nodes[lane.node].terminate(lane)
+
+    def inspect(self, lane: Lane, tell: Callable[[Doing], None]) -> None:
+        if lane.node in self._nodes:
+            self._nodes[lane.node].inspect(lane, tell)
+
+    def cancel_sent(self) -> None:
+        self.outcomes.counters.cancels_sent += 1
+
+    # The nodes report
+
+    @property
+    def primary_wanted(self) -> bool:
+        return self._target["write"] is None and bool(self._shared["write"])
+
+    def pump(self, node: Node) -> None:
+        if self._line.length:
+            self._mark(node)
+
+    def lanes_changed(self, node: Node) -> None:
+        self.reroute()
+        for kind in KINDS:
+            if node.sets[kind].failing:
+                self._line.expire_all_later(node.waiting[kind], None)
+                if self._target[kind] is node:
+                    self._line.expire_all_later(self._shared[kind], None)
+        self._tell_changed()
+        self._mark(node)
+
+    def health_changed(self, node: Node, moved: Transition, reason: str) -> None:
+        now, events = self._clock(), self.outcomes.events
+        if moved.state_changed:
+            events.emit(
+                NodeChanged(at=now, node=node.name, state=moved.after, before=moved.before, reason=reason)
+            )
+        if moved.role_changed:
+            events.emit(RoleChanged(at=now, node=node.name, role=moved.role, before=moved.role_before))
+        self.reroute()
+        if moved.fell or moved.role_changed:
+            self._bring_home(node)
+        if moved.state_changed or moved.role_changed:
+            self._tell_changed()
+        self._mark(node)
+
+    def _bring_home(self, node: Node) -> None:
+        """What was put to this node by us may go to any again; what its caller pinned stays."""
+        for kind in KINDS:
+            for queue in node.waiting[kind].queues:
+                for operation in queue.drain():
+                    self._line.out(operation)
+                    if operation.parent is None and not isinstance(operation.request.route, Pin):
+                        operation.home = None
+                    if operation.exact:
+                        self.place(operation, operation.queued_at, front=True)
+                    elif operation.parent is not None and not node.health.usable:
+                        lost = LegLost(f"{node.name}: {node.health.reason}")
+                        self.outcomes.fail(operation, lost, Outcome.NOT_APPLIED)
+                    else:
+                        self._enqueue(operation, self.node_of(operation), operation.queued_at, front=False)
+
+    def clock_changed(self, node: Node) -> None:
+        """Its clock and ours have come apart, or together again."""
+        clock = node.server.clock
+        self.outcomes.events.emit(
+            ClockSkewed(at=self._clock(), node=node.name, skew=clock.skew or 0.0, skewed=clock.skewed)
+        )
+
+    def reroute(self) -> None:
+        """Choose anew where `nearest` goes."""
+        for kind in KINDS:
+            views = [node.candidate(kind) for node in self._nodes.values() if not node.leaving]
+            before = self._target[kind]
+            name = choose(views, before.name if before else None, write=kind == "write")
+            target = self._target[kind] = self._nodes[name] if name is not None else None
+            if target is None and before is not None:
+                self._line.expire_all_later(self._shared[kind], self._clock())
+            elif target is not None and target is not before:
+                self._dirty.add(target)
+        if self._line.stranded:
+            self._resettle_stranded()
+        self._work()
+
+    async def change(self) -> None:
+        """Wait until something about the nodes changed; `ClusterClosed` when that will not happen."""
+        if self.closed:
+            raise ClusterClosed("the cluster is closed")
+        event = anyio.Event()
+        self._changed.append(event)
+        await event.wait()
+
+    def _tell_changed(self) -> None:
+        events, self._changed = self._changed, []
+        for event in events:
+            event.set()
+
+    # Giving up
+
+    @uninterrupted
+    def give_up(self, operation: Operation[Any], why: GaveUp) -> None:
+        """The caller cancelled, or the deadline passed."""
+        self._partings.give_up(operation, why)
+
+    def take_back(self, operation: Operation[Any]) -> None:
+        """A leg that nobody waits for any more."""
+        self._partings.take_back(operation)
+
+    def left(self, operation: Operation[Any]) -> None:
+        """Its caller was leaving when it was done."""
+        self.outcomes.left(operation)
+        if operation.doubt is not None:
+            self._settlements.left(operation.doubt, operation.guarded_until)
+
+    def in_doubt(self, operation: Operation[Any]) -> Doubt:
+        place = operation.place
+        outstanding = operation.stage is Stage.SENT and place[1] in place[0].pipeline.slots
+        return self._settlements.doubt(operation, outstanding=outstanding)
+
+    def unretrieved(self, operation: Operation[Any], error: BaseException) -> None:
+        self.outcomes.log_unretrieved(error)
+        if get_ident() == self._thread:
+            self.outcomes.unretrieved(error)
+        else:
+            # The garbage is collected by whichever thread is about to allocate.
+            self.loop.soon(partial(self.outcomes.unretrieved, error))
+
+    def fail_all(self) -> None:
+        """The nodes are gone: nothing runs any more that could answer what is left."""
+        self._settlements.close()
+        for operation in tuple(self.outcomes.open):
+            sent = operation.stage in (Stage.SENT, Stage.SETTLING) and not operation.request.read
+            operation.doubted = operation.doubted or sent
+            operation.gave_up = operation.gave_up or "cancelled"
+            self.outcomes.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
+        self._line.wake()
+        self._tell_changed()
+
+    def forget(self, node: Node) -> None:
+        """The node was removed: what was pinned to it fails."""
+        self.reroute()
+        for kind in KINDS:
+            for queue in node.waiting[kind].queues:
+                for operation in queue.drain():
+                    self._line.out(operation)
+                    self._homeless(operation)
+        self._tell_changed()

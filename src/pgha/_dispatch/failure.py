@@ -1,0 +1,280 @@
+"""From a lane's verdict on a segment to an operation's fate, in words that its caller can use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psycopg
+from psycopg.errors import error_from_result
+
+from pgha._core.ledger_rules import EXISTS, LATE, UNUSABLE
+from pgha._core.outcome import Case, Facts, Handed, Outcome, Then, decide
+from pgha._errors import (
+    CommitInDoubt,
+    ConfigError,
+    Error,
+    Info,
+    LedgerError,
+    OperationCancelled,
+    OperationTimeout,
+    annotate,
+)  # fmt: skip
+from pgha._node.callbacks import Verdict
+from pgha._operation.operation import Attempt, Operation
+from pgha._options import Tuning
+from pgha._types import Evidence
+from pgha._types import Outcome as _Outcome
+
+READ_ONLY = "25006"
+_HANDED: dict[Handed, Literal["nothing", "part", "whole"]] = {
+    Handed.NOTHING: "nothing",
+    Handed.PART: "part",
+    Handed.WHOLE: "whole",
+}
+
+
+class LegLost(psycopg.OperationalError):
+    """One leg of `fastest` ended without an answer; seen by its caller only when all did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of an operation after an attempt."""
+
+    then: Then
+    outcome: Outcome
+    reason: str
+    """What ended the attempt, on one line."""
+
+
+def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget: bool) -> Fate:
+    """Decide, and write the outcome into the operation's record."""
+    facts = verdict.facts
+    if _to_blame(operation.attempts, verdict):
+        operation.attempts[-1].blamed = True
+        operation.head_losses += 1
+    request, attempts = operation.request, operation.attempts
+    keyed = request.keyed
+    outcome, then = decide(
+        Case(
+            facts,
+            read=request.read,
+            idempotent=request.idempotent,
+            keyed=operation.lineage is not None or (bool(attempts) and attempts[-1].keyed),
+            auto=keyed is not None and keyed.auto,
+            doubted=operation.doubted,
+            gave_up=operation.gave_up,
+            ours=verdict.overlapped,
+            attempts=len(attempts) - operation.hits,
+            max_attempts=tuning.max_attempts,
+            head_losses=operation.head_losses,
+            max_head_losses=tuning.head_losses,
+            unprepared=operation.unprepared,
+            budget=budget,
+        )
+    )
+    if then is Then.FAIL_SQL and verdict.lost is not None and verdict.ours:
+        then = Then.FAIL_LOST  # no administrator did it
+    if attempts:
+        attempts[-1].outcome = outcome
+    if facts.unreplicated:
+        reason = "committed, but the wait for its synchronous standby was broken off"
+    else:
+        # libpq's own errors have no code, and some failures have no words.
+        state = facts.error.sqlstate if facts.error is not None else ""
+        reason = verdict.note or state or verdict.lost or "no answer"
+    if outcome is Outcome.IN_DOUBT:
+        _doubted(operation, verdict, reason)
+    elif facts.at_ledger:
+        _refused_by_ledger(operation, facts)
+    return Fate(then, outcome, reason)
+
+
+def _to_blame(attempts: Sequence[Attempt], verdict: Verdict) -> bool:
+    """It may be what broke the connection; a shutdown is somebody else's doing, a hang-up ours.
+
+    Nor does one crash count twice. Between the death of a backend and the end of all others the server goes
+    on (measured: for milliseconds), and what the dead one ran may be sent again to a neighbour. Only the try
+    after the one that was blamed is spared: where a parallel worker crashes, the one to blame hears the same
+    words.
+    """
+    if verdict.lost is None or not verdict.was_head or verdict.blameless or not attempts:
+        return False
+    before = attempts[-2] if len(attempts) > 1 else None
+    same_crash = verdict.crashed and before is not None and before.blamed and before.node == attempts[-1].node
+    return not same_crash
+
+
+def _doubted(operation: Operation[Any], verdict: Verdict, reason: str) -> None:
+    operation.doubted = True
+    facts, error, last = verdict.facts, verdict.facts.error, operation.attempts[-1]
+    operation.evidence = Evidence(
+        reason if verdict.lost is None else f"{reason}; {verdict.lost}" if reason != verdict.lost else reason,
+        _HANDED[facts.handed],
+        facts.completed,
+        facts.statements,
+        error.sqlstate if error is not None and error.sqlstate else None,
+        error.severity if error is not None and error.severity else None,
+        facts.unreplicated,
+    )
+    if last.keyed:
+        operation.scattered = operation.scattered or operation.lineage not in (None, last.system)
+        operation.lineage = last.system
+
+
+def _refused_by_ledger(operation: Operation[Any], facts: Facts) -> None:
+    if facts.error is not None and facts.error.sqlstate == EXISTS:
+        # The row is where this one met it, whoever put it there.
+        system = operation.attempts[-1].system
+        operation.scattered = operation.scattered or operation.lineage not in (None, system)
+        operation.lineage = system
+    elif facts.error is not None and facts.error.sqlstate == LATE:
+        operation.refusals += 1
+
+
+def if_not_applied(operation: Operation[Any], verdict: Verdict, fate: Fate) -> psycopg.Error | None:
+    """What its caller gets when the ledger says that it was not applied; None: the key is what was wrong."""
+    facts, cause = verdict.facts, server_error(operation, verdict)
+    error: psycopg.Error
+    state = facts.error.sqlstate if facts.at_ledger and facts.error is not None else ""
+    if state == EXISTS:
+        return None
+    if state == LATE or state in UNUSABLE:
+        error = ledger_error(operation, verdict, cause)
+    elif facts.error is not None and facts.error.genuine and not facts.error.broken_connection and cause:
+        error = cause
+    else:
+        error = psycopg.OperationalError(
+            f"{_where(operation)}: the connection was lost, the write certainly not applied: {fate.reason}"
+        )
+    if error is not cause and cause is not None:
+        error.__cause__ = cause
+    note(error, operation, Outcome.NOT_APPLIED, verdict.answer.statement)
+    return error
+
+
+def final_outcome(operation: Operation[Any], last: Outcome) -> Outcome:
+    """An operation that was run again after doubt stays in doubt, unless it succeeded at last."""
+    doubted = operation.doubted and not operation.request.read
+    return Outcome.IN_DOUBT if last is Outcome.NOT_APPLIED and doubted else last
+
+
+def error_for(operation: Operation[Any], verdict: Verdict, fate: Fate) -> psycopg.Error:
+    """The exception that the caller gets."""
+    cause = server_error(operation, verdict)
+    error: psycopg.Error
+    outcome = final_outcome(operation, fate.outcome)
+    then = fate.then
+    if outcome is Outcome.IN_DOUBT and then is not Then.FAIL_SQL and not operation.request.read:
+        then = Then.FAIL_IN_DOUBT
+    match then:
+        case Then.FAIL_SQL if cause is not None:
+            error = cause
+        case Then.FAIL_LOST if cause is not None and verdict.lost is None:
+            # The connection is well: it was the server that spoke of a broken one (a foreign server's).
+            error = cause
+        case Then.FAIL_LEDGER:
+            error = ledger_error(operation, verdict, cause)
+        case Then.FAIL_TIMEOUT:
+            error = timed_out(operation)
+        case Then.FAIL_CANCELLED:
+            error = cancelled()
+        case Then.FAIL_IN_DOUBT:
+            error = in_doubt(operation, fate.reason)
+        case _:
+            error = psycopg.OperationalError(f"{_where(operation)}: the connection was lost: {fate.reason}")
+    if error is not cause and cause is not None:
+        error.__cause__ = cause
+    note(error, operation, outcome, verdict.answer.statement)
+    return error
+
+
+def server_error(operation: Operation[Any], verdict: Verdict) -> psycopg.Error | None:
+    """The server's own error as psycopg's class, with a hint where pgha can give one."""
+    result = verdict.answer.error
+    if result is None:
+        return None
+    error = error_from_result(result)
+    if operation.request.read and error.sqlstate == READ_ONLY:
+        error.add_note("fetch runs read-only; use execute, it returns rows too")
+    if error.sqlstate == "42601" and b"multiple commands" in result.error_message:
+        error.add_note("one statement a string: use execute_batch for several in one transaction")
+    return error
+
+
+def ledger_error(operation: Operation[Any], verdict: Verdict, cause: psycopg.Error | None) -> LedgerError:
+    """Why its key is of no use, and what to do."""
+    node = _where(operation)
+    state = verdict.facts.error.sqlstate if verdict.facts.error is not None else ""
+    if verdict.note:
+        return LedgerError(f"{node}: {verdict.note}: grant EXECUTE on pg_control_system() to the role")
+    match state:
+        case "42P01" | "3F000":
+            what = "there is no ledger: `pgha ledger install` or Cluster.ledger.install() makes one"
+        case "42501":
+            what = (
+                f"the role may not use the ledger ({_first_line(cause)}): `pgha ledger install --grant ROLE`"
+            )
+        case "23502":
+            what = "its clock moves: it refused the write as too late although it was in time"
+        case _:
+            what = f"the ledger has another layout ({_first_line(cause)}): see `pgha ledger status`"
+    return LedgerError(f"{node}: {what}")
+
+
+def _first_line(error: psycopg.Error | None) -> str:
+    return str(error).split("\n")[0] if error is not None else "no words"
+
+
+def timed_out(operation: Operation[Any]) -> OperationTimeout:
+    return OperationTimeout(f"no answer within {operation.request.timeout:g} s, and certainly not applied")
+
+
+def given_up(operation: Operation[Any]) -> Error:
+    """For an operation that its caller gave up on while no node had it."""
+    if operation.doubted and not operation.request.read:
+        return in_doubt(operation, "an earlier attempt ended without proof")
+    return timed_out(operation) if operation.gave_up == "timeout" else cancelled()
+
+
+def cancelled() -> OperationCancelled:
+    return OperationCancelled("the operation was cancelled, and certainly not applied")
+
+
+def in_doubt(operation: Operation[Any], reason: str) -> CommitInDoubt:
+    doubt = operation.doubt = operation.keeper.in_doubt(operation)
+    loop = operation.keeper.loop
+
+    async def settle(timeout: float | None) -> _Outcome:
+        if doubt.pending and not loop.here():
+            raise ConfigError(
+                "settle() asks in the loop of its cluster; from threads it is pgha.blocking.Cluster.settle"
+            )
+        return (await doubt.settle(timeout)).value
+
+    advice = "settle() can tell" if doubt.settleable else "look before you run it again"
+    return CommitInDoubt(
+        f"{_where(operation)}: nothing proves whether the write was applied ({reason}); {advice}",
+        key=operation.key,
+        node=operation.attempts[-1].node if operation.attempts else None,
+        attempts=len(operation.attempts),
+        evidence=operation.evidence,
+        _settle=settle,
+    )
+
+
+def note(
+    error: BaseException, operation: Operation[Any], outcome: Outcome, statement: int | None = None
+) -> None:
+    """Fix what is known to the error, for `pgha.info`."""
+    attempts = operation.attempts
+    node = attempts[-1].node if attempts else None
+    if not operation.request.batch:
+        statement = None if statement is None else 0
+    annotate(error, Info(node, statement, len(attempts), outcome.value))
+
+
+def _where(operation: Operation[Any]) -> str:
+    return operation.attempts[-1].node if operation.attempts else "no node"

@@ -1,0 +1,126 @@
+"""What is done with an operation when an attempt did not simply succeed: run again, settled, or failed.
+
+What each failure proves, and what follows, is decided by `_core.verdict`; here it is carried out.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from pgha._core.backoff import RetryBudget, delay
+from pgha._core.outcome import ELSEWHERE, Outcome, Then, outcome
+from pgha._core.routing import elsewhere
+from pgha._dispatch.failure import Fate, LegLost, error_for, if_not_applied, server_error, weigh
+from pgha._dispatch.races import Races
+from pgha._dispatch.resolution import Settlements
+from pgha._dispatch.timers import Timekeeper
+from pgha._dispatch.tracker import Outcomes
+from pgha._node.callbacks import Verdict
+from pgha._node.lane import Lane
+from pgha._node.node import Node
+from pgha._operation.operation import Operation, Stage
+from pgha._options import Tuning
+from pgha._types import Pin
+from pgha._wire import PGresult
+
+
+class Track(Protocol):
+    """Who places what is to run again, and takes what succeeded after all."""
+
+    def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None: ...
+    def delivered(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None: ...
+
+
+class Retries:
+    """See the head of this file."""
+
+    def __init__(
+        self, track: Track, nodes: Mapping[str, Node], outcomes: Outcomes, races: Races,
+        settlements: Settlements, times: Timekeeper, clock: Callable[[], float], tuning: Tuning,
+    ) -> None:  # fmt: skip
+        self.budget = RetryBudget(clock())
+        self._track = track
+        self._nodes = nodes
+        self._outcomes = outcomes
+        self._races = races
+        self._settlements = settlements
+        self._times = times
+        self._clock = clock
+        self._tuning = tuning
+
+    def judge(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None:
+        """An attempt ended on ``lane``."""
+        if operation.request.raw:
+            self._judge_question(lane, operation, verdict)
+            return
+        fate = weigh(operation, verdict, self._tuning, budget=self.budget.available(self._clock()))
+        node = self._nodes.get(lane.node)
+        match fate.then:
+            case Then.DELIVER:
+                self._track.delivered(lane, operation, verdict.answer.results)
+            case Then.AGAIN_ELSEWHERE:
+                if verdict.lost is None and fate.reason in ELSEWHERE and node is not None:
+                    # It takes no writes any more, or nothing at all: no more of them until it was asked.
+                    node.doubt(fate.reason)
+                self._again(operation, fate, away_from=lane.node if verdict.lost is None else None)
+            case Then.AGAIN_LATER:
+                if verdict.facts.at_ledger and node is not None:
+                    # Its guard was too narrow: perhaps its clock was set.
+                    node.poke()
+                self._again(operation, fate, pause=True)
+            case Then.AGAIN_NOW:
+                operation.alone = operation.alone or verdict.rerun_alone
+                operation.hits += 1
+                self._again(operation, fate)
+            case Then.AGAIN_UNPREPARED:
+                operation.unprepared = True
+                self._again(operation, fate)
+            case Then.AGAIN_UNKEYED:
+                lane.server.ledger = False
+                operation.unkeyed = True
+                self._again(operation, fate)
+            case Then.SETTLE:
+                self._settlements.begin(operation, if_not_applied(operation, verdict, fate))
+            case _:
+                self._outcomes.fail(operation, error_for(operation, verdict, fate), fate.outcome, noted=True)
+
+    def _judge_question(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None:
+        """One to the ledger: where it failed, another is asked in its place."""
+        answer = verdict.answer
+        if answer.results and (answer.commit_tag == "ROLLBACK" or outcome(verdict.facts) is Outcome.APPLIED):
+            self._track.delivered(lane, operation, answer.results)
+            return
+        fate = weigh(operation, verdict, self._tuning, budget=True)
+        error = server_error(operation, verdict) or LegLost(f"{lane.node}: {fate.reason}")
+        self._outcomes.fail(operation, error, fate.outcome)
+
+    def _again(
+        self, operation: Operation[Any], fate: Fate, *, pause: bool = False, away_from: str | None = None
+    ) -> None:
+        if operation.parent is not None and fate.then is Then.AGAIN_ELSEWHERE:
+            self._races.lost(operation, fate)
+            return
+        self.budget.take()
+        self._outcomes.retried(operation, fate)
+        now = self._clock()
+        if operation.parent is None and not isinstance(operation.request.route, Pin):
+            somewhere = away_from is None or operation.exact
+            operation.home = None if somewhere else self._elsewhere(operation, away_from or "")
+        if pause or (away_from is not None and operation.home in (None, away_from)):
+            operation.stage = Stage.PAUSED
+            operation.place = None
+            wait = delay(len(operation.attempts) - 1, random.random(), 0.01, 0.5)
+            self._times.at(now + wait, lambda: self._resume(operation))
+            return
+        self._track.place(operation, now, front=True)
+
+    def _elsewhere(self, operation: Operation[Any], away_from: str) -> str | None:
+        kind = operation.request.kind
+        views = [node.candidate(kind) for node in self._nodes.values() if not node.leaving]
+        return elsewhere(views, away_from, write=kind == "write")
+
+    def _resume(self, operation: Operation[Any]) -> None:
+        if operation.stage is Stage.PAUSED:
+            self._track.place(operation, self._clock(), front=True)

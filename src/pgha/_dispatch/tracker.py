@@ -1,0 +1,152 @@
+"""The book of operations: which are open, how each ended, and who is told."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import anyio
+
+from pgha._core.outcome import Outcome
+from pgha._dispatch.events import EventHub
+from pgha._dispatch.failure import Fate, final_outcome, note
+from pgha._dispatch.timers import Timekeeper
+from pgha._errors import CommitInDoubt, OperationCancelled, OperationTimeout, info
+from pgha._operation.in_doubt import Doubt
+from pgha._operation.operation import Operation
+from pgha._types import FailureUnretrieved, OperationInDoubt, OperationRetried, OperationSettled
+from pgha._types import Outcome as PublicOutcome
+
+logger = logging.getLogger("pgha")
+
+
+@dataclass(slots=True)
+class Counters:
+    """As documented in `Statistics`."""
+
+    operations: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    retried: int = 0
+    replayed: int = 0
+    in_doubt: int = 0
+    cancelled: int = 0
+    timed_out: int = 0
+    unretrieved: int = 0
+    cancels_sent: int = 0
+    lanes_lost: int = 0
+
+
+class Outcomes:
+    """See the head of this file. The legs of a race are not operations of their own here."""
+
+    def __init__(self, times: Timekeeper, clock: Callable[[], float]) -> None:
+        self.counters = Counters()
+        self.events = EventHub()
+        self.open: set[Operation[Any]] = set()
+        """Started and not done."""
+        self._times = times
+        self._clock = clock
+        self._idle: anyio.Event | None = None
+
+    def begin(self, operation: Operation[Any]) -> None:
+        self.counters.operations += 1
+        self.open.add(operation)
+
+    def retried(self, operation: Operation[Any], fate: Fate) -> None:
+        self.counters.retried += 1
+        if self.events.wanted:
+            attempts = operation.attempts
+            node = attempts[-1].node if attempts else None
+            self.events.emit(
+                OperationRetried(at=self._clock(), node=node, attempt=len(attempts), reason=fate.reason)
+            )
+
+    def fail(
+        self, operation: Operation[Any], error: BaseException, outcome: Outcome, *, noted: bool = False
+    ) -> None:
+        """End with ``error``; ``noted``: what is known stands in it already."""
+        if not noted:
+            note(error, operation, final_outcome(operation, outcome))
+        if operation.counted:
+            self._count_failure(operation, error)
+        self._close(operation)
+        operation.ended_at = self._clock()
+        if isinstance(error, CommitInDoubt):
+            error.record = operation.record
+        if operation.gave_up == "cancelled":
+            self._tell_settled(operation, info(error).outcome)
+        operation.finish(None, error)
+
+    def succeed(self, operation: Operation[Any], result: Any) -> None:
+        if operation.counted:
+            self.counters.succeeded += 1
+        self._close(operation)
+        if operation.gave_up == "cancelled":
+            self._tell_settled(operation, "applied")
+        operation.finish(result, None)
+
+    def _tell_settled(self, operation: Operation[Any], outcome: PublicOutcome) -> None:
+        """What became of a write that its caller left."""
+        attempts, request = operation.attempts, operation.request
+        if operation.counted and attempts and not request.read and self.events.wanted:
+            self._emit_settled(attempts[-1].node, outcome, len(attempts), operation.key)
+
+    def left(self, operation: Operation[Any]) -> None:
+        """Its caller was leaving when it was done, and does not see how it ended."""
+        failure = operation.failure
+        self._tell_settled(operation, "applied" if failure is None else info(failure).outcome)
+
+    def settled(self, doubt: Doubt) -> None:
+        """What became of a write that had ended in doubt."""
+        if doubt.verdict is not None:
+            key = None if doubt.keyed is None else doubt.keyed.key
+            self._emit_settled(doubt.node, doubt.verdict.value, doubt.attempts, key)
+
+    def _emit_settled(self, node: str | None, outcome: PublicOutcome, attempt: int, key: UUID | None) -> None:
+        self.events.emit(
+            OperationSettled(at=self._clock(), node=node, outcome=outcome, attempt=attempt, key=key)
+        )
+
+    def _close(self, operation: Operation[Any]) -> None:
+        if operation.timer is not None:
+            self._times.cancel(operation.timer)
+            operation.timer = None
+        if operation.counted:
+            self.open.discard(operation)
+            if self._idle is not None and not self.open:
+                self._idle.set()
+
+    def _count_failure(self, operation: Operation[Any], error: BaseException) -> None:
+        counters = self.counters
+        counters.failed += 1
+        if isinstance(error, CommitInDoubt):
+            counters.in_doubt += 1
+            attempts = operation.attempts
+            node = attempts[-1].node if attempts else None
+            self.events.emit(
+                OperationInDoubt(at=self._clock(), node=node, attempt=len(attempts), reason=str(error))
+            )
+        elif isinstance(error, OperationCancelled):
+            counters.cancelled += 1
+        elif isinstance(error, OperationTimeout):
+            counters.timed_out += 1
+
+    def log_unretrieved(self, error: BaseException) -> None:
+        """In any thread."""
+        logger.error("an operation failed, and nobody awaited it: %s", error)
+
+    def unretrieved(self, error: BaseException) -> None:
+        """Count and tell it, in the loop's thread."""
+        self.counters.unretrieved += 1
+        self.events.emit(FailureUnretrieved(at=self._clock(), node=None, error=error))
+
+    async def idle(self) -> None:
+        """Wait until every operation is done."""
+        while self.open:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+        self._idle = None

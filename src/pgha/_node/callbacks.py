@@ -1,0 +1,79 @@
+"""What lanes and their owners say to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from pgha._core.ledger_rules import ServerClock
+from pgha._core.outcome import Facts
+from pgha._core.pipeline import Bounds, Doing, Slot
+from pgha._core.statements import Entry
+from pgha._operation.operation import Operation
+from pgha._wire import PGresult
+from pgha._wire.loops import Loop
+from pgha._wire.segment import Answer, Segment
+
+if TYPE_CHECKING:
+    from pgha._node.lane import Lane
+
+FlightSlot: TypeAlias = Slot[Operation[Any] | None, Segment]
+"""A segment in flight, and whose it is (None: the lane's own ROLLBACK)."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What a lane knows about a segment that did not simply succeed."""
+
+    facts: Facts
+    answer: Answer
+    overlapped: bool
+    was_head: bool
+    rerun_alone: bool
+    lost: str | None
+    """Why the connection ended, if it did."""
+    blameless: bool = False
+    """What was sent there did not end the connection: somebody else told the server to, as it said itself, or
+    we hung up."""
+    crashed: bool = False
+    """The server said that it ends all its connections, since one of its processes crashed."""
+    ours: bool = False
+    """It was us who had it ended."""
+    note: str = ""
+    """Why, where no server and no connection says it."""
+
+
+class LaneOwner(Protocol):
+    """Who decides what becomes of operations."""
+
+    loop: Loop
+
+    def succeeded(
+        self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult], entry: Entry | None
+    ) -> None: ...
+    def judge(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None: ...
+    def room(self, lane: Lane) -> None: ...
+    def lane_broke(self, lane: Lane, reason: str, *, lost: bool) -> None: ...
+    def terminate(self, lane: Lane) -> None: ...
+    def inspect(self, lane: Lane, tell: Callable[[Doing], None]) -> None: ...
+    def cancel_sent(self) -> None: ...
+
+
+@dataclass(slots=True)
+class ServerFacts:
+    """What is known of a node's server; shared by its lanes."""
+
+    clock: ServerClock = field(default_factory=lambda: ServerClock(window=60.0, margin=1.0, limit=1.0))
+    system: int | None = None
+    """Its system identifier, as it told last; None where it does not tell. A lane has its own: another
+    server may take a node's place."""
+    ledger: bool = False
+    """There is one that can be used; looked at for keys of our own alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneBounds:
+    pipeline: Bounds
+    cancel_deadline: float
+    farewell: float

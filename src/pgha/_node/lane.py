@@ -1,0 +1,543 @@
+"""One lane: a connection that many operations share, at most a few of them at a time.
+
+Who owns what: `Pipeline` decides what may be sent and cancelled, `Link` talks to libpq, `LaneOwner` decides
+what becomes of operations. This shell moves things between them. Its tasks are one reader and, when needed, a
+writer and a canceller, all inside `run`; when `run` ends, the connection is closed and nothing is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import anyio
+import psycopg
+from anyio.abc import TaskGroup
+from psycopg.adapt import AdaptersMap
+
+from pgha._core.ledger_rules import EXISTS
+from pgha._core.outcome import Facts, Handed, Outcome, ServerError, outcome
+from pgha._core.pipeline import Act, Doing, Pipeline
+from pgha._core.statement_kind import words
+from pgha._node.callbacks import FlightSlot, LaneBounds, LaneOwner, ServerFacts, Verdict
+from pgha._operation.key import Keyed
+from pgha._operation.operation import Attempt, Kind, Operation, Stage
+from pgha._wire import PGresult
+from pgha._wire.compiler import Statement
+from pgha._wire.connect import cancel
+from pgha._wire.link import ADMIN_SHUTDOWN, NO_EXTRAS, Extras, LedgerPart, Link, SendFailed
+from pgha._wire.loader import Loader
+from pgha._wire.loops import uninterrupted
+from pgha._wire.segment import Answer, Segment, plain_success, read_answer
+
+_PER_WAKE_UP = 64
+"""Answers taken before other tasks get a turn."""
+_SLOW_LINE = 2_000.0
+"""Bytes a second."""
+_SLOWEST = 60.0
+"""Seconds after which no request is on its way any more."""
+_MOST_READS = 1024
+"""Reads of 8 kB and more before a connection is given up, or before something is sent: bounds the time spent
+where a server keeps on sending."""
+
+
+class Lane:
+    """See the head of this file."""
+
+    def __init__(
+        self, link: Link, node: str, kind: Kind, adapters: AdaptersMap, owner: LaneOwner, bounds: LaneBounds,
+        clock: Callable[[], float], server: ServerFacts | None = None, system: int | None = None,
+    ) -> None:  # fmt: skip
+        self.node = node
+        self.server = server or ServerFacts()
+        self.system = system
+        self.kind: Kind = kind
+        self.link = link
+        self.loader = Loader(link.pgconn, adapters)
+        self.pipeline: Pipeline[Operation[Any] | None, Segment] = Pipeline(bounds.pipeline)
+        self.broken: str | None = None
+        self.idle_since = clock()
+        self.asked = 0
+        """Suspicious pings caused by the present head."""
+        self._bounds = bounds
+        self._owner = owner
+        self._clock = clock
+        self.corked = False
+        """More is about to be sent: it is written together, by `uncork`."""
+        self._tasks: TaskGroup | None = None
+        self._writing = False
+        self._ending = False
+        """Being given up: what arrives is still settled, nothing more is sent."""
+        self._farewell_at: float | None = None
+        self._terminated = False
+        """We had its backend ended."""
+        self._farewell_reason = ""
+
+    # What the node and the dispatcher ask
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.pipeline.slots)
+
+    @property
+    def usable(self) -> bool:
+        """Neither broken nor about to be."""
+        return self.broken is None and not self._ending
+
+    def has_room(self, now: float) -> bool:
+        return self.broken is None and not self._ending and self.pipeline.room(now)
+
+    @property
+    def quiet(self) -> bool:
+        return self.usable and self.pipeline.quiet
+
+    def stuck(self, now: float) -> bool:
+        return not self.usable or self.pipeline.stuck(now)
+
+    def head_age(self, now: float) -> float:
+        """Seconds that the present head has been waiting; 0 without one."""
+        slots = self.pipeline.slots
+        return now - (slots[0].head_at or now) if slots else 0.0
+
+    # Sending
+
+    def takes(self, operation: Operation[Any], now: float) -> bool:
+        """It may be sent at this moment."""
+        return self.quiet if operation.alone else self.has_room(now)
+
+    def send(self, operation: Operation[Any], now: float) -> bool:
+        """Hand ``operation`` to libpq, in the calling task; the lane took it a moment ago (see `takes`).
+
+        False: there is no room any more, by what came in meanwhile.
+
+        When the link breaks meanwhile, the owner is told to judge, this operation included.
+        """
+        if self.kind == "write" or operation.head_losses:
+            # What the server said before it closed would be lost by sending: RST discards it unread
+            # (measured: 46 of 47 acknowledgements). And where every connection was cut at one moment, before
+            # the first try, the second must not be held against the operation: it never got that far.
+            self._read_ahead()
+            if operation.stage is Stage.DONE:
+                return True  # cancelled: what came in ran row factories
+            if not self.takes(operation, now):
+                return False
+        if operation.attempts:
+            # Its last attempt may have ended while the caller was sending others, after it had looked at
+            # the clock: in the record, time does not run backwards.
+            now = self._clock()
+        attempt = Attempt(self.node, now)
+        operation.attempts.append(attempt)
+        request = operation.request
+        extras = _unprepared(request.extras) if operation.unprepared else request.extras
+        if request.read:
+            self._put(request.statements, extras, operation, now)
+            return True
+        attempt.system = self.system
+        if operation.exact and operation.lineage != attempt.system:
+            self._not_for_here(operation, "57P01", "another server has taken the node's place")
+            return True
+        ledger = None
+        if (keyed := request.keyed) is not None and not operation.unkeyed:
+            # Once an attempt may have been applied, only the ledger keeps the next from doubling it.
+            wanted = self.server.ledger or not keyed.auto or operation.exact
+            if attempt.system is not None and wanted:
+                ledger = self._insert(keyed, operation, attempt, now)
+            elif not keyed.auto:
+                self._not_for_here(operation, "42501", "the server does not tell its system identifier")
+                return True
+        self._put(request.statements, extras, operation, now, ledger)
+        return True
+
+    def _insert(self, keyed: Keyed, operation: Operation[Any], attempt: Attempt, now: float) -> LedgerPart:
+        assert self.system is not None
+        attempt.keyed = True
+        until, deadline = self.server.clock.guard(
+            now, operation.started_at, operation.deadline, operation.refusals
+        )
+        operation.guarded_until = max(operation.guarded_until, until)
+        operation.guard = max(operation.guard, deadline)
+        return LedgerPart(keyed.insert(self.system, deadline), keyed.behind)
+
+    def _not_for_here(self, operation: Operation[Any], sqlstate: str, reason: str) -> None:
+        """It cannot be sent on this lane: that is answered as its server would."""
+        facts = Facts(Handed.NOTHING, error=ServerError(sqlstate, "ERROR"), at_ledger=sqlstate == "42501")
+        self._owner.judge(self, operation, Verdict(facts, Answer(), False, False, False, None, note=reason))
+
+    def _read_ahead(self) -> None:
+        for _ in range(_MOST_READS):
+            if self.broken is not None or not self.link.readable():
+                return
+            # A new look at the clock: what came in before may have had more sent, on this lane too.
+            self.take_in(self._clock())
+
+    def _put(
+        self, statements: Sequence[Statement], extras: Extras, operation: Operation[Any] | None, now: float,
+        ledger: LedgerPart | None = None,
+    ) -> None:  # fmt: skip
+        try:
+            segment = self.link.send(statements, extras, ledger=ledger, corked=self.corked)
+        except SendFailed as failure:
+            if failure.segment is None:
+                self._not_sent(operation, extras.framed, failure)
+            else:
+                # All of it was handed over: its place in the line tells what becomes of it.
+                self._sent(failure.segment, operation, now)
+                self.break_off(_words_of(failure), lost=True)
+            return
+        self._sent(segment, operation, now)
+        if not self.corked:
+            self._flush()
+
+    def _sent(self, segment: Segment, operation: Operation[Any] | None, now: float) -> None:
+        alone = operation is None or operation.alone
+        slot = self.pipeline.sent(operation, segment, now, alone)
+        if operation is not None:
+            operation.stage = Stage.SENT
+            operation.place = (self, slot)
+            operation.attempts[-1].head_at = slot.head_at
+
+    def _not_sent(self, operation: Operation[Any] | None, framed: bool, failure: SendFailed) -> None:
+        """libpq took a part of it at most, without the Sync: the connection is of no use any more."""
+        reason = _words_of(failure)
+        self.break_off(reason, lost=True)
+        if operation is not None and operation.stage is not Stage.DONE:
+            committing = operation.request.self_committing
+            facts = Facts(handed=failure.handed, framed=framed, self_committing=committing)
+            self._owner.judge(self, operation, Verdict(facts, Answer(), False, False, False, reason))
+
+    def uncork(self) -> None:
+        """Write what was sent while ``corked``."""
+        self.corked = False
+        if self.broken is None:
+            self._flush()
+
+    def _flush(self) -> None:
+        try:
+            if self.link.flush() or self._writing or self._tasks is None:
+                return
+        except psycopg.Error as error:
+            self.break_off(_words_of(error), lost=True)
+            return
+        self._writing = True
+        self._tasks.start_soon(self._write_out)
+
+    @uninterrupted
+    async def _write_out(self) -> None:
+        """Write what the socket did not take at once; the reader goes on reading meanwhile."""
+        try:
+            while self.broken is None and not self.link.flush():
+                await anyio.wait_writable(self.link.fd)
+        except psycopg.Error as error:
+            self.take_in(self._clock())
+            self.break_off(_words_of(error), lost=True)
+        finally:
+            self._writing = False
+
+    # Receiving
+
+    @uninterrupted
+    async def run(self, opened: Callable[[], None]) -> None:
+        """Read until the lane ends; closes the connection on the way out, however it ends.
+
+        ``opened`` is called once operations may be sent.
+        """
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                opened()
+                # Ends by the cancellation of its task group alone: see `_break`.
+                await self._owner.loop.serve(self.link.fd, self._readable)
+        finally:
+            self._tasks = None
+            self.break_off("the lane was closed")
+            self.link.finish()
+
+    def _readable(self) -> bool:
+        more = self.take_in(self._clock())
+        if self.broken is None:
+            self._owner.room(self)
+        return more
+
+    def take_in(self, now: float) -> bool:
+        """Read what is there and settle it, without waiting. True: there is more to read at once."""
+        if self.broken is not None:
+            return False
+        received = self.link.receive(len(self.pipeline.slots), _PER_WAKE_UP)
+        self._settle(received.answers, now)
+        if received.broken is not None:
+            self._break(_words_of(received.broken))
+            return False
+        if received.answers and not self.pipeline.slots and self.usable:
+            self._drained(now)
+        return received.more
+
+    def _settle(self, answers: Sequence[list[PGresult]], now: float) -> None:
+        """Give each answer to its segment.
+
+        All are paired before any is acted upon: acting may send and read on this very lane again.
+        """
+        slots = self.pipeline.slots
+        if not answers:
+            return
+        # What arrived together was worked on in turn: each took its share of the time.
+        share = (now - (slots[0].head_at or now)) / len(answers)
+        for slot, results in [(self._popped(now), results) for results in answers]:
+            operation = slot.item
+            if operation is not None and (pace := operation.request.pace) is not None:
+                pace.took(share)
+            self._answered(slot, results, now)
+
+    def _popped(self, now: float) -> FlightSlot:
+        slots = self.pipeline.slots
+        slot = self.pipeline.answered(now)
+        self.asked = 0
+        if slots and (successor := slots[0].item) is not None:
+            successor.attempts[-1].head_at = now
+        return slot
+
+    def _drained(self, now: float) -> None:
+        self.idle_since = now
+        if self.pipeline.retired:
+            self.break_off("retired")
+        elif not self.link.clean():
+            # Somebody's statement changed the session, unseen: nobody else may get it.
+            self.break_off("its session was changed by a statement")
+
+    def _answered(self, slot: FlightSlot, results: list[PGresult], now: float) -> None:
+        operation, segment = slot.item, slot.segment
+        wanted = operation is not None and operation.stage is not Stage.DONE
+        if wanted and operation is not None:
+            operation.attempts[-1].answered_at = now
+            if plain_success(segment, results):
+                if segment.keyed:
+                    del results[0]
+                self._owner.succeeded(self, operation, results, segment.entry)
+                return
+        answer = read_answer(segment, results)
+        self._learn(answer)
+        if answer.misfit:
+            self.break_off("its answers do not fit what was sent")
+        if segment.framed and answer.commit_tag is None:
+            self._roll_back(now)
+        if operation is None:
+            if answer.fault is not None:
+                self.break_off("a transaction could not be rolled back")
+        elif wanted:
+            good = answer.fault is None and not answer.misfit and not answer.unreplicated
+            if good and (not segment.framed or answer.commit_tag == "COMMIT"):
+                self._owner.succeeded(self, operation, answer.results, None)
+            else:
+                synced = not answer.misfit
+                self._owner.judge(self, operation, self._verdict(slot, answer, synced=synced))
+        elif operation.doubt is not None:
+            self._tell_late(operation, self._verdict(slot, answer, synced=not answer.misfit))
+
+    def _tell_late(self, operation: Operation[Any], verdict: Verdict) -> None:
+        """Its caller was told that nobody knows, and now somebody does."""
+        found, error = outcome(verdict.facts), verdict.facts.error
+        if found is Outcome.NOT_APPLIED:
+            exists = verdict.facts.at_ledger and error is not None and error.sqlstate == EXISTS
+            if operation.doubted or exists:
+                found = Outcome.IN_DOUBT  # another attempt may have been, or was
+        if operation.doubt is not None:
+            operation.doubt.evidence(found)
+
+    def _learn(self, answer: Answer) -> None:
+        cache = self.link.cache
+        for entry in answer.parsed:
+            cache.parsed(entry)
+        for entry in answer.unparsed:
+            cache.failed(entry)
+        if answer.spoiled is not None:
+            cache.spoiled(answer.spoiled)
+
+    def _roll_back(self, now: float) -> None:
+        """A framed batch failed: its block is still open, in the failed state."""
+        if self.broken is None:
+            self._put((_ROLLBACK,), NO_EXTRAS, None, now)
+
+    def _verdict(
+        self, slot: FlightSlot, answer: Answer, *, synced: bool, was_head: bool = True,
+        after_fatal: bool = False, lost: str | None = None,
+    ) -> Verdict:  # fmt: skip
+        operation, segment = slot.item, slot.segment
+        facts = Facts(
+            synced=synced,
+            error=answer.fault,
+            completed=answer.completed,
+            statements=segment.expected(),
+            framed=segment.framed,
+            commit_tag=answer.commit_tag,
+            self_committing=operation is not None and operation.request.self_committing,
+            unreplicated=answer.unreplicated,
+            at_ledger=answer.at_ledger,
+            after_fatal=after_fatal,
+        )
+        return Verdict(facts, answer, slot.overlapped, was_head, slot.rerun_alone, lost)
+
+    # Ending
+
+    def _break(self, reason: str, *, lost: bool = True) -> None:
+        """The connection ended (``lost``: not by our choice): judge all that was on it, by what arrived."""
+        if self.broken is not None:
+            return
+        if words := self.link.last_words():
+            reason = f"{words}; {reason}"
+        self.broken = reason
+        slots = list(self.pipeline.slots)
+        self.pipeline.slots.clear()
+        self._owner.lane_broke(self, reason, lost=lost)
+        after_fatal = False
+        ours, ordered = self._terminated, self.link.ended_by_order()
+        for index, slot in enumerate(slots):
+            results = self.link.unfinished() if index == 0 else ()
+            answer = read_answer(slot.segment, results)
+            answer.unreplicated = index == 0 and self.link.unreplicated
+            operation = slot.item
+            if operation is not None and operation.stage is not Stage.DONE:
+                verdict = self._verdict(
+                    slot, answer, synced=False, was_head=index == 0, after_fatal=after_fatal, lost=reason
+                )
+                verdict.ours = ours
+                verdict.blameless = not ours and (ordered or not lost or _by_order(answer.fault))
+                verdict.crashed = self.link.ended_by_crash()
+                self._owner.judge(self, operation, verdict)
+            elif operation is not None and operation.doubt is not None:
+                late = self._verdict(slot, answer, synced=False, after_fatal=after_fatal, lost=reason)
+                self._tell_late(operation, late)
+            after_fatal = after_fatal or _ends_all(answer.fault)
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+
+    def break_off(self, reason: str, *, lost: bool = False) -> None:
+        """Give the connection up now; what the socket still holds is read before anything is judged."""
+        if not self.usable:
+            return
+        self._ending = True
+        now = self._clock()
+        for _ in range(_MOST_READS):
+            received = self.link.receive(len(self.pipeline.slots), len(self.pipeline.slots))
+            self._settle(received.answers, now)
+            if received.broken is not None:
+                reason = _words_of(received.broken)
+                break
+            if not self.link.readable():
+                break
+        self._break(reason, lost=lost)
+
+    def condemn(self, reason: str, now: float, *, terminate: bool) -> None:
+        """Send nothing more, and give the server a moment to say what became of what is in flight.
+
+        ``terminate``: end the backend by way of the monitor, which proves what was not applied; a plain
+        hang-up would prove nothing.
+        """
+        if self.broken is not None or self._farewell_at is not None:
+            return
+        self.pipeline.retire()
+        if not self.pipeline.slots:
+            self.break_off(reason)
+            return
+        self._farewell_at = now + self._bounds.farewell
+        self._farewell_reason = reason
+        if terminate:
+            self._terminated = True
+            self._owner.terminate(self)
+
+    # Time and cancelling
+
+    def tick(self, now: float) -> None:
+        """Look at what time brings; called while anything is in flight."""
+        if self.link.tls or self._farewell_at is not None:
+            # Decrypted bytes inside OpenSSL do not wake anybody.
+            self.take_in(self._clock())
+        if self._farewell_at is not None and now >= self._farewell_at:
+            self.break_off(self._farewell_reason)
+        if self.broken is not None:
+            return
+        if self.pipeline.slots and not self.link.settings_kept():
+            # Seen before it is drained: no more of it, then.
+            self.pipeline.retire()
+        self._perform(self.pipeline.tick(now), now)
+
+    def abandon(self, slot: FlightSlot, now: float, *, urgent: bool) -> None:
+        """Nobody waits for this segment any more."""
+        if self.broken is None:
+            self._perform(self.pipeline.abandon(slot, now, urgent=urgent), now)
+
+    def _perform(self, act: Act, now: float, reason: str = "a cancel had no effect in time") -> None:
+        match act:
+            case Act.CANCEL:
+                if self._tasks is not None:
+                    self._owner.cancel_sent()
+                    self._tasks.start_soon(self._deliver_cancel)
+            case Act.DISCARD:
+                self.condemn(reason, now, terminate=True)
+            case Act.INSPECT:
+                slot = self.pipeline.slots[0]
+                self._owner.inspect(self, lambda doing: self._inspected(slot, doing))
+            case Act.NOTHING:
+                pass
+
+    def _inspected(self, slot: FlightSlot, doing: Doing) -> None:
+        now = self._clock()
+        # The server's word is older than what has come meanwhile.
+        self.take_in(now)
+        if self.usable:
+            moved, travelling = self.link.moved(), self._travelling(slot, now)
+            act = self.pipeline.inspected(slot, doing, moved, now, travelling=travelling)
+            self._perform(act, now, _LOST)
+
+    def _travelling(self, slot: FlightSlot, now: float) -> bool:
+        """The other kernel has confirmed all of the head's request, and may be that of a proxy or a gateway
+        on the way: as long as a slow line takes for it, an idle backend proves nothing.
+        """
+        if slot.item is None or slot.head_at is None or self.link.unsent():
+            return False
+        size = 0
+        for one in slot.item.request.statements:
+            size += len(one.query) + sum(len(value) for value in one.params or () if value is not None)
+        return now - slot.head_at < min(size / _SLOW_LINE, _SLOWEST)
+
+    @uninterrupted
+    async def _deliver_cancel(self) -> None:
+        certain = False
+        try:
+            with anyio.move_on_after(self._bounds.cancel_deadline):
+                await cancel(self.link.pgconn)
+                certain = True
+        except psycopg.Error:
+            # Refused or cut off: it may or may not arrive. The ladder goes on for its target, and
+            # nobody new comes near this connection.
+            certain = False
+        now = self._clock()
+        if self.broken is not None:
+            return
+        if not certain:
+            self.pipeline.retire()
+        self.pipeline.cancel_done(now)
+        if not certain and not self.pipeline.slots:
+            self.break_off("a cancel may still be under way")
+        self._owner.room(self)
+
+
+_LOST = "the server has nothing to do for it: a request or its answer was lost on the way"
+_ROLLBACK = Statement(b"ROLLBACK", None, (), None, words(b"ROLLBACK"))
+
+
+def _unprepared(extras: Extras) -> Extras:
+    return replace(extras, unprepared=True)
+
+
+def _by_order(fault: ServerError | None) -> bool:
+    return fault is not None and fault.genuine and fault.sqlstate == ADMIN_SHUTDOWN
+
+
+def _ends_all(fault: ServerError | None) -> bool:
+    """A backend that said FATAL never begins with what was sent behind."""
+    return fault is not None and fault.genuine and fault.fatal and not fault.broken_connection
+
+
+def _words_of(error: BaseException) -> str:
+    """libpq's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

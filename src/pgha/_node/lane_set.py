@@ -1,0 +1,272 @@
+"""The lanes of one kind on one node: how many there should be, and how they come and go."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import anyio
+import psycopg
+from anyio.abc import TaskGroup
+from psycopg.adapt import AdaptersMap
+
+from pgha._core.backoff import delay
+from pgha._core.pipeline import Bounds
+from pgha._core.queues import Queue
+from pgha._node.callbacks import LaneBounds, LaneOwner, ServerFacts
+from pgha._node.lane import Lane
+from pgha._operation.operation import Kind, Operation
+from pgha._options import NodeConfig, Options
+from pgha._wire import PGconn
+from pgha._wire.connect import ConnectFailed, idle, open_pgconn, set_up, system_of
+from pgha._wire.link import Link
+from pgha._wire.loops import uninterrupted
+
+
+class Waiting:
+    """Operations in line: the usual ones, and those that nothing may be in flight with."""
+
+    __slots__ = ("alone", "usual")
+
+    def __init__(self) -> None:
+        self.usual: Queue[Operation[Any]] = Queue()
+        self.alone: Queue[Operation[Any]] = Queue()
+
+    @property
+    def queues(self) -> tuple[Queue[Operation[Any]], Queue[Operation[Any]]]:
+        return self.usual, self.alone
+
+    def of(self, operation: Operation[Any]) -> Queue[Operation[Any]]:
+        return self.alone if operation.alone else self.usual
+
+    def __bool__(self) -> bool:
+        return bool(self.usual or self.alone)
+
+
+class LaneSetOwner(Protocol):
+    """The node that the lanes belong to."""
+
+    name: str
+
+    @property
+    def usable(self) -> bool: ...
+    def lanes_changed(self) -> None: ...
+    def lane_wanted(self) -> None:
+        """A lane ended: see what should be open."""
+        ...
+
+
+class LaneSet:
+    """See the head of this file."""
+
+    def __init__(
+        self, kind: Kind, config: NodeConfig, options: Options, adapters: AdaptersMap, owner: LaneSetOwner,
+        host: LaneOwner, clock: Callable[[], float], server: ServerFacts,
+    ) -> None:  # fmt: skip
+        self.kind: Kind = kind
+        self.lanes: list[Lane] = []
+        self.opening = 0
+        self.failures = 0
+        self.failure = ""
+        self.refused = False
+        self._config = config
+        self._options = options
+        self._adapters = adapters
+        self._owner = owner
+        self._host = host
+        self._clock = clock
+        self._server = server
+        self._connecting: set[anyio.CancelScope] = set()
+        self._reserved: Lane | None = None
+        """Kept free until it is quiet, for what must be alone."""
+        self._tasks: TaskGroup | None = None
+        tuning = options.tuning
+        self._bounds = LaneBounds(
+            Bounds(
+                depth=tuning.depth,
+                hold_behind=tuning.hold_behind,
+                head_of_line=tuning.head_of_line,
+                ask_again=tuning.ask_again,
+                cancel_grace=tuning.cancel_grace,
+                cancel_again=tuning.cancel_again,
+                cancel_deadline=tuning.cancel_deadline,
+            ),
+            tuning.cancel_deadline,
+            tuning.farewell,
+        )
+
+    # Choosing
+
+    @property
+    def failing(self) -> bool:
+        """None is open, and the last attempt failed."""
+        return self.failures > 0 and not self.lanes
+
+    def with_room(self, now: float, *, pack: bool = False) -> Lane | None:
+        """The least loaded lane that takes one more; with ``pack`` the most loaded."""
+        best: Lane | None = None
+        found = -1 if pack else 1 << 30
+        for lane in self.lanes:
+            load = len(lane.pipeline.slots)
+            better = load > found if pack else load < found
+            if better and lane is not self._reserved and lane.has_room(now):
+                best, found = lane, load
+        return best
+
+    def quiet(self) -> Lane | None:
+        return next((lane for lane in self.lanes if lane.quiet), None)
+
+    @property
+    def in_flight(self) -> int:
+        return sum(lane.in_flight for lane in self.lanes)
+
+    # How many
+
+    @property
+    def complete(self) -> bool:
+        """As many are open as usual."""
+        return len(self.lanes) >= self._options.lanes
+
+    @property
+    def additional(self) -> bool:
+        """More are open than usual."""
+        return len(self.lanes) > self._options.lanes
+
+    def keep(self, wanted: int) -> None:
+        """Open what is missing of ``wanted`` lanes."""
+        while len(self.lanes) + self.opening < wanted and self._open():
+            pass
+
+    def demand(self, now: float, *, quiet: bool) -> None:
+        """Work waits for a lane: open one more if that is the way to serve it."""
+        if self.opening or self.failing or not self._owner.usable:
+            return
+        count = len(self.lanes)
+        stuck = quiet or all(lane.stuck(now) for lane in self.lanes)
+        if not self.complete or (count < self._options.tuning.max_lanes and stuck):
+            self._open()
+        elif quiet and self.lanes and self._reserved not in self.lanes:
+            # No more may be opened, and under steady load none would ever fall quiet by itself.
+            self._reserved = min(self.lanes, key=lambda lane: lane.in_flight)
+
+    def unreserve(self) -> None:
+        """Nothing waits for a quiet lane any more."""
+        self._reserved = None
+
+    # Coming and going
+
+    def attach(self, tasks: TaskGroup | None) -> None:
+        """The task group that the lanes live in; None: it ended, and all of them with it."""
+        self._tasks = tasks
+        if tasks is None:
+            self.opening = 0
+            self._connecting.clear()
+
+    def forget(self, lane: Lane) -> None:
+        """It broke: nobody is to count on it, though its task has yet to end."""
+        if lane in self.lanes:
+            self.lanes.remove(lane)
+
+    def stop_connecting(self) -> None:
+        for scope in self._connecting:
+            scope.cancel()
+
+    def _open(self) -> bool:
+        if self._tasks is None:
+            return False
+        self.opening += 1
+        self._tasks.start_soon(self._life)
+        return True
+
+    @uninterrupted
+    async def _life(self) -> None:
+        """One lane, from connecting to its end; a failure waits out its backoff before it counts as ended."""
+        lane: Lane | None = None
+        try:
+            with anyio.CancelScope() as scope:
+                self._connecting.add(scope)
+                try:
+                    lane = await self._connect()
+                finally:
+                    self._connecting.discard(scope)
+        except ConnectFailed as error:
+            self.failures += 1
+            self.failure, self.refused = str(error), error.refused
+            self._owner.lanes_changed()
+            tuning = self._options.tuning
+            await anyio.sleep(
+                delay(self.failures - 1, random.random(), tuning.reconnect_first, tuning.reconnect_most)
+            )
+        finally:
+            self.opening -= 1
+        if lane is not None:
+            self.failures, self.refused = 0, False
+            await self._serve(lane)
+        self._owner.lane_wanted()
+
+    async def _serve(self, lane: Lane) -> None:
+        if not self._owner.usable:
+            lane.link.finish()
+            return
+
+        def opened() -> None:
+            self.lanes.append(lane)
+            self._owner.lanes_changed()
+
+        try:
+            await lane.run(opened)
+        finally:
+            self.forget(lane)
+        self._owner.lanes_changed()
+
+    async def _connect(self) -> Lane:
+        options = self._options
+        settings = [self._config.params.get("options", "")]
+        if self.kind == "read":
+            settings.append("-c default_transaction_read_only=on")
+        else:
+            # A role's or a database's own setting may keep back what tells a commit that is not replicated.
+            settings.append("-c client_min_messages=warning")
+        if options.statement_timeout is not None:
+            settings.append(f"-c statement_timeout={round(options.statement_timeout * 1000)}")
+        pgconn = await open_pgconn(
+            self._config,
+            options.connect_timeout,
+            application_name=self._config.application_name(options.application_name),
+            options=" ".join(filter(None, settings)),
+        )
+        try:
+            system = await self._set_up(pgconn)
+            link = Link(pgconn, options.prepare_threshold, options.tuning.statements)
+        except OSError as error:
+            pgconn.finish()
+            raise ConnectFailed(f"no descriptor for the connection: {error}") from error
+        except BaseException:
+            pgconn.finish()
+            raise
+        name = self._owner.name
+        return Lane(
+            link, name, self.kind, self._adapters, self._host, self._bounds, self._clock, self._server, system
+        )
+
+    async def _set_up(self, pgconn: PGconn) -> int | None:
+        """Run ``on_connect``; the system identifier, where writes will need it."""
+        system = None
+        options = self._options
+        scope = anyio.CancelScope(deadline=anyio.current_time() + options.connect_timeout)
+        try:
+            with scope:
+                if self.kind == "write":
+                    # Before the user's: it may give rights away.
+                    system = self._server.system = await system_of(pgconn)
+                await set_up(pgconn, options.on_connect)
+        except Exception as error:
+            refused = not isinstance(error, psycopg.OperationalError)
+            raise ConnectFailed(f"on_connect failed: {error}", refused=refused) from error
+        if scope.cancelled_caught:
+            raise ConnectFailed(f"on_connect took more than {options.connect_timeout:g} s")
+        if not idle(pgconn):
+            # Every write would be part of it, and acknowledged, and lost with the lane.
+            raise ConnectFailed("on_connect left a transaction open: end it there", refused=True)
+        return system

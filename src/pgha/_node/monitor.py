@@ -1,0 +1,286 @@
+"""A node's monitor: a connection of its own that pings, and that alone tries a node that is down.
+
+Its loop: connect (with backoff) -> ping -> nap until the next ping is due, somebody is suspicious, or the
+server says something by itself (a farewell, an end of file) -> ping ... The health of the node is decided by
+`pgha._core.health`; the monitor reports what it saw to its `MonitorOwner`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import anyio
+import psycopg
+from psycopg.errors import error_from_result
+
+from pgha._core.backoff import delay
+from pgha._core.health import role_of
+from pgha._core.pipeline import Doing
+from pgha._options import NodeConfig, Options
+from pgha._types import Role
+from pgha._wire import OK, PGconn, PGresult
+from pgha._wire.connect import SYSTEM, ConnectFailed, open_pgconn
+from pgha._wire.loops import uninterrupted
+from pgha._wire.segment import FATAL_ERROR
+
+logger = logging.getLogger("pgha")
+
+PING = b"SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())"
+"""As cheap as SELECT 1, and it tells the role on every version, and the server's clock."""
+_LEDGER = (
+    b"SELECT pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE')"
+    b" AND pg_catalog.has_table_privilege(c.oid, 'INSERT')"
+    b" AND pg_catalog.has_table_privilege(c.oid, 'UPDATE')"
+    b" AND pg_catalog.has_table_privilege(c.oid, 'SELECT')"
+    b" AND EXISTS (SELECT FROM pg_catalog.pg_attribute a"
+    b" WHERE a.attrelid = c.oid AND a.attname = 'fingerprint' AND NOT a.attisdropped)"
+    b" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+    b" WHERE n.nspname = 'pgha' AND c.relname = 'ledger'"
+)
+"""By the catalogue: to_regclass fails where the role may not use the schema."""
+_ACTIVITY = (
+    b"SELECT a.pid, a.state, a.wait_event FROM pg_catalog.unnest(ARRAY[%s]) AS asked (pid),"
+    b" pg_catalog.pg_stat_get_activity(asked.pid) AS a"
+)
+"""Not by the view, which looks up names of roles and databases, and needs a right of its own."""
+_LOOK_TIMEOUT = 2.0
+REFUSED_EVERY = 5.0
+"""Seconds between attempts at a node that says it will not have us."""
+
+
+class PingFailed(Exception):
+    """The monitor's connection is open, and no answer came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """What the answer to a ping told."""
+
+    role: Role
+    server_version: int
+    sent: float
+    """By the cluster's clock, as ``received``."""
+    received: float
+    clock: float
+    """The server's, in seconds since 1970."""
+    wall: float
+    """This machine's when the answer came."""
+
+
+class MonitorOwner(Protocol):
+    """Who wants to know."""
+
+    def alive(self, ping: Ping) -> None: ...
+    def identified(self, system: int | None) -> None: ...
+    def ledger_seen(self, usable: bool) -> None: ...
+    def dead(self, reason: str, *, refused: bool, silent: bool) -> None: ...
+    @property
+    def in_a_hurry(self) -> bool: ...
+
+
+class Monitor:
+    """See the head of this file."""
+
+    def __init__(
+        self, config: NodeConfig, options: Options, owner: MonitorOwner, clock: Callable[[], float]
+    ) -> None:
+        self._config = config
+        self._options = options
+        self._owner = owner
+        self._clock = clock
+        self._wall = time.time
+        self._look_at = 0.0
+        """When to look for the ledger again."""
+        self._nap: anyio.CancelScope | None = None
+        self._poked = False
+        self._condemned: list[int] = []
+        """Backends to be ended with the next ping."""
+        self._asked: dict[int, Callable[[Doing], None]] = {}
+        """Backends that somebody asks about, and who is to be told."""
+
+    def poke(self) -> None:
+        """Ping now rather than later. Synchronous; a ping under way counts."""
+        self._poked = True
+        if self._nap is not None:
+            self._nap.cancel()
+
+    def look_at_ledger(self) -> None:
+        """Look for the ledger with the next ping."""
+        self._look_at = self._clock()
+        self.poke()
+
+    def terminate(self, pid: int) -> None:
+        """End a backend of ours; lost when the node is down, and then there is no backend either."""
+        self._condemned.append(pid)
+        self.poke()
+
+    def inspect(self, pid: int, tell: Callable[[Doing], None]) -> None:
+        """Ask what a backend of ours does, and tell it; nobody is told when the node is down."""
+        self._asked[pid] = tell
+        self.poke()
+
+    @uninterrupted
+    async def run(self) -> None:
+        """Until cancelled."""
+        failures = 0
+        while True:
+            try:
+                pgconn = await open_pgconn(
+                    self._config,
+                    self._options.connect_timeout,
+                    application_name=self._config.application_name(self._options.application_name),
+                )
+            except ConnectFailed as error:
+                self._owner.dead(str(error), refused=error.refused, silent=False)
+                await self._pause(failures, refused=error.refused)
+                failures += 1
+                continue
+            try:
+                failures = 0 if await self._watch(pgconn) else failures
+            finally:
+                pgconn.finish()
+            await self._pause(failures, refused=False)
+            failures += 1
+
+    async def _pause(self, failures: int, *, refused: bool) -> None:
+        tuning = self._options.tuning
+        wait = delay(failures, random.random(), tuning.reconnect_first, tuning.reconnect_most)
+        await anyio.sleep(REFUSED_EVERY if refused else wait)
+
+    async def _watch(self, pgconn: PGconn) -> bool:
+        """Ping until the connection fails; whether it ever answered."""
+        answered = False
+        try:
+            await self._identify(pgconn)
+            while True:
+                await self._ping(pgconn)
+                answered = True
+                if self._options.ledger == "auto" and self._clock() >= self._look_at:
+                    await self._look_at_ledger(pgconn)
+                if self._condemned:
+                    await self._end_backends(pgconn)
+                if self._asked:
+                    await self._look_at_backends(pgconn)
+                await self._sleep_lightly(pgconn)
+        except PingFailed as error:
+            self._owner.dead(str(error), refused=False, silent=True)
+        except psycopg.Error as error:
+            self._owner.dead(" ".join(str(error).split()), refused=False, silent=False)
+        finally:
+            self._condemned.clear()
+            self._asked.clear()
+        return answered
+
+    async def _sleep_lightly(self, pgconn: PGconn) -> None:
+        interval = self._options.ping_interval
+        if self._owner.in_a_hurry:
+            interval = min(interval, self._options.tuning.probe_no_primary)
+        if self._poked:
+            return
+        with anyio.move_on_after(interval) as self._nap:
+            # Readable while nothing was asked: a notice, or the end. The ping will tell.
+            await anyio.wait_readable(pgconn.socket)
+        self._nap = None
+
+    async def _ping(self, pgconn: PGconn) -> None:
+        self._poked = False
+        started = self._clock()
+        pgconn.send_query(PING)
+        reply = await self._read_reply(pgconn, started + self._options.ping_timeout)
+        in_recovery = reply is not None and reply.get_value(0, 0) == b"t"
+        read_only = pgconn.parameter_status(b"default_transaction_read_only") == b"on"
+        clock = float(reply.get_value(0, 1) or 0) if reply is not None else 0.0
+        role, version = role_of(in_recovery, read_only), pgconn.server_version
+        self._owner.alive(Ping(role, version, started, self._clock(), clock, self._wall()))
+
+    async def _identify(self, pgconn: PGconn) -> None:
+        system: int | None = None
+        pgconn.send_query(SYSTEM)
+        try:
+            # It is not in use yet: whoever has just started may take its time for the first question.
+            reply = await self._read_reply(pgconn, self._clock() + _LOOK_TIMEOUT)
+            system = int(reply.get_value(0, 0) or 0) or None if reply is not None else None
+        except psycopg.Error as error:
+            if pgconn.status != OK:
+                raise
+            logger.warning("%s: the server does not tell who it is: %s", self._config.name, error)
+        self._owner.identified(system)
+        self._look_at = self._clock()
+
+    async def _look_at_ledger(self, pgconn: PGconn) -> None:
+        self._look_at = self._clock() + self._options.tuning.ledger_look
+        pgconn.send_query(_LEDGER)
+        reply = await self._read_reply(pgconn, self._clock() + _LOOK_TIMEOUT)
+        usable = reply is not None and reply.ntuples == 1 and reply.get_value(0, 0) == b"t"
+        self._owner.ledger_seen(usable)
+
+    async def _end_backends(self, pgconn: PGconn) -> None:
+        pids, self._condemned = self._condemned, []
+        ends = b", ".join(b"pg_catalog.pg_terminate_backend(%d)" % pid for pid in pids)
+        pgconn.send_query(b"SELECT " + ends)
+        try:
+            await self._read_reply(pgconn, self._clock() + self._options.ping_timeout)
+        except psycopg.Error as error:
+            if pgconn.status != OK:
+                raise
+            # A role may be denied the function: the lanes are hung up on, then, and the node is well.
+            logger.warning("%s: backends cannot be ended: %s", self._config.name, error)
+
+    async def _look_at_backends(self, pgconn: PGconn) -> None:
+        asked, self._asked = self._asked, {}
+        pids = b", ".join(b"%d" % pid for pid in asked)
+        pgconn.send_query(_ACTIVITY % pids)
+        found: dict[int, Doing] = {}
+        try:
+            # The ping was answered just now: this may take longer, where there are many backends.
+            reply = await self._read_reply(pgconn, self._clock() + _LOOK_TIMEOUT)
+        except psycopg.Error as error:
+            if pgconn.status != OK:
+                raise
+            # The node is well, and tells nothing of its backends.
+            logger.warning("%s: backends cannot be looked at: %s", self._config.name, error)
+        else:
+            rows = range(reply.ntuples) if reply is not None else ()
+            found = {
+                int(reply.get_value(row, 0) or 0): _doing(reply, row) for row in rows if reply is not None
+            }
+        for pid, tell in asked.items():
+            tell(found.get(pid, Doing.UNKNOWN))
+
+    async def _read_reply(self, pgconn: PGconn, deadline: float) -> PGresult | None:
+        reply: PGresult | None = None
+        failure: psycopg.Error | None = None
+        while True:
+            while pgconn.is_busy():
+                late = self._clock() >= deadline
+                if not late:
+                    with anyio.move_on_after(deadline - self._clock()):
+                        await anyio.wait_readable(pgconn.socket)
+                # Also after the timer: where the loop was busy, the answer has long been there.
+                pgconn.consume_input()
+                if late and pgconn.is_busy():
+                    raise PingFailed(f"no answer to a ping in {self._options.ping_timeout:g} s")
+            result = pgconn.get_result()
+            if result is None:
+                if failure is not None:
+                    raise failure
+                return reply
+            if result.status == FATAL_ERROR:
+                failure = error_from_result(result)
+            else:
+                reply = result
+
+
+def _doing(reply: PGresult, row: int) -> Doing:
+    state, event = reply.get_value(row, 1), reply.get_value(row, 2)
+    if state is None:
+        return Doing.UNKNOWN  # another role's: the server does not tell
+    if event == b"SyncRep":
+        return Doing.REPLICATING
+    # A part of a request keeps a backend waiting for the rest; a frame that failed leaves it in a block.
+    return Doing.IDLE if state.startswith(b"idle") or event == b"ClientRead" else Doing.RUNNING

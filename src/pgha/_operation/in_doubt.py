@@ -1,0 +1,96 @@
+"""What may still be learned of a write that failed without proof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, final
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from pgha._core.outcome import Outcome
+from pgha._operation.key import Keyed
+
+
+@final
+class Doubt:
+    """Shared by a caller's error, the lane that may still bring an answer, and who asks the ledger.
+
+    Open until a verdict is known or nobody can bring one any more (``hopeless``).
+    """
+
+    __slots__ = (
+        "__weakref__", "_event", "_pursue", "_told", "asked", "attempts", "guard", "hopeless", "keyed",
+        "node", "started_at", "system", "timer", "verdict",
+    )  # fmt: skip
+
+    def __init__(
+        self, keyed: Keyed | None, system: int | None, node: str | None, attempts: int, started_at: float,
+        guard: float, pursue: Callable[[Doubt], None], told: Callable[[Doubt], None],
+    ) -> None:  # fmt: skip
+        self.keyed = keyed
+        self.system = system
+        """The lineage whose ledger tells."""
+        self.node = node
+        self.attempts = attempts
+        self.started_at = started_at
+        self.guard = guard
+        """No attempt begins after this, by the servers' clocks."""
+        self.timer: Any = None
+        self.verdict: Outcome | None = None
+        self.hopeless = False
+        self.asked = 0
+        """Callers that wait for the verdict."""
+        self._pursue = pursue
+        self._told = told
+        self._event: anyio.Event | None = None
+
+    @property
+    def settleable(self) -> bool:
+        """The ledger can tell."""
+        return self.keyed is not None and self.system is not None
+
+    def evidence(self, outcome: Outcome) -> None:
+        """An answer came after all, or the connection ended without one."""
+        if outcome is not Outcome.IN_DOUBT:
+            self.settled(outcome)
+        elif not self.settleable:
+            self.give_up()
+
+    def settled(self, outcome: Outcome) -> None:
+        """It is known, for good."""
+        if self.verdict is None:
+            self.verdict = outcome
+            self._told(self)
+            self._wake()
+
+    def give_up(self) -> None:
+        """Nobody will know."""
+        self.hopeless = True
+        self._wake()
+
+    @property
+    def pending(self) -> bool:
+        """No verdict yet, and somebody may still bring one."""
+        return self.verdict is None and not self.hopeless
+
+    def _wake(self) -> None:
+        event, self._event = self._event, None
+        if event is not None:
+            event.set()
+
+    async def settle(self, timeout: float | None) -> Outcome:
+        """See `pgha.CommitInDoubt.settle`."""
+        if self.pending:
+            self.asked += 1
+            try:
+                self._pursue(self)
+                with anyio.move_on_after(timeout):
+                    while self.pending:
+                        self._event = self._event or anyio.Event()
+                        await self._event.wait()
+            finally:
+                self.asked -= 1
+        else:
+            await checkpoint()
+        return self.verdict or Outcome.IN_DOUBT

@@ -1,0 +1,155 @@
+"""Keys of writes, and what the ledger is told of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from uuid import UUID
+
+from pgha._core.ledger_rules import TOMBSTONE
+from pgha._core.statement_kind import words
+from pgha._errors import ConfigError
+from pgha._wire.compiler import Statement
+
+TABLE = "pgha.ledger"
+_BINARY = (1, 1, 1, 1)
+_INT8, _BYTEA, _TIMESTAMPTZ, _UUID = 20, 17, 1184, 2950
+_TYPES = (_INT8, _UUID, _BYTEA, _TIMESTAMPTZ)
+_EPOCH_2000 = 946_684_800
+_INSERT = (
+    b"INSERT INTO pgha.ledger (system_identifier, key, fingerprint, deadline) VALUES"
+    b" ($1, $2, $3, CASE WHEN pg_catalog.clock_timestamp() < $4 THEN $4 END)"
+)
+"""The guard stands in the row: where it is too late the deadline is NULL, which the column refuses (23502).
+One statement, so that its lock on the table is held before the clock is read."""
+_DECIDE = (
+    b"INSERT INTO pgha.ledger AS l (system_identifier, key, fingerprint, deadline) VALUES"
+    b" ($1, $2, $3, pg_catalog.clock_timestamp())"
+    b" ON CONFLICT (system_identifier, key) DO UPDATE SET deadline = l.deadline"
+    b" RETURNING pg_catalog.encode(l.fingerprint, 'hex')"
+)
+"""Waits for whoever is inserting the key. It writes also where the row is there: so its commit waits for a
+synchronous standby, and proves that the row has reached it."""
+_INSERTED, _DECIDED = words(_INSERT), words(_DECIDE)
+_pack_long = struct.Struct("!q").pack
+
+
+def new_key() -> UUID:
+    """A key for a write, that nobody else has: a UUID of version 7 (RFC 9562).
+
+    It begins with the time, in milliseconds, so that the ledger's index is filled from one end; 74 bits are
+    random.
+    """
+    number = int.from_bytes(os.urandom(10), "big") | (time.time_ns() // 1_000_000) << 80
+    # The version, 4 bits, and the variant, 2 bits, over what is random there.
+    number = number & ~(0xF << 76) | 7 << 76
+    return UUID(int=number & ~(0x3 << 62) | 2 << 62)
+
+
+_TELL = (
+    b"UPDATE pgha.ledger AS l SET deadline = l.deadline WHERE system_identifier = $1 AND key = $2"
+    b" RETURNING pg_catalog.encode(l.fingerprint, 'hex')"
+)
+"""The same where nothing may be inserted any more."""
+_UNDECIDED = (
+    b"SELECT CASE WHEN pg_catalog.clock_timestamp() < $1 THEN -1 ELSE (SELECT pg_catalog.count(*)"
+    b" FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid"
+    b" WHERE l.locktype = 'relation' AND l.relation = 'pgha.ledger'::pg_catalog.regclass"
+    b" AND l.mode = 'RowExclusiveLock' AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()"
+    b" AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d"
+    b" WHERE d.datname = pg_catalog.current_database())"
+    b" AND (a.xact_start IS NULL OR a.xact_start < $1)) END"
+)
+"""Whether an attempt may still insert its row: 0 says that none can. Until its guard is over one may begin;
+after that, one that has begun holds the table's lock, also while it stands still in front of its insert."""
+_HEAD = frozenset({"SET TRANSACTION", "SET LOCAL", "SET CONSTRAINTS", "LOCK"})
+_OTHER_ROLE = re.compile(rb"\bROLE\b|\bSESSION\b", re.IGNORECASE)
+_READ_ONLY = re.compile(rb"\bREAD\s+ONLY\b", re.IGNORECASE)
+
+
+@dataclass(slots=True)
+class Keyed:
+    """What the ledger is told of an operation; shared by its attempts, never changed."""
+
+    key: UUID
+    fingerprint: bytes
+    auto: bool
+    """The key is pgha's own: where there is no ledger, the write goes without."""
+    behind: int
+    """So many of its statements go before: they must be the first of a transaction, or are to be before its
+    snapshot (a LOCK)."""
+
+    def insert(self, system: int, deadline: float) -> Statement:
+        """``deadline``: seconds since 1970, by the server's clock."""
+        params = (_pack_long(system), self.key.bytes, self.fingerprint, _moment(deadline))
+        return Statement(_INSERT, params, _TYPES, _BINARY, _INSERTED)
+
+    def decide(self, system: int) -> Statement:
+        """Leaves a tombstone where the key is not: it gives the fingerprint that is there afterwards."""
+        params = (_pack_long(system), self.key.bytes, TOMBSTONE)
+        return Statement(_DECIDE, params, _TYPES[:3], _BINARY[:3], _DECIDED)
+
+    def tell(self, system: int) -> Statement:
+        """It gives the fingerprint that is there, or no row."""
+        params = (_pack_long(system), self.key.bytes)
+        return Statement(_TELL, params, _TYPES[:2], _BINARY[:2], _DECIDED)
+
+
+def undecided(deadline: float) -> Statement:
+    """Whether an attempt with that guard may still insert: 0 if not. ``deadline``: see `Keyed.insert`."""
+    return Statement(_UNDECIDED, (_moment(deadline),), (_TIMESTAMPTZ,), (1,), _DECIDED)
+
+
+def _moment(seconds: float) -> bytes:
+    """As a timestamptz, in binary."""
+    return _pack_long(round((seconds - _EPOCH_2000) * 1e6))
+
+
+def checked(key: object) -> UUID:
+    """``key``, if it is one."""
+    if isinstance(key, UUID):
+        return key
+    raise ConfigError(f"a key is a uuid.UUID, such as pgha.new_key() makes, not {key!r}")
+
+
+def may_be_keyed(statements: Sequence[Statement]) -> bool:
+    """A key of ours does not keep them from doing what they do without: they commit nothing by
+    themselves, and do not forbid the ledger's insert."""
+    return not any(
+        one.words.self_committing
+        or (one.words.keyword == "SET TRANSACTION" and _READ_ONLY.search(one.query) is not None)
+        for one in statements
+    )
+
+
+def keyed(key: UUID, statements: Sequence[Statement], *, auto: bool) -> Keyed:
+    """The ledger's part of an operation of these statements."""
+    behind = 0
+    for one in statements:
+        # The right to the ledger is the connection's role's.
+        if one.words.keyword not in _HEAD or _OTHER_ROLE.search(one.query) is not None:
+            break
+        behind += 1
+    return Keyed(key, fingerprint(statements), auto, behind)
+
+
+def fingerprint(statements: Sequence[Statement]) -> bytes:
+    """Of texts and parameters, as they are sent: 16 bytes that another body does not have."""
+    digest = blake2b(digest_size=16)
+    for one in statements:
+        digest.update(b"%d;" % len(one.query) + one.query)
+        formats = one.formats or ()
+        for index, value in enumerate(one.params or ()):
+            if value is None:
+                digest.update(b"-;")
+            else:
+                binary = index < len(formats) and formats[index] == 1
+                digest.update(b"%d%c;" % (len(value), b"tb"[binary]))
+                digest.update(value)
+        digest.update(b".")
+    return digest.digest()

@@ -1,0 +1,190 @@
+"""From the arguments of a call to a `Request`; everything that is wrong with them is said here, at once."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeAlias
+from uuid import UUID
+
+import psycopg
+
+from pgha._core.statement_kind import Kind as WordKind
+from pgha._core.statement_kind import Words, frame_needed, refuse_in_batch
+from pgha._errors import ConfigError, NotOnALane
+from pgha._operation.key import Keyed, checked, keyed, may_be_keyed, new_key
+from pgha._operation.operation import Request
+from pgha._options import Options, seconds, statement_limit
+from pgha._types import Fastest, Nearest, Pin, Sent
+from pgha._wire.compiler import AnyParams, AnyQuery, Compiler, Statement
+from pgha._wire.link import NO_EXTRAS, Extras
+
+
+class Default(enum.Enum):
+    """Stands for "as the cluster was opened"; None means "without"."""
+
+    DEFAULT = "default"
+
+    def __repr__(self) -> str:
+        return "..."
+
+
+DEFAULT: Final = Default.DEFAULT
+Seconds: TypeAlias = float | Default | None
+OnSend: TypeAlias = Callable[[Sent], object]
+BatchItem: TypeAlias = AnyQuery | tuple[AnyQuery, AnyParams | None]
+
+
+class RequestMaker:
+    """Knows the cluster's defaults and its nodes' names."""
+
+    def __init__(self, options: Options, compiler: Compiler, known: Callable[[str], bool]) -> None:
+        self._options = options
+        self._compiler = compiler
+        self._known = known
+        self._auto = options.ledger == "auto"
+
+    def single(
+        self, query: AnyQuery, params: AnyParams | None, *, read: bool, idempotent: bool = False,
+        route: Nearest | Pin | Fastest, timeout: Seconds, statement_timeout: Seconds, row_factory: Any,
+        on_send: OnSend | None, key: UUID | None = None,
+    ) -> Request:  # fmt: skip
+        if type(route) is not Nearest:
+            self._check_route(route, read=read)
+        options = self._options
+        statement = self._compiler.compile(query, params)
+        found = statement.words
+        framed = alone = False
+        if found.kind is not WordKind.PLAIN:
+            if found.kind is WordKind.REFUSED:
+                raise NotOnALane(_refusal(found))
+            framed = found.kind is WordKind.FRAMED
+            alone = True
+        ledger: Keyed | None = None
+        if key is not None or (self._auto and not read):
+            ledger = self._keyed(key, (statement,), read)
+            if ledger is not None and found.self_committing:
+                if not found.in_batch:
+                    raise psycopg.NotSupportedError(
+                        f"{found.keyword} cannot have a key: it commits by itself, the ledger's row with it"
+                    )
+                # In a block, a COMMIT of its own fails (2D000) instead of committing the ledger's row alone.
+                framed = True
+        extras = NO_EXTRAS
+        if framed or statement_timeout is not DEFAULT:
+            extras = _extras(framed, self._limit(statement_timeout), read, (found,))
+        return Request(
+            (statement,),
+            "read" if read else "write",
+            read,
+            False,
+            route,
+            row_factory or options.row_factory,
+            idempotent,
+            alone,
+            found.self_committing,
+            extras,
+            options.timeout if timeout is DEFAULT else self._timeout(timeout),
+            on_send,
+            statement.pace,
+            ledger,
+        )
+
+    def batch(
+        self, items: Sequence[BatchItem], *, idempotent: bool, route: Nearest | Pin, timeout: Seconds,
+        statement_timeout: Seconds, row_factory: Any, on_send: OnSend | None, key: UUID | None = None,
+    ) -> Request:  # fmt: skip
+        self._check_route(route, read=False)
+        given: object = items
+        if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
+            raise ConfigError("execute_batch takes a list of statements, at least one")
+        statements = [self._compile_item(item, index) for index, item in enumerate(items)]
+        framed = frame_needed(one.words for one in statements)
+        return Request(
+            tuple(statements),
+            "write",
+            read=False,
+            batch=True,
+            route=route,
+            row_factory=row_factory or self._options.row_factory,
+            idempotent=idempotent,
+            alone=framed,
+            extras=_extras(framed, self._limit(statement_timeout), False, [s.words for s in statements]),
+            timeout=self._timeout(timeout),
+            on_send=on_send,
+            keyed=self._keyed(key, statements, False) if key is not None or self._auto else None,
+        )
+
+    def _keyed(self, key: UUID | None, statements: Sequence[Statement], read: bool) -> Keyed | None:
+        if key is not None:
+            if read:
+                raise ConfigError("a key is for a write: reads may be run again as often as need be")
+            return keyed(checked(key), statements, auto=False)
+        if not may_be_keyed(statements):
+            return None
+        return keyed(new_key(), statements, auto=True)
+
+    def _compile_item(self, item: BatchItem, index: int) -> Statement:
+        if isinstance(item, (tuple, list)):
+            if len(item) != 2:
+                raise ConfigError(
+                    f"statement {index} of the batch: a query, or a pair of query and parameters"
+                )
+            query, params = item
+        elif item is None:
+            raise ConfigError(f"statement {index} of the batch is None")
+        else:
+            query, params = item, None
+        statement = self._compiler.compile(query, params)
+        refusal = refuse_in_batch(statement.words)
+        if refusal is not None:
+            raise NotOnALane(f"statement {index} of the batch: {refusal}")
+        return statement
+
+    def _check_route(self, route: Nearest | Pin | Fastest, *, read: bool) -> None:
+        if isinstance(route, Pin):
+            if not self._known(route.name):
+                raise ConfigError(f"no node is called {route.name!r}: see Cluster.nodes for the names")
+        elif isinstance(route, Fastest):
+            if not read:
+                raise ConfigError("fastest() is for reads only: a write asked of every node would be doubled")
+        elif not isinstance(route, Nearest):
+            raise ConfigError(f"a route is nearest(), pin(name) or fastest(), not {route!r}")
+
+    def _timeout(self, given: Seconds) -> float | None:
+        if given is DEFAULT:
+            return self._options.timeout
+        return None if given is None else seconds("timeout", given)
+
+    def _limit(self, given: Seconds) -> float | None:
+        """A limit of this operation's own, 0 for none; the cluster's is a setting of the connections."""
+        if given is DEFAULT:
+            return None
+        if given is None:
+            return None if self._options.statement_timeout is None else 0.0
+        return statement_limit(given)
+
+
+def _refusal(found: Words) -> str:
+    return f"{found.keyword} is not possible on a shared connection: {found.hint}"
+
+
+def _extras(framed: bool, limit: float | None, read: bool, found: Sequence[Words]) -> Extras:
+    if limit is None:
+        return Extras(framed=True) if framed else NO_EXTRAS
+    if not framed and any(one.self_committing for one in found):
+        raise psycopg.NotSupportedError(
+            f"{found[0].keyword} cannot have a statement_timeout of its own, since nothing may precede it: "
+            "use timeout=, or the cluster's statement_timeout"
+        )
+    milliseconds = round(limit * 1000)
+    if any(one.keyword == "SET TRANSACTION" for one in found):
+        # Has to come before any query (25001). As a segment's first statement it costs a warning in the
+        # server's log, which set_config does not.
+        prologue = b"SET LOCAL statement_timeout = %d" % milliseconds
+    else:
+        prologue = b"SELECT pg_catalog.set_config('statement_timeout', '%d', true)" % milliseconds
+    # The limit does not cover the commit: what is deferred is brought forward, under the limit
+    # (measured: a deferred trigger ran 1.5 s under a limit of 300 ms, and committed).
+    epilogue = () if read else (b"SET CONSTRAINTS ALL IMMEDIATE",)
+    return Extras(framed=framed, prologue=(prologue,), epilogue=epilogue)

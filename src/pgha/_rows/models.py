@@ -1,0 +1,231 @@
+"""Rows as objects of a class: dataclass, attrs, pydantic, msgspec, or anything called with keywords."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from psycopg import DataError
+
+from pgha._errors import ConfigError
+
+M = TypeVar("M")
+Record = dict[str, Any]
+
+
+def make_models(model: type[M], records: Sequence[Record], columns: Sequence[str]) -> list[M]:
+    """One ``model`` a record. Raises `psycopg.DataError`, which names the row (from 0) and the column."""
+    if not isinstance(model, type):
+        raise ConfigError(f"into() takes a class, not {model!r}")
+    # Of its own: a plain dataclass may inherit one that makes its parents.
+    if "__pydantic_validator__" in vars(model):
+        return _each(model, records, _pydantic_maker(model), _told_by_pydantic)
+    if hasattr(model, "__struct_fields__"):
+        return _each(model, records, _msgspec_maker(model), _told_by_msgspec)
+    fields = _fields(model)
+    if fields is not None:
+        _check_names(model, fields, columns)
+    return _each(model, records, _checked_maker(model, fields or []), _told_by_class)
+
+
+Teller = Callable[[type, Record, Exception], tuple[str | None, str]]
+"""What an error is about: the column, if it can be told, and the reason."""
+
+
+class _Mismatch(Exception):
+    def __init__(self, column: str, reason: str) -> None:
+        super().__init__(reason)
+        self.column = column
+
+
+def _each(model: type[M], records: Sequence[Record], make: Callable[[Record], M], tell: Teller) -> list[M]:
+    made: list[M] = []
+    try:
+        for record in records:
+            made.append(make(record))
+    except Exception as error:
+        # Also of the class's own checks, which may raise anything.
+        column, reason = tell(model, records[len(made)], error)
+        where = f"row {len(made)}" if column is None else f'row {len(made)}, column "{column}"'
+        raise DataError(f"{where} does not fit {model.__name__}: {reason}") from error
+    return made
+
+
+# pydantic and msgspec check and convert by themselves.
+
+
+def _pydantic_maker(model: Any) -> Callable[[Record], Any]:
+    if dataclasses.is_dataclass(model) and isinstance(model, type):
+        # A strict one is validated from its own instances only, but made from anything it accepts.
+        make: Callable[..., Any] = model
+        return lambda record: make(**record)
+    validate: Callable[[Record], Any] = model.__pydantic_validator__.validate_python
+    return validate
+
+
+def _told_by_pydantic(model: type, record: Record, error: Exception) -> tuple[str | None, str]:
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return None, str(error)
+    first = errors(include_url=False)[0]
+    place = [str(part) for part in first["loc"]]
+    deeper = f" (at {'.'.join(place)})" if len(place) > 1 else ""
+    return (place[0] if place else None), first["msg"] + deeper
+
+
+def _msgspec_maker(model: Any) -> Callable[[Record], Any]:
+    import msgspec
+
+    return lambda record: msgspec.convert(record, model)
+
+
+def _told_by_msgspec(model: type, record: Record, error: Exception) -> tuple[str | None, str]:
+    # The last one: the message may quote a value that looks like a place.
+    reason, found, place = str(error).rpartition(" - at `$.")
+    if not found:
+        return None, str(error)
+    place = place.rstrip("`")
+    column = place.split(".")[0].split("[")[0]
+    return column, reason if place == column else f"{reason} (at {place})"
+
+
+# All others: what their annotations say is checked, nothing is converted.
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Field:
+    """Something that the class takes, and what may be given for it (None: anything)."""
+
+    name: str
+    required: bool
+    allowed: tuple[type, ...] | None
+
+
+def _checked_maker(model: Callable[..., M], fields: Sequence[_Field]) -> Callable[[Record], M]:
+    checks = [(one.name, one.allowed) for one in fields if one.allowed is not None]
+
+    def make(record: Record) -> M:
+        for name, allowed in checks:
+            if name in record and not isinstance(record[name], allowed):
+                raise _Mismatch(name, _expected(allowed, record[name]))
+        return model(**record)
+
+    return make
+
+
+def _told_by_class(model: type, record: Record, error: Exception) -> tuple[str | None, str]:
+    if isinstance(error, _Mismatch):
+        return error.column, str(error)
+    for one in error.args:
+        if hasattr(one, "validator") and hasattr(one, "alias"):
+            # attrs' validators hand over a sentence and the attribute that they looked at.
+            return one.alias, str(error.args[0])
+    return _failing_converter(model, record, error), str(error)
+
+
+def _failing_converter(model: type, record: Record, error: Exception) -> str | None:
+    """attrs does not say which one it was."""
+    for one in getattr(model, "__attrs_attrs__", ()):
+        if callable(one.converter) and one.alias in record:
+            try:
+                one.converter(record[one.alias])
+            except type(error):
+                return str(one.alias)
+    return None
+
+
+def _check_names(model: type, fields: Sequence[_Field], columns: Sequence[str]) -> None:
+    """The same for each row: told before the first, and for no rows at all."""
+    names = {one.name for one in fields}
+    for column in columns:
+        if column not in names:
+            raise DataError(f'column "{column}" has no field in {model.__name__}: it has {sorted(names)}')
+    for one in fields:
+        if one.required and one.name not in columns:
+            raise DataError(f"{model.__name__}.{one.name} has no column: the result has {list(columns)}")
+
+
+def _expected(allowed: tuple[type, ...], value: object) -> str:
+    words = " or ".join("None" if one is types.NoneType else one.__name__ for one in allowed)
+    return f"expected {words}, got {'NULL' if value is None else type(value).__name__}"
+
+
+def _fields(model: type) -> list[_Field] | None:
+    """What the class takes; None when it takes anything, or does not say."""
+    hints = dict(_hints(model))
+    if typing.is_typeddict(model):
+        required: frozenset[str] = getattr(model, "__required_keys__", frozenset())
+        return [_Field(name, name in required, _allowed(hint)) for name, hint in hints.items()]
+    try:
+        # pydantic leaves a signature on its dataclasses, which plain ones made of them inherit.
+        source = _init(model) if dataclasses.is_dataclass(model) else model
+        parameters = [one for one in inspect.signature(source).parameters.values() if one.name != "self"]
+    except (TypeError, ValueError):
+        return None
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        return None
+    # attrs: another name in ``__init__``, and a converter takes more than the annotation says.
+    attributes = getattr(model, "__attrs_attrs__", ())
+    names = {one.alias: one.name for one in attributes}
+    converted = {one.alias for one in attributes if one.converter is not None}
+    return [
+        _Field(
+            one.name,
+            one.default is one.empty,
+            None if one.name in converted else _allowed(hints.get(names.get(one.name, one.name), Any)),
+        )
+        for one in parameters
+        if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
+    ]
+
+
+def _init(model: Any) -> Any:
+    return model.__init__
+
+
+def _hints(model: type) -> Iterator[tuple[str, Any]]:
+    """Annotations of the class and of its ``__init__``, as far as each can be evaluated."""
+    init = _init(model)
+    sources = [(getattr(init, "__annotations__", {}), getattr(init, "__globals__", {}))]
+    for one in reversed(model.__mro__):
+        sources.append((vars(one).get("__annotations__", {}), vars(sys.modules.get(one.__module__, typing))))
+    for found, names in sources:
+        for name, annotation in found.items():
+            holder = types.SimpleNamespace(__annotations__={name: annotation})
+            try:
+                # Last the module's names: a field may be called as its type (``date: date | None = None``).
+                known = {**vars(model), **vars(builtins), **names}
+                yield name, typing.get_type_hints(holder, known, {})[name]
+            except Exception:  # noqa: BLE001 - seen by a type checker alone: then it cannot be checked here
+                yield name, Any
+
+
+def _allowed(hint: Any) -> tuple[type, ...] | None:
+    """The classes that a hint allows, as far as it can be told by looking at one value."""
+    if isinstance(hint, typing.NewType):
+        return _allowed(hint.__supertype__)
+    if isinstance(hint, dataclasses.InitVar):
+        return _allowed(hint.type)
+    if typing.is_typeddict(hint):
+        return (dict,)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return tuple({type(one) for one in arguments})
+    if origin in (typing.Annotated, typing.Required, typing.NotRequired):
+        return _allowed(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        parts = [_allowed(one) for one in arguments]
+        if any(part is None for part in parts):
+            return None
+        return tuple(one for part in parts if part for one in part)
+    found = hint if origin is None else origin
+    if not isinstance(found, type) or found is Any or getattr(found, "_is_protocol", False):
+        return None
+    # As type checkers have it (PEP 484).
+    return (float, int) if found is float else (found,)

@@ -1,0 +1,91 @@
+"""From libpq's results to Python rows, by psycopg's loaders and row factories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from psycopg._column import Column
+from psycopg.adapt import AdaptersMap, Transformer
+from psycopg.pq import ExecStatus
+from psycopg.pq.abc import PGconn, PGresult
+from psycopg.rows import scalar_row, tuple_row
+
+from pgha._core.statements import Entry
+from pgha._rows.columns import NO_COLUMNS, Columns, Raw
+from pgha._rows.result import Result
+
+FEW = 16
+"""Values that are copied out of libpq's result, so that it can go."""
+_TUPLES_OK = ExecStatus.TUPLES_OK
+
+
+class CursorView:
+    """What psycopg's row factories look at in a cursor."""
+
+    def __init__(self, pgresult: PGresult, connection: psycopg.AsyncConnection[Any]) -> None:
+        self.pgresult = pgresult
+        self.connection = connection
+        self.adapters = connection.adapters
+        self._encoding = "utf-8"
+
+    @property
+    def description(self) -> list[Column] | None:
+        if self.pgresult.status != _TUPLES_OK:
+            return None
+        return [Column(self, index) for index in range(self.pgresult.nfields)]  # type: ignore[arg-type]
+
+
+class Loader:
+    """Loads what one connection answered: its settings (DateStyle, TimeZone) tell how to read values."""
+
+    def __init__(self, pgconn: PGconn, adapters: AdaptersMap) -> None:
+        handler = pgconn.notice_handler
+        self.connection = psycopg.AsyncConnection[Any](pgconn)
+        pgconn.notice_handler = handler
+        self.adapters = adapters
+        self._transformer = Transformer(self)
+
+    def load(
+        self, pgresult: PGresult, entry: Entry | None, row_factory: Callable[[Any], Any], node: str,
+        attempts: int, latency: float,
+    ) -> Result[Any]:  # fmt: skip
+        """The `Result`; raises what a loader or the row factory raises. ``entry``: of the prepared statement
+        that was reused."""
+        if pgresult.status != _TUPLES_OK:
+            count = pgresult.command_tuples
+            command = pgresult.command_status or b""
+            touched = -1 if count is None else count
+            return Result((), NO_COLUMNS, touched, command, node, attempts, latency)
+        # Those of a prepared statement never change: the server refuses it then (0A000).
+        columns = None if entry is None else entry.columns
+        if columns is None:
+            columns = self._columns(pgresult, entry)
+        rows = self._rows(pgresult, row_factory)
+        raw: Raw = pgresult
+        count, width = len(rows), len(columns.names)
+        if count * width <= FEW:
+            value = pgresult.get_value
+            raw = [value(row, column) for row in range(count) for column in range(width)]
+        command = pgresult.command_status or b""
+        scalar = row_factory is scalar_row
+        return Result(rows, columns, count, command, node, attempts, latency, raw, scalar)
+
+    def _columns(self, pgresult: PGresult, entry: Entry | None) -> Columns:
+        fname, ftype, indexes = pgresult.fname, pgresult.ftype, range(pgresult.nfields)
+        names = tuple([(fname(i) or b"").decode("utf-8", "replace") for i in indexes])
+        columns = Columns(names, tuple([ftype(i) for i in indexes]), self.adapters.types)
+        if entry is not None:
+            entry.columns = columns
+        return columns
+
+    def _rows(self, pgresult: PGresult, row_factory: Callable[[Any], Any]) -> list[Any]:
+        make = tuple if row_factory is tuple_row else row_factory(CursorView(pgresult, self.connection))
+        transformer = self._transformer
+        transformer.set_pgresult(pgresult)
+        try:
+            return transformer.load_rows(0, pgresult.ntuples, make)
+        finally:
+            # Or the last result of each lane would stay in memory.
+            transformer.set_pgresult(None)
