@@ -13,7 +13,8 @@ import anyio
 import pytest
 
 import pgha
-from pgha.chaos import ChaosError, Node, _leftovers, require_engine
+from pgha.chaos import ChaosError, Node, require_engine
+from pgha.chaos._verify import leftovers
 
 PATIENCE = 10.0
 """Seconds until a test gives up; never what is measured."""
@@ -83,12 +84,12 @@ async def stopped(node: Node, text: str) -> None:
 
 def tasks() -> set[Any]:
     """Every task of the loop that runs this."""
-    return _leftovers.tasks()
+    return leftovers.tasks()
 
 
 def sockets(*nodes: Node) -> int:
     """Connections of this process to the nodes."""
-    return len(_leftovers.sockets(node.port for node in nodes))
+    return len(leftovers.sockets(node.port for node in nodes))
 
 
 @asynccontextmanager
@@ -98,13 +99,13 @@ async def nothing_left(*nodes: Node) -> AsyncGenerator[str]:
     Tasks and sockets must be gone at once, backends within a deadline (they end when they notice).
     """
     application = unique("app")
-    async with _leftovers.nothing_left(*nodes, application_name=application, timeout=PATIENCE) as left:
+    async with leftovers.nothing_left(*nodes, application_name=application, timeout=PATIENCE) as left:
         yield application
     assert left == []
 
 
 async def no_backends(node: Node, application: str) -> None:
-    assert await _leftovers.backends_left(node, application, PATIENCE) == []
+    assert await leftovers.backends_left(node, application, PATIENCE) == []
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ import pytest
 from _raw import ENTER, SKIPPED, SYNC, ask, gate, gone, raw_server, waiting, wire
 
 from pgha.chaos import LocalNode
-from pgha.chaos._account import run_tool, server_account
+from pgha.chaos._servers.account import run_tool, server_account
 
 SCHEMA = """
     CREATE TABLE ledger (

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgha.chaos._acts import NODE_ACTS, WIRE_ACTS
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._faults import ALL_FAULTS, NODE_FAULTS, TRAITS, WIRE_FAULTS, FaultKind
-from pgha.chaos._schedule import Schedule, Step
+from pgha.chaos._faults.acts import NODE_ACTS, WIRE_ACTS
+from pgha.chaos._faults.kinds import ALL_FAULTS, NODE_FAULTS, TRAITS, WIRE_FAULTS, FaultKind
+from pgha.chaos._faults.schedule import Schedule, Step
 from pgha.chaos._workload import Workload
 
 any_steps = st.builds(

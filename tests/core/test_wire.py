@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgha.chaos import ChaosError
-from pgha.chaos._wire import CLEAN, Cut, Ending, Line, Wire
+from pgha.chaos._proxy.direction import CLEAN, Cut, Ending, Line, Wire
 
 seconds = st.floats(min_value=0, max_value=3)
 wires = st.builds(

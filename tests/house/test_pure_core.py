@@ -234,7 +234,7 @@ def _is_wide(caught: ast.expr | None) -> bool:
 
 
 CORE, WIRE, NODE = "pgha._core.health", "pgha._wire.link", "pgha._node.node"
-CLI, CHAOS = "pgha.cli.demo", "pgha.chaos._server"
+CLI, CHAOS = "pgha.cli.demo", "pgha.chaos._servers.server"
 SWALLOW = "try:\n    f()\nexcept {}:\n    {}\n"
 
 BAD: list[tuple[Rule, str, str]] = [
@@ -323,7 +323,7 @@ GOOD: list[tuple[Rule, str, str]] = [
     (no_loop_by_name, NODE, "import anyio\nfrom ._trio import x"),
     (only_the_command_uses_the_fault_kit, CLI, "from pgha import chaos"),
     (only_the_command_uses_the_fault_kit, CHAOS, "from ._ports import free_port"),
-    (the_fault_kit_stands_alone, CHAOS, "from ._ports import free_port\nimport pgha.chaos._ports"),
+    (the_fault_kit_stands_alone, CHAOS, "from ._ports import free_port\nimport pgha.chaos._servers.ports"),
     (the_fault_kit_stands_alone, CLI, "from pgha import Node"),
     (no_handler_hides_a_cancellation, NODE, SWALLOW.format("OSError", "pass")),
     (no_handler_hides_a_cancellation, NODE, SWALLOW.format("BaseException", "raise")),

@@ -50,7 +50,7 @@ NOWHERE = "127.0.0.1:1/nothing:1"
 @pytest.fixture(scope="module")
 def engine() -> Iterator[DockerClient]:
     demand_engine()
-    from pgha.chaos._engine import connected
+    from pgha.chaos._containers.engine import connected
 
     with connected() as client:
         yield client

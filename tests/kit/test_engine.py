@@ -22,7 +22,6 @@ from _support import demand_engine
 
 from pgha.chaos import (
     ChaosError,
-    _warden,
     build_image,
     engine_available,
     find_image,
@@ -30,10 +29,11 @@ from pgha.chaos import (
     require_engine,
     standalone,
 )
-from pgha.chaos._container import ContainerRunner
-from pgha.chaos._image import main
-from pgha.chaos._runner import Place
-from pgha.chaos._tar import pack
+from pgha.chaos._containers.container import ContainerRunner
+from pgha.chaos._containers.image import main
+from pgha.chaos._containers.tar import pack
+from pgha.chaos._servers import warden
+from pgha.chaos._servers.runner import Place
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -46,7 +46,7 @@ NOWHERE = "127.0.0.1:1/nothing:1"
 @pytest.fixture(scope="module")
 def engine() -> Iterator[DockerClient]:
     demand_engine()
-    from pgha.chaos._engine import connected
+    from pgha.chaos._containers.engine import connected
 
     with connected() as client:
         yield client
@@ -135,7 +135,7 @@ def test_an_engine_that_may_not_be_used(monkeypatch: pytest.MonkeyPatch) -> None
         pass
 
     monkeypatch.setattr(Forbidden, "connect", connect)
-    monkeypatch.setattr("pgha.chaos._engine.socket.socket", Forbidden)
+    monkeypatch.setattr("pgha.chaos._containers.engine.socket.socket", Forbidden)
     refused(monkeypatch, r"no permission to use the container engine at .*: join the group which owns it")
 
 
@@ -183,29 +183,29 @@ def test_a_container_on_its_way_is_waited_for(tmp_path: Path) -> None:
         return next(answers)
 
     with fake_engine(tmp_path / "engine.sock", answer):
-        _warden.note_container(tmp_path, tmp_path / "engine.sock", "n1", made=False)
-        _warden.remove_container(tmp_path)
+        warden.note_container(tmp_path, tmp_path / "engine.sock", "n1", made=False)
+        warden.remove_container(tmp_path)
     assert asked == [("DELETE", "/containers/n1?force=1&v=1")] * 4
-    assert not (tmp_path / _warden.NOTE).exists()
+    assert not (tmp_path / warden.NOTE).exists()
 
 
 def test_a_container_that_was_made_and_is_gone(tmp_path: Path) -> None:
     with fake_engine(tmp_path / "engine.sock", lambda method, path: (404, {})):
-        _warden.note_container(tmp_path, tmp_path / "engine.sock", "n1", made=True)
+        warden.note_container(tmp_path, tmp_path / "engine.sock", "n1", made=True)
         began = time.monotonic()
-        _warden.remove_container(tmp_path)
-        assert time.monotonic() - began < _warden._MAKING
-    _warden.remove_container(tmp_path)  # nothing is noted any more
+        warden.remove_container(tmp_path)
+        assert time.monotonic() - began < warden._MAKING
+    warden.remove_container(tmp_path)  # nothing is noted any more
 
 
 def test_an_engine_that_does_not_remove(tmp_path: Path) -> None:
     with fake_engine(tmp_path / "engine.sock", lambda method, path: (500, {"message": "busy"})):
-        _warden.note_container(tmp_path, tmp_path / "engine.sock", "n1", made=True)
-        with pytest.raises(_warden.Stubborn, match=r"container n1 was not removed within 0.1 s: .*busy"):
-            _warden.remove_container(tmp_path, timeout=0.1)
+        warden.note_container(tmp_path, tmp_path / "engine.sock", "n1", made=True)
+        with pytest.raises(warden.Stubborn, match=r"container n1 was not removed within 0.1 s: .*busy"):
+            warden.remove_container(tmp_path, timeout=0.1)
     with pytest.raises(OSError, match=r"engine at .*engine.sock does not answer"):
-        _warden.remove_container(tmp_path)
-    assert (tmp_path / _warden.NOTE).exists()
+        warden.remove_container(tmp_path)
+    assert (tmp_path / warden.NOTE).exists()
 
 
 # --- images -------------------------------------------------------------------------------------------

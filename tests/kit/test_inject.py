@@ -19,12 +19,12 @@ import sniffio
 from _support import PATIENCE, eventually, started
 
 from pgha.chaos import ChaosError, Done, FaultKind, Injector, Nodes, Schedule, Step, standalone
-from pgha.chaos._acts import Line
-from pgha.chaos._faults import NODE_FAULTS, TRAITS, WIRE_FAULTS
-from pgha.chaos._protocol import Node
-from pgha.chaos._proxy_group import proxied
-from pgha.chaos._sql import execute
-from pgha.chaos._wire import Wire
+from pgha.chaos._faults.acts import Line
+from pgha.chaos._faults.kinds import NODE_FAULTS, TRAITS, WIRE_FAULTS
+from pgha.chaos._proxy.direction import Wire
+from pgha.chaos._proxy.group import proxied
+from pgha.chaos._servers.protocol import Node
+from pgha.chaos._servers.sql import execute
 
 pytestmark = pytest.mark.anyio
 NEEDS_A_CLIENT = ("kill_backend", "terminate", "freeze_backend")

@@ -13,9 +13,9 @@ from anyio.lowlevel import checkpoint
 
 import pgha
 from pgha.chaos import Node, standalone
-from pgha.chaos._leftovers import backends_left, nothing_left, sockets, tasks
-from pgha.chaos._proxy import Proxy
-from pgha.chaos._wire import Wire
+from pgha.chaos._proxy.direction import Wire
+from pgha.chaos._proxy.proxy import Proxy
+from pgha.chaos._verify.leftovers import backends_left, nothing_left, sockets, tasks
 
 pytestmark = pytest.mark.anyio
 

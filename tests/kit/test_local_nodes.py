@@ -25,17 +25,8 @@ import psycopg
 import pytest
 import trustme
 
-from pgha.chaos import (
-    ChaosError,
-    LocalNode,
-    Masters,
-    Node,
-    StopMode,
-    _binaries,
-    find_installation,
-    masters,
-    standalone,
-)
+from pgha.chaos import ChaosError, LocalNode, Masters, Node, StopMode, find_installation, masters, standalone
+from pgha.chaos._servers import binaries
 
 pytestmark = pytest.mark.anyio
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
@@ -586,7 +577,7 @@ def test_missing_binaries_are_one_clear_line(monkeypatch: pytest.MonkeyPatch, tm
     with pytest.raises(ChaosError, match=r"^PGHA_BINDIR=.* holds no PostgreSQL .*: correct or unset it$"):
         find_installation()
     monkeypatch.delenv("PGHA_BINDIR")
-    monkeypatch.setattr("pgha.chaos._binaries.find_spec", lambda name: None)
+    monkeypatch.setattr("pgha.chaos._servers.binaries.find_spec", lambda name: None)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ChaosError, match=r"^no PostgreSQL found: install .*$"):
         find_installation()
@@ -607,7 +598,7 @@ def test_the_terminals_ctrl_c_does_not_reach_who_is_asked_for_its_version(tmp_pa
         'echo "postgres (PostgreSQL) 16.$session"\n'
     )
     program.chmod(0o755)
-    assert _binaries._examine(tmp_path).release not in (f"16.{os.getsid(0)}", "16.")
+    assert binaries._examine(tmp_path).release not in (f"16.{os.getsid(0)}", "16.")
 
 
 @needs_root

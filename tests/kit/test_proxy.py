@@ -17,7 +17,7 @@ import pytest
 from _support import PATIENCE, eventually, tasks, within
 
 from pgha.chaos import ChaosError, Cut, CutHow, Direction, Proxy, Wire
-from pgha.chaos import _relay as relay
+from pgha.chaos._proxy import relay as relay
 
 pytestmark = pytest.mark.anyio
 

@@ -24,7 +24,7 @@ import trustme
 from _support import demand_engine, eventually, within
 
 from pgha.chaos import ChaosError, Node
-from pgha.chaos._replicas import Replicas, replicas
+from pgha.chaos._topologies.replicas import Replicas, replicas
 
 pytestmark = pytest.mark.anyio
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
@@ -647,7 +647,7 @@ async def test_a_cancelled_base_backup_of_a_frozen_primary() -> None:
 
 PROGRAM = """
 import anyio, sys
-from pgha.chaos._replicas import replicas
+from pgha.chaos._topologies.replicas import replicas
 
 def progress(node, step):
     print(node, step, flush=True)

@@ -13,7 +13,7 @@ from anyio import to_thread
 
 from pgha import chaos
 from pgha._trials.trial import Setup
-from pgha.chaos._account import ask
+from pgha.chaos._servers.account import ask
 
 
 def missing(setup: Setup) -> str:

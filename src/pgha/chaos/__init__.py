@@ -8,23 +8,23 @@ It runs on trio and asyncio, needs Linux, and finds PostgreSQL by itself (`pip i
 along). Nodes live in folders below TMPDIR; with TMPDIR=/dev/shm, memory permitting, they start twice as fast.
 """
 
-from pgha.chaos._binaries import Installation, find_installation
-from pgha.chaos._container import ContainerNode
-from pgha.chaos._engine import engine_available, require_engine
+from pgha.chaos._containers.container import ContainerNode
+from pgha.chaos._containers.engine import engine_available, require_engine
+from pgha.chaos._containers.image import build_image, find_image
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._faults import ALL_FAULTS, NODE_FAULTS, WIRE_FAULTS, FaultKind
-from pgha.chaos._image import build_image, find_image
-from pgha.chaos._inject import Injector
-from pgha.chaos._leftovers import nothing_left
-from pgha.chaos._masters import Masters, masters
-from pgha.chaos._node import LocalNode
-from pgha.chaos._nodes import Nodes, standalone
-from pgha.chaos._protocol import Node, NodeKind, StopMode
-from pgha.chaos._proxy import ConnectionStatus, Proxy
-from pgha.chaos._proxy_group import Proxies, proxied
-from pgha.chaos._replicas import Replicas, replicas
-from pgha.chaos._schedule import Done, Schedule, Step
-from pgha.chaos._wire import Cut, CutHow, Direction, Wire
+from pgha.chaos._faults.injector import Injector
+from pgha.chaos._faults.kinds import ALL_FAULTS, NODE_FAULTS, WIRE_FAULTS, FaultKind
+from pgha.chaos._faults.schedule import Done, Schedule, Step
+from pgha.chaos._proxy.direction import Cut, CutHow, Direction, Wire
+from pgha.chaos._proxy.group import Proxies, proxied
+from pgha.chaos._proxy.proxy import ConnectionStatus, Proxy
+from pgha.chaos._servers.binaries import Installation, find_installation
+from pgha.chaos._servers.node import LocalNode
+from pgha.chaos._servers.protocol import Node, NodeKind, StopMode
+from pgha.chaos._topologies.masters import Masters, masters
+from pgha.chaos._topologies.nodes import Nodes, standalone
+from pgha.chaos._topologies.replicas import Replicas, replicas
+from pgha.chaos._verify.leftovers import nothing_left
 from pgha.chaos._workload import Workload
 
 __all__ = [

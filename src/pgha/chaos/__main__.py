@@ -2,7 +2,7 @@
 
 import sys
 
-from pgha.chaos._image import main
+from pgha.chaos._containers.image import main
 
 if __name__ == "__main__":
     sys.exit(main())

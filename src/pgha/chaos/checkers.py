@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from typing import TypeAlias
 
-from pgha.chaos._evidence import (
+from pgha.chaos._verify.evidence import (
     ALWAYS,
     Evidence,
     Promise,

@@ -16,7 +16,7 @@ from rich.console import Console
 
 import pgha
 from pgha import chaos
-from pgha.chaos._nodes import Progress, unheard
+from pgha.chaos._topologies.nodes import Progress, unheard
 from pgha.cli._check import judge
 from pgha.cli._faults import Saboteur, plan
 from pgha.cli._keys import keyboard

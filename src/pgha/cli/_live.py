@@ -21,7 +21,7 @@ from rich.text import Text
 
 import pgha
 from pgha.chaos import Masters
-from pgha.chaos._nodes import Step
+from pgha.chaos._topologies.nodes import Step
 from pgha.cli import _keys
 from pgha.cli._board import Board, rows
 from pgha.cli._draw import frame

@@ -13,7 +13,7 @@ from typing import Protocol, final
 
 import pgha
 from pgha.chaos import Masters
-from pgha.chaos._nodes import Step
+from pgha.chaos._topologies.nodes import Step
 from pgha.cli._faults import Fault, Saboteur
 from pgha.cli._output import write
 from pgha.cli._summary import Summary

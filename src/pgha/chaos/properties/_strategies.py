@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._faults import ALL_FAULTS, TRAITS, FaultKind
-from pgha.chaos._schedule import Schedule, Step
+from pgha.chaos._faults.kinds import ALL_FAULTS, TRAITS, FaultKind
+from pgha.chaos._faults.schedule import Schedule, Step
 from pgha.chaos._workload import Workload
 
 _SHORTEST_HOLD = 0.05

@@ -11,11 +11,11 @@ import anyio
 import anyio.lowlevel
 from psycopg.conninfo import make_conninfo
 
-from pgha.chaos import _proxy_sockets as sockets
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._ports import Port
-from pgha.chaos._relay import Link, Terms
-from pgha.chaos._wire import CLEAN, DIRECTIONS, Cut, Direction, Wire, known
+from pgha.chaos._proxy import sockets as sockets
+from pgha.chaos._proxy.direction import CLEAN, DIRECTIONS, Cut, Direction, Wire, known
+from pgha.chaos._proxy.relay import Link, Terms
+from pgha.chaos._servers.ports import Port
 
 _AGAIN = 0.01
 

@@ -15,10 +15,10 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pgha.chaos._binaries import Installation, find_installation
-from pgha.chaos._engine import connected, translated
+from pgha.chaos._containers.engine import connected, translated
+from pgha.chaos._containers.tar import pack
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._tar import pack
+from pgha.chaos._servers.binaries import Installation, find_installation
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -15,12 +15,13 @@ import anyio.to_thread
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import TupleRow
 
-from pgha.chaos import _probe, _sql, _warden
-from pgha.chaos._config import NodeOptions
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._protocol import NodeKind, StopMode
-from pgha.chaos._runner import LocalRunner, Place, Runner
-from pgha.chaos._server import PortTaken, Server
+from pgha.chaos._servers import probe, warden
+from pgha.chaos._servers import sql as _sql
+from pgha.chaos._servers.config import NodeOptions
+from pgha.chaos._servers.protocol import NodeKind, StopMode
+from pgha.chaos._servers.runner import LocalRunner, Place, Runner
+from pgha.chaos._servers.server import PortTaken, Server
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -198,20 +199,20 @@ class ServerNode:
         PostgreSQL then ends all other connections too and recovers; `wait_ready` waits for that.
         """
         process = await blocking(self._server.backend, pid)
-        _warden.send(process, signal.SIGKILL)
+        warden.send(process, signal.SIGKILL)
         gone = (None, "Z") if self.frozen else (None,)
-        await self._until(lambda: _warden.state(process) in gone, 10.0, f"reap {pid}")
+        await self._until(lambda: warden.state(process) in gone, 10.0, f"reap {pid}")
 
     async def freeze_backend(self, pid: int) -> None:
         """SIGSTOP one process of the server (of pg_stat_activity) and wait until it stands."""
         process = await blocking(self._server.backend, pid)
-        _warden.send(process, signal.SIGSTOP)
-        await self._until(lambda: _warden.state(process) in ("T", "Z", None), 10.0, f"stop {pid}")
+        warden.send(process, signal.SIGSTOP)
+        await self._until(lambda: warden.state(process) in ("T", "Z", None), 10.0, f"stop {pid}")
 
     async def thaw_backend(self, pid: int) -> None:
         """SIGCONT one process of the server (of pg_stat_activity)."""
         process = await blocking(self._server.backend, pid)
-        _warden.send(process, signal.SIGCONT)
+        warden.send(process, signal.SIGCONT)
 
     async def wait_ready(self, timeout: float = 30.0) -> None:
         """Wait until the server accepts a new connection; `ChaosError` when it is down or after `timeout`
@@ -219,7 +220,7 @@ class ServerNode:
         """
         with anyio.move_on_after(timeout):
             await self._until(self._server.look, timeout, "start")
-            while not await _probe.accepts(self.port):
+            while not await probe.accepts(self.port):
                 self._server.look()  # raises if it died meanwhile
                 await anyio.sleep(_POLL)
             return

@@ -10,13 +10,13 @@ from typing import Literal, get_args
 
 import anyio
 
-from pgha.chaos import _replica_data as data
-from pgha.chaos import _replica_state as state
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._node import ServerNode, blocking
-from pgha.chaos._nodes import Files, Progress, in_parallel, make_nodes, unheard, until_nothing
-from pgha.chaos._protocol import Node, NodeKind
-from pgha.chaos._replica_steps import TIMEOUT, Rejoined, Topology
+from pgha.chaos._servers.node import ServerNode, blocking
+from pgha.chaos._servers.protocol import Node, NodeKind
+from pgha.chaos._topologies import replica_data as data
+from pgha.chaos._topologies import replica_state as state
+from pgha.chaos._topologies.nodes import Files, Progress, in_parallel, make_nodes, unheard, until_nothing
+from pgha.chaos._topologies.replica_steps import TIMEOUT, Rejoined, Topology
 
 _LETS_IN = re.compile(r"\s*host[^#]*\breplication\b")
 # What the topology writes itself, or would not work without.

@@ -7,10 +7,10 @@ import secrets
 import struct
 from pathlib import Path
 
-from pgha.chaos._account import run_tool, server_account
-from pgha.chaos._binaries import Installation
-from pgha.chaos._cache import cached
 from pgha.chaos._errors import ChaosError
+from pgha.chaos._servers.account import run_tool, server_account
+from pgha.chaos._servers.binaries import Installation
+from pgha.chaos._servers.cache import cached
 
 # Trust is not what nodes end up with if hba lines or a password are given: those are written after copying.
 _INITDB = (

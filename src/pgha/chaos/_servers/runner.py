@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
 
-from pgha.chaos import _warden
-from pgha.chaos._account import environment, server_account
-from pgha.chaos._binaries import Installation
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._protocol import NodeKind
+from pgha.chaos._servers import warden
+from pgha.chaos._servers.account import environment, server_account
+from pgha.chaos._servers.binaries import Installation
+from pgha.chaos._servers.protocol import NodeKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,24 +111,24 @@ class LocalRunner:
 
     def signal(self, sig: signal.Signals) -> None:
         if (pid := self.pid) is not None:
-            _warden.send(pid, sig)
+            warden.send(pid, sig)
 
     def kill(self) -> None:
-        _warden.kill_all(self._place.folder, reap=lambda: self.pid)
+        warden.kill_all(self._place.folder, reap=lambda: self.pid)
         if self._process is not None:
             self._process.wait()
 
     def freeze(self) -> None:
-        _warden.freeze_all(self._place.folder)
+        warden.freeze_all(self._place.folder)
 
     def thaw(self) -> None:
-        _warden.thaw_all(self._place.folder)
+        warden.thaw_all(self._place.folder)
 
     def backend(self, pid: int) -> int:
-        if pid == self.pid or pid not in _warden.processes(self._place.folder):
+        if pid == self.pid or pid not in warden.processes(self._place.folder):
             raise ChaosError(f"{pid} is no backend of {self._place.name}")
         return pid
 
     def clear(self) -> None:
         self.kill()
-        _warden.clear(self._place.folder)
+        warden.clear(self._place.folder)

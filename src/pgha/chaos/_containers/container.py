@@ -9,16 +9,16 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from pgha.chaos import _warden
-from pgha.chaos._account import server_account
-from pgha.chaos._binaries import Installation
-from pgha.chaos._config import NodeOptions
-from pgha.chaos._engine import accepting, connect, engine_socket, translated
+from pgha.chaos._containers.engine import accepting, connect, engine_socket, translated
+from pgha.chaos._containers.image import choose
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._image import choose
-from pgha.chaos._node import ServerNode
-from pgha.chaos._protocol import NodeKind
-from pgha.chaos._runner import Place
+from pgha.chaos._servers import warden
+from pgha.chaos._servers.account import server_account
+from pgha.chaos._servers.binaries import Installation
+from pgha.chaos._servers.config import NodeOptions
+from pgha.chaos._servers.node import ServerNode
+from pgha.chaos._servers.protocol import NodeKind
+from pgha.chaos._servers.runner import Place
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -56,7 +56,7 @@ class ContainerRunner:
 
     @property
     def pid(self) -> int | None:
-        if (process := self._process) is None or _warden.started(process[0]) != process[1]:
+        if (process := self._process) is None or warden.started(process[0]) != process[1]:
             return None
         return process[0]
 
@@ -67,7 +67,7 @@ class ContainerRunner:
 
     def launch(self, port: int) -> None:
         if self._container is not None and self._container_port != port:
-            _warden.remove_container(self._place.folder)
+            warden.remove_container(self._place.folder)
             self._container = None
         if self._container is None:
             self._container = self._make(port)
@@ -80,14 +80,14 @@ class ContainerRunner:
         from docker.errors import APIError
 
         folder = self._place.folder
-        _warden.note_container(folder, self._socket, folder.name, made=False)
+        warden.note_container(folder, self._socket, folder.name, made=False)
         with translated(f"make a container of the image {self._image} for {self._place.name}"):
             try:
                 container = self._create(port)
             except APIError:
-                (folder / _warden.NOTE).unlink()  # it was refused; after other errors it may be there
+                (folder / warden.NOTE).unlink()  # it was refused; after other errors it may be there
                 raise
-        _warden.note_container(folder, self._socket, folder.name, made=True)
+        warden.note_container(folder, self._socket, folder.name, made=True)
         return container
 
     def _create(self, port: int) -> Container:
@@ -118,7 +118,7 @@ class ContainerRunner:
         container.reload()
         if not (pid := container.attrs["State"]["Pid"]):
             return None
-        began = _warden.started(pid)
+        began = warden.started(pid)
         try:
             ours = str(container.id) in Path(f"/proc/{pid}/cgroup").read_text()
         except (FileNotFoundError, ProcessLookupError):
@@ -142,7 +142,7 @@ class ContainerRunner:
     def kill(self) -> None:
         if self._container is not None and not self._end(self._container):
             self._container = None  # somebody removed it: the next start makes another
-        _warden.kill_all(self._place.folder)
+        warden.kill_all(self._place.folder)
 
     def _end(self, container: Container) -> bool:
         """Kill the container, and wait until the engine knows of its end; False if there is none any more."""
@@ -169,7 +169,7 @@ class ContainerRunner:
             with translated(f"unpause {self._place.name}"):
                 assert self._container is not None
                 self._container.unpause()
-        _warden.thaw_all(self._place.folder)
+        warden.thaw_all(self._place.folder)
 
     def _is_paused(self) -> bool:
         if self._container is None or self.pid is None:
@@ -181,13 +181,13 @@ class ContainerRunner:
     def backend(self, pid: int) -> int:
         if self._is_paused():
             raise ChaosError(f"{self._place.name} is paused, and so are its backends: thaw it first")
-        for process in _warden.processes(self._place.folder):
+        for process in warden.processes(self._place.folder):
             if process != self.pid and _inner_id(process) == pid:
                 return process
         raise ChaosError(f"{pid} is no backend of {self._place.name}")
 
     def clear(self) -> None:
-        _warden.clear(self._place.folder)
+        warden.clear(self._place.folder)
         self._container = self._process = None
         if self._client is not None:
             self._client.close()

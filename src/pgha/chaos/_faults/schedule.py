@@ -11,9 +11,9 @@ from random import Random
 from typing import Any, Self
 
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._faults import ALL_FAULTS, NODE_FAULTS, TRAITS, FaultKind
+from pgha.chaos._faults.kinds import ALL_FAULTS, NODE_FAULTS, TRAITS, FaultKind
+from pgha.chaos._faults.script import default_program
 from pgha.chaos._offers import offer
-from pgha.chaos._script import default_program
 
 _SHORTEST_HOLD = 0.05
 _DIGITS = 3

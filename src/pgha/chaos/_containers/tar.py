@@ -13,9 +13,9 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pgha.chaos._account import ask, run_tool, server_account
-from pgha.chaos._binaries import Installation
 from pgha.chaos._errors import ChaosError
+from pgha.chaos._servers.account import ask, run_tool, server_account
+from pgha.chaos._servers.binaries import Installation
 
 _LIBRARY = re.compile(r"^\s+(?:\S+ => )?(/\S+) \(0x[0-9a-f]+\)$", re.MULTILINE)
 _MISSING = re.compile(r"^\s+(\S+) => not found$", re.MULTILINE)

@@ -11,11 +11,11 @@ from typing import cast, final
 import anyio
 import psycopg
 
-from pgha.chaos._acts import NODE_ACTS, WIRE_ACTS, Line, mend
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._faults import TRAITS, FaultKind, Layer, NodeFault, WireFault
-from pgha.chaos._protocol import Node
-from pgha.chaos._schedule import Done, Schedule, Step
+from pgha.chaos._faults.acts import NODE_ACTS, WIRE_ACTS, Line, mend
+from pgha.chaos._faults.kinds import TRAITS, FaultKind, Layer, NodeFault, WireFault
+from pgha.chaos._faults.schedule import Done, Schedule, Step
+from pgha.chaos._servers.protocol import Node
 
 _TROUBLE = (ChaosError, psycopg.Error, OSError)  # TimeoutError is an OSError
 

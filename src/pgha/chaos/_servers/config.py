@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pgha.chaos._account import run_tool, server_account
-from pgha.chaos._binaries import Installation
 from pgha.chaos._errors import ChaosError
+from pgha.chaos._servers.account import run_tool, server_account
+from pgha.chaos._servers.binaries import Installation
 
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",

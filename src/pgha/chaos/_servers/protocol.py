@@ -7,7 +7,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from psycopg.rows import TupleRow
 
-from pgha.chaos import _sql
+from pgha.chaos._servers import sql as _sql
 
 NodeKind: TypeAlias = Literal["local", "container"]
 """What a node's server runs in: processes of this machine, or a container of them."""

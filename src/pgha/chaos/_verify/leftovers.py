@@ -13,8 +13,8 @@ import anyio
 import psycopg
 import trio
 
-from pgha.chaos._evidence import Violation
-from pgha.chaos._protocol import Node
+from pgha.chaos._servers.protocol import Node
+from pgha.chaos._verify.evidence import Violation
 
 RULE = "leftovers"
 _OWN = "pgha.chaos."

@@ -17,9 +17,9 @@ from typing import Literal
 import anyio
 import anyio.lowlevel
 
-from pgha.chaos import _proxy_sockets as sockets
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._wire import CLEAN, Cut, Direction, Ending, Line, Wire
+from pgha.chaos._proxy import sockets as sockets
+from pgha.chaos._proxy.direction import CLEAN, Cut, Direction, Ending, Line, Wire
 
 _PIECE = 1 << 16
 _LIMIT = 1 << 20

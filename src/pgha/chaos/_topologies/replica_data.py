@@ -12,10 +12,10 @@ import anyio
 from anyio.abc import Process
 from psycopg.conninfo import make_conninfo
 
-from pgha.chaos import _warden
-from pgha.chaos._account import environment, run_tool, server_account
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._node import ServerNode, blocking
+from pgha.chaos._servers import warden
+from pgha.chaos._servers.account import environment, run_tool, server_account
+from pgha.chaos._servers.node import ServerNode, blocking
 
 SETTINGS = {
     "wal_log_hints": "on",  # pg_rewind demands it, and full pages, so that it finds every page that changed
@@ -30,12 +30,12 @@ async def base_backup(node: ServerNode, primary: ServerNode, timeout: float) -> 
     """Give `node`, which is down, a copy of what `primary` has; until that is there it keeps what it had."""
     server = node._server
     fresh = server.folder / "data.new"
-    await blocking(_warden.remove_folder, fresh)  # what a cancelled one left
+    await blocking(warden.remove_folder, fresh)  # what a cancelled one left
     words = ["-X", "stream", "-c", "fast", "--no-sync", "--no-manifest", "-d", primary.dsn]
     await _run([server.installation.program("pg_basebackup"), "-D", fresh, *words], server.folder, timeout)
 
     def exchange(data: Path) -> None:
-        _warden.remove_folder(data)
+        warden.remove_folder(data)
         fresh.rename(data)
 
     await blocking(server.replace_data, exchange)

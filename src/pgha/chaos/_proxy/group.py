@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import overload
 
-from pgha.chaos._proxy import Proxy, Target
+from pgha.chaos._proxy.proxy import Proxy, Target
 
 
 class Proxies(Sequence[Proxy]):

@@ -6,13 +6,13 @@ import signal
 from collections.abc import Iterable
 from typing import Literal, TypeAlias
 
-from pgha.chaos import _replica_data as data
-from pgha.chaos import _replica_state as state
-from pgha.chaos import _warden
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._node import ServerNode, blocking
-from pgha.chaos._nodes import Nodes, in_parallel, until_nothing
-from pgha.chaos._protocol import Node
+from pgha.chaos._servers import warden
+from pgha.chaos._servers.node import ServerNode, blocking
+from pgha.chaos._servers.protocol import Node
+from pgha.chaos._topologies import replica_data as data
+from pgha.chaos._topologies import replica_state as state
+from pgha.chaos._topologies.nodes import Nodes, in_parallel, until_nothing
 
 Rejoined: TypeAlias = Literal["rewind", "basebackup"]
 TIMEOUT = 60.0
@@ -80,7 +80,7 @@ class Topology(Nodes):
         if not node.frozen and not await _hears(node):
             return  # it reads that when it starts
         if (pid := node.pid) is not None:
-            _warden.send(pid, signal.SIGHUP)  # a frozen one hears it when it is thawed
+            warden.send(pid, signal.SIGHUP)  # a frozen one hears it when it is thawed
 
     async def _demand(self, node: ServerNode, n: int) -> None:
         """Let `node`, a primary or about to be one, wait for `n` standbys, from its next commit on."""

@@ -9,8 +9,17 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._nodes import Files, Nodes, Progress, in_parallel, make_nodes, opened, unheard, until_nothing
-from pgha.chaos._protocol import Node, NodeKind
+from pgha.chaos._servers.protocol import Node, NodeKind
+from pgha.chaos._topologies.nodes import (
+    Files,
+    Nodes,
+    Progress,
+    in_parallel,
+    make_nodes,
+    opened,
+    unheard,
+    until_nothing,
+)
 
 _FIRST_VERSION = 16  # origin = none
 _PUBLICATION = "pgha_masters"

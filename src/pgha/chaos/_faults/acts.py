@@ -7,9 +7,9 @@ from functools import partial
 from typing import Protocol, TypeAlias
 
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._faults import NodeFault, WireFault
-from pgha.chaos._protocol import Node, StopMode
-from pgha.chaos._wire import Cut, Direction, Wire
+from pgha.chaos._faults.kinds import NodeFault, WireFault
+from pgha.chaos._proxy.direction import Cut, Direction, Wire
+from pgha.chaos._servers.protocol import Node, StopMode
 
 _STOP_TIMEOUT = 20.0
 _COALESCE_WAIT = 0.05

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from pgha.chaos import _guard, _warden
 from pgha.chaos._errors import ChaosError
+from pgha.chaos._servers import guard, warden
 
 _one_builder = threading.Lock()
 
@@ -51,7 +51,7 @@ def cached(name: str, build: Callable[[Path], None]) -> Path:
 
 def _build(final: Path, build: Callable[[Path], None]) -> None:
     staging = final.with_name(f"pgha-building-{secrets.token_hex(5)}")
-    _guard.watch(staging)  # before it exists
+    guard.watch(staging)  # before it exists
     try:
         staging.mkdir()
         staging.chmod(0o755)
@@ -61,5 +61,5 @@ def _build(final: Path, build: Callable[[Path], None]) -> None:
         if not final.exists():  # else another program was faster: theirs is as good
             raise ChaosError(f"cannot build {final}: {error}") from error
     finally:
-        _warden.remove_folder(staging)
-        _guard.unwatch(staging)
+        warden.remove_folder(staging)
+        guard.unwatch(staging)

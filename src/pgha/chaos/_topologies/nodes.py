@@ -11,11 +11,11 @@ import anyio
 import psycopg
 from psycopg.rows import TupleRow
 
-from pgha.chaos import _sql
-from pgha.chaos._container import ContainerNode
+from pgha.chaos._containers.container import ContainerNode
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._node import LocalNode, ServerNode
-from pgha.chaos._protocol import Node, NodeKind
+from pgha.chaos._servers import sql as _sql
+from pgha.chaos._servers.node import LocalNode, ServerNode
+from pgha.chaos._servers.protocol import Node, NodeKind
 
 T = TypeVar("T")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.1

@@ -11,8 +11,8 @@ import sys
 import threading
 from pathlib import Path
 
-from pgha.chaos import _warden
 from pgha.chaos._errors import ChaosError
+from pgha.chaos._servers import warden
 
 _lock = threading.Lock()
 _folders: set[Path] = set()
@@ -27,12 +27,12 @@ def watch(folder: Path) -> None:
     global _process
     with _lock:
         _folders.add(folder)
-        if _process is None or not _tell(_process, _warden.ADD, folder):
+        if _process is None or not _tell(_process, warden.ADD, folder):
             # None yet, or somebody killed it: a new one hears of everything.
             _process = _start()
             for known in _folders:
-                if not _tell(_process, _warden.ADD, known):
-                    raise ChaosError(f"the warden did not start: {sys.executable} -I -S {_warden.__file__}")
+                if not _tell(_process, warden.ADD, known):
+                    raise ChaosError(f"the warden did not start: {sys.executable} -I -S {warden.__file__}")
 
 
 def unwatch(folder: Path) -> None:
@@ -42,7 +42,7 @@ def unwatch(folder: Path) -> None:
         _folders.discard(folder)
         if _process is None:
             return
-        _tell(_process, _warden.DROP, folder)  # a warden that was killed needs not be told
+        _tell(_process, warden.DROP, folder)  # a warden that was killed needs not be told
         if not _folders:
             ending, _process = _process, None
             _end(ending)
@@ -52,7 +52,7 @@ def _start() -> subprocess.Popen[bytes]:
     if not sys.executable or not Path("/proc/self/stat").exists():
         raise ChaosError("pgha.chaos needs Linux (/proc) and an ordinary Python (sys.executable)")
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", _warden.__file__],
+        [sys.executable, "-I", "-S", warden.__file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         bufsize=0,

@@ -11,8 +11,8 @@ import psycopg
 from psycopg.rows import TupleRow
 
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._nodes import in_parallel
-from pgha.chaos._protocol import Node
+from pgha.chaos._servers.protocol import Node
+from pgha.chaos._topologies.nodes import in_parallel
 
 N = TypeVar("N", bound=Node)
 

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from pgha.chaos import _guard, _warden
-from pgha.chaos._account import server_account
-from pgha.chaos._binaries import Installation, find_installation
-from pgha.chaos._config import NodeOptions, set_password, write_config
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._ports import Port
-from pgha.chaos._runner import Place, Runner
-from pgha.chaos._template import make_data
+from pgha.chaos._servers import guard, warden
+from pgha.chaos._servers.account import server_account
+from pgha.chaos._servers.binaries import Installation, find_installation
+from pgha.chaos._servers.config import NodeOptions, set_password, write_config
+from pgha.chaos._servers.ports import Port
+from pgha.chaos._servers.runner import Place, Runner
+from pgha.chaos._servers.template import make_data
 
 V = TypeVar("V")
 _IN_USE = "Address already in use"
@@ -85,7 +85,7 @@ class Server:
         with self._lock:
             try:
                 yield
-            except (OSError, _warden.Stubborn) as error:
+            except (OSError, warden.Stubborn) as error:
                 raise ChaosError(f"{self.name}: {error}") from error
 
     def prepare(self) -> None:
@@ -96,7 +96,7 @@ class Server:
             self._installation = installation = find_installation(self.options.version)
             self.runner.prepare(installation)
             self._port = Port(self._wanted_port)
-            _guard.watch(self.folder)  # before it exists: a program killed in between leaves nothing
+            guard.watch(self.folder)  # before it exists: a program killed in between leaves nothing
             self.folder.mkdir(mode=0o700)
             server_account().give(self.folder)
             self._identifier = make_data(installation, self.data)
@@ -121,7 +121,7 @@ class Server:
         given to another process meanwhile; and an old file which says "ready" would be taken for the new one.
         """
         self._kill_all()
-        _warden.remove_shared_memory(self.data)
+        warden.remove_shared_memory(self.data)
         (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def _kill_all(self) -> None:
@@ -217,4 +217,4 @@ class Server:
             self.frozen = False
             if self._port is not None:
                 self._port.release()
-            _guard.unwatch(self.folder)
+            guard.unwatch(self.folder)
