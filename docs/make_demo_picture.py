@@ -22,9 +22,9 @@ from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 import pgha
-from pgha.cli._demo import Options, watched
-from pgha.cli._live import LiveView
-from pgha.cli._workload import Second
+from pgha.cli._demo.command import Options, watched
+from pgha.cli._demo.live import LiveView
+from pgha.cli._demo.workload import Second
 
 TARGET = Path(__file__).with_name("demo.svg")
 WIDTH, HEIGHT = 100, 20

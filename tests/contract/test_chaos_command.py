@@ -22,10 +22,11 @@ from pgha import NodeStatus, Statistics
 from pgha._trials.scenarios import SCENARIOS
 from pgha._trials.trial import Trial
 from pgha.chaos import ALL_FAULTS, ChaosError, Schedule, Step
-from pgha.cli import _chaos, main
+from pgha.cli import main
 from pgha.cli._app import app
-from pgha.cli._chaos_asked import Unusable, kinds_of, schedule_of
-from pgha.cli._chaos_words import ChaosOptions, Ticker, played_again, summary
+from pgha.cli._chaos import command
+from pgha.cli._chaos.arguments import Unusable, kinds_of, schedule_of
+from pgha.cli._chaos.text import ChaosOptions, Ticker, played_again, summary
 
 COMMAND = Path(sys.executable).with_name("pgha")
 PATIENCE = 90.0
@@ -77,7 +78,7 @@ def test_wrong_options_are_told(wrong: tuple[str, str]) -> None:
 
 
 def test_without_matplotlib_a_report_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "pgha.cli._chaos_figure", raising=False)
+    monkeypatch.delitem(sys.modules, "pgha.cli._chaos.figure", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
     said = asked("--report", "page.png")
     assert (said.exit_code, said.stdout, said.stderr.count("\n")) == (1, "", 1)
@@ -268,8 +269,8 @@ def comes_out(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trial], list[Schedul
             frozen = any(step.kind == "freeze" for step in schedule.steps)
             return trial(5.0, violations=violations(int(frozen)))
 
-        monkeypatch.setattr(_chaos, "_trial", played)
-        monkeypatch.setattr(_chaos, "replay", replay)
+        monkeypatch.setattr(command, "_trial", played)
+        monkeypatch.setattr(command, "replay", replay)
         return tried
 
     return let
@@ -362,7 +363,7 @@ def test_what_pgha_logs_as_an_error_is_a_broken_promise(
         logging.getLogger("pgha").warning("never mind")
         return KEPT
 
-    monkeypatch.setattr(_chaos, "_trial", logging_played)
+    monkeypatch.setattr(command, "_trial", logging_played)
     said = asked("--shrink", "0")
     assert said.exit_code == 1
     assert "  ! logged: node n1 failed\n" in said.stdout

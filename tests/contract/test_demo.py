@@ -25,12 +25,12 @@ from pgha._rows.columns import NO_COLUMNS
 from pgha.chaos.history import Entry, History, Try
 from pgha.cli import main
 from pgha.cli._app import app
-from pgha.cli._check import Verdict, judge
-from pgha.cli._demo import log_counted
-from pgha.cli._faults import Fault, plan
-from pgha.cli._summary import Options, Summary
-from pgha.cli._view import TEN_LINES
-from pgha.cli._workload import Move, Recorder
+from pgha.cli._demo.check import Verdict, judge
+from pgha.cli._demo.command import log_counted
+from pgha.cli._demo.faults import Fault, plan
+from pgha.cli._demo.summary import Options, Summary
+from pgha.cli._demo.view import TEN_LINES
+from pgha.cli._demo.workload import Move, Recorder
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "pgha")
 README = Path(__file__).parents[2] / "README.md"

@@ -19,12 +19,12 @@ from _terminal import Terminal, left_over
 import pgha
 from pgha import chaos
 from pgha._rows.columns import NO_COLUMNS
-from pgha.cli._board import SAMPLES, Board, rows
-from pgha.cli._draw import frame
-from pgha.cli._faults import Fault, Refused, Saboteur
-from pgha.cli._glyphs import ASCII, UNICODE, Glyphs, glyphs_for, log_sparkline, sparkline
-from pgha.cli._keys import Decoder, listen, unbuffered
-from pgha.cli._workload import Move, Recorder, Second
+from pgha.cli._demo.board import SAMPLES, Board, rows
+from pgha.cli._demo.draw import frame
+from pgha.cli._demo.faults import Fault, Refused, Saboteur
+from pgha.cli._demo.glyphs import ASCII, UNICODE, Glyphs, glyphs_for, log_sparkline, sparkline
+from pgha.cli._demo.keyboard import Decoder, listen, unbuffered
+from pgha.cli._demo.workload import Move, Recorder, Second
 
 BOTH = pytest.mark.parametrize("glyphs", [UNICODE, ASCII], ids=["unicode", "ascii"])
 LOOPS = pytest.mark.parametrize("loop", ["asyncio", "trio"])

@@ -29,7 +29,7 @@ import pgha
 from pgha.chaos import Node, standalone
 from pgha.cli import main
 from pgha.cli._app import app
-from pgha.cli._tally import Latencies, Tally
+from pgha.cli._soak.tally import Latencies, Tally
 
 COMMAND = Path(sys.executable).with_name("pgha")
 APPLICATION = "pgha soak"
@@ -133,7 +133,7 @@ def counted(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return numbers
 
 
-PATIENT = "import pgha.cli, pgha.cli._soak; pgha.cli._soak._DRAIN = 600.0; pgha.cli.main()"
+PATIENT = "import pgha.cli, pgha.cli._soak.command; pgha.cli._soak.command._DRAIN = 600.0; pgha.cli.main()"
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from pgha._trials.trial import Trial
-from pgha.cli._chaos_figure import page, save
+from pgha.cli._chaos.figure import page, save
 
 LONG = "the longest of all the longest of all " * 8
 
@@ -126,12 +126,12 @@ def test_nothing_global_is_changed_or_loaded(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     save(RUNS["one"], tmp_path / "page.svg")
     assert dict(matplotlib.rcParams) == before
-    program = "import sys, pgha.cli._chaos_figure; sys.exit('matplotlib.pyplot' in sys.modules)"
+    program = "import sys, pgha.cli._chaos.figure; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_the_command_loads_no_matplotlib_until_it_draws() -> None:
-    program = "import sys, pgha.cli._app, pgha.cli._chaos; sys.exit('matplotlib' in sys.modules)"
+    program = "import sys, pgha.cli._app, pgha.cli._chaos.command; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

@@ -13,18 +13,7 @@ from hypothesis import strategies as st
 
 from pgha.chaos import Schedule, Step
 from pgha.chaos.history import Try
-from pgha.cli._chaos_lanes import (
-    Band,
-    Bar,
-    Promotion,
-    bands,
-    lanes,
-    place,
-    promotions,
-    topology,
-    union,
-)
-from pgha.cli._chaos_report import (
+from pgha.cli._chaos.report import (
     SORTS,
     bins,
     dots,
@@ -36,6 +25,17 @@ from pgha.cli._chaos_report import (
     series,
     span,
     totals,
+)
+from pgha.cli._chaos.timelines import (
+    Band,
+    Bar,
+    Promotion,
+    bands,
+    lanes,
+    place,
+    promotions,
+    topology,
+    union,
 )
 
 # Totals

@@ -74,7 +74,7 @@ def left(engine: DockerClient, place: Path) -> list[str]:
 
 def is_warden(process: psutil.Process) -> bool:
     try:
-        return any("_warden.py" in word for word in process.cmdline())
+        return any("warden.py" in word for word in process.cmdline())
     except psutil.NoSuchProcess:  # it ended while we looked; a zombie is one, too
         return False
 

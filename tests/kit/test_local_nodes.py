@@ -60,7 +60,7 @@ def traces(folders: Sequence[Path], creators: Sequence[int] = ()) -> list[str]:
 
 def wardens() -> list[psutil.Process]:
     mine = psutil.Process().children()
-    return [child for child in mine if any("_warden.py" in word for word in child.cmdline())]
+    return [child for child in mine if any("warden.py" in word for word in child.cmdline())]
 
 
 def content(folder: Path) -> list[Path]:

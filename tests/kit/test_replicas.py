@@ -675,7 +675,7 @@ def kill_when(line: str, place: Path) -> list[str]:
 def processes_of(folders: list[str]) -> list[str]:
     """What runs in folders of these names; the warden, which knows of them, does not count."""
     lines = [" ".join(one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])]
-    return [line for line in lines if any(folder in line for folder in folders) and "_warden" not in line]
+    return [line for line in lines if any(folder in line for folder in folders) and "warden" not in line]
 
 
 @pytest.mark.parametrize("line", ["n1 started", "up"])

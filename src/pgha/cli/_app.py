@@ -11,13 +11,13 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from pgha.cli._demo import Options, run
+from pgha.cli._demo.command import Options, run
+from pgha.cli._demo.serve import serve as keep_up
 from pgha.cli._ledger import Act, Asked, age
 from pgha.cli._ledger import run as run_ledger
 from pgha.cli._output import OutputClosed, output_closed, write
-from pgha.cli._serve import serve as keep_up
-from pgha.cli._soak import SoakOptions
-from pgha.cli._soak import soak as run_soak
+from pgha.cli._soak.command import SoakOptions
+from pgha.cli._soak.command import soak as run_soak
 
 _LAST_PORT = 65_535
 
@@ -227,9 +227,9 @@ def chaos(
     Exit code 1: a promise was broken. Then the seed is told, and a schedule to play again.
     """
     # Not above: the other commands have no use for it, nor for the time that it takes.
-    from pgha.cli._chaos import run as run_chaos
-    from pgha.cli._chaos_asked import Unusable, checked, listed
-    from pgha.cli._chaos_words import ChaosOptions
+    from pgha.cli._chaos.arguments import Unusable, checked, listed
+    from pgha.cli._chaos.command import run as run_chaos
+    from pgha.cli._chaos.text import ChaosOptions
 
     if listing:
         raise typer.Exit(_print(listed()))

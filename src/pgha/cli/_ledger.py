@@ -17,7 +17,7 @@ import pgha
 from pgha._core.ledger_rules import LIFE
 from pgha._ledger.schema import LONGEST
 from pgha._options import parse_nodes
-from pgha.cli._demo import ending
+from pgha.cli._demo.command import ending
 from pgha.cli._output import write
 
 Act: TypeAlias = Literal["install", "status", "prune", "uninstall"]

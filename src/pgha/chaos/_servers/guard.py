@@ -1,6 +1,6 @@
 """The program's side of the warden: tell it which folders exist, and start and end it.
 
-One warden a program, alive while there is a folder to watch over. See `_warden` for what it does.
+One warden a program, alive while there is a folder to watch over. See `warden` for what it does.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Place:
 
 class Runner(Protocol):
     """The part of `Server` that differs between kinds of nodes. Everything blocks, and but for `pid` it is
-    called by one thread at a time; what fails raises `OSError`, `ChaosError` or `_warden.Stubborn`.
+    called by one thread at a time; what fails raises `OSError`, `ChaosError` or `warden.Stubborn`.
     """
 
     @property

@@ -2,7 +2,7 @@
 dies.
 
 Standard library only, because this file has two lives: `LocalNode` imports its routines, and `_guard` runs it
-as a program of its own (`python -I -S _warden.py`) which outlives the program that uses the nodes. That
+as a program of its own (`python -I -S warden.py`) which outlives the program that uses the nodes. That
 program holds the writing end of the warden's standard input. The kernel closes it whatever way the program
 ends, and at that end of file the warden kills the servers and removes the folders which were not handed back.
 

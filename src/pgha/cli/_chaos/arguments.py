@@ -12,7 +12,7 @@ from typing import cast
 from pgha import chaos
 from pgha._trials.scenarios import SCENARIOS, find
 from pgha.chaos import ALL_FAULTS, FaultKind, Schedule
-from pgha.cli._chaos_words import ChaosOptions
+from pgha.cli._chaos.text import ChaosOptions
 
 _SPARED = 1
 """Nodes without a fault at any moment: if there is none, nobody can answer, and nothing is promised."""
@@ -114,7 +114,7 @@ def check_report(report: Path) -> None:
     Imports matplotlib, which takes a second: whatever is wrong with it is to be known before the run.
     """
     try:
-        suffixes = import_module("pgha.cli._chaos_figure").SUFFIXES
+        suffixes = import_module("pgha.cli._chaos.figure").SUFFIXES
     except ImportError as error:
         raise Unusable(f"--report needs matplotlib: pip install 'pgha[demo]' ({error})", 1) from None
     if report.suffix.lower() not in suffixes:

@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
-from pgha.cli._chaos_lanes import Band, Bar, Condition, Promotion
-from pgha.cli._chaos_report import Dots, Series, Sort, Totals, counted, in_words
+from pgha.cli._chaos.report import Dots, Series, Sort, Totals, counted, in_words
+from pgha.cli._chaos.timelines import Band, Bar, Condition, Promotion
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"

@@ -25,10 +25,10 @@ from pgha._trials.shrink import shrink
 from pgha._trials.trial import Trial, Watch, violation
 from pgha.chaos import Done, Schedule
 from pgha.chaos.history import Recorder
-from pgha.cli._chaos_asked import beside
-from pgha.cli._chaos_report import counted, numbers
-from pgha.cli._chaos_words import ChaosOptions, Ticker, played_again, summary
-from pgha.cli._demo import ending
+from pgha.cli._chaos.arguments import beside
+from pgha.cli._chaos.report import counted, numbers
+from pgha.cli._chaos.text import ChaosOptions, Ticker, played_again, summary
+from pgha.cli._demo.command import ending
 from pgha.cli._output import write
 
 _VERSIONS = ("pgha", "anyio", "trio", "psycopg")
@@ -160,7 +160,7 @@ async def _reported(options: ChaosOptions, trial: Trial, more: dict[str, Any], *
 
 
 def _write_report(trial: Trial, report: Path, more: dict[str, Any], page: bool) -> None:
-    from pgha.cli._chaos_figure import save
+    from pgha.cli._chaos.figure import save
 
     if page:
         save(trial, report)

@@ -17,14 +17,14 @@ from rich.console import Console
 import pgha
 from pgha import chaos
 from pgha.chaos._topologies.nodes import Progress, unheard
-from pgha.cli._check import judge
-from pgha.cli._faults import Saboteur, plan
-from pgha.cli._keys import keyboard
-from pgha.cli._live import LiveView
+from pgha.cli._demo.check import judge
+from pgha.cli._demo.faults import Saboteur, plan
+from pgha.cli._demo.keyboard import keyboard
+from pgha.cli._demo.live import LiveView
+from pgha.cli._demo.summary import Options, Summary
+from pgha.cli._demo.view import JsonView, PlainView, View
+from pgha.cli._demo.workload import READERS, TABLES, WRITERS, Recorder, applied, fill, work
 from pgha.cli._output import OutputClosed, first_of, output_closed
-from pgha.cli._summary import Options, Summary
-from pgha.cli._view import JsonView, PlainView, View
-from pgha.cli._workload import READERS, TABLES, WRITERS, Recorder, applied, fill, work
 
 __all__ = ["Options", "ending", "log_counted", "run", "servers", "watched"]
 

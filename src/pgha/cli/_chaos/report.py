@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from math import ceil, log10
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from pgha.cli._chaos_lanes import bands, lanes, promotions, topology
+from pgha.cli._chaos.timelines import bands, lanes, promotions, topology
 
 if TYPE_CHECKING:
     from pgha._trials.trial import Trial

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import pgha
-from pgha.cli._faults import Fault, Kind, in_words
-from pgha.cli._workload import Move, Recorder, Second
+from pgha.cli._demo.faults import Fault, Kind, in_words
+from pgha.cli._demo.workload import Move, Recorder, Second
 
 SAMPLES = 30
 SAMPLE = 0.5

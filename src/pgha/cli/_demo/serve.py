@@ -16,11 +16,11 @@ import anyio
 from anyio.abc import TaskGroup
 
 from pgha import chaos
-from pgha.cli import _keys
-from pgha.cli._demo import ending, servers
-from pgha.cli._faults import HOLD, STRIKES, Kind, afflict, in_words
+from pgha.cli._demo import keyboard as _keys
+from pgha.cli._demo.command import ending, servers
+from pgha.cli._demo.faults import HOLD, STRIKES, Kind, afflict, in_words
+from pgha.cli._demo.summary import Options
 from pgha.cli._output import OutputClosed, write
-from pgha.cli._summary import Options
 
 _INTENDED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 

@@ -14,10 +14,10 @@ from typing import Protocol, final
 import pgha
 from pgha.chaos import Masters
 from pgha.chaos._topologies.nodes import Step
-from pgha.cli._faults import Fault, Saboteur
+from pgha.cli._demo.faults import Fault, Saboteur
+from pgha.cli._demo.summary import Summary
+from pgha.cli._demo.workload import Recorder, Second
 from pgha.cli._output import write
-from pgha.cli._summary import Summary
-from pgha.cli._workload import Recorder, Second
 
 _WIDTH = 79
 

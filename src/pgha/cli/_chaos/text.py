@@ -10,7 +10,7 @@ from pathlib import Path
 from textwrap import shorten, wrap
 from typing import TYPE_CHECKING
 
-from pgha.cli._chaos_report import Totals, counted, faults_by_kind, in_words, totals
+from pgha.cli._chaos.report import Totals, counted, faults_by_kind, in_words, totals
 
 if TYPE_CHECKING:
     from pgha import NodeStatus, Statistics

@@ -19,8 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 
-from pgha.cli._chaos_lanes import Band, Placed, bands, lanes, place, promotions, topology, union
-from pgha.cli._chaos_panels import (
+from pgha.cli._chaos.panels import (
     BLACK,
     BLUE,
     GREEN,
@@ -36,7 +35,8 @@ from pgha.cli._chaos_panels import (
     draw_latencies,
     time_axis,
 )
-from pgha.cli._chaos_report import Totals, counted, dots, in_words, series, span, totals
+from pgha.cli._chaos.report import Totals, counted, dots, in_words, series, span, totals
+from pgha.cli._chaos.timelines import Band, Placed, bands, lanes, place, promotions, topology, union
 
 if TYPE_CHECKING:
     from pgha._trials.trial import Trial

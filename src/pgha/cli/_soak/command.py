@@ -23,7 +23,7 @@ import psycopg
 import pgha
 from pgha._options import parse_nodes
 from pgha.cli._output import OutputClosed, first_of, output_closed, write
-from pgha.cli._tally import Tally
+from pgha.cli._soak.tally import Tally
 
 _NODE_WAIT = 5.0
 _TIMEOUT = 30.0

@@ -22,15 +22,15 @@ from rich.text import Text
 import pgha
 from pgha.chaos import Masters
 from pgha.chaos._topologies.nodes import Step
-from pgha.cli import _keys
-from pgha.cli._board import Board, rows
-from pgha.cli._draw import frame
-from pgha.cli._faults import STRIKES, Fault, Kind, Refused, Saboteur
-from pgha.cli._glyphs import glyphs_for
+from pgha.cli._demo import keyboard as _keys
+from pgha.cli._demo.board import Board, rows
+from pgha.cli._demo.draw import frame
+from pgha.cli._demo.faults import STRIKES, Fault, Kind, Refused, Saboteur
+from pgha.cli._demo.glyphs import glyphs_for
+from pgha.cli._demo.summary import Options, Summary
+from pgha.cli._demo.view import TEN_LINES
+from pgha.cli._demo.workload import Recorder, Second
 from pgha.cli._output import OutputClosed
-from pgha.cli._summary import Options, Summary
-from pgha.cli._view import TEN_LINES
-from pgha.cli._workload import Recorder, Second
 
 _FRAME = 1 / 8
 _MUST_BE_ZERO = ("in doubt", "errors", "lost", "doubled")

@@ -7,9 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from pgha.cli._check import Verdict
-from pgha.cli._faults import Fault
-from pgha.cli._workload import Recorder
+from pgha.cli._demo.check import Verdict
+from pgha.cli._demo.faults import Fault
+from pgha.cli._demo.workload import Recorder
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from pgha.cli._board import SAMPLES, Board, Happening, Row
-from pgha.cli._glyphs import Glyphs, log_sparkline, sparkline
+from pgha.cli._demo.board import SAMPLES, Board, Happening, Row
+from pgha.cli._demo.glyphs import Glyphs, log_sparkline, sparkline
 
 _GAP = 2
 _HAPPENINGS = 8

@@ -11,7 +11,7 @@ import anyio
 
 import pgha
 from pgha.chaos import Masters, Node
-from pgha.cli._workload import Recorder
+from pgha.cli._demo.workload import Recorder
 
 Kind: TypeAlias = Literal["kill", "freeze", "restart"]
 
