@@ -18,7 +18,7 @@ check:
     uv run ruff check .
     uv run mypy
     uv run lint-imports
-    uv run pytest -q tests/house
+    uv run pytest -q tests/packaging/test_breaks_fit.py tests/packaging/test_import_rules.py tests/packaging/test_prose.py tests/packaging/test_public_api.py
 
 # the chaos suite: all scenarios, random schedules on local nodes and in containers, the cut sweep (25 minutes)
 chaos *args:

@@ -20,7 +20,7 @@ if "TMPDIR" not in os.environ and os.path.isdir("/dev/shm") and shutil.disk_usag
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """What the chaos suite did, if it ran."""
-    suite = sys.modules.get("_tally")
+    suite = sys.modules.get("support.tally")
     if suite is not None and (lines := suite.TALLY.lines()):
         terminalreporter.section("chaos")
         for line in lines:

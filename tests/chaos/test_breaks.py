@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 
 import pytest
-from _breaks import BREAKS, Break, close_what_was_left
+from support.breaks import BREAKS, Break, close_what_was_left
 
 from pgha._trials.scenarios import find
 

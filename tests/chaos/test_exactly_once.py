@@ -14,7 +14,7 @@ from typing import get_args
 
 import anyio
 import pytest
-from _tally import TALLY
+from support.tally import TALLY
 
 from pgha._trials.exactly import exactly_once, figures
 from pgha._trials.trial import Topology, Trial

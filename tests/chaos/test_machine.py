@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import anyio
 import psycopg
 import pytest
-from _support import eventually, unique
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from support.common import eventually, unique
 
 import pgha
 import pgha.chaos

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-from _support import cluster_of, eventually
+from support.common import cluster_of, eventually
 
 import pgha
 from pgha.chaos import Node, masters

@@ -6,8 +6,8 @@ import os
 import time
 
 import pytest
-from _support import demand_engine
-from _tally import TALLY
+from support.common import demand_engine
+from support.tally import TALLY
 
 from pgha._trials.scenarios import SCENARIOS, find
 from pgha._trials.servers import missing

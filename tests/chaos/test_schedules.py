@@ -15,9 +15,9 @@ from typing import Any
 
 import anyio
 import pytest
-from _support import demand_engine
-from _tally import TALLY
 from hypothesis import HealthCheck, Phase, example, given, note, settings
+from support.common import demand_engine
+from support.tally import TALLY
 
 from pgha._trials.chance import replay
 from pgha._trials.trial import Topology

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from _tally import TALLY
+from support.tally import TALLY
 
 from pgha._trials.sweep import HOWS, all_cuts, sweep
 from pgha.chaos import CutHow, standalone

@@ -1,0 +1,687 @@
+"""A primary with standbys: streaming, promoted, taken back, cut off, and gone afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+import anyio.to_thread
+import psutil
+import psycopg
+import pytest
+import trustme
+from support.common import demand_engine, eventually, within
+
+from pgha.chaos import ChaosError, Node
+from pgha.chaos._topologies.replicas import Replicas, replicas
+
+pytestmark = pytest.mark.anyio
+DEBIAN = Path("/usr/lib/postgresql/15/bin")
+
+
+def children() -> set[psutil.Process]:
+    """The programs that this one has started (dead ones that nobody asked for yet do not count)."""
+    found = psutil.Process().children(recursive=True)
+    return {one for one in found if one.is_running() and one.status() != psutil.STATUS_ZOMBIE}
+
+
+@pytest.fixture(autouse=True)
+def place(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the nodes of one test live: nothing may be left there, and no program may run on."""
+    tmp_path_factory.getbasetemp()  # pytest's own folder is elsewhere
+    folder = Path(tempfile.mkdtemp(prefix="pgha-test-replicas-"))
+    folder.chmod(0o755)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    before = children()
+    try:
+        yield folder
+        assert list(folder.iterdir()) == []
+        assert children() - before == set()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def ids(node: Node) -> list[int]:
+    return [row[0] for row in await node.execute("SELECT id FROM t ORDER BY id")]
+
+
+async def put(node: Node, number: int) -> None:
+    await node.execute("INSERT INTO t VALUES (%s)", [number])
+
+
+async def everywhere(nodes: Replicas, numbers: list[int]) -> None:
+    """All nodes have these rows, once all have replayed them."""
+    await nodes.wait_replicated()
+    for node in nodes:
+        assert await ids(node) == numbers, node.name
+
+
+@asynccontextmanager
+async def filled(standbys: int = 1, **options: Any) -> AsyncGenerator[Replicas]:
+    """Replicas with a table t and row 1 in it, on all of them."""
+    async with replicas(standbys, **options) as nodes:
+        await nodes.primary.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)")
+        await nodes.wait_replicated()
+        yield nodes
+
+
+def names(nodes: tuple[Node, ...]) -> list[str]:
+    return [node.name for node in nodes]
+
+
+# --- streaming ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [16, 18])
+async def test_rows_arrive(version: int) -> None:
+    steps: list[tuple[str, str]] = []
+    async with replicas(2, version=version, progress=lambda *step: steps.append(step)) as nodes:
+        assert [node.version for node in nodes] == [version] * 3
+        assert (nodes.primary, nodes.standbys, nodes.strays) == (nodes[0], nodes[1:], ())
+        for node in nodes:
+            mine = [step for name, step in steps if name == node.name]
+            assert mine == ["starting", "started", "linked"]
+        await nodes.primary.execute("CREATE TABLE t (id int); INSERT INTO t SELECT generate_series(1, 1000)")
+        await nodes.wait_replicated()
+        for node in nodes:
+            assert len(await ids(node)) == 1000
+        for node in nodes.standbys:
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction) as caught:
+                await put(node, 1)
+            assert caught.value.sqlstate == "25006"
+        streaming = "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming' ORDER BY 1"
+        assert await nodes.primary.execute(streaming) == [("n2",), ("n3",)]
+        known = await nodes.execute("SELECT system_identifier FROM pg_control_system()")
+        assert list(known.values()) == [[(node.system_identifier,)] for node in nodes]
+        assert len({node.system_identifier for node in nodes}) == 1, "they are copies"
+        assert len({node.port for node in nodes}) == 3
+
+
+async def test_with_a_password() -> None:
+    """The copies must not be given it once more: that would be a write which the primary does not have."""
+    async with filled(password="it's \\ a\nsecr\u00e9t") as nodes:
+        await everywhere(nodes, [1])
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            psycopg.connect(nodes["n2"].dsn, password="wrong")
+        await nodes["n1"].kill()
+        await nodes.promote("n2")
+        await nodes.rejoin("n1")
+        await everywhere(nodes, [1])
+
+
+async def test_a_standby_that_was_away_catches_up() -> None:
+    async with filled(2) as nodes:
+        n2, n3 = nodes.standbys
+        await n2.kill()
+        await n3.freeze()
+        await put(nodes.primary, 2)
+        await nodes.wait_replicated()  # those which are away do not count
+        await n2.start()
+        await n3.thaw()
+        await everywhere(nodes, [1, 2])
+        for node in nodes.standbys:
+            await node.restart()
+        await put(nodes.primary, 3)
+        await everywhere(nodes, [1, 2, 3])
+
+
+# --- failover -----------------------------------------------------------------------------------------
+
+HOWS: list[tuple[Literal["rewind", "basebackup"], int]] = [
+    ("rewind", 18),
+    ("basebackup", 18),
+    ("rewind", 16),
+]
+
+
+@pytest.mark.parametrize(("how", "version"), HOWS)
+async def test_failover_and_back(how: Literal["rewind", "basebackup"], version: int) -> None:
+    """Twice, so that the node which was taken back becomes the primary again."""
+    async with filled(2, version=version) as nodes:
+        n1, n2, n3 = nodes
+        await n1.kill()
+        await nodes.promote("n2")
+        assert (nodes.primary, nodes.standbys, nodes.strays) == (n2, (n3,), (n1,))
+        await put(n2, 2)
+        await nodes.wait_replicated()
+        assert await ids(n3) == [1, 2], "it follows the new primary"
+        assert await nodes.rejoin(n1, how=how) == how
+        assert (nodes.standbys, nodes.strays) == ((n1, n3), ())
+        await everywhere(nodes, [1, 2])
+        assert n1.system_identifier == n2.system_identifier
+        await n2.kill()
+        await nodes.promote(n1)
+        await put(n1, 3)
+        assert n2 in nodes.strays
+        for stray in nodes.strays:
+            # n3, too, where it had got a record that n1 had not (of running transactions, say).
+            if stray.running:
+                await stray.stop()
+            assert await nodes.rejoin(stray, how=how) == how
+        assert nodes.strays == ()
+        await everywhere(nodes, [1, 2, 3])
+
+
+@pytest.mark.parametrize("how", ["rewind", "basebackup"])
+async def test_an_asynchronous_failover_loses_the_tail(how: Literal["rewind", "basebackup"]) -> None:
+    """n2 lags and is promoted: what n1 acknowledged and n3 has is gone, in the end everywhere."""
+    async with filled(2) as nodes:
+        n1, n2, n3 = nodes
+        await nodes.disconnect(n2)
+        await put(n1, 2)
+        await nodes.wait_replicated()
+        assert (await ids(n3), await ids(n2)) == ([1, 2], [1])
+        await n1.kill()
+        await nodes.promote(n2)
+        await put(n2, 3)
+        assert (nodes.primary, nodes.standbys) == (n2, ())
+        assert nodes.strays == (n1, n3), "n3 is ahead of the new primary, and cannot follow it"
+        assert await ids(n3) == [1, 2], "but can be read from"
+        with pytest.raises(ChaosError, match="n3 does not follow n2: take it back by 'rejoin'"):
+            await nodes.promote(n3)
+        await n3.stop() if how == "rewind" else await n3.kill()
+        for node in (n1, n3):
+            assert await nodes.rejoin(node, how=how) == how
+        await everywhere(nodes, [1, 3])
+
+
+async def test_a_killed_standby_that_was_ahead_is_rewound() -> None:
+    """It recovers as a standby first: as a primary it would write on the timeline that it left."""
+    async with filled(2) as nodes:
+        n1, n2, n3 = nodes
+        await nodes.disconnect(n2)
+        await put(n1, 2)
+        await nodes.wait_replicated()
+        await n3.kill()
+        await n1.kill()
+        await nodes.promote(n2)
+        assert nodes.standbys == (n3,), "how far it is cannot be asked now"
+        await put(n2, 3)
+        for node in (n3, n1):
+            assert await nodes.rejoin(node, how="rewind") == "rewind"
+        await everywhere(nodes, [1, 3])
+
+
+async def test_two_primaries() -> None:
+    """The one which lives on takes writes that nobody else gets, and loses them when it is taken back."""
+    async with filled(2) as nodes:
+        n1, n2, _ = nodes
+        await nodes.promote(n2)
+        await put(n1, 2)
+        await put(n2, 3)
+        await nodes.wait_replicated()
+        assert [await ids(node) for node in nodes] == [[1, 2], [1, 3], [1, 3]]
+        assert nodes.strays == (n1,)
+        with pytest.raises(ChaosError, match="n1 is running: stop or kill it"):
+            await nodes.rejoin(n1)
+        await n1.stop()
+        assert await nodes.rejoin(n1) == "rewind"
+        await everywhere(nodes, [1, 3])
+
+
+async def test_a_standby_that_does_not_follow() -> None:
+    """The promotion is done, and the call says what is missing: another one does just the rest."""
+    async with filled(2) as nodes:
+        _, n2, n3 = nodes
+        rows = await n3.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'")
+        await n3.freeze_backend(rows[0][0])
+        with pytest.raises(ChaosError, match=r"n2 is the primary, but not followed after .* s: n3: "):
+            await nodes.promote(n2, timeout=1)
+        assert nodes.primary is n2
+        await put(n2, 2)
+        await n3.thaw_backend(rows[0][0])
+        await nodes.promote(n2)
+        assert nodes.standbys == (n3,)
+        await nodes.wait_replicated()
+        assert await ids(n3) == [1, 2]
+        with pytest.raises(ChaosError, match="n2 is the primary, not a standby"):
+            await nodes.promote(n2)
+
+
+async def test_a_disconnected_standby_that_is_ahead_is_a_stray() -> None:
+    async with filled(2) as nodes:
+        n1, n2, n3 = nodes
+        await nodes.disconnect(n2)
+        await put(n1, 2)
+        await nodes.wait_replicated()
+        await nodes.disconnect(n3)
+        await nodes.promote(n2)
+        assert nodes.strays == (n1, n3)
+        await n3.stop()
+        await nodes.rejoin(n3)
+        await nodes.disconnect(n3)
+        await put(n2, 3)
+        await nodes.reconnect(n3)
+        assert await ids(n3) == [1, 3]
+
+
+async def test_a_standby_that_turns_out_to_be_ahead() -> None:
+    async with filled(2) as nodes:
+        n1, n2, n3 = nodes
+        await nodes.disconnect(n2)
+        await put(n1, 2)
+        await nodes.wait_replicated()
+        await nodes.disconnect(n3)
+        await n3.stop()
+        await n1.kill()
+        await nodes.promote(n2)
+        assert names(nodes.strays) == ["n1"]
+        await n3.start()
+        with pytest.raises(ChaosError, match="n3 is ahead of n2: stop it, then 'rejoin' it"):
+            await nodes.reconnect(n3)
+        assert names(nodes.strays) == ["n1", "n3"]
+
+
+async def test_promoted_by_hand_or_by_a_cancelled_call() -> None:
+    async with filled(2) as nodes:
+        await nodes["n3"].execute("SELECT pg_promote()")
+        assert nodes.primary.name == "n1", "the kit watches nobody"
+        await nodes.promote("n3")
+        assert nodes.primary.name == "n3"
+        await put(nodes["n3"], 2)
+        await nodes.wait_replicated()
+        assert await ids(nodes["n2"]) == [1, 2]
+
+
+async def test_a_frozen_standby_follows_when_it_is_thawed() -> None:
+    async with filled(2) as nodes:
+        await nodes["n3"].freeze()
+        await nodes["n1"].kill()
+        await nodes.promote("n2")
+        await put(nodes["n2"], 2)
+        await nodes["n3"].thaw()
+        await nodes.wait_replicated()
+        assert await ids(nodes["n3"]) == [1, 2]
+
+
+async def test_a_rewind_that_fails() -> None:
+    """Without its own WAL nobody knows what to undo. A second rewind would not know what the first did."""
+    async with filled() as nodes:
+        n1, n2 = nodes
+        await n1.kill()
+        await nodes.promote(n2)
+        await put(n2, 2)
+        for path in (n1.datadir / "pg_wal").glob("0*"):
+            path.unlink()
+        with pytest.raises(ChaosError, match="pg_rewind failed with status 1"):
+            await nodes.rejoin(n1, how="rewind")
+        with pytest.raises(ChaosError, match="half rewound: take it back by 'basebackup'"):
+            await nodes.rejoin(n1, how="rewind")
+        assert await nodes.rejoin(n1) == "basebackup"
+        await everywhere(nodes, [1, 2])
+        await n2.kill()
+        await nodes.promote(n1)
+        for path in (n2.datadir / "pg_wal").glob("0*"):
+            path.unlink()
+        assert await nodes.rejoin(n2) == "basebackup", "at once"
+        await everywhere(nodes, [1, 2])
+
+
+@pytest.mark.skipif(not DEBIAN.exists(), reason="Debian's PostgreSQL 15 is not installed")
+async def test_tls_with_debians_15(tmp_path: Path) -> None:
+    issued = trustme.CA().issue_cert("127.0.0.1")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+    tls = (tmp_path / "cert.pem", tmp_path / "key.pem")
+    hba = ["hostssl all,replication all 127.0.0.1/32 trust"]
+    async with filled(2, version=15, tls=tls, hba=hba) as nodes:
+        n1, n2, _ = nodes
+        streams = "SELECT DISTINCT ssl FROM pg_stat_ssl JOIN pg_stat_replication USING (pid)"
+        assert await n1.execute(streams) == [(True,)]
+        await n1.kill()
+        await nodes.promote(n2)
+        await put(n2, 2)
+        assert await nodes.rejoin(n1, how="rewind") == "rewind"
+        await everywhere(nodes, [1, 2])
+
+
+async def test_in_containers() -> None:
+    await anyio.to_thread.run_sync(demand_engine)
+    async with filled(2, kind="container", synchronous=1) as nodes:
+        n1, n2, n3 = nodes
+        assert {node.kind for node in nodes} == {"container"}
+        await n3.freeze()
+        await n1.kill()
+        await nodes.promote(n2)
+        await n3.thaw()
+        await put(n2, 2)
+        await nodes.wait_replicated()
+        assert await ids(n3) == [1, 2], "it heard of its new primary"
+        assert await nodes.rejoin(n1) == "rewind"
+        await everywhere(nodes, [1, 2])
+        await n3.kill()
+        await put(n2, 3)
+        assert await nodes.rejoin(n3, how="basebackup") == "basebackup"
+        await everywhere(nodes, [1, 2, 3])
+
+
+# --- synchronous --------------------------------------------------------------------------------------
+
+
+async def waiting(node: Node) -> list[int]:
+    """Processes that wait for a standby."""
+    rows = await node.execute("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+    return [row[0] for row in rows]
+
+
+@pytest.mark.parametrize("version", [16, 18])
+async def test_a_commit_waits_for_its_standby(version: int) -> None:
+    async with filled(synchronous=1, version=version) as nodes:
+        n1, n2 = nodes
+        await n2.freeze()
+        async with anyio.create_task_group() as group:
+            group.start_soon(put, n1, 2)
+            await eventually(functools.partial(_waits, n1))
+            assert await ids(n1) == [1], "not to be seen before it is acknowledged"
+            await n2.thaw()
+        assert await ids(n1) == [1, 2]
+        await n1.kill()
+        await nodes.promote(n2)
+        assert await ids(n2) == [1, 2], "what was acknowledged is there"
+        await put(n2, 3)
+        await nodes.rejoin(n1)
+        await n1.freeze()
+        async with anyio.create_task_group() as group:
+            group.start_soon(put, n2, 4)
+            await eventually(functools.partial(_waits, n2), what="synchronous again")
+            await n1.thaw()
+        await everywhere(nodes, [1, 2, 3, 4])
+
+
+async def _waits(node: Node) -> bool:
+    return bool(await waiting(node))
+
+
+async def test_a_cancelled_wait_is_a_warning_and_the_row_is_there() -> None:
+    async with filled(synchronous=1) as nodes:
+        n1, n2 = nodes
+        await n2.freeze()
+        notices: list[tuple[str | None, str | None]] = []
+
+        def write() -> None:
+            with psycopg.connect(n1.dsn, autocommit=True) as connection:
+                connection.add_notice_handler(lambda n: notices.append((n.severity_nonlocalized, n.sqlstate)))
+                connection.execute("INSERT INTO t VALUES (2)")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.to_thread.run_sync, write)
+            await eventually(functools.partial(_waits, n1))
+            await n1.execute("SELECT pg_cancel_backend(%s)", [(await waiting(n1))[0]])
+        assert notices == [("WARNING", "01000")]
+        assert await ids(n1) == [1, 2]
+
+
+async def test_set_synchronous() -> None:
+    async with filled(2) as nodes:
+        n1, n2, n3 = nodes
+
+        async def states() -> dict[str, str]:
+            rows = await nodes.primary.execute("SELECT application_name, sync_state FROM pg_stat_replication")
+            return dict(rows)
+
+        assert await states() == {"n2": "async", "n3": "async"}
+        await nodes.set_synchronous(1)
+        assert await states() == {"n2": "sync", "n3": "potential"}
+        await nodes.set_synchronous(1, ["n3", "n2"])
+        assert await states() == {"n2": "potential", "n3": "sync"}
+        await nodes.set_synchronous(2)
+        assert await states() == {"n2": "sync", "n3": "sync"}
+        await n1.kill()
+        await nodes.promote(n2)
+        assert await states() == {"n3": "sync"}, "no more than there are"
+        await put(n2, 2)
+        await nodes.rejoin(n1)
+        assert await states() == {"n1": "sync", "n3": "sync"}
+        await nodes.set_synchronous(0)
+        assert await states() == {"n1": "async", "n3": "async"}
+        await n1.kill()
+        await n3.kill()
+        await put(n2, 3)
+        await nodes.set_synchronous(1)
+        async with anyio.create_task_group() as group:
+            group.start_soon(put, n2, 4)
+            await eventually(functools.partial(_waits, n2))
+            await n3.start()
+
+
+async def test_the_first_commit_after_set_synchronous_waits() -> None:
+    """The servers' processes hear of it one after the other: it returns when the last one has."""
+    async with filled() as nodes:
+        n1, n2 = nodes
+        await nodes.disconnect(n2)
+        for turn in range(5):
+            await nodes.set_synchronous(1)
+            with anyio.move_on_after(0.1) as scope:
+                await put(n1, 2)
+            assert scope.cancelled_caught, f"turn {turn}"
+            await nodes.set_synchronous(0)
+            await put(n1, 2)
+
+
+async def test_set_synchronous_waits_for_the_checkpointer() -> None:
+    """It is the process that says whether commits wait. While it does not hear, they would not."""
+    async with filled() as nodes:
+        n1, n2 = nodes
+        rows = await n1.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
+        await n1.freeze_backend(rows[0][0])
+        with anyio.move_on_after(1) as scope:
+            await nodes.set_synchronous(1)
+        assert scope.cancelled_caught
+        await n1.thaw_backend(rows[0][0])
+        await nodes.set_synchronous(1)
+        await n2.freeze()
+        async with anyio.create_task_group() as group:
+            group.start_soon(put, n1, 2)
+            await eventually(functools.partial(_waits, n1))
+            await n2.thaw()
+
+
+# --- lagging ------------------------------------------------------------------------------------------
+
+
+async def test_disconnected_and_reconnected() -> None:
+    async with filled(2) as nodes:
+        n1, n2, n3 = nodes
+        for number in range(2, 5):
+            await nodes.disconnect(n2)
+            await put(n1, number)
+            await n2.restart()
+            await nodes.wait_replicated()
+            assert await ids(n3) == [*range(1, number + 1)]
+            assert await ids(n2) == [*range(1, number)]
+            await nodes.reconnect(n2)
+            await everywhere(nodes, [*range(1, number + 1)])
+
+
+async def test_a_standby_disconnected_for_too_long() -> None:
+    async with filled(settings={"wal_keep_size": "0", "max_wal_size": "2MB", "min_wal_size": "2MB"}) as nodes:
+        n1, n2 = nodes
+        await nodes.disconnect(n2)
+        for _ in range(4):
+            await n1.execute("INSERT INTO t SELECT 2 FROM generate_series(1, 20000)")
+            await n1.execute("CHECKPOINT")
+        with pytest.raises(ChaosError, match=r"n2: .* has already been removed"):
+            await nodes.reconnect(n2, timeout=2)
+        await n2.stop()
+        assert await nodes.rejoin(n2, how="basebackup") == "basebackup"
+        assert len(await ids(n2)) == 80001
+
+
+async def test_replay_that_stands_still() -> None:
+    async with filled() as nodes:
+        n1, n2 = nodes
+        await nodes.set_synchronous(1)
+        await nodes.pause_replay(n2)
+        await put(n1, 2)
+        assert await ids(n2) == [1], "it has the row, but does not show it"
+        with pytest.raises(ChaosError, match=r"not replicated after 0.3 s: n2: \d+ bytes behind"):
+            await nodes.wait_replicated(0.3)
+        await nodes.resume_replay(n2)
+        await everywhere(nodes, [1, 2])
+        await nodes.pause_replay(n2)
+        await put(n1, 3)
+        await n1.kill()
+        await nodes.promote(n2)
+        assert await ids(n2) == [1, 2, 3]
+
+
+# --- what cannot be done ------------------------------------------------------------------------------
+
+
+async def refused(what: str, **options: Any) -> None:
+    with pytest.raises(ChaosError, match=what):
+        async with replicas(**options):
+            pass
+
+
+async def test_options_are_checked_early() -> None:
+    await refused("at least one standby, not 0", standbys=0)
+    await refused("2 synchronous standbys of 1: ask for 0 to 1", synchronous=2)
+    await refused("-1 synchronous standbys of 1", synchronous=-1)
+    await refused("'Primary_ConnInfo' belongs to the topology", settings={"Primary_ConnInfo": ""})
+    await refused("belongs to the kit", settings={"port": "1"})
+    await refused("let no standby in: add 'host replication", hba=["host all all 127.0.0.1/32 trust"])
+    await refused("2 nodes need 2 ports, not 1", ports=[1])
+
+
+async def test_what_makes_no_sense_says_so() -> None:
+    async with filled() as nodes:
+        n1, n2 = nodes
+        with pytest.raises(ChaosError, match="'n9' is none of these nodes: n1, n2"):
+            await nodes.promote("n9")
+        with pytest.raises(ChaosError, match="n1 is the primary, not a standby"):
+            await nodes.promote(n1)
+        with pytest.raises(ChaosError, match="n1 is the primary: promote another"):
+            await nodes.rejoin(n1)
+        with pytest.raises(ChaosError, match="by 'rewind', 'basebackup' or 'auto', not by 'force'"):
+            await nodes.rejoin(n2, how="force")  # type: ignore[arg-type]
+        with pytest.raises(ChaosError, match="2 synchronous standbys of 1"):
+            await nodes.set_synchronous(2)
+        with pytest.raises(ChaosError, match="1 synchronous standbys of 0"):
+            await nodes.set_synchronous(1, ["n1"])
+        with pytest.raises(ChaosError, match="'n9' is none"):
+            await nodes.set_synchronous(1, ["n9"])
+        await n2.freeze()
+        with pytest.raises(ChaosError, match="n2 frozen> cannot be spoken to: start or thaw"):
+            await nodes.promote(n2)
+        await n2.kill()
+        with pytest.raises(ChaosError, match="n2 down> cannot be spoken to"):
+            await nodes.disconnect(n2)
+        await n1.freeze()
+        for call in (nodes.wait_replicated(), nodes.set_synchronous(1), nodes.rejoin(n2)):
+            with pytest.raises(ChaosError, match="n1 frozen> is the primary: start or thaw it, or promote"):
+                await call
+
+
+# --- gone afterwards, whatever happened ----------------------------------------------------------------
+
+
+async def test_left_with_frozen_and_dead_nodes() -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with filled(2) as nodes:
+            await nodes["n1"].freeze()
+            await nodes["n2"].kill()
+            await nodes["n3"].freeze()
+            raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.05, 0.2, 0.4, 0.6, 0.8])
+async def test_cancelled_while_starting(moment: float) -> None:
+    """Whatever it is just about: the fixture looks for what is left."""
+    with anyio.move_on_after(moment):
+        async with replicas(2, synchronous=1):
+            pass
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("moment", [0.05, 0.2, 0.4, 0.6, 0.8])
+async def test_cancelled_natively_while_starting(moment: float) -> None:
+    async def start() -> None:
+        async with replicas(2, synchronous=1):
+            await anyio.sleep_forever()  # a quick machine may have started all by then
+
+    task = asyncio.create_task(start())
+    await asyncio.sleep(moment)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def tool_runs() -> bool:
+    """The program itself; the primary's process that serves it has its name in its title, too."""
+    return any(child.name() == "pg_basebackup" for child in children())
+
+
+async def test_a_cancelled_base_backup_of_a_frozen_primary() -> None:
+    """The program would wait for the primary; until the new copy is there, the node keeps the old one."""
+    async with filled() as nodes:
+        n1, n2 = nodes
+        await n2.kill()
+        with within(), anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(functools.partial(nodes.rejoin, n2, how="basebackup"))
+                await eventually(tool_runs)
+                await n1.freeze()
+                scope.cancel()
+        assert not tool_runs()
+        await n1.thaw()
+        if not n2.running:
+            await n2.start()
+        await put(n1, 2)
+        await everywhere(nodes, [1, 2])
+        await n2.kill()
+        assert await nodes.rejoin(n2, how="basebackup") == "basebackup"
+        await everywhere(nodes, [1, 2])
+
+
+PROGRAM = """
+import anyio, sys
+from pgha.chaos._topologies.replicas import replicas
+
+def progress(node, step):
+    print(node, step, flush=True)
+
+async def main():
+    async with replicas(2, progress=progress):
+        print("up", flush=True)
+        await anyio.sleep_forever()
+
+anyio.run(main)
+"""
+
+
+def kill_when(line: str, place: Path) -> list[str]:
+    """Run PROGRAM, kill it as soon as it says `line`; the names of its folders."""
+    environment = os.environ | {"TMPDIR": str(place)}
+    words = [sys.executable, "-c", PROGRAM]
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        assert any(said.strip() == line for said in program.stdout)
+        os.kill(program.pid, signal.SIGKILL)
+        return [folder.name for folder in place.iterdir()]
+
+
+def processes_of(folders: list[str]) -> list[str]:
+    """What runs in folders of these names; the warden, which knows of them, does not count."""
+    lines = [" ".join(one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])]
+    return [line for line in lines if any(folder in line for folder in folders) and "warden" not in line]
+
+
+@pytest.mark.parametrize("line", ["n1 started", "up"])
+async def test_a_program_that_is_killed(line: str, place: Path) -> None:
+    """While it copies the primary, too."""
+    with within(60):
+        folders = await anyio.to_thread.run_sync(kill_when, line, place)
+    assert len(folders) == 3
+    await eventually(lambda: not processes_of(folders) and not os.listdir(place), 30)

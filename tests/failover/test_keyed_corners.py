@@ -1,0 +1,266 @@
+"""Corners of keyed writes that a review found: each once doubled a write, or said what was not so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+from support.common import eventually, within
+from support.keyed import SLOW_COMMIT, TABLE, WRITE, ids, keys_of, napping, one_node, replicating
+
+import pgha
+from pgha._options import Tuning
+from pgha.chaos import Node, standalone
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]
+
+
+def lose(cluster: pgha.Cluster, name: str, pid: int | None = None) -> None:
+    """The line of that backend, or of what is in flight, breaks; the server goes on."""
+    for lane in list(cluster._nodes[name].sets["write"].lanes):
+        if lane.link.pid == pid or (pid is None and lane.in_flight):
+            lane.break_off("the test says so", lost=True)
+
+
+async def two_nodes(nodes: Any, cluster: pgha.Cluster) -> tuple[Node, Node]:
+    """The one that takes the writes, and the other."""
+    first = nodes[(await cluster.execute("SELECT 1")).node]
+    return first, next(node for node in nodes if node is not first)
+
+
+async def test_a_key_that_no_server_was_told_is_not_shown(version: int) -> None:
+    """Given again, it would have doubled the write."""
+    async with one_node(version, SLOW_COMMIT, installed=False, ledger="auto") as (node, cluster):
+        told: list[pgha.Sent] = []
+        operation = cluster.submit("INSERT INTO slow VALUES (1, 0.5)", on_send=told.append)
+        lose(cluster, node.name, await napping(node))
+        with pytest.raises(pgha.CommitInDoubt) as caught, within():
+            await operation
+        assert caught.value.key is None
+        assert [one.key for one in told] == [None]
+        assert await caught.value.settle(timeout=0.1) == "in doubt"
+
+
+@pytest.mark.parametrize("second_is_lost", [False, True])
+async def test_idempotent_writes_in_doubt_on_two_servers(version: int, second_is_lost: bool) -> None:
+    """Each server knows its own keys: what one says is nothing about the other."""
+    async with standalone(2, version=version) as nodes:
+        for node in nodes:
+            await node.execute(SLOW_COMMIT)
+        named = [pgha.Node(node.dsn, node.name) for node in nodes]
+        async with pgha.open_cluster(*named, min_ready=2) as cluster:
+            await cluster.ledger.install()
+            first, other = await two_nodes(nodes, cluster)
+            operation = cluster.submit("INSERT INTO slow VALUES (1, 1)", idempotent=True, key=pgha.new_key())
+            lose(cluster, first.name, await napping(first))
+            pid = await napping(other)
+            if second_is_lost:
+                await other.freeze_backend(pid)
+                lose(cluster, other.name, pid)
+                await other.kill_backend(pid)
+            else:
+                await other.execute("SELECT pg_terminate_backend(%s)", [pid])
+            try:
+                with within(20):
+                    await operation
+            except psycopg.Error as error:
+                assert pgha.info(error).outcome == "in doubt"
+                assert isinstance(error, pgha.CommitInDoubt)
+                assert await error.settle(timeout=2) != "not applied"
+
+            async def applied() -> bool:
+                return await ids(first, "slow") == [1]
+
+            await eventually(applied)
+
+
+async def _done(node: Node, pid: int) -> bool:
+    return not await node.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s AND state = 'active'", [pid])
+
+
+async def test_settled_behind_pruning(version: int) -> None:
+    """An hour later its row may be gone: no row proves nothing then, and none is put there."""
+    async with one_node(version) as (node, cluster):
+        (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
+        await node.freeze_backend(pid)
+        with pytest.raises(pgha.CommitInDoubt) as caught, within():
+            await cluster.execute(WRITE, ["a"], key=pgha.new_key(), timeout=0.2)
+        error = caught.value
+        lose(cluster, node.name)
+        await node.thaw_backend(pid)
+        doubt = error._settle.__closure__[0].cell_contents  # type: ignore[union-attr, index]
+        doubt.started_at -= 3600.0
+        with within():
+            verdict = await error.settle()
+        # It may be applied only now: whoever is asked for a row that is not there yet does not know.
+        assert verdict in ("applied", "in doubt")
+        await eventually(lambda: _done(node, pid))
+        assert await keys_of(node) == len(await ids(node)), "no tombstone was left"
+
+
+async def test_a_look_does_not_overlook_who_stands_still(version: int) -> None:
+    """Between its guard and its insert: an event says nothing before it is known."""
+    stall = """CREATE FUNCTION stall() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN IF NEW.fingerprint <> '' THEN PERFORM pg_sleep(2.5); END IF; RETURN NEW; END $$;
+        CREATE TRIGGER stall BEFORE INSERT ON pgha.ledger FOR EACH ROW EXECUTE FUNCTION stall()"""
+    tuning = Tuning(guard_window=0.5, guard_margin=0.1)
+    async with one_node(version, TABLE, _tuning=tuning) as (node, cluster):
+        await node.execute(stall)
+        async with cluster.events() as events:
+            operation = cluster.submit(WRITE, ["a"], key=pgha.new_key())
+            await napping(node)
+            operation.gave_up = "cancelled"
+            lose(cluster, node.name)
+            with pytest.raises(pgha.CommitInDoubt), within():
+                await operation
+            outcomes = []
+            with within(15):
+                async for event in events:
+                    if isinstance(event, pgha.OperationSettled):
+                        outcomes.append(event.outcome)
+                        if event.outcome != "in doubt":
+                            break
+        assert outcomes == ["in doubt", "applied"]
+        assert await ids(node) == ["a"]
+
+
+async def test_a_look_does_not_believe_what_no_standby_has(version: int) -> None:
+    tuning = Tuning(guard_window=0.5, guard_margin=0.2)
+    async with one_node(version, TABLE, _tuning=tuning) as (node, cluster):
+        await node.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        await node.execute("SELECT pg_reload_conf()")
+
+        async def set_up() -> bool:
+            return await node.execute("SHOW synchronous_standby_names") == [("nobody",)]
+
+        await eventually(set_up)
+        operation = cluster.submit(WRITE + " /* alone */", ["a"], key=pgha.new_key())
+        await node.execute("SELECT pg_cancel_backend(%s)", [await replicating(node, "/* alone */")])
+        await replicating(node, "ON CONFLICT")
+        async with cluster.events() as events:
+            operation.cancel()
+            with pytest.raises(pgha.CommitInDoubt) as caught, within():
+                await operation
+            assert await caught.value.settle(timeout=1.5) == "in doubt"
+            await node.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            await node.execute("SELECT pg_reload_conf()")
+            with within():
+                assert await caught.value.settle() == "applied"
+            del events
+
+
+async def test_a_lock_is_taken_before_the_snapshot(version: int) -> None:
+    """As PostgreSQL's documentation has it: LOCK first, then read what others have left."""
+    batch = [
+        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+        "LOCK TABLE t IN EXCLUSIVE MODE",
+        "INSERT INTO t SELECT coalesce(max(id), 0) + 1 FROM t",
+    ]
+    async with one_node(version, "CREATE TABLE t (id int)") as (node, cluster):
+        with psycopg.connect(node.dsn) as other:
+            other.execute(batch[1])
+            other.execute(batch[2])
+            async with anyio.create_task_group() as tasks:
+
+                async def write() -> None:
+                    await cluster.execute_batch(batch, key=pgha.new_key())
+
+                tasks.start_soon(write)
+
+                async def waits() -> bool:
+                    return bool(
+                        await node.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+                    )
+
+                await eventually(waits)
+                other.commit()
+        assert await ids(node) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        ["SET LOCAL lock_timeout = '1s'", "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE", "SELECT 1"],
+        ["LOCK TABLE t", "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "SELECT 1"],
+        ["SET TRANSACTION READ ONLY", "SELECT 1"],
+        ["SET LOCAL ROLE poor", "SELECT 1"],
+    ],
+)
+async def test_what_is_valid_without_a_key_is_valid_with_one_of_ours(version: int, batch: list[Any]) -> None:
+    async with one_node(version, TABLE + "; CREATE ROLE poor", ledger="auto") as (node, cluster):
+
+        async def seen() -> bool:
+            return cluster._nodes[node.name].server.ledger
+
+        await eventually(seen)
+        results = await cluster.execute_batch(batch)
+        assert [one.attempts for one in results] == [1] * len(batch)
+        assert cluster.nodes[node.name].state == "up"
+
+
+async def test_an_idempotent_write_goes_where_no_ledger_is(version: int) -> None:
+    async with standalone(2, version=version) as nodes:
+        for node in nodes:
+            await node.execute(SLOW_COMMIT)
+        named = [pgha.Node(node.dsn, node.name) for node in nodes]
+        async with pgha.open_cluster(*named, min_ready=2, ledger="auto") as cluster:
+            first, other = await two_nodes(nodes, cluster)
+            await cluster.ledger.install(nodes=[first.name])
+            await eventually(lambda: cluster._nodes[first.name].server.ledger)
+            operation = cluster.submit("INSERT INTO slow VALUES (1, 1)", idempotent=True)
+            await napping(first)
+            await first.kill()
+            with within():
+                result = await operation
+            assert result.node == other.name
+            assert await ids(other, "slow") == [1]
+
+
+async def test_a_limit_that_ends_the_wait_for_a_zombie_is_no_fault_of_the_ledger(version: int) -> None:
+    async with one_node(version, SLOW_COMMIT, statement_timeout=0.4) as (node, cluster):
+        operation = cluster.submit("INSERT INTO slow VALUES (1, 60)", key=pgha.new_key(), timeout=8)
+        pid = await napping(node)
+        await node.freeze_backend(pid)
+        lose(cluster, node.name, pid)
+        await eventually(lambda: len(operation.attempts) >= 2 and operation.stage.name == "SETTLING")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(node.execute, "SELECT pg_terminate_backend(%s)", [pid])
+            await node.thaw_backend(pid)
+        with pytest.raises(psycopg.errors.QueryCanceled) as caught, within():
+            await operation
+        assert pgha.info(caught.value).outcome == "not applied"
+        assert await ids(node, "slow") == []
+
+
+async def test_many_who_leave_settle_leave_nothing(version: int) -> None:
+    async with one_node(version, lanes=1) as (node, cluster):
+        (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
+        await node.freeze_backend(pid)
+        with pytest.raises(pgha.CommitInDoubt) as caught, within():
+            await cluster.execute(WRITE, ["a"], key=pgha.new_key(), timeout=0.2)
+        await node.freeze()
+        for _ in range(50):
+            assert await caught.value.settle(timeout=0.001) == "in doubt"
+        await node.thaw()
+        await node.thaw_backend(pid)
+        assert len(cluster._dispatcher._settlements._running) <= 1
+
+
+async def test_a_node_that_is_removed_while_its_ledger_is_looked_at(version: int) -> None:
+    async with standalone(2, version=version) as nodes:
+        named = [pgha.Node(node.dsn, node.name) for node in nodes]
+        async with pgha.open_cluster(*named, min_ready=2) as cluster:
+            status: dict[str, pgha.LedgerStatus] = {}
+
+            async def look() -> None:
+                status.update(await cluster.ledger.status())
+
+            async with anyio.create_task_group() as tasks:
+                await nodes[0].freeze()
+                tasks.start_soon(look)
+                await anyio.wait_all_tasks_blocked()
+                await cluster.remove_node(nodes[1].name)
+                await nodes[0].thaw()
+            assert status[nodes[1].name].problem == "the node was removed"

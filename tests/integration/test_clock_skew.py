@@ -1,0 +1,79 @@
+"""Clocks that differ: told, and never the reason why a keyed write fails or is applied twice."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from support.common import eventually, within
+from support.keyed import TABLE, WRITE, ids, one_node
+
+import pgha
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]
+
+
+async def test_a_clock_that_is_off_is_told_and_told_again_when_it_is_right(version: int) -> None:
+    async with one_node(version, TABLE, ping_interval=0.05) as (node, cluster):
+        skew = cluster.nodes[node.name].clock_skew
+        assert skew is not None and abs(skew) < 0.5, "it is one machine"
+        ours = cluster._nodes[node.name]
+        calm = ours.server.clock.margin
+        async with cluster.events() as events:
+            ours._monitor._wall = lambda: time.time() - 7.0
+            told = []
+            with within():
+                async for event in events:
+                    if isinstance(event, pgha.ClockSkewed):
+                        told.append(event)
+                        if len(told) == 2:
+                            break
+                        assert ours.server.clock.margin > calm + 6.0, "the guard is wider meanwhile"
+                        ours._monitor._wall = time.time
+        assert [one.skewed for one in told] == [True, False]
+        assert told[0].node == node.name
+        assert told[0].skew == pytest.approx(7.0, abs=0.5)
+
+
+@pytest.mark.parametrize("timeout", [None, 5.0])
+async def test_a_guard_that_refuses_what_is_in_time_gets_wider(version: int, timeout: float | None) -> None:
+    """The server's clock was set forward behind the last ping: one attempt is refused, the next is not."""
+    async with one_node(version, TABLE, ping_interval=60.0) as (node, cluster):
+        await cluster.execute(WRITE, ["before"], key=pgha.new_key())
+        clock = cluster._nodes[node.name].server.clock
+        assert clock._offset is not None
+        clock._offset -= 3600.0
+        with within():
+            result = await cluster.execute(WRITE, ["a"], key=pgha.new_key(), timeout=timeout)
+        assert result.attempts >= 2
+        assert not result.replayed
+        assert await ids(node) == ["a", "before"]
+        await eventually(lambda: abs((clock._offset or 0.0) + time.monotonic() - time.time()) < 1.0)
+
+
+async def test_a_clock_that_does_not_keep_still(version: int) -> None:
+    """Where no guard is wide enough the write is refused with the reason, and certainly not applied."""
+    async with one_node(version, TABLE) as (node, cluster):
+        clock = cluster._nodes[node.name].server.clock
+        guard = clock.guard
+
+        def always_late(*args: object) -> tuple[float, float]:
+            until, deadline = guard(*args)  # type: ignore[arg-type]
+            return until, deadline - 1e6
+
+        cluster._nodes[node.name].server.clock = Late(always_late, clock)  # type: ignore[assignment]
+        with pytest.raises(pgha.LedgerError, match="its clock moves") as caught, within():
+            await cluster.execute(WRITE, ["a"], key=pgha.new_key())
+        assert pgha.info(caught.value).outcome == "not applied"
+        assert await ids(node) == []
+
+
+class Late:
+    """A clock whose guards are over when they are made."""
+
+    def __init__(self, guard: object, clock: object) -> None:
+        self.guard = guard
+        self._clock = clock
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._clock, name)

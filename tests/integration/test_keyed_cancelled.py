@@ -1,0 +1,50 @@
+"""A keyed write whose caller is cancelled at the very moment in which its answer comes."""
+
+from __future__ import annotations
+
+import time
+
+import anyio
+import pytest
+from support.common import eventually
+from support.keyed import TABLE, WRITE, ids, one_node
+
+import pgha
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_an_event_tells_of_a_write_whose_caller_was_leaving_when_its_answer_came() -> None:
+    """Cancelled first, answered before the caller's task runs again: it sees the cancellation alone."""
+    async with one_node(18, TABLE, lanes=1) as (node, cluster):
+        await cluster.execute(WRITE, ["first"])
+        (lane,) = cluster._nodes[node.name].sets["write"].lanes
+        told: list[pgha.OperationSettled] = []
+        async with cluster.events() as events, anyio.create_task_group() as tasks:
+
+            async def listen() -> None:
+                async for event in events:
+                    if isinstance(event, pgha.OperationSettled):
+                        told.append(event)
+
+            tasks.start_soon(listen)
+            key, scope = pgha.new_key(), anyio.CancelScope()
+
+            async def write() -> None:
+                with scope:
+                    await cluster.execute("INSERT INTO t SELECT 'left' FROM pg_sleep(0.3)", key=key)
+
+            tasks.start_soon(write)
+            await eventually(lambda: lane.in_flight == 1)
+            scope.cancel()
+            deadline = time.monotonic() + 10
+            while (
+                lane.in_flight and time.monotonic() < deadline
+            ):  # the loop stands still, the server does not
+                lane.take_in(time.monotonic())
+            await eventually(lambda: scope.cancelled_caught)
+            with anyio.move_on_after(0.5):
+                await eventually(lambda: bool(told))
+            tasks.cancel_scope.cancel()
+        assert await ids(node) == ["first", "left"]
+        assert [(one.key, one.outcome) for one in told] == [(key, "applied")]

@@ -1,0 +1,66 @@
+"""Twenty thousand operations in flight: their memory is bounded, and given back."""
+
+from __future__ import annotations
+
+import gc
+import tracemalloc
+from collections.abc import Iterator
+
+import anyio
+import pytest
+from support.common import cluster_of
+
+from pgha.chaos import LocalNode
+
+pytestmark = pytest.mark.anyio
+
+COUNT = 20_000
+PER_OPERATION = 10_000
+"""Bytes, with its parameters, its place in line and its result: generous."""
+
+
+@pytest.fixture
+def traced() -> Iterator[None]:
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+def held() -> int:
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
+
+
+async def test_twenty_thousand_submitted(server: LocalNode, traced: None) -> None:
+    async with cluster_of(server) as cluster:
+
+        async def round_of(count: int) -> None:
+            operations = [cluster.submit("SELECT %s::int", [i], read=i % 2 == 0) for i in range(count)]
+            # Answers that arrive while others are sent are taken in then.
+            assert cluster.statistics().queued + cluster.statistics().in_flight > count / 2
+            for index, operation in enumerate(operations):
+                assert (await operation).value() == index
+
+        with anyio.fail_after(90):
+            await round_of(1000)  # what is made once: caches, prepared statements, lanes
+            before = held()
+            tracemalloc.reset_peak()
+            await round_of(COUNT)
+            peak = tracemalloc.get_traced_memory()[1] - before
+            assert peak < COUNT * PER_OPERATION
+            assert held() - before < peak / 10
+        assert cluster.statistics().succeeded == COUNT + 1000
+
+
+async def test_operations_that_are_dropped(server: LocalNode, traced: None) -> None:
+    """Nobody keeps them: they go as they are done."""
+    async with cluster_of(server) as cluster:
+        with anyio.fail_after(90):
+            for turn in range(6):
+                async with cluster.group() as group:
+                    for number in range(2000):
+                        group.submit("SELECT %s::text", [str(number)], read=True)
+                del group
+                if turn == 0:
+                    before = held()
+            assert held() - before < 2000 * PER_OPERATION / 10

@@ -1,0 +1,461 @@
+"""What a caller hands over that is wrong or odd, and what a server denies: it hits nobody else."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+import psutil
+import psycopg
+import pytest
+from psycopg.abc import Buffer
+from psycopg.adapt import Dumper
+from psycopg.conninfo import make_conninfo
+from support.common import PATIENCE, backends, cluster_of, eventually, nothing_left, started, unique, within
+
+import pgha
+from pgha._dispatch.timers import Timekeeper
+from pgha._options import Tuning
+from pgha.chaos import Node, standalone
+
+pytestmark = pytest.mark.anyio
+
+NOBODY = "host=127.0.0.1 port=1 dbname=x"
+ONE_AT_A_TIME = Tuning(max_lanes=1, depth=1)
+"""With lanes=1: what is behind the one that runs waits in the queue."""
+
+
+def nobody_there(**options: Any) -> AbstractAsyncContextManager[pgha.Cluster]:
+    """A cluster whose node never answers."""
+    return pgha.open_cluster(NOBODY, min_ready=0, close_timeout=0.1, **options)
+
+
+# Time
+
+
+async def test_two_timers_of_one_operation_at_the_same_moment() -> None:
+    """Its deadline and the end of its waiting for a node: one ends it, and the other does no harm."""
+    expected = (pgha.OperationTimeout, pgha.NoNodeAvailable)
+    with within():
+        async with nobody_there(node_wait=0.2) as cluster:
+            for call in (cluster.fetch, cluster.execute):
+                for _ in range(3):
+                    with pytest.raises(expected) as caught:
+                        await call("SELECT 1", timeout=0.2)
+                    assert pgha.info(caught.value).outcome == "not applied"
+            # Time goes on: another deadline is kept.
+            with pytest.raises(pgha.OperationTimeout):
+                await cluster.fetch("SELECT 1", timeout=0.05)
+            assert cluster.statistics().queued == 0
+            assert cluster.statistics().failed == 7
+
+
+async def test_timekeeping_goes_on_behind_a_defect(caplog: pytest.LogCaptureFixture) -> None:
+    keeper = Timekeeper(time.monotonic)
+    called: list[str] = []
+
+    def fail() -> None:
+        called.append("failing")
+        raise LookupError("mine")
+
+    with within():
+        async with anyio.create_task_group() as group:
+            group.start_soon(keeper.run)
+            now = time.monotonic()
+            keeper.at(now, fail)
+            keeper.at(now, lambda: called.append("at the same moment"))
+            later = anyio.Event()
+            keeper.at(now + 0.05, later.set)
+            await later.wait()
+            group.cancel_scope.cancel()
+    assert called == ["failing", "at the same moment"]
+    (record,) = [one for one in caplog.get_records("call") if one.name == "pgha"]
+    assert record.levelno == logging.ERROR
+    assert "defect" in record.getMessage()
+    assert record.exc_info is not None
+    caplog.clear()
+
+
+async def test_the_time_spent_waiting_for_room_in_the_queue_counts(server: Node) -> None:
+    tuning = Tuning(max_lanes=1, depth=1, head_of_line=60)
+    async with cluster_of(server, lanes=1, max_queued=3, _tuning=tuning) as cluster:
+        pid = await cluster.fetch_value("SELECT pg_backend_pid()")
+        await server.freeze_backend(pid)
+        try:
+            head = cluster.submit("SELECT 1", read=True)
+            waiting = [cluster.submit("SELECT 1", read=True) for _ in range(3)]
+            async with anyio.create_task_group() as group:
+
+                async def late() -> None:
+                    begun = time.monotonic()
+                    with pytest.raises(pgha.OperationTimeout):
+                        await cluster.fetch("SELECT 1", timeout=2)
+                    # Twice: 3.5 s.
+                    assert 1.9 < time.monotonic() - begun < 3
+
+                group.start_soon(late)
+                await anyio.sleep(1.5)
+                waiting.pop().cancel()
+        finally:
+            await server.thaw_backend(pid)
+        with within():
+            assert [(await one).value() for one in (head, *waiting)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("limit", [0, 0.0004, -1, math.inf, math.nan, 1e9])
+async def test_a_statement_timeout_that_postgresql_cannot_have(server: Node, limit: float) -> None:
+    """For it 0 is no limit, which here is None."""
+    with within(), pytest.raises(pgha.ConfigError, match=r"^statement_timeout must be"):
+        async with pgha.open_cluster(server.dsn, statement_timeout=limit):
+            pytest.fail("it was opened")
+    async with cluster_of(server) as cluster:
+        for call in (cluster.fetch, cluster.execute):
+            with pytest.raises(pgha.ConfigError, match=r"^statement_timeout must be"):
+                await call("SELECT 1", statement_timeout=limit)
+        with pytest.raises(pgha.ConfigError, match=r"^statement_timeout must be"):
+            await cluster.execute_batch(["SELECT 1"], statement_timeout=limit)
+        assert cluster.statistics().operations == 0
+
+
+async def test_no_statement_timeout_lifts_the_clusters(server: Node) -> None:
+    sleep = "SELECT pg_sleep(0.4)"
+    async with cluster_of(server, statement_timeout=0.1) as cluster:
+        for _ in range(2):
+            for call in (cluster.fetch, cluster.execute):
+                assert len(await call(sleep, statement_timeout=None)) == 1
+                # For itself alone.
+                with pytest.raises(psycopg.errors.QueryCanceled):
+                    await call(sleep)
+            assert len(await cluster.execute_batch(["SAVEPOINT a", sleep], statement_timeout=None)) == 2
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                await cluster.execute_batch(["SAVEPOINT a", sleep])
+
+
+# Parameters
+
+
+class Money:
+    def __init__(self, cents: Any) -> None:
+        self.cents = cents
+
+
+class MoneyDumper(Dumper):
+    def dump(self, obj: Money) -> Buffer | None:
+        return obj.cents  # type: ignore[no-any-return]
+
+
+async def test_a_dumper_that_gives_no_bytes(server: Node) -> None:
+    """The call is told at once, before anything is sent."""
+    async with cluster_of(server, lanes=1, close_timeout=PATIENCE, _tuning=ONE_AT_A_TIME) as cluster:
+        cluster.adapters.register_dumper(Money, MoneyDumper)
+        await cluster.execute("SELECT 1")
+        pids = set(await backends(server, cluster._options.application_name))
+        # Some wait in the queue behind it, and on the lanes.
+        others = [cluster.submit("SELECT %s::int", [i], read=i % 2 == 0) for i in range(20)]
+        bad: Any
+        for bad in ("12", 12, object()):
+            for params in ([Money(bad)], {"a": Money(bad)}, [Money(b"1"), *[Money(bad)] * 20]):
+                places = "%(a)s" if isinstance(params, dict) else ", ".join(["%s"] * len(params))
+                with pytest.raises(psycopg.ProgrammingError, match="not bytes"):
+                    await cluster.fetch(f"SELECT {places}", params)
+                with pytest.raises(psycopg.ProgrammingError, match="not bytes"):
+                    await cluster.execute(f"SELECT {places}", params)
+                for read in (True, False):
+                    with pytest.raises(psycopg.ProgrammingError, match="not bytes"):
+                        cluster.submit(f"SELECT {places}", params, read=read)
+                with pytest.raises(psycopg.ProgrammingError, match="not bytes"):
+                    await cluster.execute_batch(["SELECT 1", (f"SELECT {places}", params)])
+        for good in (b"7", bytearray(b"7"), memoryview(b"7")):
+            for call in (cluster.fetch, cluster.execute):
+                assert (await call("SELECT %s::int", [Money(good)])).value() == 7
+        assert await cluster.fetch_value("SELECT %s::int", [Money(None)]) is None
+        with within():
+            assert [(await one).value() for one in others] == list(range(20))
+        assert set(await backends(server, cluster._options.application_name)) == pids, "none was replaced"
+        assert (cluster.statistics().failed, cluster.statistics().lanes_lost) == (0, 0)
+        begun = time.monotonic()
+    # Nothing is left open that a clean exit would wait for.
+    assert time.monotonic() - begun < PATIENCE / 2
+
+
+async def test_what_a_batch_is_given(server: Node) -> None:
+    async with cluster_of(server) as cluster:
+        bad: Any
+        for bad in ("SELECT 1", b"SELECT 1", [], (), None):
+            with pytest.raises(pgha.ConfigError, match="takes a list of statements, at least one"):
+                await cluster.execute_batch(bad)
+        for bad in (("SELECT 1",), ["SELECT 1"], ("SELECT %s", [1], 3), ()):
+            with pytest.raises(pgha.ConfigError, match=r"statement 1 of the batch.*pair of query and param"):
+                await cluster.execute_batch(["SELECT 1", bad])
+        with pytest.raises(pgha.ConfigError, match="statement 1 of the batch is None"):
+            await cluster.execute_batch(["SELECT 1", None])  # type: ignore[list-item]
+        assert cluster.statistics().operations == 0
+        items: Any = [["SELECT %s::int", [1]], ("SELECT %s::int", (2,)), ("SELECT 3", None), "SELECT 4"]
+        assert [one.value() for one in await cluster.execute_batch(items)] == [1, 2, 3, 4]
+        assert [one.value() for one in await cluster.execute_batch(tuple(items))] == [1, 2, 3, 4]
+
+
+# Exceptions and callbacks
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenWithSlots(Exception):
+    what: str
+
+
+class Slotted(Exception):
+    __slots__ = ("what",)
+
+
+class Refusing(Exception):
+    def __setattr__(self, name: str, value: object) -> None:
+        raise TypeError(f"no {name}")
+
+
+@pytest.mark.parametrize("kind", [Frozen, FrozenWithSlots, Slotted, Refusing])
+async def test_an_exception_that_takes_no_attributes(server: Node, kind: Callable[[str], Any]) -> None:
+    """It reaches its caller as itself, and is no defect of the node."""
+    error = kind("mine")
+
+    def fail(_: object) -> Any:
+        raise error
+
+    async with cluster_of(server, lanes=1) as cluster:
+        await cluster.execute("SELECT 1")
+        pids = set(await backends(server, cluster._options.application_name))
+        for call in (cluster.fetch, cluster.execute):
+            for options in ({"row_factory": fail}, {"row_factory": lambda _: fail}, {"on_send": fail}):
+                # Not the other way around: contextlib itself sets attributes.
+                with within(), pytest.raises(kind) as caught:  # type: ignore[call-overload]
+                    await call("SELECT 1", **options)
+                assert caught.value is error
+                assert isinstance(pgha.info(caught.value), pgha.Info)
+        neighbours = [cluster.submit("SELECT %s::int", [i]) for i in range(5)]
+        failing = cluster.submit("SELECT 1", row_factory=fail)
+        neighbours += [cluster.submit("SELECT %s::int", [5 + i]) for i in range(5)]
+        with within(), pytest.raises(kind) as caught:  # type: ignore[call-overload]
+            await failing
+        assert caught.value is error
+        assert [(await one).value() for one in neighbours] == list(range(10))
+        assert set(await backends(server, cluster._options.application_name)) == pids
+        assert cluster.statistics().lanes_lost == 0
+
+
+@pytest.mark.parametrize("read", [True, False])
+async def test_on_send_that_cancels_its_own_operation(server: Node, read: bool) -> None:
+    """It is not sent, then."""
+    text = unique("text")
+    async with cluster_of(server, lanes=1, _tuning=ONE_AT_A_TIME) as cluster:
+        sent: list[pgha.Sent] = []
+        head = cluster.submit("SELECT pg_sleep(0.05)", read=read)
+        box: list[pgha.Operation[Any]] = []
+
+        def leave(one: pgha.Sent) -> None:
+            sent.append(one)
+            box[0].cancel()
+
+        box.append(cluster.submit(f"SELECT pg_sleep(60) /* {text} */", read=read, on_send=leave))
+        behind = cluster.submit("SELECT 7", read=read)
+        with within():
+            with pytest.raises(pgha.OperationCancelled) as caught:
+                await box[0]
+            assert pgha.info(caught.value).attempts == 0
+            await head
+            assert (await behind).value() == 7
+        assert len(sent) == 1
+        seen = "SELECT count(*) FROM pg_stat_activity WHERE strpos(query, %s) > 0 AND pid <> pg_backend_pid()"
+        assert await server.execute(seen, [text]) == [(0,)]
+        statistics = cluster.statistics()
+        assert (statistics.queued, statistics.cancelled, statistics.cancels_sent) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("ends", ["well", "by raising"])
+@pytest.mark.parametrize("read", [True, False])
+async def test_on_send_that_submits_others(server: Node, read: bool, ends: str) -> None:
+    """At the time it is called a lane was chosen; each gets its own answer all the same."""
+    table = unique("t")
+    async with cluster_of(server, lanes=1) as cluster:
+        await cluster.execute(f"CREATE TABLE {table} (id int)")
+        more: list[tuple[int, pgha.Operation[pgha.Result[Any]]]] = []
+
+        def submit(_: pgha.Sent) -> None:
+            for other in (read, not read):
+                number = 1000 + len(more)
+                more.append((number, cluster.submit("SELECT %s::int", [number], read=other)))
+            if ends != "well":
+                raise LookupError("mine")
+
+        operations = [cluster.submit("SELECT %s::int", [i], read=read, on_send=submit) for i in range(60)]
+        with within():
+            for number, operation in enumerate(operations):
+                if ends == "well":
+                    assert (await operation).value() == number
+                else:
+                    with pytest.raises(LookupError):
+                        await operation
+            assert len(more) == 120
+            for number, operation in more:
+                assert (await operation).value() == number
+        assert cluster.statistics().lanes_lost == 0
+
+
+async def test_what_must_be_alone_is_alone_whatever_on_send_submits(server: Node) -> None:
+    tuning = Tuning(max_lanes=1, hold_behind=60, head_of_line=60)
+    async with cluster_of(server, lanes=1, _tuning=tuning) as cluster:
+        await cluster.execute("SELECT 1")
+        (lane,) = next(iter(cluster._dispatcher._nodes.values())).sets["write"].lanes
+        submitted: list[pgha.Operation[Any]] = []
+        alone, usual = "DO $$ BEGIN PERFORM 1; END $$", "SELECT 1"
+
+        def look() -> None:
+            slots = lane.pipeline.slots
+            assert len(slots) <= 1 or not any(slot.alone for slot in slots)
+
+        def submit(query: str, *more: str) -> None:
+            def on_send(_: pgha.Sent) -> None:
+                for one in more:
+                    submit(one)
+                look()
+
+            submitted.append(cluster.submit(query, on_send=on_send))
+            look()
+
+        with within():
+            for turn in range(20):
+                submit(usual, alone)
+                submit(alone, usual)
+                submit(usual, alone, usual)
+                submit(alone, alone)
+                if turn % 2:
+                    # The lane is quiet when the next turn begins.
+                    await eventually(
+                        lambda: cluster.statistics().in_flight + cluster.statistics().queued == 0
+                    )
+            for operation in submitted:
+                await operation
+        assert len(submitted) == 20 * 9
+
+
+# What a server denies
+
+
+async def test_a_role_that_may_not_end_backends(caplog: pytest.LogCaptureFixture) -> None:
+    """A lane that is discarded is hung up on, then; its node is well."""
+    text = unique("sleep")
+    async with standalone() as nodes:
+        (node,) = nodes
+        await node.execute(
+            "CREATE ROLE plain LOGIN;"
+            " REVOKE EXECUTE ON FUNCTION pg_catalog.pg_terminate_backend(int, bigint) FROM PUBLIC"
+        )
+        plain = pgha.Node(make_conninfo(node.dsn, user="plain"), node.name)
+        async with (
+            nothing_left(node) as application,
+            pgha.open_cluster(plain, application_name=application, close_timeout=0.1) as cluster,
+            cluster.events() as events,
+        ):
+            for kind in (True, False):
+                operation = cluster.submit(f"SELECT pg_sleep(0.1) /* {text} */", read=kind)
+                await started(node, text)
+                operation.place[0].condemn("a cancel had no effect in time", time.monotonic(), terminate=True)
+                with within():
+                    assert len(await operation) == 1
+                await eventually(lambda: "backends cannot be ended" in caplog.text)
+                caplog.clear()
+                assert cluster.nodes[node.name].state == "up"
+                assert await cluster.fetch_value("SELECT 1") == 1
+            while events.statistics().current_buffer_used:
+                event = events.receive_nowait()
+                assert not isinstance(event, pgha.NodeChanged), event
+            # So that the exit wants to end a backend.
+            left = cluster.submit(f"SELECT pg_sleep(60) /* {text} */", read=True)
+            await started(node, text)
+            begun = time.monotonic()
+        assert time.monotonic() - begun < PATIENCE / 2
+        with pytest.raises(pgha.OperationCancelled):
+            await left
+
+
+# Memory
+
+
+@pytest.mark.parametrize("read", [True, False])
+async def test_the_last_big_result_is_not_kept(server: Node, read: bool) -> None:
+    """Not until the same lane answers again, that is."""
+    size = 64_000_000
+
+    def used() -> int:
+        gc.collect()
+        return int(psutil.Process().memory_info().rss)
+
+    async with cluster_of(server, lanes=1, _tuning=ONE_AT_A_TIME) as cluster:
+        call = cluster.fetch if read else cluster.execute
+        for _ in range(2):
+            # The first time libpq's own buffer grows too, for good.
+            assert len((await call("SELECT repeat('x', %s)", [size])).value()) == size
+        behind = used()
+        assert (await call("SELECT 1")).value() == 1
+        assert behind - used() < size / 4, "the next answer set something free"
+
+
+# Waiting for what does not come
+
+
+async def test_waiting_for_more_nodes_than_there_are() -> None:
+    async with nobody_there() as cluster:
+        for count in (2, 100):
+            with pytest.raises(pgha.ConfigError, match="there are 1"), within():
+                await cluster.wait_ready(count)
+
+
+@pytest.mark.parametrize("count", [None, 1])
+async def test_waiting_for_a_node_when_the_cluster_is_left(count: int | None) -> None:
+    refused = 0
+    with within():
+        async with anyio.create_task_group() as group, nobody_there() as cluster:
+
+            async def wait() -> None:
+                nonlocal refused
+                with pytest.raises(pgha.ClusterClosed):
+                    await cluster.wait_ready(count)
+                refused += 1
+
+            for _ in range(3):
+                group.start_soon(wait)
+            await eventually(lambda: len(cluster._dispatcher._changed) == 3)
+    assert refused == 3
+    with pytest.raises(pgha.ClusterClosed), within():
+        await cluster.wait_ready(count)
+
+
+async def test_waiting_for_room_in_the_queue_when_the_cluster_is_left() -> None:
+    refused = 0
+    with within():
+        async with anyio.create_task_group() as group, nobody_there(max_queued=1) as cluster:
+            calls: list[Any] = [cluster.fetch, cluster.execute, lambda one: cluster.execute_batch([one])]
+            queued = cluster.submit("SELECT 1", read=True)
+
+            async def ask(call: Any) -> None:
+                nonlocal refused
+                with pytest.raises(pgha.ClusterClosed):
+                    await call("SELECT 1")
+                refused += 1
+
+            for call in calls:
+                group.start_soon(ask, call)
+            await eventually(lambda: len(cluster._dispatcher._line._room_waiters) == 3)
+    assert refused == 3
+    with pytest.raises(pgha.OperationCancelled):
+        await queued

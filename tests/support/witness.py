@@ -1,0 +1,171 @@
+"""A lane without a cluster: what it saw of each segment is kept, and nothing is ever sent again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import anyio
+import psycopg
+from psycopg.rows import tuple_row
+
+from pgha import nearest
+from pgha._core.outcome import Facts, Handed
+from pgha._core.pipeline import Bounds, Doing
+from pgha._core.statement_kind import words
+from pgha._core.statements import Entry
+from pgha._node.callbacks import FlightSlot, LaneBounds, Verdict
+from pgha._node.lane import Lane
+from pgha._operation.operation import Attempt, Keeper, Operation, Request
+from pgha._options import parse_nodes
+from pgha._wire import PGresult
+from pgha._wire.compiler import Statement
+from pgha._wire.connect import open_pgconn
+from pgha._wire.link import NO_EXTRAS, Extras, Link
+from pgha._wire.loops import current_loop
+from pgha._wire.segment import Kind, Piece, Segment, read_answer
+from pgha.chaos import Node
+from support.common import PATIENCE, eventually
+
+_NEVER = 3600.0
+_BOUNDS = LaneBounds(Bounds(16, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER), _NEVER, _NEVER)
+MISFIT = object()
+"""A parameter of a kind that libpq cannot take."""
+
+Query = str | tuple[str, Sequence[object]]
+
+
+class _Watched(Lane):
+    """Makes the facts of a success, too, which nobody else needs."""
+
+    def _answered(self, slot: FlightSlot, results: list[PGresult], now: float) -> None:
+        if slot.item is not None:
+            answer = read_answer(slot.segment, results)
+            owner = cast(Witness, self._owner)
+            owner.facts[slot.item] = self._verdict(slot, answer, synced=not answer.misfit).facts
+        super()._answered(slot, results, now)
+
+
+class Witness:
+    """A lane's owner, and its user: what is sent, and the facts that the lane recorded."""
+
+    def __init__(self) -> None:
+        self.loop = current_loop()
+        self.facts: dict[Operation[Any], Facts] = {}
+        self.lane: Lane
+
+    # What the user does
+
+    def send(self, *queries: Query, framed: bool = False, undone: bool = False) -> Operation[Any]:
+        """One operation: a segment of these statements. They are not looked at: BEGIN and the like pass.
+
+        ``undone``: a frame that ends with ROLLBACK.
+        """
+        statements = tuple(_statement(one) for one in queries)
+        extras = Extras(framed=True, undone=undone) if framed else NO_EXTRAS
+        committing = len(statements) == 1 and statements[0].words.self_committing
+        request = Request(
+            statements, "write", False, len(statements) > 1, nearest(), tuple_row,
+            alone=framed or committing, self_committing=committing, extras=extras,
+        )  # fmt: skip
+        operation: Operation[Any] = Operation(cast(Keeper, self), request, time.monotonic())
+        if not self.lane.send(operation, time.monotonic()):
+            self.facts[operation] = Facts(handed=Handed.NOTHING)
+        return operation
+
+    def send_commit(self) -> Operation[Any]:
+        """The COMMIT of a frame whose beginning was another segment's."""
+        pgconn = self.lane.link.pgconn
+        pgconn.send_query_params(b"COMMIT", None)
+        pgconn.pipeline_sync()
+        request = Request((), "write", False, True, nearest(), tuple_row)
+        operation: Operation[Any] = Operation(cast(Keeper, self), request, time.monotonic())
+        operation.attempts.append(Attempt(self.lane.node, time.monotonic()))
+        self.lane.pipeline.sent(operation, Segment([Piece(Kind.COMMIT)], framed=True), time.monotonic())
+        return operation
+
+    async def told(self, operation: Operation[Any]) -> Facts:
+        """What the lane knows of the operation in the end."""
+        await eventually(lambda: operation in self.facts, PATIENCE, "the lane tells what it saw")
+        return self.facts[operation]
+
+    @property
+    def pid(self) -> int:
+        return self.lane.link.pid
+
+    # What the lane says
+
+    def succeeded(
+        self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult], entry: Entry | None
+    ) -> None:
+        """Its facts are there already."""
+
+    def judge(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None:
+        self.facts[operation] = verdict.facts
+
+    def room(self, lane: Lane) -> None: ...
+    def lane_broke(self, lane: Lane, reason: str, *, lost: bool) -> None: ...
+    def terminate(self, lane: Lane) -> None: ...
+    def inspect(self, lane: Lane, tell: Callable[[Doing], None]) -> None: ...
+    def cancel_sent(self) -> None: ...
+
+
+def _statement(query: Query) -> Statement:
+    text, params = query if isinstance(query, tuple) else (query, ())
+    encoded = text.encode()
+    values = [value if value is MISFIT else str(value).encode() for value in params]
+    return Statement(encoded, cast(Any, values), (0,) * len(values), None, words(encoded))
+
+
+@asynccontextmanager
+async def witnessed(dsn: str) -> AsyncGenerator[Witness]:
+    """A lane of a connection of its own."""
+    witness = Witness()
+    (config,) = parse_nodes([dsn])
+    pgconn = await open_pgconn(config, PATIENCE)
+    link = Link(pgconn, None, 1)
+    witness.lane = _Watched(link, "n1", "write", psycopg.adapters, witness, _BOUNDS, time.monotonic)
+    async with anyio.create_task_group() as tasks:
+        opened = anyio.Event()
+        tasks.start_soon(witness.lane.run, opened.set)
+        await opened.wait()
+        try:
+            yield witness
+        finally:
+            tasks.cancel_scope.cancel()
+
+
+async def applied(node: Node, table: str = "t") -> bool:
+    """Whether the row is there, once nobody does anything any more."""
+    busy = (
+        "SELECT 1 FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle'"
+        " AND pid <> pg_backend_pid()"
+    )
+
+    async def at_rest() -> bool:
+        return not await node.execute(busy)
+
+    await eventually(at_rest, what="the server is at rest")
+    return bool(await node.execute(f"SELECT 1 FROM {table} WHERE id = 1"))
+
+
+async def waits(node: Node, event: str) -> int:
+    """Wait until a backend waits for ``event``; its process id."""
+    found: list[int] = []
+
+    async def look() -> bool:
+        rows = await node.execute(
+            "SELECT pid FROM pg_stat_activity WHERE wait_event = %s AND backend_type = 'client backend'",
+            [event],
+        )
+        found[:] = [row[0] for row in rows]
+        return bool(found)
+
+    await eventually(look, what=f"a backend waits for {event}")
+    return found[0]
+
+
+async def terminate(node: Node, pid: int) -> None:
+    await node.execute("SELECT pg_terminate_backend(%s)", [pid])
