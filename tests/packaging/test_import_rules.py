@@ -233,8 +233,8 @@ def _is_wide(caught: ast.expr | None) -> bool:
     return any(_dotted(one).rpartition(".")[2] in WIDE for one in caught_types)
 
 
-CORE, WIRE, NODE = "pgha._core.health", "pgha._wire.link", "pgha._node.node"
-CLI, CHAOS = "pgha.cli.demo", "pgha.chaos._servers.server"
+CORE, WIRE, NODE = "pgha._core.health", "pgha._wire.link", "pgha._node"
+CLI, CHAOS = "pgha.cli.demo", "pgha.chaos.history"
 SWALLOW = "try:\n    f()\nexcept {}:\n    {}\n"
 
 BAD: list[tuple[Rule, str, str]] = [
@@ -245,11 +245,11 @@ BAD: list[tuple[Rule, str, str]] = [
     (the_core_is_pure, CORE, "import importlib\nimportlib.import_module('random')"),
     (the_core_is_pure, CORE, "__import__('random')"),
     (the_core_is_pure, "pgha._core", "import random"),
-    (the_core_knows_only_the_types, CORE, "from pgha import _config"),
+    (the_core_knows_only_the_types, CORE, "from pgha import _options"),
     (the_core_knows_only_the_types, CORE, "from pgha._errors import Error"),
     (the_core_knows_only_the_types, CORE, "from .._wire import link"),
-    (the_core_knows_only_the_types, CORE, "from .. import _config"),
-    (the_core_knows_only_the_types, CORE, "import pgha\npgha._config.Options()"),
+    (the_core_knows_only_the_types, CORE, "from .. import _options"),
+    (the_core_knows_only_the_types, CORE, "import pgha\npgha._options.Options()"),
     (only_the_wire_knows_psycopgs_inside, NODE, "from psycopg import pq"),
     (only_the_wire_knows_psycopgs_inside, NODE, "from psycopg.pq import ExecStatus"),
     (only_the_wire_knows_psycopgs_inside, NODE, "from psycopg.pq.abc import PGconn"),
@@ -304,7 +304,7 @@ GOOD: list[tuple[Rule, str, str]] = [
         CORE,
         "from pgha._types import Role\nfrom . import backoff\nfrom .. import _types",
     ),
-    (the_core_knows_only_the_types, NODE, "from ._config import Options"),
+    (the_core_knows_only_the_types, NODE, "from ._options import Options"),
     (
         only_the_wire_knows_psycopgs_inside,
         WIRE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from pgha._core.ledger_rules import ServerClock
 from pgha._core.outcome import Facts
@@ -15,8 +15,8 @@ from pgha._wire import PGresult
 from pgha._wire.loops import Loop
 from pgha._wire.segment import Answer, Segment
 
-if TYPE_CHECKING:
-    from pgha._node.lane import Lane
+LaneT = TypeVar("LaneT", contravariant=True)
+"""A lane: what is said here does not depend on how it works."""
 
 FlightSlot: TypeAlias = Slot[Operation[Any] | None, Segment]
 """A segment in flight, and whose it is (None: the lane's own ROLLBACK)."""
@@ -44,19 +44,19 @@ class Verdict:
     """Why, where no server and no connection says it."""
 
 
-class LaneOwner(Protocol):
+class LaneOwner(Protocol[LaneT]):
     """Who decides what becomes of operations."""
 
     loop: Loop
 
     def succeeded(
-        self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult], entry: Entry | None
+        self, lane: LaneT, operation: Operation[Any], results: Sequence[PGresult], entry: Entry | None
     ) -> None: ...
-    def judge(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None: ...
-    def room(self, lane: Lane) -> None: ...
-    def lane_broke(self, lane: Lane, reason: str, *, lost: bool) -> None: ...
-    def terminate(self, lane: Lane) -> None: ...
-    def inspect(self, lane: Lane, tell: Callable[[Doing], None]) -> None: ...
+    def judge(self, lane: LaneT, operation: Operation[Any], verdict: Verdict) -> None: ...
+    def room(self, lane: LaneT) -> None: ...
+    def lane_broke(self, lane: LaneT, reason: str, *, lost: bool) -> None: ...
+    def terminate(self, lane: LaneT) -> None: ...
+    def inspect(self, lane: LaneT, tell: Callable[[Doing], None]) -> None: ...
     def cancel_sent(self) -> None: ...
 
 

@@ -46,8 +46,9 @@ class Lane:
     """See the head of this file."""
 
     def __init__(
-        self, link: Link, node: str, kind: Kind, adapters: AdaptersMap, owner: LaneOwner, bounds: LaneBounds,
-        clock: Callable[[], float], server: ServerFacts | None = None, system: int | None = None,
+        self, link: Link, node: str, kind: Kind, adapters: AdaptersMap, owner: LaneOwner[Lane],
+        bounds: LaneBounds, clock: Callable[[], float], server: ServerFacts | None = None,
+        system: int | None = None,
     ) -> None:  # fmt: skip
         self.node = node
         self.server = server or ServerFacts()

@@ -62,7 +62,7 @@ class LaneSet:
 
     def __init__(
         self, kind: Kind, config: NodeConfig, options: Options, adapters: AdaptersMap, owner: LaneSetOwner,
-        host: LaneOwner, clock: Callable[[], float], server: ServerFacts,
+        host: LaneOwner[Lane], clock: Callable[[], float], server: ServerFacts,
     ) -> None:  # fmt: skip
         self.kind: Kind = kind
         self.lanes: list[Lane] = []

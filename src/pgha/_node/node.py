@@ -25,7 +25,7 @@ from pgha._wire.loops import uninterrupted
 logger = logging.getLogger("pgha")
 
 
-class NodeHost(LaneOwner, Protocol):
+class NodeHost(LaneOwner[Lane], Protocol):
     """Who owns the nodes."""
 
     def health_changed(self, node: Node, moved: Transition, reason: str) -> None: ...

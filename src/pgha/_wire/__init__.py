@@ -1,4 +1,9 @@
-"""The only place that touches libpq through psycopg's lower layers, and sockets."""
+"""The only package that touches libpq, psycopg's private modules and sockets.
+
+`connect` opens a connection, `link` sends segments on it and reads their answers, `segment` and `compiler`
+make what is sent, `loops` waits for sockets on trio and asyncio. Imports `pgha._options` and what lies below.
+Begin with `link`.
+"""
 
 from psycopg.pq import ConnStatus
 from psycopg.pq.abc import PGconn as PGconn

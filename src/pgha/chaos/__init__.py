@@ -8,6 +8,7 @@ It runs on trio and asyncio, needs Linux, and finds PostgreSQL by itself (`pip i
 along). Nodes live in folders below TMPDIR; with TMPDIR=/dev/shm, memory permitting, they start twice as fast.
 """
 
+from pgha.chaos import _offers
 from pgha.chaos._containers.container import ContainerNode
 from pgha.chaos._containers.engine import engine_available, require_engine
 from pgha.chaos._containers.image import build_image, find_image
@@ -65,3 +66,5 @@ __all__ = [
     "require_engine",
     "standalone",
 ]
+
+_offers.register()

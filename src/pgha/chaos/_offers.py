@@ -1,7 +1,8 @@
 """Values of the kit that Hypothesis can make without being told how: `st.from_type(Schedule)`.
 
-Whichever is imported first, Hypothesis or the kit: the second one registers. Neither imports the other, and
-the strategies are imported when the first value is asked for.
+Whichever is imported last, Hypothesis or the kit, registers them. Neither imports the other, and the
+strategies are imported when the first value is asked for. Where plugins of Hypothesis are switched off,
+importing `pgha.chaos.properties` registers them.
 """
 
 from __future__ import annotations
@@ -10,20 +11,19 @@ import sys
 from functools import partial
 from typing import Any
 
-_offers: dict[type, str] = {}
+from pgha.chaos._faults.schedule import Schedule, Step
+from pgha.chaos._workload import Workload
 
-
-def offer(kind: type, strategy: str) -> None:
-    """`pgha.chaos.properties.<strategy>()` makes values of this class."""
-    _offers[kind] = strategy
-    register()
+_STRATEGIES = {Step: "steps", Schedule: "schedules", Workload: "workloads"}
+"""Each class and the strategy of `pgha.chaos.properties` that makes its values."""
 
 
 def register() -> None:
-    """Tell Hypothesis, if it is there. While it is still being imported, it calls this itself at the end."""
+    """Tell Hypothesis, if it has been imported. At the end of its own import, Hypothesis calls this
+    itself."""
     tell = getattr(sys.modules.get("hypothesis.strategies"), "register_type_strategy", None)
     if tell is not None:
-        for kind, strategy in _offers.items():
+        for kind, strategy in _STRATEGIES.items():
             tell(kind, partial(_make, strategy))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._offers import offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +41,3 @@ class Workload:
                 raise ChaosError(f"{self!r}: {share} is a share, from 0 to 1")
         if self.readers + self.writers + self.batchers + self.cancellers == 0:
             raise ChaosError("a workload needs at least one reader, writer, batcher or canceller")
-
-
-offer(Workload, "workloads")

@@ -17,8 +17,8 @@ import pgha
 from pgha._core.ledger_rules import LIFE
 from pgha._ledger.schema import LONGEST
 from pgha._options import parse_nodes
-from pgha.cli._demo.command import ending
 from pgha.cli._output import write
+from pgha.cli._run import ending
 
 Act: TypeAlias = Literal["install", "status", "prune", "uninstall"]
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}

@@ -13,7 +13,6 @@ from typing import Any, Self
 from pgha.chaos._errors import ChaosError
 from pgha.chaos._faults.kinds import ALL_FAULTS, NODE_FAULTS, TRAITS, FaultKind
 from pgha.chaos._faults.script import default_program
-from pgha.chaos._offers import offer
 
 _SHORTEST_HOLD = 0.05
 _DIGITS = 3
@@ -191,10 +190,6 @@ def _drawn(random: Random, at: float, kind: FaultKind, node: int, hold: float) -
     longest = max(hold, _SHORTEST_HOLD)
     held = round(random.uniform(_SHORTEST_HOLD, longest), _DIGITS) if trait.lasting else 0.0
     return Step(round(at, _DIGITS), kind, node, held, amount)
-
-
-offer(Step, "steps")
-offer(Schedule, "schedules")
 
 
 @dataclass(frozen=True, slots=True)

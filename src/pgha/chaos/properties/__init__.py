@@ -8,7 +8,6 @@ It needs Hypothesis, which `pip install pgha[chaos]` brings along.
 
 from hypothesis.stateful import Bundle, consumes, multiple
 
-from pgha.chaos import _offers
 from pgha.chaos.properties._decorators import initialize, invariant, precondition, rule
 from pgha.chaos.properties._draws import Draws
 from pgha.chaos.properties._life import Tasks
@@ -34,5 +33,3 @@ __all__ = [
     "steps",
     "workloads",
 ]
-
-_offers.register()  # where plugins of Hypothesis are switched off

@@ -87,3 +87,9 @@ def workloads(
 
 def _times(least: float, most: float) -> SearchStrategy[float]:
     return st.integers(round(least / _TICK), round(most / _TICK)).map(lambda ticks: round(ticks * _TICK, 2))
+
+
+# Where plugins of Hypothesis are switched off, nothing else does this.
+st.register_type_strategy(Step, steps())
+st.register_type_strategy(Schedule, schedules())
+st.register_type_strategy(Workload, workloads())

@@ -28,8 +28,8 @@ from pgha.chaos.history import Recorder
 from pgha.cli._chaos.arguments import beside
 from pgha.cli._chaos.report import counted, numbers
 from pgha.cli._chaos.text import ChaosOptions, Ticker, played_again, summary
-from pgha.cli._demo.command import ending
 from pgha.cli._output import write
+from pgha.cli._run import ending
 
 _VERSIONS = ("pgha", "anyio", "trio", "psycopg")
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterable, Iterator
+from contextlib import contextmanager
 from random import Random
 from typing import TextIO
 
@@ -16,7 +15,6 @@ from rich.console import Console
 
 import pgha
 from pgha import chaos
-from pgha.chaos._topologies.nodes import Progress, unheard
 from pgha.cli._demo.check import judge
 from pgha.cli._demo.faults import Saboteur, plan
 from pgha.cli._demo.keyboard import keyboard
@@ -24,7 +22,7 @@ from pgha.cli._demo.live import LiveView
 from pgha.cli._demo.summary import Options, Summary
 from pgha.cli._demo.view import JsonView, PlainView, View
 from pgha.cli._demo.workload import READERS, TABLES, WRITERS, Recorder, applied, fill, work
-from pgha.cli._output import OutputClosed, first_of, output_closed
+from pgha.cli._run import ending, servers
 
 __all__ = ["Options", "ending", "log_counted", "run", "servers", "watched"]
 
@@ -46,48 +44,6 @@ def _view(options: Options, plain: bool) -> View:
     return LiveView(options, console, keyboard())
 
 
-def ending(loop: str, body: Callable[[], Awaitable[int]], name: str = "demo") -> int:
-    """Run `body` in a loop of its own; its exit code, or the one for what ended it: a signal, a reader of the
-    output that left, or servers that did not start, which is told in a line. `name`: the command's.
-    """
-    code = 1
-    try:
-        code = anyio.run(_until_signalled, body, backend=loop)
-    except* KeyboardInterrupt:
-        code = 128 + signal.SIGINT
-    except* OutputClosed as closed:
-        code = output_closed(closed, name)
-    except* chaos.ChaosError as group:
-        sys.stderr.write(f"pgha {name}: {' '.join(str(first_of(group)).split())}\n")
-    return code
-
-
-async def _until_signalled(body: Callable[[], Awaitable[int]]) -> int:
-    """The exit code of `body`, or, when a signal ends it, 128 and the signal's number.
-
-    The signal is an ordinary cancellation: a KeyboardInterrupt would come up in whatever task runs. Further
-    signals change nothing: an impatient second Ctrl-C must not keep the servers from being removed, which is
-    bounded in time.
-    """
-    code = 1
-    # What a terminal ends its programs by. `nohup` has them ignored.
-    more = [one for one in (signal.SIGHUP, signal.SIGQUIT) if signal.getsignal(one) != signal.SIG_IGN]
-
-    async def listen(signals: AsyncIterable[signal.Signals], work: anyio.CancelScope) -> None:
-        nonlocal code
-        async for number in signals:
-            code = 128 + number
-            work.cancel()
-
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, *more) as signals:
-        async with anyio.create_task_group() as tasks:
-            with anyio.CancelScope() as work:
-                tasks.start_soon(listen, signals, work)
-                code = await body()
-            tasks.cancel_scope.cancel()
-    return code
-
-
 async def _demo(options: Options, view: View) -> int:
     async with view.shown():
         summary = await watched(options, view)
@@ -99,7 +55,7 @@ async def watched(options: Options, view: View) -> Summary:
     """The demo itself, told to `view`; the servers are gone afterwards."""
     began = time.monotonic()
     view.stage(f"Starting {options.nodes} PostgreSQL servers on this machine")
-    async with servers(options, view.progress) as nodes:
+    async with servers(options.nodes, options.port, view.progress) as nodes:
         await nodes.create(TABLES)
         names = ", ".join(nodes.names)
         view.note(f"{names} replicate to each other, after {time.monotonic() - began:.1f} s.")
@@ -112,20 +68,6 @@ async def watched(options: Options, view: View) -> Summary:
         recorder.complain(str(violation))
     retried, replayed = statistics.retried, statistics.replayed
     return Summary(options, recorder, retried, tuple(saboteur.done), verdict, replayed)
-
-
-@asynccontextmanager
-async def servers(options: Options, progress: Progress = unheard) -> AsyncGenerator[chaos.Masters]:
-    """The masters that were asked for; a port that is taken is told with what to do."""
-    async with AsyncExitStack() as stack:
-        try:
-            masters = chaos.masters(options.nodes, ports=options.ports, progress=progress)
-            nodes = await stack.enter_async_context(masters)
-        except chaos.ChaosError as error:
-            if options.port is None or not str(error).endswith("is taken"):
-                raise
-            raise chaos.ChaosError(f"{error}: choose another --port, or none for any free ones") from None
-        yield nodes
 
 
 async def _load(

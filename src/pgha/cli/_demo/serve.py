@@ -17,10 +17,10 @@ from anyio.abc import TaskGroup
 
 from pgha import chaos
 from pgha.cli._demo import keyboard as _keys
-from pgha.cli._demo.command import ending, servers
 from pgha.cli._demo.faults import HOLD, STRIKES, Kind, afflict, in_words
 from pgha.cli._demo.summary import Options
 from pgha.cli._output import OutputClosed, write
+from pgha.cli._run import ending, servers
 
 _INTENDED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
@@ -46,7 +46,7 @@ def serve(options: Options) -> int:
 async def _serve(options: Options, served: Served) -> int:
     began = time.monotonic()
     _say(f"Starting {options.nodes} PostgreSQL servers on this machine ...")
-    async with servers(options) as nodes:
+    async with servers(options.nodes, options.port) as nodes:
         write("\n".join(f"{node.name}\t{node.dsn}" for node in nodes), sys.stdout)
         served.up = True
         _say(_advice(nodes, time.monotonic() - began))

@@ -23,10 +23,6 @@ class Options:
     port: int | None = None
     """Of the first node; the others follow it. None: any free ones."""
 
-    @property
-    def ports(self) -> range | None:
-        return None if self.port is None else range(self.port, self.port + self.nodes)
-
 
 @dataclass(frozen=True, slots=True)
 class Summary:
