@@ -27,11 +27,11 @@ from pgha._options import Node as Node
 from pgha._options import SetupConnection as SetupConnection
 from pgha._rows.result import Result as Result
 from pgha._types import ClockSkewed as ClockSkewed
+from pgha._types import ConnectionLost as ConnectionLost
 from pgha._types import Event as Event
 from pgha._types import Evidence as Evidence
 from pgha._types import FailureUnretrieved as FailureUnretrieved
 from pgha._types import Fastest as Fastest
-from pgha._types import LaneLost as LaneLost
 from pgha._types import Nearest as Nearest
 from pgha._types import NodeChanged as NodeChanged
 from pgha._types import NodeStatus as NodeStatus
@@ -62,7 +62,7 @@ __all__ = [
     "Group",
     "Info",
     "KeyReused",
-    "LaneLost",
+    "ConnectionLost",
     "Ledger",
     "LedgerError",
     "LedgerStatus",

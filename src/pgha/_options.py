@@ -111,7 +111,7 @@ class Tuning:
 class Options:
     """The validated arguments of `pgha.open_cluster`."""
 
-    lanes: int = 2
+    read_connections: int = 2
     min_ready: int = 1
     connect_timeout: float = 10.0
     node_wait: float = 30.0
@@ -129,7 +129,7 @@ class Options:
     tuning: Tuning = field(default_factory=Tuning)
 
     def __post_init__(self) -> None:
-        _whole("lanes", self.lanes, least=1)
+        _whole("read_connections", self.read_connections, least=1)
         _whole("min_ready", self.min_ready, least=0)
         _whole("max_queued", self.max_queued, least=1)
         for name in ("connect_timeout", "node_wait", "ping_interval", "ping_timeout", "close_timeout"):

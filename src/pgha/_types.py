@@ -149,9 +149,9 @@ class NodeStatus:
     """Smoothed round trip of the pings in seconds, or None before the first."""
     server_version: int | None
     """As libpq has it, 180000 for 18.0; None before the first connection."""
-    read_lanes: int
+    read_connections: int
     """Open connections that carry reads."""
-    write_lanes: int
+    write_connections: int
     """Open connections that carry writes."""
     in_flight: int
     """Operations sent to this node and not answered yet."""
@@ -185,7 +185,7 @@ class Statistics:
     """Failures of submitted operations that nobody ever looked at."""
     cancels_sent: int
     """Cancel requests sent to servers."""
-    lanes_lost: int
+    connections_lost: int
     """Connections that broke or were discarded while the cluster was open."""
     events_dropped: int
     """Events not delivered because a subscriber of `Cluster.events` was too slow."""
@@ -226,7 +226,7 @@ class RoleChanged(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LaneLost(Event):
+class ConnectionLost(Event):
     """A connection broke or was discarded, with so many operations on it."""
 
     reason: str

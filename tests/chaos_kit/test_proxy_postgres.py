@@ -57,7 +57,7 @@ async def test_pgha_through_every_wire(server: LocalNode, wire: Wire) -> None:
                 await answers(cluster, size)
             proxy.heal()
             await answers(cluster, BIG)
-            assert cluster.statistics().lanes_lost == 0
+            assert cluster.statistics().connections_lost == 0
 
 
 async def test_pgha_after_each_end(server: LocalNode) -> None:
@@ -184,4 +184,4 @@ async def test_tls_passes_through(tmp_path: Path) -> None:
             proxy.heal()
             await answers(cluster, BIG)
             assert await cluster.fetch_value("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
-            assert cluster.statistics().lanes_lost == 0
+            assert cluster.statistics().connections_lost == 0

@@ -564,7 +564,7 @@ async def test_a_blocked_loop_kills_no_node(nodes_used: int) -> None:
                     seen.append(events.receive_nowait())
                 except anyio.WouldBlock:
                     break
-            assert not [one for one in seen if isinstance(one, pgha.LaneLost)]
+            assert not [one for one in seen if isinstance(one, pgha.ConnectionLost)]
             assert not [one for one in seen if isinstance(one, pgha.NodeChanged) and one.state == "down"]
 
 
@@ -574,7 +574,7 @@ async def test_a_loop_blocked_again_and_again() -> None:
             time.sleep(0.4)  # noqa: ASYNC251 - this is what is tested
             assert await cluster.fetch_value("SELECT 1") == 1
         assert cluster.nodes["n1"].state == "up"
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 async def test_events_tell_what_happened() -> None:
@@ -595,7 +595,7 @@ async def test_events_tell_what_happened() -> None:
         lost = retried = 0
         with anyio.move_on_after(0.2):
             async for event in events:
-                lost += isinstance(event, pgha.LaneLost)
+                lost += isinstance(event, pgha.ConnectionLost)
                 retried += isinstance(event, pgha.OperationRetried)
                 if isinstance(event, pgha.NodeChanged):
                     moves.append((event.node, event.before, event.state))
@@ -606,7 +606,7 @@ async def test_events_tell_what_happened() -> None:
         assert "down" in [after for _, after in mine]
         statistics = cluster.statistics()
         assert statistics.retried >= retried
-        assert statistics.lanes_lost >= 2
+        assert statistics.connections_lost >= 2
 
 
 async def test_statuses_of_nodes(server: Node) -> None:
@@ -618,8 +618,8 @@ async def test_statuses_of_nodes(server: Node) -> None:
         assert status.server_version is not None
         assert status.server_version // 10000 == server.version
         assert status.latency is not None
-        assert status.read_lanes >= 1
-        assert status.write_lanes == 1
+        assert status.read_connections >= 1
+        assert status.write_connections == 1
         assert status.in_flight == 0
         with pytest.raises(TypeError):
             cluster.nodes["x"] = status  # type: ignore[index]

@@ -235,7 +235,7 @@ async def test_a_limit_that_ends_the_wait_for_a_zombie_is_no_fault_of_the_ledger
 
 
 async def test_many_who_leave_settle_leave_nothing(version: int) -> None:
-    async with one_node(version, lanes=1) as (node, cluster):
+    async with one_node(version, read_connections=1) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
         with pytest.raises(pgha.CommitInDoubt) as caught, within():

@@ -215,7 +215,7 @@ async def test_a_promoted_standby_knows(version: int) -> None:
 
 
 async def test_a_zombie_that_thaws_after_its_deadline_does_nothing(version: int) -> None:
-    async with one_node(version, lanes=1) as (node, cluster):
+    async with one_node(version, read_connections=1) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
         keyed = cluster.submit(WRITE, ["keyed"], key=pgha.new_key(), timeout=0.3)
@@ -231,7 +231,7 @@ async def test_a_zombie_that_thaws_after_its_deadline_does_nothing(version: int)
 
 async def test_settle_decides_against_a_zombie(version: int) -> None:
     """Long before the guard's deadline: what settle() says stays true when the zombie thaws."""
-    async with one_node(version, lanes=1) as (node, cluster):
+    async with one_node(version, read_connections=1) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
         with pytest.raises(pgha.CommitInDoubt) as caught, within():
@@ -266,7 +266,7 @@ async def test_settle_without_a_key_hears_a_late_answer(version: int) -> None:
 
 
 async def test_leaving_settle_changes_nothing(version: int) -> None:
-    async with one_node(version, lanes=1) as (node, cluster):
+    async with one_node(version, read_connections=1) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
         with pytest.raises(pgha.CommitInDoubt) as caught, within():
@@ -282,7 +282,7 @@ async def test_leaving_settle_changes_nothing(version: int) -> None:
 
 
 async def test_settle_in_another_loop_is_refused(version: int) -> None:
-    async with one_node(version, lanes=1) as (node, cluster):
+    async with one_node(version, read_connections=1) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
         with pytest.raises(pgha.CommitInDoubt) as caught, within():
@@ -300,7 +300,7 @@ async def test_settle_in_another_loop_is_refused(version: int) -> None:
 async def test_a_cancelled_write_is_told_of_later(version: int) -> None:
     """Its caller left, its connection broke: the event comes when the guard's deadline is over, and the key
     is still good where it was not applied."""
-    async with one_node(version, lanes=1) as (node, cluster):
+    async with one_node(version, read_connections=1) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
         key = pgha.new_key()
@@ -358,7 +358,7 @@ async def test_settle_ends_with_its_cluster(version: int) -> None:
         node = nodes[0]
         await node.execute(TABLE)
         async with anyio.create_task_group() as tasks:
-            async with pgha.open_cluster(pgha.Node(node.dsn, node.name), lanes=1) as cluster:
+            async with pgha.open_cluster(pgha.Node(node.dsn, node.name), read_connections=1) as cluster:
                 await cluster.ledger.install()
                 (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
                 await node.freeze_backend(pid)

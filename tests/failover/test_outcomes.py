@@ -142,7 +142,7 @@ async def test_cancelled_at_the_sync(version: int) -> None:
             for one in behind:
                 await one
         assert await ids(node, "slow") == [2, 3, 4, 5]
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 async def test_cancelled_by_its_caller_at_the_sync(version: int) -> None:
@@ -195,7 +195,7 @@ async def test_a_neighbour_that_is_run_again(version: int, state: str) -> None:
                 RETURN id;
             END $$;
     """
-    async with one_node(version, again, lanes=1, prepare_threshold=0) as (node, cluster):
+    async with one_node(version, again, read_connections=1, prepare_threshold=0) as (node, cluster):
         with anyio.fail_after(60):
             operations = [cluster.submit("SELECT again(%s)", [number]) for number in range(500)]
             got: list[int | None] = []

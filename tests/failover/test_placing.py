@@ -119,7 +119,9 @@ async def test_the_wait_for_a_node_begins_when_the_last_one_left() -> None:
     async with standalone() as nodes:
         (node,) = nodes
         await node.stop()
-        async with cluster_of(node, min_ready=0, lanes=1, node_wait=wait, _tuning=ONE_AT_A_TIME) as cluster:
+        async with cluster_of(
+            node, min_ready=0, read_connections=1, node_wait=wait, _tuning=ONE_AT_A_TIME
+        ) as cluster:
             running = cluster.submit(f"SELECT pg_sleep(60) /* {text} */", read=True)
             early = [cluster.submit("SELECT 1", read=True) for _ in range(3)]
             await node.start()
@@ -141,7 +143,7 @@ async def test_the_wait_for_a_node_begins_when_the_last_one_left() -> None:
 async def test_idle_lanes_are_closed_down_to_the_usual_number(server: Node) -> None:
     """And never is there one fewer that can be used."""
     tuning = Tuning(idle_lane=0.3, head_of_line=60)
-    async with cluster_of(server, lanes=2, _tuning=tuning) as cluster:
+    async with cluster_of(server, read_connections=2, _tuning=tuning) as cluster:
         lanes = cluster._dispatcher._nodes[server.name].sets["read"].lanes
         await eventually(lambda: len(lanes) == 2)
 
@@ -153,7 +155,7 @@ async def test_idle_lanes_are_closed_down_to_the_usual_number(server: Node) -> N
         with within(), psycopg.connect(server.dsn) as connection:
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [key])
             # Each blocks a lane, and the next one needs another; they all end together.
-            while cluster.nodes[server.name].read_lanes < 6:
+            while cluster.nodes[server.name].read_connections < 6:
                 query = "SELECT pg_advisory_xact_lock_shared(%s)"
                 operations.append(cluster.submit(query, [key], read=True))
                 await anyio.sleep(0.07)
@@ -165,7 +167,7 @@ async def test_idle_lanes_are_closed_down_to_the_usual_number(server: Node) -> N
         def look() -> bool:
             nonlocal fewest
             fewest = min(fewest, usable())
-            return fewest <= 2 and cluster.nodes[server.name].read_lanes == 2
+            return fewest <= 2 and cluster.nodes[server.name].read_connections == 2
 
         await eventually(look)
         until = time.monotonic() + 1

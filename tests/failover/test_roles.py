@@ -221,7 +221,7 @@ async def test_a_standby_gets_reads_and_no_writes() -> None:
                 rows = await cluster.fetch(count, route=pgha.pin(node.name))
                 assert rows.one() == (200, node is standby)
             assert await cluster.fetch_value("SELECT count(*) FROM t", route=pgha.fastest()) == 200
-            assert cluster.nodes[standby.name].write_lanes == 0
+            assert cluster.nodes[standby.name].write_connections == 0
             with pytest.raises(pgha.NoNodeAvailable, match=standby.name), anyio.fail_after(PATIENCE):
                 await cluster.execute("INSERT INTO t VALUES ('x')", route=pgha.pin(standby.name))
 

@@ -416,7 +416,7 @@ def test_a_failure_that_somebody_looked_at_is_not_told(server: LocalNode, backen
 
 def test_a_full_queue(server: LocalNode, backend: Backend) -> None:
     text = unique("sleep")
-    with cluster_of(server, backend=backend, lanes=1, max_queued=2, _tuning=NARROW) as cluster:
+    with cluster_of(server, backend=backend, read_connections=1, max_queued=2, _tuning=NARROW) as cluster:
         head = cluster.submit(f"SELECT pg_sleep(60) /* {text} */", read=True)
         wait_started(server, text)
         behind = [cluster.submit("SELECT %s::int", [i], read=True) for i in range(2)]
@@ -439,7 +439,7 @@ def test_a_full_queue(server: LocalNode, backend: Backend) -> None:
 def test_leaving_while_some_wait_for_room(server: LocalNode, backend: Backend) -> None:
     """They are refused; what was started is drained."""
     text, refusals = unique("sleep"), list[bool]()
-    options: Any = {"lanes": 1, "max_queued": 1, "close_timeout": 60.0, "_tuning": NARROW}
+    options: Any = {"read_connections": 1, "max_queued": 1, "close_timeout": 60.0, "_tuning": NARROW}
 
     def refused(cluster: pgha.blocking.Cluster) -> None:
         with pytest.raises(pgha.ClusterClosed):

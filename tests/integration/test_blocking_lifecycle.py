@@ -103,7 +103,7 @@ def test_what_cannot_be_opened(server: LocalNode, backend: Backend) -> None:
     with nothing_left(server):
         for arguments, options, expected in [
             ([], {}, pgha.ConfigError),
-            ([server.dsn], {"lanes": 0}, pgha.ConfigError),
+            ([server.dsn], {"read_connections": 0}, pgha.ConfigError),
             ([server.dsn], {"min_ready": 2}, pgha.ConfigError),
             ([server.dsn + " dbname=nowhere"], {}, pgha.NoNodeAvailable),
             ([ABSENT], {"node_wait": 0.05}, pgha.NoNodeAvailable),
@@ -598,7 +598,7 @@ def test_a_child_of_a_fork(server: LocalNode, backend: Backend) -> None:
 
         forked(child)
         assert pids & {cluster.fetch_value("SELECT pg_backend_pid()") for _ in range(10)}
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
         for operation in (pending, *grouped._running):
             assert not operation.done()
             operation.cancel()
@@ -628,7 +628,7 @@ def test_a_fork_under_load(server: LocalNode, backend: Backend) -> None:
             finally:
                 over.set()
         assert cluster.statistics().failed == 0
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 LEAVES = """
@@ -641,7 +641,7 @@ LEAVES = """
         else:
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
             cluster.fetch("SELECT 1")
-            assert cluster.statistics().lanes_lost == 0
+            assert cluster.statistics().connections_lost == 0
             say("parent")
 """
 
@@ -742,7 +742,7 @@ def test_twenty_threads_do_not_notice_that_a_node_is_killed(backend: Backend) ->
                 finally:
                     over.set()
             assert cluster.statistics().failed == 0
-            assert cluster.statistics().lanes_lost > 0
+            assert cluster.statistics().connections_lost > 0
         portal.call(nodes.wait_replicated)
         there = {row[0] for row in portal.call(nodes[0].execute, "SELECT id FROM t")}
         assert there >= {key for _, key in acknowledged}

@@ -124,7 +124,7 @@ async def _head_and_followers(
 
 @pytest.mark.parametrize("read", [True, False])
 async def test_cancel_behind_the_head_hurts_nobody(server: Node, read: bool) -> None:
-    async with cluster_of(server, lanes=1) as cluster:
+    async with cluster_of(server, read_connections=1) as cluster:
         await (cluster.fetch("SELECT 1") if read else cluster.execute("SELECT 1"))
         head, behind = await _head_and_followers(cluster, server, read=read)
         for operation in behind[::2]:
@@ -144,7 +144,7 @@ async def test_cancel_behind_the_head_hurts_nobody(server: Node, read: bool) -> 
 
 @pytest.mark.parametrize("read", [True, False])
 async def test_cancel_of_the_head_leaves_its_followers(server: Node, read: bool) -> None:
-    async with cluster_of(server, lanes=1) as cluster:
+    async with cluster_of(server, read_connections=1) as cluster:
         await (cluster.fetch("SELECT 1") if read else cluster.execute("SELECT 1"))
         head, behind = await _head_and_followers(cluster, server, read=read)
         head.cancel()
@@ -155,7 +155,7 @@ async def test_cancel_of_the_head_leaves_its_followers(server: Node, read: bool)
 
 async def test_cancel_of_what_was_never_sent(server: Node) -> None:
     table = unique("t")
-    async with cluster_of(server, lanes=1) as cluster:
+    async with cluster_of(server, read_connections=1) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
         fill = [cluster.submit("SELECT pg_sleep(60)") for _ in range(40)]
         waiting = [cluster.submit(f"INSERT INTO {table} VALUES ({i})") for i in range(200)]
@@ -354,7 +354,7 @@ async def test_a_cancel_that_the_server_refuses_hurts_nobody() -> None:
     """Every slot is taken: the cancel request gets through nonetheless, or the lane is given up."""
     async with standalone(settings={"max_connections": "8", "superuser_reserved_connections": "0"}) as nodes:
         node = nodes[0]
-        async with cluster_of(node, lanes=1) as cluster:
+        async with cluster_of(node, read_connections=1) as cluster:
             text = unique("sleep")
             operation = cluster.submit(f"SELECT pg_sleep(60) /* {text} */", read=True)
             await started(node, text)

@@ -124,7 +124,7 @@ async def both_up(cluster: pgha.Cluster) -> None:
     """And have their usual connections."""
 
     def ready(node: pgha.NodeStatus) -> bool:
-        return node.state == "up" and node.read_lanes == 2
+        return node.state == "up" and node.read_connections == 2
 
     await eventually(lambda: all(map(ready, cluster.nodes.values())))
 
@@ -162,8 +162,10 @@ async def test_one_crash_does_not_count_twice(server: LocalNode) -> None:
     In a run of our own, a read failed after a single crash. Here the server is slow to notice: its postmaster
     stands still meanwhile.
     """
-    async with cluster_of(server, lanes=2) as cluster, anyio.create_task_group() as tasks:
-        await eventually(lambda: cluster.nodes["shared"].read_lanes == 2, what="both connections are there")
+    async with cluster_of(server, read_connections=2) as cluster, anyio.create_task_group() as tasks:
+        await eventually(
+            lambda: cluster.nodes["shared"].read_connections == 2, what="both connections are there"
+        )
         watcher = Watcher(server)
         assert server.pid is not None
 

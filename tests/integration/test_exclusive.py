@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_under_steady_load_with_no_lane_to_spare(server: LocalNode) -> None:
     tuning = Tuning(max_lanes=1)
-    async with pgha.open_cluster(server.dsn, lanes=1, _tuning=tuning) as cluster:
+    async with pgha.open_cluster(server.dsn, read_connections=1, _tuning=tuning) as cluster:
         done = 0
 
         async def write() -> None:
@@ -39,11 +39,11 @@ async def test_under_steady_load_with_no_lane_to_spare(server: LocalNode) -> Non
                 while done < before + 100:
                     await cluster.fetch("SELECT 1")
             tasks.cancel_scope.cancel()
-        assert cluster.nodes[next(iter(cluster.nodes))].write_lanes == 1
+        assert cluster.nodes[next(iter(cluster.nodes))].write_connections == 1
 
 
 async def test_a_slow_operation_alone_does_not_hold_the_others_up(server: LocalNode) -> None:
-    async with pgha.open_cluster(server.dsn, lanes=1) as cluster, cluster.group() as group:
+    async with pgha.open_cluster(server.dsn, read_connections=1) as cluster, cluster.group() as group:
         slow = [group.submit("DO $$ BEGIN PERFORM pg_sleep(2); END $$") for _ in range(2)]
         with anyio.fail_after(10):
             for number in range(200):
@@ -59,8 +59,8 @@ async def test_slow_ones_do_not_share_a_lane_with_quick_ones_packed_on_it(server
     """Quick statements are packed onto one lane; what is slow, or not known yet, is spread."""
     # Without the remedy for what was packed by mistake.
     tuning = Tuning(head_of_line=60.0)
-    async with cluster_of(server, lanes=2, _tuning=tuning) as cluster:
-        await eventually(lambda: all(node.read_lanes == 2 for node in cluster.nodes.values()))
+    async with cluster_of(server, read_connections=2, _tuning=tuning) as cluster:
+        await eventually(lambda: all(node.read_connections == 2 for node in cluster.nodes.values()))
         for _ in range(20):
             await cluster.fetch("SELECT 1")
         text = unique("sleep")

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 async def test_an_event_tells_of_a_write_whose_caller_was_leaving_when_its_answer_came() -> None:
     """Cancelled first, answered before the caller's task runs again: it sees the cancellation alone."""
-    async with one_node(18, TABLE, lanes=1) as (node, cluster):
+    async with one_node(18, TABLE, read_connections=1) as (node, cluster):
         await cluster.execute(WRITE, ["first"])
         (lane,) = cluster._nodes[node.name].sets["write"].lanes
         told: list[pgha.OperationSettled] = []

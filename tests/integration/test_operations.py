@@ -227,7 +227,7 @@ async def test_a_batch_that_fails_in_the_middle(server: LocalNode, framed: bool)
             neighbours += [cluster.submit("SELECT %s::int", [5 + i]) for i in range(5)]
             assert [(await one).value() for one in neighbours] == list(range(10))
         assert await cluster.fetch_value(f"SELECT count(*) FROM {table}") == 0
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 async def test_a_batch_is_one_transaction(server: LocalNode) -> None:
@@ -376,7 +376,7 @@ async def test_a_group_that_is_cancelled(server: LocalNode) -> None:
 async def test_a_full_queue() -> None:
     """`submit` raises, `execute` waits, until its timeout."""
     async with standalone() as nodes, cluster_of(*nodes, max_queued=10) as cluster:
-        await eventually(lambda: all(node.read_lanes == 2 for node in cluster.nodes.values()))
+        await eventually(lambda: all(node.read_connections == 2 for node in cluster.nodes.values()))
         await nodes[0].freeze()
         operations = []
         with pytest.raises(pgha.QueueFull, match="max_queued"):
@@ -489,7 +489,7 @@ async def test_deadlocks_resolve(server: LocalNode) -> None:
 
 async def test_reads_of_every_size_in_order_of_time(server: LocalNode) -> None:
     """A slow operation does not hold up those that come after it."""
-    async with cluster_of(server, lanes=2) as cluster:
+    async with cluster_of(server, read_connections=2) as cluster:
         slow = [cluster.submit("SELECT pg_sleep(0.4)", read=True) for _ in range(4)]
         begun = time.monotonic()
         with anyio.fail_after(PATIENCE):
@@ -518,7 +518,7 @@ async def test_big_parameters_and_results(server: LocalNode) -> None:
                 assert (await one).value() == len(big)
             for one in echoed:
                 assert (await one).value() == big
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 async def test_a_big_parameter_that_is_cancelled(server: LocalNode) -> None:

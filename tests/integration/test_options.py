@@ -40,7 +40,7 @@ async def rejected(*nodes: Any, match: str, **options: Any) -> pgha.ConfigError:
 
 SECONDS = ("connect_timeout", "node_wait", "ping_interval", "ping_timeout", "close_timeout")
 LIMITS = ("timeout", "statement_timeout")
-WHOLE = {"lanes": 1, "min_ready": 0, "max_queued": 1, "prepare_threshold": 0}
+WHOLE = {"read_connections": 1, "min_ready": 0, "max_queued": 1, "prepare_threshold": 0}
 
 
 @pytest.mark.parametrize("name", [*SECONDS, *LIMITS])
@@ -397,7 +397,7 @@ async def test_passwords_stay_inside(guarded: Node, caplog: pytest.LogCaptureFix
                 async for event in events:
                     told.append(f"{event} {event!r} {dataclasses.astuple(event)}")
     assert any("NodeChanged" in one for one in told)
-    assert any("LaneLost" in one for one in told)
+    assert any("ConnectionLost" in one for one in told)
     assert SECRET not in "\n".join(told)
     assert SECRET not in caplog.text
 
@@ -447,7 +447,7 @@ async def test_a_wrong_password_on_one_node_of_two(guarded: Node, server: Node) 
             await eventually(lambda: cluster.nodes["wrong"].state == "refused")
             status = cluster.nodes["wrong"]
             assert "password authentication failed" in status.reason
-            assert (status.read_lanes, status.write_lanes) == (0, 0)
+            assert (status.read_connections, status.write_connections) == (0, 0)
             with pytest.raises(pgha.OperationTimeout):
                 await cluster.fetch("SELECT 1", route=pgha.pin("wrong"), timeout=0.05)
         with pytest.raises(pgha.NoNodeAvailable, match="wrong: refused"), anyio.fail_after(PATIENCE):
@@ -481,7 +481,7 @@ async def test_on_connect_as_sql(server: Node) -> None:
                 assert (await call("SHOW synchronous_commit")).value() == "off"
                 if isinstance(setup, list):
                     assert (await call("SHOW work_mem")).value() == "7MB"
-            assert cluster.statistics().lanes_lost == 0
+            assert cluster.statistics().connections_lost == 0
 
 
 async def test_on_connect_as_several_statements_in_one_string(server: Node) -> None:
@@ -498,7 +498,7 @@ async def test_on_connect_changes_a_setting_that_is_watched(server: Node) -> Non
             for call in (cluster.fetch, cluster.execute):
                 assert (await call("SHOW TIME ZONE")).value() == "Asia/Tokyo"
                 assert (await call("SHOW search_path")).value() == "pg_catalog"
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 async def test_on_connect_as_a_callable_and_again_on_reconnect(server: Node) -> None:

@@ -21,7 +21,7 @@ async def more_lanes(cluster: pgha.Cluster) -> None:
     for one in slow:
         await one
     (status,) = cluster.nodes.values()
-    assert status.read_lanes > 1 and status.write_lanes > 1
+    assert status.read_connections > 1 and status.write_connections > 1
 
 
 async def cancels(cluster: pgha.Cluster) -> None:
@@ -51,7 +51,7 @@ def test_a_cluster_in_a_loop_that_anyio_did_not_start(
     server: LocalNode, use: Callable[[pgha.Cluster], Awaitable[None]]
 ) -> None:
     async def main() -> None:
-        async with asyncio.timeout(PATIENCE), pgha.open_cluster(server.dsn, lanes=1) as cluster:
+        async with asyncio.timeout(PATIENCE), pgha.open_cluster(server.dsn, read_connections=1) as cluster:
             await use(cluster)
 
     asyncio.run(main())

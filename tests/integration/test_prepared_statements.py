@@ -20,7 +20,8 @@ PREPARED = "SELECT statement FROM pg_prepared_statements"
 
 
 async def prepared(cluster: pgha.Cluster) -> list[str]:
-    """What a lane for reads (all of them, with lanes=1) holds prepared, but for this question itself."""
+    """What a lane for reads (all of them, with read_connections=1) holds prepared, but for this question
+    itself."""
     return [row[0] for row in await cluster.fetch(PREPARED) if row[0] != PREPARED]
 
 
@@ -28,7 +29,7 @@ async def prepared(cluster: pgha.Cluster) -> list[str]:
 
 
 async def test_never(server: LocalNode) -> None:
-    async with cluster_of(server, lanes=1, prepare_threshold=None) as cluster:
+    async with cluster_of(server, read_connections=1, prepare_threshold=None) as cluster:
         for number in range(20):
             assert await cluster.fetch_value("SELECT %s::int", [number]) == number
             result = await cluster.execute(f"SELECT count(*) FROM ({PREPARED}) AS p")
@@ -37,7 +38,7 @@ async def test_never(server: LocalNode) -> None:
 
 
 async def test_at_first_sight(server: LocalNode) -> None:
-    async with cluster_of(server, lanes=1, prepare_threshold=0) as cluster:
+    async with cluster_of(server, read_connections=1, prepare_threshold=0) as cluster:
         assert await cluster.fetch_value("SELECT 41 + %s::int", [1]) == 42
         assert await prepared(cluster) == ["SELECT 41 + $1::int"]
         for number in range(5):
@@ -46,7 +47,7 @@ async def test_at_first_sight(server: LocalNode) -> None:
 
 
 async def test_after_three_uses(server: LocalNode) -> None:
-    async with cluster_of(server, lanes=1) as cluster:
+    async with cluster_of(server, read_connections=1) as cluster:
         for use in range(1, 8):
             assert await cluster.fetch_value("SELECT 41 + %s::int", [use]) == 41 + use
             found = await cluster.fetch(PREPARED + " WHERE statement LIKE '%%41 +%%' -- " + str(use))
@@ -55,7 +56,7 @@ async def test_after_three_uses(server: LocalNode) -> None:
 
 async def test_by_types_too(server: LocalNode) -> None:
     """The same text with parameters of other types is another statement."""
-    async with cluster_of(server, lanes=1, prepare_threshold=0) as cluster:
+    async with cluster_of(server, read_connections=1, prepare_threshold=0) as cluster:
         for _ in range(3):
             for value, kind in (
                 (1, "smallint"),
@@ -83,7 +84,7 @@ async def test_in_batches(server: LocalNode) -> None:
                     first, second, names = results[-3:]
                     assert (first.value(), second.value()) == (number, 7)
                     assert ("SELECT $1::int",) in list(names) or number == 0
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 # How many
@@ -92,7 +93,9 @@ LIMIT = 8
 
 
 async def test_the_cache_is_bounded(server: LocalNode) -> None:
-    async with cluster_of(server, lanes=1, prepare_threshold=0, _tuning=Tuning(statements=LIMIT)) as cluster:
+    async with cluster_of(
+        server, read_connections=1, prepare_threshold=0, _tuning=Tuning(statements=LIMIT)
+    ) as cluster:
         for number in range(200):
             for call in (cluster.fetch, cluster.execute):
                 assert (await call(f"SELECT {number} + %s::int", [1])).value() == number + 1
@@ -103,7 +106,9 @@ async def test_the_cache_is_bounded(server: LocalNode) -> None:
 
 async def test_the_cache_is_bounded_under_load(server: LocalNode) -> None:
     """Evicted while others reuse it, in flight while it is evicted: every answer is right."""
-    async with cluster_of(server, lanes=3, prepare_threshold=1, _tuning=Tuning(statements=LIMIT)) as cluster:
+    async with cluster_of(
+        server, read_connections=3, prepare_threshold=1, _tuning=Tuning(statements=LIMIT)
+    ) as cluster:
         with anyio.fail_after(60):
             for _ in range(3):
                 operations = [
@@ -123,7 +128,7 @@ async def test_the_cache_is_bounded_under_load(server: LocalNode) -> None:
 async def test_one_statement_on_many_lanes_at_once(server: LocalNode) -> None:
     """A Parse in flight: the neighbours do not depend on it."""
     for threshold in (0, 1, 3):
-        async with cluster_of(server, lanes=3, prepare_threshold=threshold) as cluster:
+        async with cluster_of(server, read_connections=3, prepare_threshold=threshold) as cluster:
             with anyio.fail_after(60):
                 operations = [cluster.submit("SELECT %s::int", [i], read=i % 2 == 0) for i in range(1000)]
                 assert [(await one).value() for one in operations] == list(range(1000))
@@ -132,7 +137,7 @@ async def test_one_statement_on_many_lanes_at_once(server: LocalNode) -> None:
 
 async def test_long_texts_are_not_kept(server: LocalNode) -> None:
     long = "SELECT %s::int -- " + "x" * 10_000
-    async with cluster_of(server, lanes=1, prepare_threshold=0) as cluster:
+    async with cluster_of(server, read_connections=1, prepare_threshold=0) as cluster:
         for number in range(3):
             assert await cluster.fetch_value(long, [number]) == number
         assert await prepared(cluster) == []
@@ -144,7 +149,7 @@ async def test_long_texts_are_not_kept(server: LocalNode) -> None:
 async def test_a_failed_parse_leaves_the_name_free(server: LocalNode) -> None:
     table = unique("t")
     query = f"SELECT id FROM {table} WHERE id > %s"
-    async with cluster_of(server, lanes=1, prepare_threshold=0) as cluster:
+    async with cluster_of(server, read_connections=1, prepare_threshold=0) as cluster:
         for _ in range(3):
             for call in (cluster.fetch, cluster.execute):
                 with pytest.raises(psycopg.errors.UndefinedTable) as caught:
@@ -160,7 +165,7 @@ async def test_a_failed_parse_leaves_the_name_free(server: LocalNode) -> None:
             for call in (cluster.fetch, cluster.execute):
                 assert list(await call(query, [0])) == [(1,)]
         assert query.replace("%s", "$1") in await prepared(cluster)
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 async def test_a_failed_parse_in_a_batch(server: LocalNode) -> None:
@@ -182,11 +187,11 @@ async def test_a_failed_parse_in_a_batch(server: LocalNode) -> None:
                     [*start, ("SELECT %s::int", [number]), ("SELECT %s::text", ["a"])]
                 )
                 assert [one.value() for one in results[-2:]] == [number, "a"]
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 async def test_a_parse_that_passes_before_its_statement_fails(server: LocalNode) -> None:
-    async with cluster_of(server, lanes=1, prepare_threshold=0) as cluster:
+    async with cluster_of(server, read_connections=1, prepare_threshold=0) as cluster:
         for _ in range(50):
             with pytest.raises(psycopg.errors.DivisionByZero):
                 await cluster.fetch("SELECT 10 / %s::int", [0])
@@ -196,14 +201,14 @@ async def test_a_parse_that_passes_before_its_statement_fails(server: LocalNode)
 
 async def test_statements_that_are_gone(server: LocalNode) -> None:
     """Somebody's function deallocated them behind our back (26000): run again, unprepared."""
-    async with cluster_of(server, lanes=1, prepare_threshold=0) as cluster:
+    async with cluster_of(server, read_connections=1, prepare_threshold=0) as cluster:
         for turn in range(3):
             for number in range(5):
                 assert (await cluster.execute("SELECT %s::int", [number])).value() == number
             await cluster.execute(f"DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$ -- {turn}")
             operations = [cluster.submit("SELECT %s::int", [number]) for number in range(10)]
             assert [(await one).value() for one in operations] == list(range(10))
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 # DDL
@@ -333,7 +338,7 @@ async def test_a_parameter_changes_its_type(server: LocalNode) -> None:
     """int became text: the plan still wants an int. One 22P02 a lane may be seen, and no second."""
     table = unique("t")
     query = f"INSERT INTO {table} VALUES (%s)"
-    async with cluster_of(server, lanes=1, prepare_threshold=0) as cluster:
+    async with cluster_of(server, read_connections=1, prepare_threshold=0) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (v int)")
         for value in ("1", "2", "3"):
             await cluster.execute(query, [value])
@@ -352,7 +357,7 @@ async def test_a_parameter_changes_its_type(server: LocalNode) -> None:
 async def test_ddl_under_load_with_several_lanes(server: LocalNode) -> None:
     table = unique("t")
     query = f"SELECT * FROM {table} WHERE id = %s"
-    async with cluster_of(server, lanes=3, prepare_threshold=0) as cluster:
+    async with cluster_of(server, read_connections=3, prepare_threshold=0) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int PRIMARY KEY, v int)")
         await cluster.execute(f"INSERT INTO {table} SELECT i, i FROM generate_series(0, 9) AS i")
         done, turns, widths = anyio.Event(), [0], set[int]()
@@ -386,4 +391,4 @@ async def test_ddl_under_load_with_several_lanes(server: LocalNode) -> None:
                 done.set()
         assert widths == {2, 3, 4, 5, 6, 7}
         assert cluster.statistics().failed == 0
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0

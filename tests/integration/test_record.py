@@ -53,7 +53,7 @@ async def test_a_plain_operation(server: Node) -> None:
 
 
 async def test_while_it_runs_and_behind_another(server: Node) -> None:
-    async with cluster_of(server, lanes=1) as cluster:
+    async with cluster_of(server, read_connections=1) as cluster:
         await cluster.execute("SELECT 1")
         text = unique("sleep")
         first = cluster.submit(f"SELECT pg_sleep(0.1) /* {text} */")
@@ -160,7 +160,7 @@ async def test_never_sent() -> None:
 
 async def test_it_waited_in_line(server: Node) -> None:
     """More than the lane takes at once: the last are queued, and sent later."""
-    async with cluster_of(server, lanes=1) as cluster:
+    async with cluster_of(server, read_connections=1) as cluster:
         operations = [cluster.submit("SELECT pg_sleep(0.002)") for _ in range(40)]
         assert operations[-1].record.tries == ()
         with within():
@@ -217,7 +217,7 @@ async def test_time_never_runs_backwards(server: Node) -> None:
     """Many at once on one lane, errors among them, and submitted while others are answered."""
     table = unique("t")
     recorder = Recorder()
-    async with cluster_of(server, lanes=1) as cluster:
+    async with cluster_of(server, read_connections=1) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int PRIMARY KEY)")
 
         async def work(number: int) -> None:

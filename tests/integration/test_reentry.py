@@ -58,7 +58,7 @@ async def one_write_lane(
     since DDL changed its result after it was prepared, and which adds a row; and the table's name."""
     table = unique("t")
     await server.execute(f"CREATE TABLE {table} (id int); {before.format(table=table)}")
-    async with cluster_of(server, lanes=1, _tuning=ONE_LANE) as cluster:
+    async with cluster_of(server, read_connections=1, _tuning=ONE_LANE) as cluster:
         stale = f"INSERT INTO {table} VALUES (0) RETURNING *"
         for _ in range(6):
             await cluster.execute(stale)
@@ -94,7 +94,7 @@ async def test_every_operation_gets_its_own_answer(server: LocalNode) -> None:
             result = await first
         assert (result.one(), result.columns, result.attempts) == ((0, None), ("id", "more"), 2)
         assert await count(server, table, 0) == 1
-        assert (cluster.statistics().failed, cluster.statistics().lanes_lost) == (0, 0)
+        assert (cluster.statistics().failed, cluster.statistics().connections_lost) == (0, 0)
 
 
 async def test_an_error_is_no_neighbours(server: LocalNode) -> None:
@@ -255,7 +255,7 @@ async def test_what_is_sent_behind_a_fatal_error_is_not_applied(
     """A backend that ended by an error of the one before never begins with it: that is no doubt."""
     table = unique("t")
     await server.execute(f"CREATE TABLE {table} (id int); CREATE SEQUENCE {table}_once")
-    async with cluster_of(server, lanes=1, _tuning=ONE_LANE) as cluster:
+    async with cluster_of(server, read_connections=1, _tuning=ONE_LANE) as cluster:
         await cluster.execute("SELECT 1")
         # Sleeps for long the first time, and not at all when it is run again.
         sleep = f"pg_sleep(CASE nextval('{table}_once') WHEN 1 THEN 60 ELSE 0 END)"
@@ -359,7 +359,7 @@ async def test_whatever_a_row_factory_or_on_send_raises(server: LocalNode, kind:
     def raising(anything: object) -> Any:
         raise kind("the user's")
 
-    async with cluster_of(server, lanes=1) as cluster:
+    async with cluster_of(server, read_connections=1) as cluster:
         each: list[dict[str, Any]] = [{"row_factory": raising}, {"on_send": raising}]
         for options in each:
             before = [cluster.submit("SELECT %s::int", [i], read=True) for i in range(20)]

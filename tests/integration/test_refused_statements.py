@@ -89,7 +89,7 @@ async def test_two_statements_in_one_string(server: LocalNode) -> None:
                 assert "execute_batch" in "".join(caught.value.__notes__)
         assert await cluster.fetch_value(f"SELECT count(*) FROM {table}") == 0
         assert await cluster.fetch_value("SELECT 1;") == 1
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 async def test_what_must_pass_alone(server: LocalNode) -> None:
@@ -195,11 +195,11 @@ async def test_what_must_pass_in_a_batch(server: LocalNode) -> None:
                 assert results[-1].value() == expected
         assert await cluster.fetch_value("SHOW TimeZone") != "Asia/Tokyo"
         assert (await cluster.execute("SHOW transaction_read_only")).value() == "off"
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 async def test_a_framed_batch_that_fails_leaves_the_lane_usable(server: LocalNode) -> None:
-    async with cluster_of(server, lanes=1) as cluster:
+    async with cluster_of(server, read_connections=1) as cluster:
         for _ in range(10):
             with pytest.raises(psycopg.errors.DivisionByZero) as caught:
                 await cluster.execute_batch(["SAVEPOINT a", "SELECT 1/0", "SELECT 2"])
@@ -208,14 +208,14 @@ async def test_a_framed_batch_that_fails_leaves_the_lane_usable(server: LocalNod
                 await cluster.execute_batch(["SAVEPOINT a", "ROLLBACK TO b"])
             assert (await cluster.execute("SELECT 1")).value() == 1
             assert (await cluster.execute_batch(["SAVEPOINT a", "SELECT 3"]))[1].value() == 3
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 async def test_block_errors_do_not_leak(server: LocalNode) -> None:
     """25P01 and 25001 concern one caller; the next finds the lane as it should be."""
     table = unique("t")
     await server.execute(f"CREATE TABLE {table} (id int)")
-    async with cluster_of(server, lanes=1) as cluster:
+    async with cluster_of(server, read_connections=1) as cluster:
         for _ in range(5):
             with pytest.raises(psycopg.Error) as caught:
                 await cluster.execute_batch(["SELECT 1", "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"])
@@ -239,7 +239,7 @@ CHANGES = [
 @pytest.mark.parametrize(("change", "show"), CHANGES)
 async def test_a_session_changed_unseen_reaches_nobody(server: LocalNode, change: str, show: str) -> None:
     """The server reports these settings: the lane is given up before anybody else gets it."""
-    async with cluster_of(server, lanes=1) as cluster:
+    async with cluster_of(server, read_connections=1) as cluster:
         before = (await cluster.execute(show)).value()
         assert await cluster.fetch_value(show) == before
         for call in (cluster.fetch, cluster.execute):
@@ -279,7 +279,7 @@ async def test_reads_are_read_only(server: LocalNode) -> None:
 
 @pytest.mark.parametrize("read", [True, False])
 async def test_statement_timeout_of_an_operation(server: LocalNode, read: bool) -> None:
-    async with cluster_of(server, lanes=1) as cluster:
+    async with cluster_of(server, read_connections=1) as cluster:
         call: Any = cluster.fetch if read else cluster.execute
         for _ in range(5):
             begun = time.monotonic()

@@ -402,7 +402,7 @@ async def test_columns_are_never_stale(server: LocalNode, threshold: int | None)
 
 async def test_one_text_with_parameters_of_other_types(server: LocalNode) -> None:
     """The columns' types follow the parameters'."""
-    async with cluster_of(server, lanes=1, prepare_threshold=0) as cluster:
+    async with cluster_of(server, read_connections=1, prepare_threshold=0) as cluster:
         for _ in range(4):
             for value in (1, 2**40, 1.5, True, "x", None, [1, 2]):
                 result = await cluster.fetch("SELECT %s AS a", [value])
@@ -410,7 +410,7 @@ async def test_one_text_with_parameters_of_other_types(server: LocalNode) -> Non
 
 
 async def test_a_factory_that_fails_leaves_the_columns_right(server: LocalNode) -> None:
-    async with cluster_of(server, lanes=1, prepare_threshold=0) as cluster:
+    async with cluster_of(server, read_connections=1, prepare_threshold=0) as cluster:
         for _ in range(3):
             with pytest.raises(TypeError):
                 await cluster.fetch("SELECT 1 AS other", row_factory=class_row(Item))

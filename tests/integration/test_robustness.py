@@ -29,7 +29,7 @@ pytestmark = pytest.mark.anyio
 
 NOBODY = "host=127.0.0.1 port=1 dbname=x"
 ONE_AT_A_TIME = Tuning(max_lanes=1, depth=1)
-"""With lanes=1: what is behind the one that runs waits in the queue."""
+"""With read_connections=1: what is behind the one that runs waits in the queue."""
 
 
 def nobody_there(**options: Any) -> AbstractAsyncContextManager[pgha.Cluster]:
@@ -85,7 +85,7 @@ async def test_timekeeping_goes_on_behind_a_defect(caplog: pytest.LogCaptureFixt
 
 async def test_the_time_spent_waiting_for_room_in_the_queue_counts(server: Node) -> None:
     tuning = Tuning(max_lanes=1, depth=1, head_of_line=60)
-    async with cluster_of(server, lanes=1, max_queued=3, _tuning=tuning) as cluster:
+    async with cluster_of(server, read_connections=1, max_queued=3, _tuning=tuning) as cluster:
         pid = await cluster.fetch_value("SELECT pg_backend_pid()")
         await server.freeze_backend(pid)
         try:
@@ -153,7 +153,9 @@ class MoneyDumper(Dumper):
 
 async def test_a_dumper_that_gives_no_bytes(server: Node) -> None:
     """The call is told at once, before anything is sent."""
-    async with cluster_of(server, lanes=1, close_timeout=PATIENCE, _tuning=ONE_AT_A_TIME) as cluster:
+    async with cluster_of(
+        server, read_connections=1, close_timeout=PATIENCE, _tuning=ONE_AT_A_TIME
+    ) as cluster:
         cluster.adapters.register_dumper(Money, MoneyDumper)
         await cluster.execute("SELECT 1")
         pids = set(await backends(server, cluster._options.application_name))
@@ -179,7 +181,7 @@ async def test_a_dumper_that_gives_no_bytes(server: Node) -> None:
         with within():
             assert [(await one).value() for one in others] == list(range(20))
         assert set(await backends(server, cluster._options.application_name)) == pids, "none was replaced"
-        assert (cluster.statistics().failed, cluster.statistics().lanes_lost) == (0, 0)
+        assert (cluster.statistics().failed, cluster.statistics().connections_lost) == (0, 0)
         begun = time.monotonic()
     # Nothing is left open that a clean exit would wait for.
     assert time.monotonic() - begun < PATIENCE / 2
@@ -232,7 +234,7 @@ async def test_an_exception_that_takes_no_attributes(server: Node, kind: Callabl
     def fail(_: object) -> Any:
         raise error
 
-    async with cluster_of(server, lanes=1) as cluster:
+    async with cluster_of(server, read_connections=1) as cluster:
         await cluster.execute("SELECT 1")
         pids = set(await backends(server, cluster._options.application_name))
         for call in (cluster.fetch, cluster.execute):
@@ -250,14 +252,14 @@ async def test_an_exception_that_takes_no_attributes(server: Node, kind: Callabl
         assert caught.value is error
         assert [(await one).value() for one in neighbours] == list(range(10))
         assert set(await backends(server, cluster._options.application_name)) == pids
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 @pytest.mark.parametrize("read", [True, False])
 async def test_on_send_that_cancels_its_own_operation(server: Node, read: bool) -> None:
     """It is not sent, then."""
     text = unique("text")
-    async with cluster_of(server, lanes=1, _tuning=ONE_AT_A_TIME) as cluster:
+    async with cluster_of(server, read_connections=1, _tuning=ONE_AT_A_TIME) as cluster:
         sent: list[pgha.Sent] = []
         head = cluster.submit("SELECT pg_sleep(0.05)", read=read)
         box: list[pgha.Operation[Any]] = []
@@ -286,7 +288,7 @@ async def test_on_send_that_cancels_its_own_operation(server: Node, read: bool) 
 async def test_on_send_that_submits_others(server: Node, read: bool, ends: str) -> None:
     """At the time it is called a lane was chosen; each gets its own answer all the same."""
     table = unique("t")
-    async with cluster_of(server, lanes=1) as cluster:
+    async with cluster_of(server, read_connections=1) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
         more: list[tuple[int, pgha.Operation[pgha.Result[Any]]]] = []
 
@@ -308,12 +310,12 @@ async def test_on_send_that_submits_others(server: Node, read: bool, ends: str) 
             assert len(more) == 120
             for number, operation in more:
                 assert (await operation).value() == number
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 async def test_what_must_be_alone_is_alone_whatever_on_send_submits(server: Node) -> None:
     tuning = Tuning(max_lanes=1, hold_behind=60, head_of_line=60)
-    async with cluster_of(server, lanes=1, _tuning=tuning) as cluster:
+    async with cluster_of(server, read_connections=1, _tuning=tuning) as cluster:
         await cluster.execute("SELECT 1")
         (lane,) = next(iter(cluster._dispatcher._nodes.values())).sets["write"].lanes
         submitted: list[pgha.Operation[Any]] = []
@@ -400,7 +402,7 @@ async def test_the_last_big_result_is_not_kept(server: Node, read: bool) -> None
         gc.collect()
         return int(psutil.Process().memory_info().rss)
 
-    async with cluster_of(server, lanes=1, _tuning=ONE_AT_A_TIME) as cluster:
+    async with cluster_of(server, read_connections=1, _tuning=ONE_AT_A_TIME) as cluster:
         call = cluster.fetch if read else cluster.execute
         for _ in range(2):
             # The first time libpq's own buffer grows too, for good.

@@ -29,7 +29,7 @@ async def proxied_cluster(node: LocalNode) -> AsyncGenerator[tuple[pgha.Cluster,
     async with Proxy(node) as proxy:
         async with nothing_left(node, proxy, application_name=application) as left:
             named = pgha.Node(proxy.dsn, node.name)
-            async with pgha.open_cluster(named, lanes=1, application_name=application) as cluster:
+            async with pgha.open_cluster(named, read_connections=1, application_name=application) as cluster:
                 yield cluster, proxy
             proxy.heal()  # the server does not hear of the end of a connection that stands still
         assert left == []
@@ -90,11 +90,11 @@ async def test_a_role_that_may_not_look_at_backends(server: LocalNode) -> None:
     )
     try:
         dsn = make_conninfo(server.dsn, user="blind")
-        async with pgha.open_cluster(dsn, lanes=1) as cluster:
+        async with pgha.open_cluster(dsn, read_connections=1) as cluster:
             with anyio.fail_after(BOUND):
                 result = await cluster.fetch("SELECT pg_sleep(2.5)")
             assert result.attempts == 1
-            assert cluster.statistics().lanes_lost == 0
+            assert cluster.statistics().connections_lost == 0
     finally:
         await server.execute("GRANT EXECUTE ON FUNCTION pg_stat_get_activity TO PUBLIC; DROP ROLE blind")
 
@@ -127,7 +127,7 @@ async def test_a_slow_statement_is_not_taken_for_a_lost_one(server: LocalNode) -
         with anyio.fail_after(BOUND):
             result = await cluster.fetch("SELECT pg_sleep(4)")
         assert result.attempts == 1
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 async def test_a_request_in_the_buffer_of_a_slow_gateway_is_not_taken_for_a_lost_one(

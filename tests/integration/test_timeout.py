@@ -72,7 +72,7 @@ async def test_waiting_for_a_lock(server: Node) -> None:
 async def test_behind_a_slow_head(server: Node) -> None:
     """Sent, waiting behind another's statement: not applied once the lane proves it."""
     table, text = unique("t"), unique("sleep")
-    async with cluster_of(server, lanes=1) as cluster:
+    async with cluster_of(server, read_connections=1) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
         head = cluster.submit(f"SELECT pg_sleep(0.8) /* {text} */")
         behind = [cluster.submit(f"INSERT INTO {table} VALUES (%s)", [i], timeout=0.1) for i in range(4)]
@@ -98,7 +98,7 @@ async def test_a_frozen_backend_that_thaws_after_its_caller_gave_up() -> None:
     async with standalone() as nodes:
         node = nodes[0]
         await node.execute("CREATE TABLE t (id int)")
-        async with cluster_of(node, lanes=1) as cluster:
+        async with cluster_of(node, read_connections=1) as cluster:
             pid = (await cluster.execute("SELECT pg_backend_pid()")).value()
             await node.freeze_backend(pid)
             begun = time.monotonic()
@@ -119,7 +119,7 @@ async def test_a_frozen_backend_that_thaws_after_its_caller_gave_up() -> None:
 async def test_a_frozen_backend_holds_up_nobody_else_for_long() -> None:
     async with standalone() as nodes:
         node = nodes[0]
-        async with cluster_of(node, lanes=1) as cluster:
+        async with cluster_of(node, read_connections=1) as cluster:
             pid = await cluster.fetch_value("SELECT pg_backend_pid()")
             await node.freeze_backend(pid)
             operations = [cluster.submit("SELECT %s::int", [i], read=True) for i in range(10)]

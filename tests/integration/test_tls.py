@@ -119,7 +119,7 @@ async def test_many_small_ones(server: Node, papers: Papers) -> None:
             assert [(await one).value() for one in reads] == list(range(1000))
             assert [(await one).rowcount for one in writes] == [1] * 1000
         assert await cluster.fetch_value(f"SELECT count(*) FROM {table}") == 1000
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 async def test_big_parameters_and_results(server: Node, papers: Papers) -> None:
@@ -136,13 +136,13 @@ async def test_big_parameters_and_results(server: Node, papers: Papers) -> None:
             for one in echoed:
                 assert (await one).value() == big
         assert await cluster.fetch_value(f"SELECT body = repeat('x', %s) FROM {table}", [BIG]) is True
-        assert cluster.statistics().lanes_lost == 0
+        assert cluster.statistics().connections_lost == 0
 
 
 async def test_results_of_every_size_around_a_record(server: Node, papers: Papers) -> None:
     """TLS carries 16 kB a record and libpq reads 8 kB at a time: what OpenSSL holds back wakes nobody."""
     sizes = [base + step for base in (8192, 16384, 32768, 65536) for step in range(-64, 65, 4)]
-    async with cluster_by_tls(server, papers.root, lanes=1) as cluster:
+    async with cluster_by_tls(server, papers.root, read_connections=1) as cluster:
         with anyio.fail_after(60):
             for size in sizes:
                 assert len(await cluster.fetch_value("SELECT repeat('x', %s)", [size])) == size

@@ -20,7 +20,7 @@ Row = TypeVar("Row", default=TupleRow)
 @asynccontextmanager
 async def open_cluster(
     *nodes: str | Node,
-    lanes: int = 2,
+    read_connections: int = 2,
     min_ready: int = 1,
     connect_timeout: float = 10.0,
     node_wait: float = 30.0,
@@ -46,27 +46,25 @@ async def open_cluster(
     as itself, not in a group.
 
     Args:
-        nodes: conninfo strings, URIs or `pgha.Node`; a multi-host URI is several nodes.
-        lanes: connections for reads a node; those for writes are opened at need, one more is the monitor's.
-        min_ready: nodes that must answer before the body runs.
-        connect_timeout: seconds for one attempt to connect.
-        node_wait: seconds that an operation waits for a node before it raises `NoNodeAvailable`.
-        timeout: seconds for an operation, unless it says otherwise; None is no limit.
-        statement_timeout: PostgreSQL's setting of that name for every connection, in seconds.
-        ping_interval: seconds between pings of a node at rest.
-        ping_timeout: seconds after which a ping without an answer means that the node is down.
-        max_queued: operations that may wait; then ``execute`` waits and ``submit`` raises `QueueFull`.
-        close_timeout: seconds that a clean exit waits for operations.
-        row_factory: one of ``psycopg.rows``; tuples by default.
-        prepare_threshold: a statement is prepared after so many uses on a connection; None never.
-        on_connect: SQL, several, or an async callable, run on each new lane, such as
+        nodes: conninfo strings, URIs or `pgha.Node`; a multi-host URI is several nodes. read_connections:
+        connections for reads a node; those for writes are opened at need, one more is the monitor's.
+        min_ready: nodes that must answer before the body runs. connect_timeout: seconds for one attempt to
+        connect. node_wait: seconds that an operation waits for a node before it raises `NoNodeAvailable`.
+        timeout: seconds for an operation, unless it says otherwise; None is no limit. statement_timeout:
+        PostgreSQL's setting of that name for every connection, in seconds. ping_interval: seconds between
+        pings of a node at rest. ping_timeout: seconds after which a ping without an answer means that the
+        node is down. max_queued: operations that may wait; then ``execute`` waits and ``submit`` raises
+        `QueueFull`. close_timeout: seconds that a clean exit waits for operations. row_factory: one of
+        ``psycopg.rows``; tuples by default. prepare_threshold: a statement is prepared after so many uses on
+        a connection; None never. on_connect: SQL, several, or an async callable, run on each new lane, such
+        as
             ``SET synchronous_commit = off``.
         application_name: shown in ``pg_stat_activity``.
         ledger: ``"auto"`` gives every write that has none a key of its own, on nodes where the ledger is
             installed (not CALL, DO and what commits by itself); ``"explicit"`` only what is given one.
     """
     options = Options(
-        lanes=lanes,
+        read_connections=read_connections,
         min_ready=min_ready,
         connect_timeout=connect_timeout,
         node_wait=node_wait,

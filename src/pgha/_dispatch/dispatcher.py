@@ -36,7 +36,7 @@ from pgha._node.node import Node
 from pgha._operation.in_doubt import Doubt
 from pgha._operation.operation import KINDS, Kind, Operation, Stage
 from pgha._options import Options
-from pgha._types import ClockSkewed, Fastest, LaneLost, NodeChanged, Pin, RoleChanged, Sent
+from pgha._types import ClockSkewed, ConnectionLost, Fastest, NodeChanged, Pin, RoleChanged, Sent
 from pgha._wire import PGresult
 from pgha._wire.loops import current_loop, uninterrupted
 
@@ -359,11 +359,11 @@ class Dispatcher:
             self._mark(self._nodes[lane.node])
 
     def lane_broke(self, lane: Lane, reason: str, *, lost: bool) -> None:
-        self.outcomes.counters.lanes_lost += 1
+        self.outcomes.counters.connections_lost += 1
         events = self.outcomes.events
         if events.wanted:
             count = lane.in_flight
-            events.emit(LaneLost(at=self._clock(), node=lane.node, reason=reason, in_flight=count))
+            events.emit(ConnectionLost(at=self._clock(), node=lane.node, reason=reason, in_flight=count))
         if lane.node in self._nodes:
             self._nodes[lane.node].sets[lane.kind].forget(lane)
             if lost:

@@ -37,7 +37,7 @@ class Counters:
     timed_out: int = 0
     unretrieved: int = 0
     cancels_sent: int = 0
-    lanes_lost: int = 0
+    connections_lost: int = 0
 
 
 class Outcomes:

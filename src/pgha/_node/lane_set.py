@@ -126,12 +126,12 @@ class LaneSet:
     @property
     def complete(self) -> bool:
         """As many are open as usual."""
-        return len(self.lanes) >= self._options.lanes
+        return len(self.lanes) >= self._options.read_connections
 
     @property
     def additional(self) -> bool:
         """More are open than usual."""
-        return len(self.lanes) > self._options.lanes
+        return len(self.lanes) > self._options.read_connections
 
     def keep(self, wanted: int) -> None:
         """Open what is missing of ``wanted`` lanes."""

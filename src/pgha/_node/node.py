@@ -198,7 +198,7 @@ class Node:
     def keep_lanes(self) -> None:
         """Open what should be open: the reading lanes, one for writes once anybody wrote."""
         if self.usable:
-            self.sets["read"].keep(self._options.lanes)
+            self.sets["read"].keep(self._options.read_connections)
             if self._host.writes_seen and self.health.role == "primary":
                 self.sets["write"].keep(1)
 
@@ -296,7 +296,7 @@ class Node:
             latency=health.latency,
             clock_skew=self.server.clock.skew,
             server_version=self.server_version,
-            read_lanes=len(self.sets["read"].lanes),
-            write_lanes=len(self.sets["write"].lanes),
+            read_connections=len(self.sets["read"].lanes),
+            write_connections=len(self.sets["write"].lanes),
             in_flight=self.in_flight,
         )

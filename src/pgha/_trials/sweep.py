@@ -35,7 +35,7 @@ _CONNECT = 1.0
 _TERMINATE = 5
 """Bytes of the message by which a client leaves."""
 _OPTIONS: Mapping[str, Any] = {
-    "lanes": 1,
+    "read_connections": 1,
     "connect_timeout": _CONNECT,
     "ping_interval": 30.0,  # one ping as it begins, and those of suspicion: the bytes are always the same
     "application_name": _APPLICATION,

@@ -299,7 +299,7 @@ class Cluster(Generic[Row]):
 @contextmanager
 def open_cluster(
     *nodes: str | NodeArgument,
-    lanes: int = 2,
+    read_connections: int = 2,
     min_ready: int = 1,
     connect_timeout: float = 10.0,
     node_wait: float = 30.0,
@@ -328,14 +328,15 @@ def open_cluster(
 
     Args:
         nodes: conninfo strings, URIs or `pgha.Node`; a multi-host URI is several nodes.
-        lanes: as in `pgha.open_cluster`, like all that is not listed here.
+        read_connections: as in `pgha.open_cluster`, like all that is not listed here.
         max_queued: operations that may wait; then ``execute`` waits and ``submit`` raises `pgha.QueueFull`.
         on_connect: as there; a callable is an async one, and runs in the cluster's thread.
         backend: the event loop of the cluster's thread, ``asyncio`` or ``trio``.
         backend_options: passed on to `anyio.run`.
     """
     opening = partial(
-        open_async_cluster, *nodes, lanes=lanes, min_ready=min_ready, connect_timeout=connect_timeout,
+        open_async_cluster, *nodes, read_connections=read_connections, min_ready=min_ready,
+        connect_timeout=connect_timeout,
         node_wait=node_wait, timeout=timeout, statement_timeout=statement_timeout,
         ping_interval=ping_interval, ping_timeout=ping_timeout, max_queued=max_queued,
         close_timeout=close_timeout, row_factory=row_factory, prepare_threshold=prepare_threshold,

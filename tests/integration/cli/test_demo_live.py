@@ -42,8 +42,8 @@ def status(name: str, state: str = "up", latency: float | None = 0.0012) -> pgha
         reason="",
         latency=latency,
         server_version=180004,
-        read_lanes=2,
-        write_lanes=1,
+        read_connections=2,
+        write_connections=1,
         in_flight=0,
     )
 

@@ -24,7 +24,7 @@ _ALONE = Setup(
     proxied=True,
     workload=Workload(writers=0, batchers=0, cancellers=0),
     ledger=True,
-    options={"lanes": 1},
+    options={"read_connections": 1},
 )
 _PID = "SELECT pg_backend_pid()"
 _TIMEOUT = 0.5
