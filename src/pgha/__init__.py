@@ -12,11 +12,11 @@ from pgha._errors import KeyReused as KeyReused
 from pgha._errors import LedgerError as LedgerError
 from pgha._errors import NodeReport as NodeReport
 from pgha._errors import NoNodeAvailable as NoNodeAvailable
-from pgha._errors import NotOnALane as NotOnALane
 from pgha._errors import OperationCancelled as OperationCancelled
 from pgha._errors import OperationTimeout as OperationTimeout
 from pgha._errors import QueueFull as QueueFull
 from pgha._errors import RowsLost as RowsLost
+from pgha._errors import SessionRequired as SessionRequired
 from pgha._errors import info as info
 from pgha._ledger.admin import Ledger as Ledger
 from pgha._ledger.schema import LedgerStatus as LedgerStatus
@@ -72,7 +72,7 @@ __all__ = [
     "NodeChanged",
     "NodeReport",
     "NodeStatus",
-    "NotOnALane",
+    "SessionRequired",
     "Operation",
     "OperationCancelled",
     "OperationInDoubt",

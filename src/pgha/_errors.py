@@ -158,7 +158,7 @@ class QueueFull(Error):
 
 
 @final
-class NotOnALane(Error):
+class SessionRequired(Error):
     """The statement would change the session that operations share; it was not sent."""
 
 

@@ -158,7 +158,7 @@ def test_bad_arguments_are_raised_at_once(server: LocalNode, backend: Backend) -
         for call in (cluster.fetch, cluster.execute, cluster.submit):
             with pytest.raises(psycopg.ProgrammingError):
                 call("SELECT %s", [1, 2])
-            with pytest.raises(pgha.NotOnALane):
+            with pytest.raises(pgha.SessionRequired):
                 call("BEGIN")
             with pytest.raises(pgha.ConfigError):
                 call("SELECT 1", route=pgha.pin("nobody"))

@@ -53,11 +53,11 @@ REFUSED = [
 async def test_refused_before_sending(server: LocalNode, query: str) -> None:
     async with cluster_of(server) as cluster:
         for call in (cluster.fetch, cluster.execute):
-            with pytest.raises(pgha.NotOnALane) as caught:
+            with pytest.raises(pgha.SessionRequired) as caught:
                 await call(query)
             assert pgha.info(caught.value) == pgha.Info(None, None, 0, "not applied")
             assert len(str(caught.value)) > 40, "it says what to do instead"
-        with pytest.raises(pgha.NotOnALane):
+        with pytest.raises(pgha.SessionRequired):
             cluster.submit(query)
         assert cluster.statistics().operations == 0
         assert await cluster.fetch_value("SELECT 1") == 1
@@ -68,7 +68,7 @@ async def test_refused_before_sending(server: LocalNode, query: str) -> None:
 )
 async def test_refused_in_a_batch(server: LocalNode, query: str) -> None:
     async with cluster_of(server) as cluster:
-        with pytest.raises(pgha.NotOnALane, match="statement 1"):
+        with pytest.raises(pgha.SessionRequired, match="statement 1"):
             await cluster.execute_batch(["SELECT 1", query])
         assert cluster.statistics().operations == 0
 

@@ -11,7 +11,7 @@ import psycopg
 
 from pgha._core.statement_kind import Kind as WordKind
 from pgha._core.statement_kind import Words, frame_needed, refuse_in_batch
-from pgha._errors import ConfigError, NotOnALane
+from pgha._errors import ConfigError, SessionRequired
 from pgha._operation.key import Keyed, checked, keyed, may_be_keyed, new_key
 from pgha._operation.operation import Request
 from pgha._options import Options, seconds, statement_limit
@@ -57,7 +57,7 @@ class RequestMaker:
         framed = alone = False
         if found.kind is not WordKind.PLAIN:
             if found.kind is WordKind.REFUSED:
-                raise NotOnALane(_refusal(found))
+                raise SessionRequired(_refusal(found))
             framed = found.kind is WordKind.FRAMED
             alone = True
         ledger: Keyed | None = None
@@ -138,7 +138,7 @@ class RequestMaker:
         statement = self._compiler.compile(query, params)
         refusal = refuse_in_batch(statement.words)
         if refusal is not None:
-            raise NotOnALane(f"statement {index} of the batch: {refusal}")
+            raise SessionRequired(f"statement {index} of the batch: {refusal}")
         return statement
 
     def _check_route(self, route: Nearest | Pin | Fastest, *, read: bool) -> None:

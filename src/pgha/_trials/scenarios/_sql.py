@@ -50,7 +50,7 @@ async def unruly_sql(field: Field) -> None:
     victim = field.victim
     for _ in range(3):
         for text in ("COMMIT", "BEGIN", "SET search_path = x", "COPY pgha_trial TO STDOUT", "LISTEN x"):
-            await field.refused(text, pgha.NotOnALane)
+            await field.refused(text, pgha.SessionRequired)
         await field.refused("SELECT 1; SELECT 2", psycopg.errors.SyntaxError)
         await field.refused("SELECT 1/0", psycopg.errors.DivisionByZero)
         await field.cluster.execute("VACUUM pgha_trial")
