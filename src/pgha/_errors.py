@@ -38,7 +38,7 @@ class NodeReport:
 
     name: str
     state: str
-    """``connecting``, ``up``, ``suspect``, ``down`` or ``refused``, as in `NodeStatus`."""
+    """``connecting``, ``up``, ``suspect``, ``down`` or ``rejected``, as in `NodeStatus`."""
     down_for: float
     """Seconds since the node entered that state."""
     reason: str

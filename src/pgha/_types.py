@@ -10,7 +10,7 @@ from uuid import UUID
 Role = Literal["primary", "standby", "unknown"]
 """``primary`` takes writes, ``standby`` does not (in recovery, or read-only by default)."""
 
-State = Literal["connecting", "up", "suspect", "down", "refused"]
+State = Literal["connecting", "up", "suspect", "down", "rejected"]
 """A node's state; the table of transitions stands in ``pgha._core.health``."""
 
 Outcome = Literal["applied", "not applied", "in doubt"]

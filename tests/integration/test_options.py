@@ -386,7 +386,7 @@ async def test_passwords_stay_inside(guarded: Node, caplog: pytest.LogCaptureFix
                 await cluster.fetch("SELEKT")
             told.append(_told(caught.value))
             cluster.add_node(pgha.Node(make_conninfo(guarded.dsn, password=SECRET + "not"), "wrong"))
-            await eventually(lambda: cluster.nodes["wrong"].state == "refused")
+            await eventually(lambda: cluster.nodes["wrong"].state == "rejected")
             told.append(repr(cluster.nodes))
             text = unique("sleep")
             operation = cluster.submit(f"SELECT pg_sleep(0.3) /* {text} */", read=True)
@@ -419,7 +419,7 @@ async def test_what_no_waiting_mends_is_raised_at_once(
             async with pgha.open_cluster(node):
                 pytest.fail("entered")
     (report,) = caught.value.nodes
-    assert (report.name, report.state) == ("n1", "refused")
+    assert (report.name, report.state) == ("n1", "rejected")
     assert reason in report.reason
     assert f"n1: refused for {report.down_for:.1f} s" in str(caught.value)
     assert report.reason in str(caught.value)
@@ -444,7 +444,7 @@ async def test_a_wrong_password_on_one_node_of_two(guarded: Node, server: Node) 
                 assert (await cluster.fetch("SELECT 1")).node == "right"
                 assert (await cluster.execute("SELECT 1")).node == "right"
                 assert (await cluster.fetch("SELECT 1", route=pgha.fastest())).node == "right"
-            await eventually(lambda: cluster.nodes["wrong"].state == "refused")
+            await eventually(lambda: cluster.nodes["wrong"].state == "rejected")
             status = cluster.nodes["wrong"]
             assert "password authentication failed" in status.reason
             assert (status.read_connections, status.write_connections) == (0, 0)
@@ -464,7 +464,7 @@ async def test_a_password_that_is_mended(guarded: Node) -> None:
         nothing_left(guarded) as application,
         pgha.open_cluster(node, min_ready=0, application_name=application) as cluster,
     ):
-        await eventually(lambda: cluster.nodes["n1"].state == "refused")
+        await eventually(lambda: cluster.nodes["n1"].state == "rejected")
         await guarded.execute(f"ALTER ROLE {role} PASSWORD 'new'")
         with anyio.fail_after(2 * PATIENCE):
             await cluster.wait_ready()

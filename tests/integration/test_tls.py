@@ -220,7 +220,7 @@ async def refused(node: pgha.Node, words: str) -> None:
         async with pgha.open_cluster(node):
             pytest.fail("entered")
     (report,) = caught.value.nodes
-    assert (report.name, report.state) == (node.name, "refused")
+    assert (report.name, report.state) == (node.name, "rejected")
     assert words in report.reason
     assert report.reason in str(caught.value)
 
@@ -272,5 +272,5 @@ async def test_one_node_of_two_with_a_wrong_certificate(
             for _ in range(10):
                 assert (await cluster.fetch("SELECT 1")).node == server.name
                 assert (await cluster.execute("SELECT 1")).node == server.name
-            await eventually(lambda: cluster.nodes[wrong.name].state == "refused")
+            await eventually(lambda: cluster.nodes[wrong.name].state == "rejected")
             assert "certificate" in cluster.nodes[wrong.name].reason

@@ -3,12 +3,12 @@
 ========== =========================================== ====================================================
 state      meaning                                     exits
 ========== =========================================== ====================================================
-connecting no answer yet since the node was added      answered -> up; failed -> down or refused
+connecting no answer yet since the node was added      answered -> up; failed -> down or rejected
 up         it answered the last ping                   doubted -> suspect; failed -> down
 suspect    something went wrong, the answer to a ping  answered -> up; failed -> down
            is outstanding; nothing is sent until then
-down       the monitor lost it, and reconnects         answered -> up; refused -> refused
-refused    it answers that it will not have us (bad    answered -> up; failed -> down
+down       the monitor lost it, and reconnects         answered -> up; rejected -> rejected
+rejected    it answers that it will not have us (bad    answered -> up; failed -> down
            password, no such database); asked rarely
 ========== =========================================== ====================================================
 
@@ -43,7 +43,7 @@ class Transition:
     @property
     def fell(self) -> bool:
         """The node was in use and is not any more: its lanes are to be given up."""
-        return self.before in ("up", "suspect") and self.after in ("down", "refused")
+        return self.before in ("up", "suspect") and self.after in ("down", "rejected")
 
     @property
     def rose(self) -> bool:
@@ -93,9 +93,9 @@ class Health:
             return self._move(now, self.state, self.reason, self.role)
         return self._move(now, "suspect", reason, self.role)
 
-    def failed(self, now: float, reason: str, *, refused: bool = False) -> Transition:
+    def failed(self, now: float, reason: str, *, rejected: bool = False) -> Transition:
         """The monitor's connection was lost, or could not be made."""
-        return self._move(now, "refused" if refused else "down", reason, self.role)
+        return self._move(now, "rejected" if rejected else "down", reason, self.role)
 
     def _move(self, now: float, state: State, reason: str, role: Role) -> Transition:
         moved = Transition(self.state, state, self.role, role)

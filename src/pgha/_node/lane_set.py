@@ -69,7 +69,7 @@ class LaneSet:
         self.opening = 0
         self.failures = 0
         self.failure = ""
-        self.refused = False
+        self.rejected = False
         self._config = config
         self._options = options
         self._adapters = adapters
@@ -192,7 +192,7 @@ class LaneSet:
                     self._connecting.discard(scope)
         except ConnectFailed as error:
             self.failures += 1
-            self.failure, self.refused = str(error), error.refused
+            self.failure, self.rejected = str(error), error.rejected
             self._owner.lanes_changed()
             tuning = self._options.tuning
             await anyio.sleep(
@@ -201,7 +201,7 @@ class LaneSet:
         finally:
             self.opening -= 1
         if lane is not None:
-            self.failures, self.refused = 0, False
+            self.failures, self.rejected = 0, False
             await self._serve(lane)
         self._owner.lane_wanted()
 
@@ -262,11 +262,11 @@ class LaneSet:
                     system = self._server.system = await system_of(pgconn)
                 await set_up(pgconn, options.on_connect)
         except Exception as error:
-            refused = not isinstance(error, psycopg.OperationalError)
-            raise ConnectFailed(f"on_connect failed: {error}", refused=refused) from error
+            rejected = not isinstance(error, psycopg.OperationalError)
+            raise ConnectFailed(f"on_connect failed: {error}", rejected=rejected) from error
         if scope.cancelled_caught:
             raise ConnectFailed(f"on_connect took more than {options.connect_timeout:g} s")
         if not idle(pgconn):
             # Every write would be part of it, and acknowledged, and lost with the lane.
-            raise ConnectFailed("on_connect left a transaction open: end it there", refused=True)
+            raise ConnectFailed("on_connect left a transaction open: end it there", rejected=True)
         return system

@@ -49,7 +49,7 @@ _ACTIVITY = (
 )
 """Not by the view, which looks up names of roles and databases, and needs a right of its own."""
 _LOOK_TIMEOUT = 2.0
-REFUSED_EVERY = 5.0
+REJECTED_EVERY = 5.0
 """Seconds between attempts at a node that says it will not have us."""
 
 
@@ -78,7 +78,7 @@ class MonitorOwner(Protocol):
     def alive(self, ping: Ping) -> None: ...
     def identified(self, system: int | None) -> None: ...
     def ledger_seen(self, usable: bool) -> None: ...
-    def dead(self, reason: str, *, refused: bool, silent: bool) -> None: ...
+    def dead(self, reason: str, *, rejected: bool, silent: bool) -> None: ...
     @property
     def in_a_hurry(self) -> bool: ...
 
@@ -136,21 +136,21 @@ class Monitor:
                     application_name=self._config.application_name(self._options.application_name),
                 )
             except ConnectFailed as error:
-                self._owner.dead(str(error), refused=error.refused, silent=False)
-                await self._pause(failures, refused=error.refused)
+                self._owner.dead(str(error), rejected=error.rejected, silent=False)
+                await self._pause(failures, rejected=error.rejected)
                 failures += 1
                 continue
             try:
                 failures = 0 if await self._watch(pgconn) else failures
             finally:
                 pgconn.finish()
-            await self._pause(failures, refused=False)
+            await self._pause(failures, rejected=False)
             failures += 1
 
-    async def _pause(self, failures: int, *, refused: bool) -> None:
+    async def _pause(self, failures: int, *, rejected: bool) -> None:
         tuning = self._options.tuning
         wait = delay(failures, random.random(), tuning.reconnect_first, tuning.reconnect_most)
-        await anyio.sleep(REFUSED_EVERY if refused else wait)
+        await anyio.sleep(REJECTED_EVERY if rejected else wait)
 
     async def _watch(self, pgconn: PGconn) -> bool:
         """Ping until the connection fails; whether it ever answered."""
@@ -168,9 +168,9 @@ class Monitor:
                     await self._look_at_backends(pgconn)
                 await self._sleep_lightly(pgconn)
         except PingFailed as error:
-            self._owner.dead(str(error), refused=False, silent=True)
+            self._owner.dead(str(error), rejected=False, silent=True)
         except psycopg.Error as error:
-            self._owner.dead(" ".join(str(error).split()), refused=False, silent=False)
+            self._owner.dead(" ".join(str(error).split()), rejected=False, silent=False)
         finally:
             self._condemned.clear()
             self._asked.clear()

@@ -80,7 +80,7 @@ class Node:
                         await self._run_once()
                     except Exception as error:
                         logger.exception("node %s failed by a defect and is restarted", self.name)
-                        self.dead(f"internal error: {error!r}", refused=False, silent=True)
+                        self.dead(f"internal error: {error!r}", rejected=False, silent=True)
                         await anyio.sleep(self._options.tuning.reconnect_most)
         finally:
             self._gone.set()
@@ -165,8 +165,8 @@ class Node:
             self.keep_lanes()
         self._host.health_changed(self, moved, "")
 
-    def dead(self, reason: str, *, refused: bool, silent: bool) -> None:
-        moved = self.health.failed(self._clock(), reason, refused=refused)
+    def dead(self, reason: str, *, rejected: bool, silent: bool) -> None:
+        moved = self.health.failed(self._clock(), reason, rejected=rejected)
         # First the routes, then the lanes: what is judged now must not come back here.
         self._host.health_changed(self, moved, reason)
         if moved.fell:
@@ -233,7 +233,7 @@ class Node:
     @property
     def refuses(self) -> bool:
         """It will not have us, and waiting does not mend that."""
-        return self.health.state == "refused" or self.sets["read"].refused
+        return self.health.state == "rejected" or self.sets["read"].rejected
 
     @property
     def in_flight(self) -> int:

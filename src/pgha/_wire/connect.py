@@ -18,7 +18,7 @@ from pgha._options import NodeConfig, OnConnect
 
 T = TypeVar("T")
 
-_REFUSALS = (
+_REJECTIONS = (
     "password authentication failed",
     "no password supplied",
     "no pg_hba.conf entry",
@@ -42,11 +42,11 @@ must do; words in another language only mean that pgha goes on trying."""
 
 
 class ConnectFailed(Exception):
-    """No connection came about; ``refused``: and trying again will not help."""
+    """No connection came about; ``rejected``: and trying again will not help."""
 
-    def __init__(self, reason: str, *, refused: bool = False) -> None:
+    def __init__(self, reason: str, *, rejected: bool = False) -> None:
         super().__init__(reason)
-        self.refused = refused
+        self.rejected = rejected
 
 
 async def open_pgconn(config: NodeConfig, timeout: float, **params: str | int) -> PGconn:
@@ -80,7 +80,7 @@ async def open_pgconn(config: NodeConfig, timeout: float, **params: str | int) -
 
 def _failure(error: psycopg.Error) -> ConnectFailed:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return ConnectFailed(reason, refused=any(word in reason for word in _REFUSALS))
+    return ConnectFailed(reason, rejected=any(word in reason for word in _REJECTIONS))
 
 
 async def _addresses(config: NodeConfig) -> Sequence[str | None]:

@@ -190,7 +190,7 @@ def test_a_lane_follows_what_was_seen() -> None:
         sighting(-0.5, "n1"),
         sighting(2.0, "n1", "suspect"),
         sighting(3.0, "n1", "down"),
-        sighting(4.0, "n1", "refused"),
+        sighting(4.0, "n1", "rejected"),
         sighting(5.0, "n1", "connecting"),
         sighting(6.0, "n1"),
         sighting(7.0, "n1", role="standby"),
@@ -244,7 +244,7 @@ def test_slow_is_the_node_that_was_waited_for() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.floats(-5, 15), st.sampled_from(["up", "suspect", "down", "refused", "connecting"]))
+        st.tuples(st.floats(-5, 15), st.sampled_from(["up", "suspect", "down", "rejected", "connecting"]))
     ),
     st.lists(st.tuples(st.floats(0.2, 10), st.floats(0.0001, 0.2)), max_size=20, unique=True),
 )

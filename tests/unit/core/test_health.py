@@ -13,42 +13,42 @@ from pgha._types import Role, State
 
 quick = settings(deadline=None, max_examples=100)
 
-STATES: tuple[State, ...] = ("connecting", "up", "suspect", "down", "refused")
+STATES: tuple[State, ...] = ("connecting", "up", "suspect", "down", "rejected")
 EVENTS: dict[str, Callable[[Health, float], Transition]] = {
     "answered": lambda node, now: node.answered(now, "primary", 0.001),
     "doubted": lambda node, now: node.doubted(now, "a lane broke"),
     "failed": lambda node, now: node.failed(now, "no answer"),
-    "refused": lambda node, now: node.failed(now, "bad password", refused=True),
+    "rejected": lambda node, now: node.failed(now, "bad password", rejected=True),
 }
-REASONS = {"answered": "", "doubted": "a lane broke", "failed": "no answer", "refused": "bad password"}
+REASONS = {"answered": "", "doubted": "a lane broke", "failed": "no answer", "rejected": "bad password"}
 PATHS: dict[State, tuple[str, ...]] = {
     "connecting": (),
     "up": ("answered",),
     "suspect": ("answered", "doubted"),
     "down": ("failed",),
-    "refused": ("refused",),
+    "rejected": ("rejected",),
 }
 TABLE: dict[tuple[State, str], State] = {
     ("connecting", "answered"): "up",
     ("connecting", "doubted"): "connecting",
     ("connecting", "failed"): "down",
-    ("connecting", "refused"): "refused",
+    ("connecting", "rejected"): "rejected",
     ("up", "answered"): "up",
     ("up", "doubted"): "suspect",
     ("up", "failed"): "down",
-    ("up", "refused"): "refused",
+    ("up", "rejected"): "rejected",
     ("suspect", "answered"): "up",
     ("suspect", "doubted"): "suspect",
     ("suspect", "failed"): "down",
-    ("suspect", "refused"): "refused",
+    ("suspect", "rejected"): "rejected",
     ("down", "answered"): "up",
     ("down", "doubted"): "down",
     ("down", "failed"): "down",
-    ("down", "refused"): "refused",
-    ("refused", "answered"): "up",
-    ("refused", "doubted"): "refused",
-    ("refused", "failed"): "down",
-    ("refused", "refused"): "refused",
+    ("down", "rejected"): "rejected",
+    ("rejected", "answered"): "up",
+    ("rejected", "doubted"): "rejected",
+    ("rejected", "failed"): "down",
+    ("rejected", "rejected"): "rejected",
 }
 IN_USE = ("up", "suspect")
 
@@ -99,7 +99,7 @@ def test_only_an_answer_tells_the_role() -> None:
     node = Health(0.0)
     first = node.answered(1.0, "standby", 0.001)
     assert (first.role_before, first.role, first.role_changed) == ("unknown", "standby", True)
-    for event in ("doubted", "failed", "refused"):
+    for event in ("doubted", "failed", "rejected"):
         assert not EVENTS[event](node, 2.0).role_changed
         assert node.role == "standby"
     promoted = node.answered(3.0, "primary", 0.001)
@@ -156,7 +156,7 @@ def test_any_history(history: list[tuple[str, float, Role, float]]) -> None:
         assert node.since == entered
         assert not (moved.fell and moved.rose)
         if moved.fell:
-            assert moved.before in IN_USE and moved.after in ("down", "refused")
+            assert moved.before in IN_USE and moved.after in ("down", "rejected")
         if moved.rose:
             assert moved.after == "up" and moved.before not in IN_USE
         if node.state in ("up", "connecting"):

@@ -13,7 +13,7 @@ from pgha._types import Role, State
 
 quick = settings(deadline=None, max_examples=150)
 
-STATES: tuple[State, ...] = ("connecting", "up", "suspect", "down", "refused")
+STATES: tuple[State, ...] = ("connecting", "up", "suspect", "down", "rejected")
 ROLES: tuple[Role, ...] = ("primary", "standby", "unknown")
 UNKNOWN = float("inf")
 

@@ -20,7 +20,7 @@ _CONDITIONS: dict[str, Condition] = {
     "up": "up",
     "suspect": "slow",
     "down": "down",
-    "refused": "down",
+    "rejected": "down",
     "connecting": "connecting",
 }
 _SLOW_BIN = 0.25

@@ -26,7 +26,7 @@ _STYLES = {
     "suspect": "yellow",
     "down": "red",
     "connecting": "cyan",
-    "refused": "bold red",
+    "rejected": "bold red",
     "kill": "bold red",
     "freeze": "bold cyan",
     "restart": "bold magenta",
