@@ -114,7 +114,7 @@ class Options:
     read_connections: int = 2
     min_ready: int = 1
     connect_timeout: float = 10.0
-    node_wait: float = 30.0
+    failover_timeout: float = 30.0
     timeout: float | None = None
     statement_timeout: float | None = None
     ping_interval: float = 1.0
@@ -132,7 +132,7 @@ class Options:
         _whole("read_connections", self.read_connections, least=1)
         _whole("min_ready", self.min_ready, least=0)
         _whole("max_queued", self.max_queued, least=1)
-        for name in ("connect_timeout", "node_wait", "ping_interval", "ping_timeout", "close_timeout"):
+        for name in ("connect_timeout", "failover_timeout", "ping_interval", "ping_timeout", "close_timeout"):
             seconds(name, getattr(self, name))
         for name in ("connect_timeout", "ping_interval", "ping_timeout"):
             if getattr(self, name) == 0:

@@ -244,7 +244,7 @@ async def test_all_nodes_gone_and_back() -> None:
 
 
 async def test_no_node_available_lists_them_all() -> None:
-    async with standalone(2) as nodes, cluster_of(*nodes, min_ready=2, node_wait=0.3) as cluster:
+    async with standalone(2) as nodes, cluster_of(*nodes, min_ready=2, failover_timeout=0.3) as cluster:
         for node in nodes:
             await node.kill()
             await state_of(cluster, node, "down")
@@ -305,11 +305,11 @@ async def test_never_there(server: Node) -> None:
                 pgha.Node(server.dsn, "there"),
                 application_name=application,
                 min_ready=2,
-                node_wait=0.3,
+                failover_timeout=0.3,
             ):
                 pytest.fail("entered")
         with pytest.raises(pgha.NoNodeAvailable), anyio.fail_after(PATIENCE):
-            async with pgha.open_cluster(absent, node_wait=0.3):
+            async with pgha.open_cluster(absent, failover_timeout=0.3):
                 pytest.fail("entered")
 
 
@@ -329,7 +329,7 @@ async def test_a_node_that_swallows_connections_holds_nobody_up(server: Node) ->
 
 
 async def test_pin_waits_for_its_node_until_the_deadline() -> None:
-    async with standalone(2) as nodes, cluster_of(*nodes, min_ready=2, node_wait=0.4) as cluster:
+    async with standalone(2) as nodes, cluster_of(*nodes, min_ready=2, failover_timeout=0.4) as cluster:
         await nodes[0].kill()
         await state_of(cluster, nodes[0], "down")
         for call in (cluster.fetch, cluster.execute):
@@ -342,7 +342,7 @@ async def test_pin_waits_for_its_node_until_the_deadline() -> None:
                 "SELECT 1", route=pgha.pin("n1"), timeout=30, read=call == cluster.fetch
             )
             await anyio.sleep(0.6)
-            assert not operation.done, "with a deadline of its own it outlives node_wait"
+            assert not operation.done, "with a deadline of its own it outlives failover_timeout"
             operation.cancel()
             with pytest.raises(pgha.OperationCancelled):
                 await operation
@@ -473,7 +473,7 @@ async def test_connections_exhausted_from_the_start() -> None:
         held = [psycopg.connect(node.dsn) for _ in range(5)]
         try:
             with pytest.raises(pgha.NoNodeAvailable, match="too many clients"), anyio.fail_after(PATIENCE):
-                async with pgha.open_cluster(node.dsn, node_wait=0.5):
+                async with pgha.open_cluster(node.dsn, failover_timeout=0.5):
                     pytest.fail("entered")
         finally:
             for connection in held:
@@ -534,7 +534,7 @@ async def test_removing_a_frozen_node_is_bounded() -> None:
 
 
 async def test_removing_the_last_node(server: Node) -> None:
-    async with cluster_of(server, node_wait=0.2) as cluster:
+    async with cluster_of(server, failover_timeout=0.2) as cluster:
         await cluster.remove_node(server.name)
         with pytest.raises(pgha.NoNodeAvailable), anyio.fail_after(PATIENCE):
             await cluster.fetch("SELECT 1")

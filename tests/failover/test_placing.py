@@ -50,7 +50,7 @@ async def test_what_comes_back_from_a_fallen_node_is_sent_at_once() -> None:
     """To an idle node it goes at once, not when that node is next looked at."""
     async with (
         standalone(2) as nodes,
-        cluster_of(*nodes, min_ready=2, ping_interval=60, ping_timeout=2, node_wait=60) as cluster,
+        cluster_of(*nodes, min_ready=2, ping_interval=60, ping_timeout=2, failover_timeout=60) as cluster,
     ):
         await cluster.wait_ready()
         target = nodes[(await cluster.fetch("SELECT 1")).node]
@@ -120,7 +120,7 @@ async def test_the_wait_for_a_node_begins_when_the_last_one_left() -> None:
         (node,) = nodes
         await node.stop()
         async with cluster_of(
-            node, min_ready=0, read_connections=1, node_wait=wait, _tuning=ONE_AT_A_TIME
+            node, min_ready=0, read_connections=1, failover_timeout=wait, _tuning=ONE_AT_A_TIME
         ) as cluster:
             running = cluster.submit(f"SELECT pg_sleep(60) /* {text} */", read=True)
             early = [cluster.submit("SELECT 1", read=True) for _ in range(3)]

@@ -157,7 +157,7 @@ async def test_a_read_only_node_that_no_ping_has_told_of() -> None:
 async def test_no_primary_at_all() -> None:
     async with (
         standalone(2) as nodes,
-        cluster_of(*nodes, min_ready=2, ping_interval=0.2, node_wait=0.5) as cluster,
+        cluster_of(*nodes, min_ready=2, ping_interval=0.2, failover_timeout=0.5) as cluster,
     ):
         await nodes.execute("CREATE TABLE t (id text)")
         await cluster.execute("SELECT 1")
@@ -195,7 +195,7 @@ async def test_a_write_that_asks_for_read_only_is_told_so() -> None:
 
 async def test_opened_with_standbys_only() -> None:
     settings = {"default_transaction_read_only": "on"}
-    async with standalone(settings=settings) as nodes, cluster_of(*nodes, node_wait=0.5) as cluster:
+    async with standalone(settings=settings) as nodes, cluster_of(*nodes, failover_timeout=0.5) as cluster:
         assert cluster.nodes["n1"].role == "standby"
         assert await cluster.fetch_value("SELECT 1") == 1
         with pytest.raises(pgha.NoNodeAvailable), anyio.fail_after(PATIENCE):
@@ -208,7 +208,7 @@ async def test_opened_with_standbys_only() -> None:
 async def test_a_standby_gets_reads_and_no_writes() -> None:
     async with replicas() as nodes:
         primary, standby = nodes
-        async with cluster_of(standby, primary, min_ready=2, node_wait=0.5) as cluster:
+        async with cluster_of(standby, primary, min_ready=2, failover_timeout=0.5) as cluster:
             assert cluster.nodes[standby.name].role == "standby"
             assert cluster.nodes[primary.name].role == "primary"
             await cluster.execute("CREATE TABLE t (id text)")

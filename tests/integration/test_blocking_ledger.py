@@ -246,7 +246,7 @@ def lost_answers(backend: Backend) -> Iterator[tuple[Node, pgha.blocking.Cluster
     ):
         portal.call(nodes[0].execute, TABLE)
         named = pgha.Node(proxies[0].dsn, nodes[0].name)
-        with pgha.blocking.open_cluster(named, backend=backend, node_wait=60.0) as cluster:
+        with pgha.blocking.open_cluster(named, backend=backend, failover_timeout=60.0) as cluster:
             cluster.ledger.install()
             yield nodes[0], cluster, lambda name, *given: portal.call(getattr(proxies[0], name), *given)
 

@@ -106,7 +106,7 @@ def test_what_cannot_be_opened(server: LocalNode, backend: Backend) -> None:
             ([server.dsn], {"read_connections": 0}, pgha.ConfigError),
             ([server.dsn], {"min_ready": 2}, pgha.ConfigError),
             ([server.dsn + " dbname=nowhere"], {}, pgha.NoNodeAvailable),
-            ([ABSENT], {"node_wait": 0.05}, pgha.NoNodeAvailable),
+            ([ABSENT], {"failover_timeout": 0.05}, pgha.NoNodeAvailable),
         ]:
             with pytest.raises(expected):
                 pgha.blocking.open_cluster(*arguments, backend=backend, **options).__enter__()  # type: ignore[arg-type]
@@ -393,7 +393,7 @@ def main():
     backend, dsn, application = sys.argv[1:]
     BEFORE
     with pgha.blocking.open_cluster(dsn, application_name=application, backend=backend, close_timeout=60,
-                                    node_wait=60) as cluster:
+                                    failover_timeout=60) as cluster:
         BODY
 
 others = []

@@ -38,7 +38,7 @@ async def rejected(*nodes: Any, match: str, **options: Any) -> pgha.ConfigError:
 
 # Options
 
-SECONDS = ("connect_timeout", "node_wait", "ping_interval", "ping_timeout", "close_timeout")
+SECONDS = ("connect_timeout", "failover_timeout", "ping_interval", "ping_timeout", "close_timeout")
 LIMITS = ("timeout", "statement_timeout")
 WHOLE = {"read_connections": 1, "min_ready": 0, "max_queued": 1, "prepare_threshold": 0}
 
@@ -569,7 +569,7 @@ async def test_on_connect_that_hangs(server: Node) -> None:
                     application_name=application,
                     on_connect=setup,
                     connect_timeout=0.2,
-                    node_wait=0.6,
+                    failover_timeout=0.6,
                 ):
                     pytest.fail("entered")
             for pid in await backends(server, application, "active"):
@@ -584,7 +584,7 @@ async def test_on_connect_that_leaves_a_transaction_open(server: Node) -> None:
     async with nothing_left(server) as application:
         try:
             async with pgha.open_cluster(
-                server.dsn, application_name=application, on_connect="BEGIN", node_wait=2
+                server.dsn, application_name=application, on_connect="BEGIN", failover_timeout=2
             ) as cluster:
                 await cluster.execute(f"INSERT INTO {table} VALUES (1)")
                 acknowledged += 1

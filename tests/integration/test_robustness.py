@@ -44,7 +44,7 @@ async def test_two_timers_of_one_operation_at_the_same_moment() -> None:
     """Its deadline and the end of its waiting for a node: one ends it, and the other does no harm."""
     expected = (pgha.OperationTimeout, pgha.NoNodeAvailable)
     with within():
-        async with nobody_there(node_wait=0.2) as cluster:
+        async with nobody_there(failover_timeout=0.2) as cluster:
             for call in (cluster.fetch, cluster.execute):
                 for _ in range(3):
                     with pytest.raises(expected) as caught:

@@ -215,7 +215,7 @@ async def test_ten_restarts_under_load(papers: Papers) -> None:
 
 
 async def refused(node: pgha.Node, words: str) -> None:
-    """It is said at once, long before node_wait, by name and with the reason: no waiting mends it."""
+    """It is said at once, long before failover_timeout, by name and with the reason: no waiting mends it."""
     with pytest.raises(pgha.NoNodeAvailable) as caught, anyio.fail_after(PATIENCE):
         async with pgha.open_cluster(node):
             pytest.fail("entered")

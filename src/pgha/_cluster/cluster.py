@@ -343,7 +343,7 @@ class Cluster(Generic[Row]):
 
     async def _until_ready(self) -> None:
         wanted = self._options.min_ready
-        with anyio.move_on_after(self._options.node_wait) as scope:
+        with anyio.move_on_after(self._options.failover_timeout) as scope:
             while sum(node.ready for node in self._nodes.values()) < wanted:
                 refusing = sum(node.refuses for node in self._nodes.values())
                 if len(self._nodes) - refusing < wanted:
@@ -351,7 +351,7 @@ class Cluster(Generic[Row]):
                 await self._dispatcher.change()
         if scope.cancelled_caught:
             raise self._dispatcher.no_node(
-                f"{wanted} of {len(self._nodes)} nodes were to answer within {self._options.node_wait:g} s"
+                f"{wanted} of {len(self._nodes)} nodes were to answer within {self._options.failover_timeout:g} s"
             )
 
     async def _drain(self) -> None:

@@ -23,7 +23,7 @@ async def open_cluster(
     read_connections: int = 2,
     min_ready: int = 1,
     connect_timeout: float = 10.0,
-    node_wait: float = 30.0,
+    failover_timeout: float = 30.0,
     timeout: float | None = None,
     statement_timeout: float | None = None,
     ping_interval: float = 1.0,
@@ -39,25 +39,25 @@ async def open_cluster(
 ) -> AsyncGenerator[Cluster[Row], None]:
     """Open a cluster of nodes: ``async with pgha.open_cluster("host=db1", "host=db2") as cluster``.
 
-    Entering waits until ``min_ready`` nodes answer (0: not at all), at most ``node_wait`` seconds; what no
-    waiting mends (a bad password on every node, an unknown database, a bad conninfo) is raised at once, as
-    `NoNodeAvailable` or `ConfigError`. A clean exit lets operations end for ``close_timeout`` seconds, an
-    exceptional one cancels them; both leave no task, socket or backend. An exception of the body comes out
-    as itself, not in a group.
+    Entering waits until ``min_ready`` nodes answer (0: not at all), at most ``failover_timeout`` seconds;
+    what no waiting mends (a bad password on every node, an unknown database, a bad conninfo) is raised at
+    once, as `NoNodeAvailable` or `ConfigError`. A clean exit lets operations end for ``close_timeout``
+    seconds, an exceptional one cancels them; both leave no task, socket or backend. An exception of the body
+    comes out as itself, not in a group.
 
     Args:
         nodes: conninfo strings, URIs or `pgha.Node`; a multi-host URI is several nodes. read_connections:
         connections for reads a node; those for writes are opened at need, one more is the monitor's.
         min_ready: nodes that must answer before the body runs. connect_timeout: seconds for one attempt to
-        connect. node_wait: seconds that an operation waits for a node before it raises `NoNodeAvailable`.
-        timeout: seconds for an operation, unless it says otherwise; None is no limit. statement_timeout:
-        PostgreSQL's setting of that name for every connection, in seconds. ping_interval: seconds between
-        pings of a node at rest. ping_timeout: seconds after which a ping without an answer means that the
-        node is down. max_queued: operations that may wait; then ``execute`` waits and ``submit`` raises
-        `QueueFull`. close_timeout: seconds that a clean exit waits for operations. row_factory: one of
-        ``psycopg.rows``; tuples by default. prepare_threshold: a statement is prepared after so many uses on
-        a connection; None never. on_connect: SQL, several, or an async callable, run on each new lane, such
-        as
+        connect. failover_timeout: seconds that an operation waits for a node before it raises
+        `NoNodeAvailable`. timeout: seconds for an operation, unless it says otherwise; None is no limit.
+        statement_timeout: PostgreSQL's setting of that name for every connection, in seconds. ping_interval:
+        seconds between pings of a node at rest. ping_timeout: seconds after which a ping without an answer
+        means that the node is down. max_queued: operations that may wait; then ``execute`` waits and
+        ``submit`` raises `QueueFull`. close_timeout: seconds that a clean exit waits for operations.
+        row_factory: one of ``psycopg.rows``; tuples by default. prepare_threshold: a statement is prepared
+        after so many uses on a connection; None never. on_connect: SQL, several, or an async callable, run on
+        each new lane, such as
             ``SET synchronous_commit = off``.
         application_name: shown in ``pg_stat_activity``.
         ledger: ``"auto"`` gives every write that has none a key of its own, on nodes where the ledger is
@@ -67,7 +67,7 @@ async def open_cluster(
         read_connections=read_connections,
         min_ready=min_ready,
         connect_timeout=connect_timeout,
-        node_wait=node_wait,
+        failover_timeout=failover_timeout,
         timeout=timeout,
         statement_timeout=statement_timeout,
         ping_interval=ping_interval,

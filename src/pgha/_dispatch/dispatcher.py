@@ -58,7 +58,9 @@ class Dispatcher:
         self._shared = self._line.shared
         self._target: dict[Kind, Node | None] = dict.fromkeys(KINDS)
         self._races = Races(self, self, self.outcomes, clock, options.tuning.max_attempts)
-        self._settlements = Settlements(self, self, self.outcomes, self.times, clock, options.node_wait)
+        self._settlements = Settlements(
+            self, self, self.outcomes, self.times, clock, options.failover_timeout
+        )
         self._retries = Retries(
             self, nodes, self.outcomes, self._races, self._settlements, self.times, clock, options.tuning
         )

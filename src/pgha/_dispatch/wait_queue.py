@@ -44,7 +44,7 @@ class Line:
         self.stranded: set[Operation[Any]] = set()
         """For a node that cannot take them, while no server of another lineage may have them."""
         self._most = options.max_queued
-        self._node_wait = options.node_wait
+        self._failover_timeout = options.failover_timeout
         self._nodes = nodes
         self._times = times
         self._clock = clock
@@ -121,7 +121,7 @@ class Line:
             return
         if (operation.exact or isinstance(operation.request.route, Pin)) and operation.deadline is not None:
             return
-        when = operation.queued_at + self._node_wait
+        when = operation.queued_at + self._failover_timeout
         operation.expiry = self._times.at(when, lambda: self._expire(operation))
 
     def _expire(self, operation: Operation[Any]) -> None:
@@ -132,12 +132,14 @@ class Line:
         node = self._owner.node_of(operation)
         if node is not None and node.serves(kind):
             # Served again meanwhile, only not this one yet: look again later.
-            again = self._clock() + max(self._node_wait, 0.5)
+            again = self._clock() + max(self._failover_timeout, 0.5)
             operation.expiry = self._times.at(again, lambda: self._expire(operation))
             return
         what = f"node {operation.home}" if operation.home else "a node"
         self.leave(operation)
-        self._owner.expired(operation, f"no answer from {what} for {kind}s within {self._node_wait:g} s")
+        self._owner.expired(
+            operation, f"no answer from {what} for {kind}s within {self._failover_timeout:g} s"
+        )
 
     def expire_all_later(self, waiting: Waiting, since: float | None) -> None:
         """All in ``waiting``; counted from ``since``, else from when each got in line."""

@@ -40,7 +40,8 @@ from pgha.chaos.history import Recorder
 _ACT_BOUND = 60.0
 """Seconds that a scenario's act may take: generous, since what hangs is to be seen as that."""
 _END_BOUND = 40.0
-"""Seconds in which every operation has to end once the load stops and all is healed: above `node_wait`."""
+"""Seconds in which every operation has to end once the load stops and all is healed: above
+`failover_timeout`."""
 _SETTLE_BOUND = 30.0
 """Seconds for the ledger to tell what became of all writes in doubt, once all is healed."""
 

@@ -302,7 +302,7 @@ def open_cluster(
     read_connections: int = 2,
     min_ready: int = 1,
     connect_timeout: float = 10.0,
-    node_wait: float = 30.0,
+    failover_timeout: float = 30.0,
     timeout: float | None = None,
     statement_timeout: float | None = None,
     ping_interval: float = 1.0,
@@ -337,7 +337,7 @@ def open_cluster(
     opening = partial(
         open_async_cluster, *nodes, read_connections=read_connections, min_ready=min_ready,
         connect_timeout=connect_timeout,
-        node_wait=node_wait, timeout=timeout, statement_timeout=statement_timeout,
+        failover_timeout=failover_timeout, timeout=timeout, statement_timeout=statement_timeout,
         ping_interval=ping_interval, ping_timeout=ping_timeout, max_queued=max_queued,
         close_timeout=close_timeout, row_factory=row_factory, prepare_threshold=prepare_threshold,
         on_connect=on_connect, application_name=application_name, ledger=ledger, _tuning=_tuning,

@@ -78,7 +78,7 @@ async def _told(asked: Asked) -> int:
             *asked.dsns,
             min_ready=0,
             connect_timeout=_CONNECT,
-            node_wait=_CONNECT,
+            failover_timeout=_CONNECT,
             application_name="pgha ledger",
         ) as cluster:
             return await _ACTS[asked.act](cluster, asked)

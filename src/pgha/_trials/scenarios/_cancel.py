@@ -104,7 +104,7 @@ async def no_cancel(field: Field) -> None:
     0,
     "left-scopes",
     "Scopes around slow statements are left, of a frozen node too: at once, and the statements end",
-    setup=Setup(options={"node_wait": 5.0}),
+    setup=Setup(options={"failover_timeout": 5.0}),
 )
 async def left_scopes(field: Field) -> None:
     await field.more()

@@ -25,7 +25,7 @@ from pgha._options import parse_nodes
 from pgha.cli._output import OutputClosed, first_of, output_closed, write
 from pgha.cli._soak.tally import Tally
 
-_NODE_WAIT = 5.0
+_FAILOVER_TIMEOUT = 5.0
 _TIMEOUT = 30.0
 """Seconds for one operation: one that hangs is counted, not waited for."""
 _DRAIN = 2.0
@@ -132,7 +132,7 @@ class _Run:
         options = self._options
         opened = pgha.open_cluster(
             *options.dsns,
-            node_wait=_NODE_WAIT,
+            failover_timeout=_FAILOVER_TIMEOUT,
             timeout=_TIMEOUT,
             max_queued=max(65_536, options.spike),
             application_name="pgha soak",
@@ -255,7 +255,7 @@ async def _table(cluster: pgha.Cluster, *, wanted: bool) -> AsyncGenerator[None]
 
 
 async def _make_tables(cluster: pgha.Cluster, made: list[str]) -> None:
-    with anyio.move_on_after(_NODE_WAIT):
+    with anyio.move_on_after(_FAILOVER_TIMEOUT):
         await cluster.wait_ready()
     nodes = cluster.nodes.values()
     # A node that came up later would have no table, and every write that it takes would fail.
