@@ -75,7 +75,7 @@ async def _opened(dsn: str, keyed: bool) -> AsyncGenerator[tuple[pgha.Cluster, _
         await cluster.ledger.install()
 
         async def with_key(key: int) -> None:
-            await cluster.execute(_QUERY, [key], key=pgha.new_key())
+            await cluster.execute(_QUERY, [key], idempotency_key=pgha.new_idempotency_key())
 
         async def plain(key: int) -> None:
             await cluster.execute(_QUERY, [key])

@@ -7,8 +7,8 @@ from pgha._errors import ClusterClosed as ClusterClosed
 from pgha._errors import CommitInDoubt as CommitInDoubt
 from pgha._errors import ConfigError as ConfigError
 from pgha._errors import Error as Error
+from pgha._errors import IdempotencyKeyReused as IdempotencyKeyReused
 from pgha._errors import Info as Info
-from pgha._errors import KeyReused as KeyReused
 from pgha._errors import LedgerError as LedgerError
 from pgha._errors import NodeReport as NodeReport
 from pgha._errors import NoNodeAvailable as NoNodeAvailable
@@ -21,7 +21,7 @@ from pgha._errors import info as info
 from pgha._ledger.admin import Ledger as Ledger
 from pgha._ledger.schema import LedgerStatus as LedgerStatus
 from pgha._ledger.schema import Pruned as Pruned
-from pgha._operation.key import new_key as new_key
+from pgha._operation.key import new_idempotency_key as new_idempotency_key
 from pgha._operation.operation import Operation as Operation
 from pgha._options import Node as Node
 from pgha._options import SetupConnection as SetupConnection
@@ -61,7 +61,7 @@ __all__ = [
     "Fastest",
     "Group",
     "Info",
-    "KeyReused",
+    "IdempotencyKeyReused",
     "ConnectionLost",
     "Ledger",
     "LedgerError",
@@ -93,7 +93,7 @@ __all__ = [
     "fastest",
     "info",
     "nearest",
-    "new_key",
+    "new_idempotency_key",
     "open_cluster",
     "pin",
 ]

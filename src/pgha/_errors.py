@@ -91,12 +91,12 @@ class CommitInDoubt(Error):
     """
 
     def __init__(
-        self, message: str = "", *, key: UUID | None = None, node: str | None = None, attempts: int = 0,
-        evidence: Evidence | None = None, record: Record | None = None,
+        self, message: str = "", *, idempotency_key: UUID | None = None, node: str | None = None,
+        attempts: int = 0, evidence: Evidence | None = None, record: Record | None = None,
         _settle: Callable[[float | None], Awaitable[Outcome]] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(message)
-        self.key = key
+        self.idempotency_key = idempotency_key
         """Its key in the ledger; None without one."""
         self.node = node
         """The node that it was sent to last."""
@@ -137,7 +137,7 @@ class LedgerError(Error):
 
 
 @final
-class KeyReused(Error):
+class IdempotencyKeyReused(Error):
     """The key was used before: for other statements or parameters, or it was settled as not applied.
 
     This operation was not applied.

@@ -72,7 +72,7 @@ class Sent:
     """1 for the first time, 2 when it is run again, and so on."""
     statements: Sequence[tuple[bytes, Sequence[Any] | None]]
     """SQL and parameters (``$1`` placeholders, dumped values) as given to libpq, but for pgha's own."""
-    key: UUID | None = None
+    idempotency_key: UUID | None = None
     """Its key in the ledger; None without one."""
 
 
@@ -260,7 +260,7 @@ class OperationSettled(Event):
     """``in doubt`` only for what was cancelled, and of which nobody knows."""
     attempt: int
     """How many times it had been handed to a node."""
-    key: UUID | None
+    idempotency_key: UUID | None
     """Its key in the ledger, if it had one."""
 
 

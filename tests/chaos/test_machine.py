@@ -87,7 +87,11 @@ class Failover(AsyncRuleBasedStateMachine):
         route = pgha.nearest() if which is None else pgha.pin(self.nodes[which].name)
         entry = self.recorder.begin("write", self.key("k"), keyed=True, timeout=timeout)
         operation = self.cluster.submit(
-            WRITE, [entry.key, 3, self.count], key=pgha.new_key(), timeout=timeout, route=route
+            WRITE,
+            [entry.key, 3, self.count],
+            idempotency_key=pgha.new_idempotency_key(),
+            timeout=timeout,
+            route=route,
         )
         error = await self.noted(entry, operation)
         if isinstance(error, pgha.CommitInDoubt):

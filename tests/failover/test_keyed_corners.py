@@ -38,8 +38,8 @@ async def test_a_key_that_no_server_was_told_is_not_shown(version: int) -> None:
         lose(cluster, node.name, await napping(node))
         with pytest.raises(pgha.CommitInDoubt) as caught, within():
             await operation
-        assert caught.value.key is None
-        assert [one.key for one in told] == [None]
+        assert caught.value.idempotency_key is None
+        assert [one.idempotency_key for one in told] == [None]
         assert await caught.value.settle(timeout=0.1) == "in doubt"
 
 
@@ -53,7 +53,9 @@ async def test_idempotent_writes_in_doubt_on_two_servers(version: int, second_is
         async with pgha.open_cluster(*named, min_ready=2) as cluster:
             await cluster.ledger.install()
             first, other = await two_nodes(nodes, cluster)
-            operation = cluster.submit("INSERT INTO slow VALUES (1, 1)", idempotent=True, key=pgha.new_key())
+            operation = cluster.submit(
+                "INSERT INTO slow VALUES (1, 1)", idempotent=True, idempotency_key=pgha.new_idempotency_key()
+            )
             lose(cluster, first.name, await napping(first))
             pid = await napping(other)
             if second_is_lost:
@@ -86,7 +88,7 @@ async def test_settled_behind_pruning(version: int) -> None:
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
         with pytest.raises(pgha.CommitInDoubt) as caught, within():
-            await cluster.execute(WRITE, ["a"], key=pgha.new_key(), timeout=0.2)
+            await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key(), timeout=0.2)
         error = caught.value
         lose(cluster, node.name)
         await node.thaw_backend(pid)
@@ -109,7 +111,7 @@ async def test_a_look_does_not_overlook_who_stands_still(version: int) -> None:
     async with one_node(version, TABLE, _tuning=tuning) as (node, cluster):
         await node.execute(stall)
         async with cluster.events() as events:
-            operation = cluster.submit(WRITE, ["a"], key=pgha.new_key())
+            operation = cluster.submit(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key())
             await napping(node)
             operation.gave_up = "cancelled"
             lose(cluster, node.name)
@@ -136,7 +138,7 @@ async def test_a_look_does_not_believe_what_no_standby_has(version: int) -> None
             return await node.execute("SHOW synchronous_standby_names") == [("nobody",)]
 
         await eventually(set_up)
-        operation = cluster.submit(WRITE + " /* alone */", ["a"], key=pgha.new_key())
+        operation = cluster.submit(WRITE + " /* alone */", ["a"], idempotency_key=pgha.new_idempotency_key())
         await node.execute("SELECT pg_cancel_backend(%s)", [await replicating(node, "/* alone */")])
         await replicating(node, "ON CONFLICT")
         async with cluster.events() as events:
@@ -165,7 +167,7 @@ async def test_a_lock_is_taken_before_the_snapshot(version: int) -> None:
             async with anyio.create_task_group() as tasks:
 
                 async def write() -> None:
-                    await cluster.execute_batch(batch, key=pgha.new_key())
+                    await cluster.execute_batch(batch, idempotency_key=pgha.new_idempotency_key())
 
                 tasks.start_soon(write)
 
@@ -220,7 +222,9 @@ async def test_an_idempotent_write_goes_where_no_ledger_is(version: int) -> None
 
 async def test_a_limit_that_ends_the_wait_for_a_zombie_is_no_fault_of_the_ledger(version: int) -> None:
     async with one_node(version, SLOW_COMMIT, statement_timeout=0.4) as (node, cluster):
-        operation = cluster.submit("INSERT INTO slow VALUES (1, 60)", key=pgha.new_key(), timeout=8)
+        operation = cluster.submit(
+            "INSERT INTO slow VALUES (1, 60)", idempotency_key=pgha.new_idempotency_key(), timeout=8
+        )
         pid = await napping(node)
         await node.freeze_backend(pid)
         lose(cluster, node.name, pid)
@@ -239,7 +243,7 @@ async def test_many_who_leave_settle_leave_nothing(version: int) -> None:
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
         with pytest.raises(pgha.CommitInDoubt) as caught, within():
-            await cluster.execute(WRITE, ["a"], key=pgha.new_key(), timeout=0.2)
+            await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key(), timeout=0.2)
         await node.freeze()
         for _ in range(50):
             assert await caught.value.settle(timeout=0.001) == "in doubt"

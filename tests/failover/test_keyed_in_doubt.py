@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]
 async def test_terminated_at_its_commit(version: int) -> None:
     """In doubt, and so run again: here it had not been applied."""
     async with one_node(version, SLOW_COMMIT) as (node, cluster):
-        operation = cluster.submit(NAPS_ONCE, key=pgha.new_key())
+        operation = cluster.submit(NAPS_ONCE, idempotency_key=pgha.new_idempotency_key())
         pid = await napping(node)
         await node.execute("SELECT pg_terminate_backend(%s)", [pid])
         with within():
@@ -44,9 +44,9 @@ async def test_a_lost_acknowledgement(version: int) -> None:
         await node.execute(TABLE)
         async with pgha.open_cluster(pgha.Node(proxy.dsn, node.name)) as cluster:
             await cluster.ledger.install()
-            await cluster.execute(WRITE, ["first"], key=pgha.new_key())
+            await cluster.execute(WRITE, ["first"], idempotency_key=pgha.new_idempotency_key())
             proxy.drop("down")
-            operation = cluster.submit(WRITE, ["lost"], key=pgha.new_key())
+            operation = cluster.submit(WRITE, ["lost"], idempotency_key=pgha.new_idempotency_key())
 
             async def there() -> bool:
                 return "lost" in await ids(node)
@@ -64,7 +64,7 @@ async def test_a_retry_waits_for_a_zombie(version: int) -> None:
     """The first attempt is frozen in its transaction; the second waits for it on the index."""
     async with one_node(version, TABLE + "; CREATE TABLE gate (id int)") as (node, cluster):
         query = "WITH one AS (INSERT INTO t VALUES (%s)) SELECT pg_sleep(1) /* zombie */"
-        operation = cluster.submit(query, ["a"], key=pgha.new_key())
+        operation = cluster.submit(query, ["a"], idempotency_key=pgha.new_idempotency_key())
         pid = await started(node, "/* zombie */")
         await node.freeze_backend(pid)
         lane = next(lane for lane in cluster._nodes[node.name].sets["write"].lanes if lane.link.pid == pid)
@@ -86,8 +86,8 @@ async def test_a_retry_waits_for_a_zombie(version: int) -> None:
 
 async def test_head_of_two_lost_connections_is_settled_not_sent_again(version: int) -> None:
     async with one_node(version, SLOW_COMMIT) as (node, cluster):
-        key = pgha.new_key()
-        operation = cluster.submit("INSERT INTO slow VALUES (1, 60)", key=key)
+        key = pgha.new_idempotency_key()
+        operation = cluster.submit("INSERT INTO slow VALUES (1, 60)", idempotency_key=key)
         for _ in range(2):
             pid = await napping(node)
             await node.kill_backend(pid)
@@ -96,8 +96,8 @@ async def test_head_of_two_lost_connections_is_settled_not_sent_again(version: i
             await operation
         assert pgha.info(caught.value) == pgha.Info(node.name, None, 2, "not applied")
         assert await ids(node, "slow") == []
-        with pytest.raises(pgha.KeyReused, match="settled as not applied"):
-            await cluster.execute("INSERT INTO slow VALUES (1, 60)", key=key)
+        with pytest.raises(pgha.IdempotencyKeyReused, match="settled as not applied"):
+            await cluster.execute("INSERT INTO slow VALUES (1, 60)", idempotency_key=key)
 
 
 async def test_a_broken_off_wait_for_the_standby(version: int) -> None:
@@ -109,7 +109,9 @@ async def test_a_broken_off_wait_for_the_standby(version: int) -> None:
         async with pgha.open_cluster(*named, min_ready=2) as cluster:
             await cluster.ledger.install()
             await standby.freeze()
-            operation = cluster.submit(WRITE + " /* unreplicated */", ["a"], key=pgha.new_key())
+            operation = cluster.submit(
+                WRITE + " /* unreplicated */", ["a"], idempotency_key=pgha.new_idempotency_key()
+            )
             pid = await replicating(primary, "/* unreplicated */")
             await primary.execute("SELECT pg_cancel_backend(%s)", [pid])
             await replicating(primary, "ON CONFLICT")
@@ -132,10 +134,12 @@ async def test_masters_do_not_take_what_another_may_have_applied(version: int) -
             await cluster.ledger.install()
             first = nodes[(await cluster.execute("SELECT 1")).node]
             other = next(node for node in nodes if node is not first)
-            operation = cluster.submit("INSERT INTO slow VALUES (1, 5)", key=pgha.new_key())
+            operation = cluster.submit(
+                "INSERT INTO slow VALUES (1, 5)", idempotency_key=pgha.new_idempotency_key()
+            )
             await napping(first)
             await first.kill()
-            result = await cluster.execute(WRITE, ["b"], key=pgha.new_key())
+            result = await cluster.execute(WRITE, ["b"], idempotency_key=pgha.new_idempotency_key())
             assert result.node == other.name
             assert not operation.done
             await first.start()
@@ -154,14 +158,14 @@ async def test_masters_and_a_deadline(version: int) -> None:
         async with pgha.open_cluster(*named, min_ready=2) as cluster:
             await cluster.ledger.install()
             first = nodes[(await cluster.execute("SELECT 1")).node]
-            key = pgha.new_key()
-            operation = cluster.submit("INSERT INTO slow VALUES (1, 5)", key=key, timeout=2)
+            key = pgha.new_idempotency_key()
+            operation = cluster.submit("INSERT INTO slow VALUES (1, 5)", idempotency_key=key, timeout=2)
             await napping(first)
             await first.kill()
             with pytest.raises(pgha.CommitInDoubt) as caught, within():
                 await operation
             error = caught.value
-            assert (error.key, error.node, error.attempts) == (key, first.name, 1)
+            assert (error.idempotency_key, error.node, error.attempts) == (key, first.name, 1)
             assert error.evidence is not None and error.evidence.handed == "whole"
             assert error.record is not None and error.record.tries[0].outcome == "in doubt"
             assert await error.settle(timeout=0.1) == "in doubt"
@@ -170,10 +174,12 @@ async def test_masters_and_a_deadline(version: int) -> None:
                 with within(30):
                     assert await error.settle() == "not applied"
                 settled = await _next_settled(events)
-            assert (settled.key, settled.outcome) == (key, "not applied")
+            assert (settled.idempotency_key, settled.outcome) == (key, "not applied")
             assert await error.settle() == "not applied"
-            with pytest.raises(pgha.KeyReused, match="used up"):
-                await cluster.execute("INSERT INTO slow VALUES (1, 5)", key=key, route=pgha.pin(first.name))
+            with pytest.raises(pgha.IdempotencyKeyReused, match="used up"):
+                await cluster.execute(
+                    "INSERT INTO slow VALUES (1, 5)", idempotency_key=key, route=pgha.pin(first.name)
+                )
             assert await ids(first, "slow") == []
 
 
@@ -195,9 +201,9 @@ async def test_a_promoted_standby_knows(version: int) -> None:
             named = [pgha.Node(proxy.dsn, primary.name), pgha.Node(standby.dsn, standby.name)]
             async with pgha.open_cluster(*named, min_ready=2) as cluster:
                 await cluster.ledger.install()
-                await cluster.execute(WRITE, ["first"], key=pgha.new_key())
+                await cluster.execute(WRITE, ["first"], idempotency_key=pgha.new_idempotency_key())
                 proxy.drop("down")
-                operation = cluster.submit(WRITE, ["a"], key=pgha.new_key())
+                operation = cluster.submit(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key())
 
                 async def there() -> bool:
                     return "a" in await ids(standby)
@@ -218,7 +224,7 @@ async def test_a_zombie_that_thaws_after_its_deadline_does_nothing(version: int)
     async with one_node(version, read_connections=1) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
-        keyed = cluster.submit(WRITE, ["keyed"], key=pgha.new_key(), timeout=0.3)
+        keyed = cluster.submit(WRITE, ["keyed"], idempotency_key=pgha.new_idempotency_key(), timeout=0.3)
         with pytest.raises(pgha.CommitInDoubt) as caught, within():
             await keyed
         # Past the guard: the deadline and a second.
@@ -235,7 +241,7 @@ async def test_settle_decides_against_a_zombie(version: int) -> None:
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
         with pytest.raises(pgha.CommitInDoubt) as caught, within():
-            await cluster.execute(WRITE, ["a"], key=pgha.new_key(), timeout=0.2)
+            await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key(), timeout=0.2)
         with within():
             verdict = await caught.value.settle()
         await node.thaw_backend(pid)
@@ -256,7 +262,7 @@ async def test_settle_without_a_key_hears_a_late_answer(version: int) -> None:
         await node.freeze_backend(pid)
         with pytest.raises(pgha.CommitInDoubt) as caught, within():
             await cluster.execute(WRITE, ["a"], timeout=0.1)
-        assert caught.value.key is None
+        assert caught.value.idempotency_key is None
         assert await caught.value.settle(timeout=0.05) == "in doubt"
         await node.thaw_backend(pid)
         with within():
@@ -270,7 +276,7 @@ async def test_leaving_settle_changes_nothing(version: int) -> None:
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
         with pytest.raises(pgha.CommitInDoubt) as caught, within():
-            await cluster.execute(WRITE, ["a"], key=pgha.new_key(), timeout=0.2)
+            await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key(), timeout=0.2)
         await node.freeze()
         with anyio.move_on_after(0.1) as scope:
             await caught.value.settle()
@@ -286,7 +292,7 @@ async def test_settle_in_another_loop_is_refused(version: int) -> None:
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
         with pytest.raises(pgha.CommitInDoubt) as caught, within():
-            await cluster.execute(WRITE, ["a"], key=pgha.new_key(), timeout=0.2)
+            await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key(), timeout=0.2)
         for backend in ("asyncio", "trio"):
             with pytest.raises(pgha.ConfigError, match="in the loop of its cluster"):
                 await anyio.to_thread.run_sync(partial(anyio.run, caught.value.settle, backend=backend))
@@ -303,10 +309,10 @@ async def test_a_cancelled_write_is_told_of_later(version: int) -> None:
     async with one_node(version, read_connections=1) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
-        key = pgha.new_key()
+        key = pgha.new_idempotency_key()
         async with cluster.events() as events:
             with anyio.move_on_after(0.1) as scope:
-                await cluster.execute(WRITE, ["a"], key=key, timeout=1.0)
+                await cluster.execute(WRITE, ["a"], idempotency_key=key, timeout=1.0)
             assert scope.cancelled_caught
             lane = next(
                 lane for lane in cluster._nodes[node.name].sets["write"].lanes if lane.link.pid == pid
@@ -315,23 +321,25 @@ async def test_a_cancelled_write_is_told_of_later(version: int) -> None:
             settled = await _next_settled(events)
             while settled.outcome == "in doubt":
                 settled = await _next_settled(events)
-        assert (settled.key, settled.outcome) == (key, "not applied")
+        assert (settled.idempotency_key, settled.outcome) == (key, "not applied")
         await node.thaw_backend(pid)
-        assert not (await cluster.execute(WRITE, ["a"], key=key)).replayed
+        assert not (await cluster.execute(WRITE, ["a"], idempotency_key=key)).replayed
         assert await ids(node) == ["a"]
 
 
 async def test_cancelled_and_proven(version: int) -> None:
     async with one_node(version) as (node, cluster):
-        key: UUID = pgha.new_key()
+        key: UUID = pgha.new_idempotency_key()
         async with cluster.events() as events:
-            operation = cluster.submit("INSERT INTO t SELECT '' FROM pg_sleep(60) /* long */", key=key)
+            operation = cluster.submit(
+                "INSERT INTO t SELECT '' FROM pg_sleep(60) /* long */", idempotency_key=key
+            )
             await started(node, "/* long */")
             operation.cancel()
             with pytest.raises(pgha.OperationCancelled), within():
                 await operation
             settled = await _next_settled(events)
-        assert (settled.key, settled.outcome) == (key, "not applied")
+        assert (settled.idempotency_key, settled.outcome) == (key, "not applied")
         assert await keys_of(node) == 0
 
 
@@ -363,7 +371,9 @@ async def test_settle_ends_with_its_cluster(version: int) -> None:
                 (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
                 await node.freeze_backend(pid)
                 with pytest.raises(pgha.CommitInDoubt) as caught, within():
-                    await cluster.execute(WRITE, ["a"], key=pgha.new_key(), timeout=0.2)
+                    await cluster.execute(
+                        WRITE, ["a"], idempotency_key=pgha.new_idempotency_key(), timeout=0.2
+                    )
                 await node.freeze()
                 said: list[str] = []
 

@@ -83,7 +83,7 @@ async def test_a_schema_that_others_use_stays(version: int) -> None:
 
 async def test_keys_of_the_last_hour_are_not_thrown_away(version: int) -> None:
     async with one_node(version) as (node, cluster):
-        await cluster.execute(WRITE, ["a"], key=pgha.new_key())
+        await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key())
         with pytest.raises(pgha.LedgerError, match="1 keys were used within the last hour"):
             await cluster.ledger.uninstall()
         assert await keys_of(node) == 1
@@ -94,7 +94,7 @@ async def test_what_is_old_is_pruned_and_nothing_else(version: int) -> None:
     async with one_node(version) as (node, cluster):
         await age(node, 8 * DAY, 20_000)
         await age(node, 6 * DAY, 3)
-        await cluster.execute(WRITE, ["a"], key=pgha.new_key())
+        await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key())
         pruned = (await cluster.ledger.prune())[node.name]
         assert (pruned.deleted, pruned.reason, pruned.in_the_way) == (20_000, "", ())
         assert await keys_of(node) == 4
@@ -122,7 +122,9 @@ async def test_pruned_while_writes_run_and_by_two_at_once(version: int) -> None:
         async def write(writer: int) -> None:
             nonlocal written
             while not done.is_set():
-                await cluster.execute(WRITE, [f"{writer}-{written}"], key=pgha.new_key())
+                await cluster.execute(
+                    WRITE, [f"{writer}-{written}"], idempotency_key=pgha.new_idempotency_key()
+                )
                 written += 1
 
         deleted: list[int] = []
@@ -352,7 +354,7 @@ async def test_leaving_it_at_every_await(version: int, asked: bool) -> None:
         for name in ACTS:
             await leave_at_every_await(node, cluster, name, by_scope, asked)
         await cluster.ledger.install()
-        await cluster.execute(WRITE, ["a"], key=pgha.new_key())
+        await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key())
 
 
 @asyncio_only

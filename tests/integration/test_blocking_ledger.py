@@ -56,32 +56,32 @@ def stored(node: Node) -> list[Any]:
 def test_a_key_is_applied_once(node: LocalNode, backend: Backend) -> None:
     with cluster_of(node, backend=backend) as cluster:
         with pytest.raises(pgha.LedgerError, match="pgha ledger install"):
-            cluster.execute(WRITE, ["none"], key=pgha.new_key())
+            cluster.execute(WRITE, ["none"], idempotency_key=pgha.new_idempotency_key())
         cluster.ledger.install()
-        key = pgha.new_key()
-        assert not cluster.execute(WRITE, ["a"], key=key).replayed
-        again = cluster.execute(WRITE, ["a"], key=key)
+        key = pgha.new_idempotency_key()
+        assert not cluster.execute(WRITE, ["a"], idempotency_key=key).replayed
+        again = cluster.execute(WRITE, ["a"], idempotency_key=key)
         assert again.replayed
         with pytest.raises(pgha.RowsLost):
             len(again)
-        with pytest.raises(pgha.KeyReused) as caught:
-            cluster.execute(WRITE, ["b"], key=key)
+        with pytest.raises(pgha.IdempotencyKeyReused) as caught:
+            cluster.execute(WRITE, ["b"], idempotency_key=key)
         assert pgha.info(caught.value).outcome == "not applied"
-        key = pgha.new_key()
+        key = pgha.new_idempotency_key()
         batch = [(WRITE, ["c"]), (WRITE, ["d"])]
-        assert [one.replayed for one in cluster.execute_batch(batch, key=key)] == [False, False]
-        assert [one.replayed for one in cluster.execute_batch(batch, key=key)] == [True, True]
+        assert [one.replayed for one in cluster.execute_batch(batch, idempotency_key=key)] == [False, False]
+        assert [one.replayed for one in cluster.execute_batch(batch, idempotency_key=key)] == [True, True]
         assert stored(node) == ["a", "c", "d"]
 
 
 def test_of_many_threads_with_one_key_one_applies_it(node: LocalNode, backend: Backend) -> None:
     with cluster_of(node, backend=backend) as cluster:
         cluster.ledger.install()
-        keys, replayed = [pgha.new_key() for _ in range(20)], list[bool]()
+        keys, replayed = [pgha.new_idempotency_key() for _ in range(20)], list[bool]()
 
         def work() -> None:
             for number, key in enumerate(keys):
-                replayed.append(cluster.execute(WRITE, [f"{number:02}"], key=key).replayed)
+                replayed.append(cluster.execute(WRITE, [f"{number:02}"], idempotency_key=key).replayed)
 
         with crew() as threads:
             for _ in range(5):
@@ -93,38 +93,43 @@ def test_of_many_threads_with_one_key_one_applies_it(node: LocalNode, backend: B
 def test_submitted_and_in_groups(node: LocalNode, backend: Backend) -> None:
     with cluster_of(node, backend=backend) as cluster:
         cluster.ledger.install()
-        keys = [pgha.new_key() for _ in range(20)]
+        keys = [pgha.new_idempotency_key() for _ in range(20)]
         sent: list[UUID | None] = []
         for turn in range(2):
             with cluster.group() as group:
                 many = [
-                    group.submit(WRITE, [f"{at:02}"], key=key, on_send=lambda one: sent.append(one.key))
+                    group.submit(
+                        WRITE,
+                        [f"{at:02}"],
+                        idempotency_key=key,
+                        on_send=lambda one: sent.append(one.idempotency_key),
+                    )
                     for at, key in enumerate(keys)
                 ]
             assert [one.result().replayed for one in many] == [turn == 1] * 20
         assert sent == keys * 2
-        operation = cluster.submit(WRITE, ["00"], key=keys[0])
+        operation = cluster.submit(WRITE, ["00"], idempotency_key=keys[0])
         assert operation.result().replayed
-        with pytest.raises(pgha.KeyReused):
-            cluster.submit(WRITE, ["00"], key=keys[1]).result()
+        with pytest.raises(pgha.IdempotencyKeyReused):
+            cluster.submit(WRITE, ["00"], idempotency_key=keys[1]).result()
         assert len(stored(node)) == 20
 
 
 def test_bad_keys_are_raised_by_the_thread_that_calls(server: LocalNode, backend: Backend) -> None:
     with cluster_of(server, backend=backend) as cluster, cluster.group() as group:
         bad: Any
-        for bad in ("not a uuid", str(pgha.new_key()), 5, b"x" * 16):
+        for bad in ("not a uuid", str(pgha.new_idempotency_key()), 5, b"x" * 16):
             with pytest.raises(pgha.ConfigError, match="a key is a"):
-                cluster.execute("SELECT 1", key=bad)
+                cluster.execute("SELECT 1", idempotency_key=bad)
             with pytest.raises(pgha.ConfigError, match="a key is a"):
-                cluster.execute_batch(["SELECT 1"], key=bad)
+                cluster.execute_batch(["SELECT 1"], idempotency_key=bad)
             for submit in (cluster.submit, group.submit):
                 with pytest.raises(pgha.ConfigError, match="a key is a"):
-                    submit("SELECT 1", key=bad)
+                    submit("SELECT 1", idempotency_key=bad)
         with pytest.raises(pgha.ConfigError, match="a key is for a write"):
-            cluster.submit("SELECT 1", read=True, key=pgha.new_key())
+            cluster.submit("SELECT 1", read=True, idempotency_key=pgha.new_idempotency_key())
         with pytest.raises(psycopg.NotSupportedError):
-            cluster.execute("VACUUM", key=pgha.new_key())
+            cluster.execute("VACUUM", idempotency_key=pgha.new_idempotency_key())
         assert cluster.statistics().operations == 0
 
 
@@ -166,7 +171,7 @@ def test_made_looked_at_pruned_and_removed(node: LocalNode, backend: Backend) ->
         ask(node.execute, AGED, [6 * DAY, 20])
         assert ledger.prune() == {node.name: pgha.Pruned(node.name, 30)}
         assert ledger.prune(timedelta(days=5), nodes=[node.name])[node.name].deleted == 20
-        cluster.execute(WRITE, ["a"], key=pgha.new_key())
+        cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key())
         assert ledger.prune(0.0)[node.name].deleted == 0
         assert ledger.status()[node.name].keys == 1
         with pytest.raises(pgha.LedgerError, match="within the last hour"):
@@ -253,16 +258,16 @@ def lost_answers(backend: Backend) -> Iterator[tuple[Node, pgha.blocking.Cluster
 
 def in_doubt(cluster: pgha.blocking.Cluster, value: str, key: UUID | None) -> pgha.CommitInDoubt:
     with pytest.raises(pgha.CommitInDoubt) as caught:
-        cluster.execute(WRITE, [value], key=key, timeout=0.3)
-    assert caught.value.key == key
+        cluster.execute(WRITE, [value], idempotency_key=key, timeout=0.3)
+    assert caught.value.idempotency_key == key
     return caught.value
 
 
 def test_what_was_in_doubt_is_settled(backend: Backend) -> None:
     with lost_answers(backend) as (node, cluster, proxy):
-        cluster.execute(WRITE, ["first"], key=pgha.new_key())
+        cluster.execute(WRITE, ["first"], idempotency_key=pgha.new_idempotency_key())
         proxy("drop", "down")
-        key = pgha.new_key()
+        key = pgha.new_idempotency_key()
         applied = in_doubt(cluster, "lost answer", key)
         began = time.monotonic()
         assert cluster.settle(applied, timeout=0.2) == "in doubt"
@@ -275,29 +280,29 @@ def test_what_was_in_doubt_is_settled(backend: Backend) -> None:
             proxy("heal")
         assert told == ["applied"] * 3
         assert cluster.settle(applied) == "applied"
-        assert cluster.execute(WRITE, ["lost answer"], key=key).replayed
+        assert cluster.execute(WRITE, ["lost answer"], idempotency_key=key).replayed
         assert stored(node) == ["first", "lost answer"]
 
 
 def test_settled_as_not_applied_the_key_is_used_up(backend: Backend) -> None:
     with lost_answers(backend) as (node, cluster, proxy):
-        cluster.execute(WRITE, ["first"], key=pgha.new_key())
+        cluster.execute(WRITE, ["first"], idempotency_key=pgha.new_idempotency_key())
         proxy("drop", "up")
-        key = pgha.new_key()
+        key = pgha.new_idempotency_key()
         error = in_doubt(cluster, "never arrived", key)
         proxy("reset")
         proxy("heal")
         assert cluster.settle(error, timeout=60.0) == "not applied"
-        with pytest.raises(pgha.KeyReused, match="settled as not applied"):
-            cluster.execute(WRITE, ["never arrived"], key=key)
+        with pytest.raises(pgha.IdempotencyKeyReused, match="settled as not applied"):
+            cluster.execute(WRITE, ["never arrived"], idempotency_key=key)
         assert stored(node) == ["first"]
 
 
 def test_an_interrupt_of_settle_changes_nothing(backend: Backend) -> None:
     with lost_answers(backend) as (_, cluster, proxy):
-        cluster.execute(WRITE, ["first"], key=pgha.new_key())
+        cluster.execute(WRITE, ["first"], idempotency_key=pgha.new_idempotency_key())
         proxy("drop", "down")
-        error = in_doubt(cluster, "lost answer", pgha.new_key())
+        error = in_doubt(cluster, "lost answer", pgha.new_idempotency_key())
         timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
         timer.start()
         with pytest.raises(KeyboardInterrupt):
@@ -320,15 +325,15 @@ def test_without_a_key_nobody_can_tell_once_the_connection_is_lost(backend: Back
 
 def test_only_its_own_cluster_settles_it(backend: Backend) -> None:
     with lost_answers(backend) as (node, cluster, proxy):
-        cluster.execute(WRITE, ["first"], key=pgha.new_key())
+        cluster.execute(WRITE, ["first"], idempotency_key=pgha.new_idempotency_key())
         proxy("drop", "down")
-        error = in_doubt(cluster, "lost answer", pgha.new_key())
+        error = in_doubt(cluster, "lost answer", pgha.new_idempotency_key())
         copy = pickle.loads(pickle.dumps(error))
         with pgha.blocking.open_cluster(node.dsn, backend=backend) as other:
             with pytest.raises(pgha.ConfigError, match="another cluster"):
                 other.settle(error)
             # From another process it brings facts, and nobody to ask.
-            assert (copy.key, other.settle(copy)) == (error.key, "in doubt")
+            assert (copy.idempotency_key, other.settle(copy)) == (error.idempotency_key, "in doubt")
             wrong: Any = ValueError("wrong")
             with pytest.raises(pgha.ConfigError, match="takes a CommitInDoubt"):
                 other.settle(wrong)
@@ -343,10 +348,10 @@ def test_only_its_own_cluster_settles_it(backend: Backend) -> None:
 
 def test_a_group_and_a_future_give_errors_that_can_be_settled(backend: Backend) -> None:
     with lost_answers(backend) as (_, cluster, proxy):
-        cluster.execute(WRITE, ["first"], key=pgha.new_key())
+        cluster.execute(WRITE, ["first"], idempotency_key=pgha.new_idempotency_key())
         proxy("drop", "down")
         with pytest.raises(ExceptionGroup) as caught, cluster.group() as group:
-            group.submit(WRITE, ["lost answer"], key=pgha.new_key(), timeout=0.3)
+            group.submit(WRITE, ["lost answer"], idempotency_key=pgha.new_idempotency_key(), timeout=0.3)
         (error,) = caught.value.exceptions
         assert isinstance(error, pgha.CommitInDoubt)
         proxy("reset")

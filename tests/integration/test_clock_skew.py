@@ -39,12 +39,14 @@ async def test_a_clock_that_is_off_is_told_and_told_again_when_it_is_right(versi
 async def test_a_guard_that_refuses_what_is_in_time_gets_wider(version: int, timeout: float | None) -> None:
     """The server's clock was set forward behind the last ping: one attempt is refused, the next is not."""
     async with one_node(version, TABLE, ping_interval=60.0) as (node, cluster):
-        await cluster.execute(WRITE, ["before"], key=pgha.new_key())
+        await cluster.execute(WRITE, ["before"], idempotency_key=pgha.new_idempotency_key())
         clock = cluster._nodes[node.name].server.clock
         assert clock._offset is not None
         clock._offset -= 3600.0
         with within():
-            result = await cluster.execute(WRITE, ["a"], key=pgha.new_key(), timeout=timeout)
+            result = await cluster.execute(
+                WRITE, ["a"], idempotency_key=pgha.new_idempotency_key(), timeout=timeout
+            )
         assert result.attempts >= 2
         assert not result.replayed
         assert await ids(node) == ["a", "before"]
@@ -63,7 +65,7 @@ async def test_a_clock_that_does_not_keep_still(version: int) -> None:
 
         cluster._nodes[node.name].server.clock = Late(always_late, clock)  # type: ignore[assignment]
         with pytest.raises(pgha.LedgerError, match="its clock moves") as caught, within():
-            await cluster.execute(WRITE, ["a"], key=pgha.new_key())
+            await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key())
         assert pgha.info(caught.value).outcome == "not applied"
         assert await ids(node) == []
 

@@ -20,10 +20,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]
 
 async def test_a_key_is_applied_once_and_then_replayed(version: int) -> None:
     async with one_node(version) as (node, cluster):
-        key = pgha.new_key()
-        first = await cluster.execute(WRITE + " RETURNING id", ["a"], key=key)
+        key = pgha.new_idempotency_key()
+        first = await cluster.execute(WRITE + " RETURNING id", ["a"], idempotency_key=key)
         assert (first.one(), first.replayed) == (("a",), False)
-        again = await cluster.execute(WRITE + " RETURNING id", ["a"], key=key)
+        again = await cluster.execute(WRITE + " RETURNING id", ["a"], idempotency_key=key)
         assert again.replayed
         assert (again.command, again.columns) == ("", ())
         for ask in (len, list, bool, lambda one: one.rowcount, lambda one: one.one(), lambda one: one.json()):
@@ -36,11 +36,11 @@ async def test_a_key_is_applied_once_and_then_replayed(version: int) -> None:
 
 async def test_many_at_once_through_prepared_statements(version: int) -> None:
     async with one_node(version) as (node, cluster):
-        keys = [pgha.new_key() for _ in range(200)]
+        keys = [pgha.new_idempotency_key() for _ in range(200)]
         async with cluster.group() as group:
             for turn in range(2):
                 for number, key in enumerate(keys):
-                    group.submit(WRITE, [f"{number:03}"], key=key)
+                    group.submit(WRITE, [f"{number:03}"], idempotency_key=key)
                 del turn
         assert await ids(node) == [f"{number:03}" for number in range(200)]
         assert cluster.statistics().replayed == 200
@@ -49,60 +49,62 @@ async def test_many_at_once_through_prepared_statements(version: int) -> None:
 async def test_a_key_with_another_body(version: int) -> None:
     async with one_node(version) as (node, cluster):
         key = uuid4()
-        await cluster.execute(WRITE, ["a"], key=key)
+        await cluster.execute(WRITE, ["a"], idempotency_key=key)
         for query, params in ((WRITE, ["b"]), ("INSERT INTO t VALUES ('a')", None)):
-            with pytest.raises(pgha.KeyReused, match=str(key)) as caught:
-                await cluster.execute(query, params, key=key)
+            with pytest.raises(pgha.IdempotencyKeyReused, match=str(key)) as caught:
+                await cluster.execute(query, params, idempotency_key=key)
             assert pgha.info(caught.value).outcome == "not applied"
-        with pytest.raises(pgha.KeyReused):
-            await cluster.execute_batch([(WRITE, ["a"])] * 2, key=key)
+        with pytest.raises(pgha.IdempotencyKeyReused):
+            await cluster.execute_batch([(WRITE, ["a"])] * 2, idempotency_key=key)
         assert await ids(node) == ["a"]
 
 
 async def test_a_batch_and_its_results(version: int) -> None:
     async with one_node(version) as (node, cluster):
-        key = pgha.new_key()
+        key = pgha.new_idempotency_key()
         batch: list[Any] = ["SET TRANSACTION ISOLATION LEVEL SERIALIZABLE", (WRITE, ["a"]), (WRITE, ["b"])]
-        first = await cluster.execute_batch(batch, key=key)
+        first = await cluster.execute_batch(batch, idempotency_key=key)
         assert [one.command for one in first] == ["SET", "INSERT 0 1", "INSERT 0 1"]
-        again = await cluster.execute_batch(batch, key=key)
+        again = await cluster.execute_batch(batch, idempotency_key=key)
         assert [one.replayed for one in again] == [True, True, True]
         assert await ids(node) == ["a", "b"]
 
 
 async def test_framed_and_what_commits_by_itself(version: int) -> None:
     async with one_node(version) as (node, cluster):
-        keys = [pgha.new_key() for _ in range(4)]
+        keys = [pgha.new_idempotency_key() for _ in range(4)]
         for _ in range(2):
-            await cluster.execute_batch(["SAVEPOINT s", (WRITE, ["a"])], key=keys[0])
-            await cluster.execute("DO $$ BEGIN INSERT INTO t VALUES ('b'); END $$", key=keys[1])
+            await cluster.execute_batch(["SAVEPOINT s", (WRITE, ["a"])], idempotency_key=keys[0])
+            await cluster.execute("DO $$ BEGIN INSERT INTO t VALUES ('b'); END $$", idempotency_key=keys[1])
         assert await ids(node) == ["a", "b"]
         await node.execute(
             "CREATE PROCEDURE p() LANGUAGE plpgsql AS $$ BEGIN INSERT INTO t VALUES ('c'); COMMIT; END $$"
         )
         with pytest.raises(psycopg.errors.InvalidTransactionTermination):
-            await cluster.execute("CALL p()", key=keys[2])
+            await cluster.execute("CALL p()", idempotency_key=keys[2])
         with pytest.raises(psycopg.NotSupportedError, match="VACUUM cannot have a key"):
-            await cluster.execute("VACUUM t", key=keys[3])
+            await cluster.execute("VACUUM t", idempotency_key=keys[3])
         assert await ids(node) == ["a", "b"]
 
 
 async def test_an_error_of_the_statements_leaves_the_key_unused(version: int) -> None:
     async with one_node(version) as (node, cluster):
-        key = pgha.new_key()
+        key = pgha.new_idempotency_key()
         with pytest.raises(psycopg.errors.DivisionByZero) as caught:
-            await cluster.execute("INSERT INTO t VALUES (1 / %s)", [0], key=key)
+            await cluster.execute("INSERT INTO t VALUES (1 / %s)", [0], idempotency_key=key)
         assert pgha.info(caught.value) == pgha.Info(node.name, 0, 1, "not applied")
-        assert not (await cluster.execute(WRITE, ["a"], key=key)).replayed
+        assert not (await cluster.execute(WRITE, ["a"], idempotency_key=key)).replayed
         assert await ids(node) == ["a"]
 
 
 async def test_a_limit_of_its_own_goes_with_a_key(version: int) -> None:
     async with one_node(version) as (node, cluster):
-        key = pgha.new_key()
+        key = pgha.new_idempotency_key()
         with pytest.raises(psycopg.errors.QueryCanceled):
-            await cluster.execute("INSERT INTO t SELECT '' FROM pg_sleep(60)", key=key, statement_timeout=0.1)
-        await cluster.execute(WRITE, ["a"], key=key, statement_timeout=5)
+            await cluster.execute(
+                "INSERT INTO t SELECT '' FROM pg_sleep(60)", idempotency_key=key, statement_timeout=0.1
+            )
+        await cluster.execute(WRITE, ["a"], idempotency_key=key, statement_timeout=5)
         assert await ids(node) == ["a"]
 
 
@@ -110,16 +112,16 @@ async def test_a_limit_of_its_own_goes_with_a_key(version: int) -> None:
 async def test_a_key_that_is_no_uuid(version: int, key: Any) -> None:
     async with one_node(version) as (node, cluster):
         with pytest.raises(pgha.ConfigError, match=r"a key is a uuid\.UUID"):
-            await cluster.execute(WRITE, ["a"], key=key)
+            await cluster.execute(WRITE, ["a"], idempotency_key=key)
         with pytest.raises(pgha.ConfigError, match="a key is for a write"):
-            cluster.submit("SELECT 1", read=True, key=pgha.new_key())
+            cluster.submit("SELECT 1", read=True, idempotency_key=pgha.new_idempotency_key())
         assert await ids(node) == []
 
 
 async def test_without_a_ledger_and_without_rights(version: int) -> None:
     async with one_node(version, TABLE + "; CREATE ROLE poor LOGIN", installed=False) as (node, cluster):
         with pytest.raises(pgha.LedgerError, match="pgha ledger install") as caught:
-            await cluster.execute(WRITE, ["a"], key=pgha.new_key())
+            await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key())
         assert pgha.info(caught.value).outcome == "not applied"
         assert isinstance(caught.value.__cause__, psycopg.errors.UndefinedTable)
         await node.execute("GRANT INSERT ON t TO poor")
@@ -129,9 +131,9 @@ async def test_without_a_ledger_and_without_rights(version: int) -> None:
                 await poor.ledger.install()
             await cluster.ledger.install()
             with pytest.raises(pgha.LedgerError, match="may not use the ledger"):
-                await poor.execute(WRITE, ["a"], key=pgha.new_key())
+                await poor.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key())
             await cluster.ledger.install(grant_to=["poor"])
-            await poor.execute(WRITE, ["a"], key=pgha.new_key())
+            await poor.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key())
         assert await ids(node) == ["a"]
 
 
@@ -140,7 +142,7 @@ async def test_a_ledger_of_another_layout(version: int) -> None:
         fp bytea NOT NULL, at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (system_identifier, key))"""
     async with one_node(version, f"{TABLE}; {older}", installed=False) as (node, cluster):
         with pytest.raises(pgha.LedgerError, match="another layout"):
-            await cluster.execute(WRITE, ["a"], key=pgha.new_key())
+            await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key())
         with pytest.raises(pgha.LedgerError, match="another layout"):
             await cluster.ledger.install()
         assert "another layout" in (await cluster.ledger.status())[node.name].problem

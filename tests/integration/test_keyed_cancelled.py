@@ -28,11 +28,13 @@ async def test_an_event_tells_of_a_write_whose_caller_was_leaving_when_its_answe
                         told.append(event)
 
             tasks.start_soon(listen)
-            key, scope = pgha.new_key(), anyio.CancelScope()
+            key, scope = pgha.new_idempotency_key(), anyio.CancelScope()
 
             async def write() -> None:
                 with scope:
-                    await cluster.execute("INSERT INTO t SELECT 'left' FROM pg_sleep(0.3)", key=key)
+                    await cluster.execute(
+                        "INSERT INTO t SELECT 'left' FROM pg_sleep(0.3)", idempotency_key=key
+                    )
 
             tasks.start_soon(write)
             await eventually(lambda: lane.in_flight == 1)
@@ -47,4 +49,4 @@ async def test_an_event_tells_of_a_write_whose_caller_was_leaving_when_its_answe
                 await eventually(lambda: bool(told))
             tasks.cancel_scope.cancel()
         assert await ids(node) == ["first", "left"]
-        assert [(one.key, one.outcome) for one in told] == [(key, "applied")]
+        assert [(one.idempotency_key, one.outcome) for one in told] == [(key, "applied")]

@@ -24,7 +24,7 @@ from pgha._dispatch import resolution
 from pgha._dispatch.cancellation import Partings
 from pgha._dispatch.timers import Timekeeper
 from pgha._node.lane import Lane
-from pgha._operation.key import Keyed, new_key
+from pgha._operation.key import Keyed, new_idempotency_key
 from pgha._operation.operation import Operation, Request
 from pgha._wire import compiler, link
 from pgha._wire.connect import ConnectFailed
@@ -41,7 +41,9 @@ def forget_the_key(patch: Patch) -> None:
     """Each attempt inserts another key: none meets the one before it."""
     kept = Keyed.insert
     patch.setattr(
-        Keyed, "insert", lambda keyed, system, until: kept(replace(keyed, key=new_key()), system, until)
+        Keyed,
+        "insert",
+        lambda keyed, system, until: kept(replace(keyed, key=new_idempotency_key()), system, until),
     )
 
 
@@ -141,7 +143,7 @@ def tell_the_conninfo(patch: Patch) -> None:
         return told[-1]
 
     def init(error: ConnectFailed, reason: str, *, refused: bool = False) -> None:
-        kept(error, f"{reason} {told[-1:]}", refused=refused)
+        kept(error, f"{reason} {told[-1:]}", rejected=refused)
 
     patch.setattr(NodeConfig, "conninfo", remember)
     patch.setattr(ConnectFailed, "__init__", init)

@@ -136,28 +136,28 @@ class Cluster(Generic[Row]):
     @overload
     async def execute(
         self, query: AnyQuery, params: AnyParams | None = None, *, idempotent: bool = False,
-        key: UUID | None = None, route: WriteRoute = ..., timeout: Seconds = ...,
+        idempotency_key: UUID | None = None, route: WriteRoute = ..., timeout: Seconds = ...,
         statement_timeout: Seconds = ..., row_factory: None = None, on_send: OnSend | None = None,
     ) -> Result[Row]: ...  # fmt: skip
     @overload
     async def execute(
         self, query: AnyQuery, params: AnyParams | None = None, *, idempotent: bool = False,
-        key: UUID | None = None, route: WriteRoute = ..., timeout: Seconds = ...,
+        idempotency_key: UUID | None = None, route: WriteRoute = ..., timeout: Seconds = ...,
         statement_timeout: Seconds = ..., row_factory: BaseRowFactory[R], on_send: OnSend | None = None,
     ) -> Result[R]: ...  # fmt: skip
     async def execute(
         self, query: AnyQuery, params: AnyParams | None = None, *, idempotent: bool = False,
-        key: UUID | None = None, route: WriteRoute = nearest(), timeout: Seconds = DEFAULT,
+        idempotency_key: UUID | None = None, route: WriteRoute = nearest(), timeout: Seconds = DEFAULT,
         statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
     ) -> Result[Any]:  # fmt: skip
         """Run anything that may write, as a transaction of its own; it returns rows too.
 
         It is run again only on proof that it was not applied, or when declared ``idempotent``, or with a
-        ``key`` (`new_key`, or a UUID of your own): then the ledger (`Cluster.ledger`) keeps it from being
-        applied twice, and tells whether it was, so that it is `CommitInDoubt` only when its deadline comes
-        first. Without a key, that is raised where proof is missing. A key goes with these statements and
-        parameters: used again with the same, the write is not applied again (`Result.replayed`); with others
-        it is `KeyReused`.
+        ``idempotency_key`` (`new_idempotency_key`, or a UUID of your own): then the ledger (`Cluster.ledger`)
+        keeps it from being applied twice, and tells whether it was, so that it is `CommitInDoubt` only when
+        its deadline comes first. Without a key, that is raised where proof is missing. A key goes with these
+        statements and parameters: used again with the same, the write is not applied again
+        (`Result.replayed`); with others it is `IdempotencyKeyReused`.
 
         Past its ``timeout`` (seconds) it is cancelled on the server:
         `OperationTimeout` if it certainly was not applied, else `CommitInDoubt`. Leaving by cancellation
@@ -166,7 +166,8 @@ class Cluster(Generic[Row]):
         await checkpoint_if_cancelled()
         request = self._maker.single(
             query, params, read=False, idempotent=idempotent, route=route, timeout=timeout,
-            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send, key=key,
+            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
+            idempotency_key=idempotency_key,
         )  # fmt: skip
         started = self._clock()
         if self._dispatcher.full:
@@ -175,8 +176,8 @@ class Cluster(Generic[Row]):
         return await operation
 
     async def execute_batch(
-        self, statements: Sequence[BatchItem], *, idempotent: bool = False, key: UUID | None = None,
-        route: WriteRoute = nearest(), timeout: Seconds = DEFAULT,
+        self, statements: Sequence[BatchItem], *, idempotent: bool = False,
+        idempotency_key: UUID | None = None, route: WriteRoute = nearest(), timeout: Seconds = DEFAULT,
         statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
     ) -> list[Result[Any]]:  # fmt: skip
         """Run several statements as one transaction, in one round trip; one `Result` for each.
@@ -187,7 +188,8 @@ class Cluster(Generic[Row]):
         await checkpoint_if_cancelled()
         request = self._maker.batch(
             statements, idempotent=idempotent, route=route, timeout=timeout,
-            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send, key=key,
+            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
+            idempotency_key=idempotency_key,
         )  # fmt: skip
         started = self._clock()
         if self._dispatcher.full:
@@ -199,9 +201,9 @@ class Cluster(Generic[Row]):
 
     def submit(
         self, query: AnyQuery, params: AnyParams | None = None, *, read: bool = False,
-        idempotent: bool = False, key: UUID | None = None, route: ReadRoute | WriteRoute = nearest(),
-        timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT, row_factory: Any = None,
-        on_send: OnSend | None = None,
+        idempotent: bool = False, idempotency_key: UUID | None = None,
+        route: ReadRoute | WriteRoute = nearest(), timeout: Seconds = DEFAULT,
+        statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
     ) -> Operation[Result[Any]]:  # fmt: skip
         """Start an operation and return at once; it belongs to the cluster, and goes on by itself.
 
@@ -210,7 +212,8 @@ class Cluster(Generic[Row]):
         """
         request = self._maker.single(
             query, params, read=read, idempotent=idempotent, route=route, timeout=timeout,
-            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send, key=key,
+            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
+            idempotency_key=idempotency_key,
         )  # fmt: skip
         if self._dispatcher.full:
             raise QueueFull(
@@ -302,9 +305,7 @@ class Cluster(Generic[Row]):
         """
         if count is not None and count > len(self._nodes):
             raise ConfigError(f"{count} nodes cannot be ready: there are {len(self._nodes)}")
-        while sum(node.ready for node in self._nodes.values()) < (
-            len(self._nodes) if count is None else count
-        ):
+        while self._ready < (len(self._nodes) if count is None else count):
             await self._dispatcher.change()
 
     # Looking in
@@ -342,17 +343,22 @@ class Cluster(Generic[Row]):
                     tasks.start_soon(node.run)
 
     async def _until_ready(self) -> None:
-        wanted = self._options.min_ready
-        with anyio.move_on_after(self._options.failover_timeout) as scope:
-            while sum(node.ready for node in self._nodes.values()) < wanted:
-                refusing = sum(node.refuses for node in self._nodes.values())
-                if len(self._nodes) - refusing < wanted:
-                    raise self._dispatcher.no_node("the nodes answer, and will not have us")
+        wanted, wait = self._options.min_ready, self._options.failover_timeout
+        with anyio.move_on_after(wait) as scope:
+            while self._ready < wanted:
+                rejecting = sum(node.rejects for node in self._nodes.values())
+                if len(self._nodes) - rejecting < wanted:
+                    raise self._dispatcher.no_node("every node rejected the connection")
                 await self._dispatcher.change()
         if scope.cancelled_caught:
             raise self._dispatcher.no_node(
-                f"{wanted} of {len(self._nodes)} nodes were to answer within {self._options.failover_timeout:g} s"
+                f"{self._ready} of {len(self._nodes)} nodes became ready within {wait:g} s"
+                f" (min_ready={wanted})"
             )
+
+    @property
+    def _ready(self) -> int:
+        return sum(node.ready for node in self._nodes.values())
 
     async def _drain(self) -> None:
         with anyio.move_on_after(self._options.close_timeout):

@@ -19,7 +19,7 @@ class Submit(Protocol):
 
     def __call__(
         self, query: AnyQuery, params: AnyParams | None = None, *, read: bool = False,
-        idempotent: bool = False, key: UUID | None = None, route: ReadRoute | WriteRoute = ...,
+        idempotent: bool = False, idempotency_key: UUID | None = None, route: ReadRoute | WriteRoute = ...,
         timeout: Seconds = ..., statement_timeout: Seconds = ..., row_factory: Any = None,
         on_send: OnSend | None = None,
     ) -> Operation[Result[Any]]: ...  # fmt: skip
@@ -52,14 +52,14 @@ class Group:
 
     def submit(
         self, query: AnyQuery, params: AnyParams | None = None, *, read: bool = False,
-        idempotent: bool = False, key: UUID | None = None, route: ReadRoute | WriteRoute = nearest(),
-        timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT, row_factory: Any = None,
-        on_send: OnSend | None = None,
+        idempotent: bool = False, idempotency_key: UUID | None = None,
+        route: ReadRoute | WriteRoute = nearest(), timeout: Seconds = DEFAULT,
+        statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
     ) -> Operation[Result[Any]]:  # fmt: skip
         """As `Cluster.submit`; the operation is awaited when the group is left."""
         operation = self._submit(
-            query, params, read=read, idempotent=idempotent, key=key, route=route, timeout=timeout,
-            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
+            query, params, read=read, idempotent=idempotent, idempotency_key=idempotency_key, route=route,
+            timeout=timeout, statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
         )  # fmt: skip
         self._running[operation] = None
         operation.when_done(self._done)

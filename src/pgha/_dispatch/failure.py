@@ -257,7 +257,7 @@ def in_doubt(operation: Operation[Any], reason: str) -> CommitInDoubt:
     advice = "settle() can tell" if doubt.settleable else "look before you run it again"
     return CommitInDoubt(
         f"{_where(operation)}: nothing proves whether the write was applied ({reason}); {advice}",
-        key=operation.key,
+        idempotency_key=operation.key,
         node=operation.attempts[-1].node if operation.attempts else None,
         attempts=len(operation.attempts),
         evidence=operation.evidence,

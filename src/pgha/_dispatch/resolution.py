@@ -37,7 +37,7 @@ from pgha._core.outcome import GaveUp, Outcome
 from pgha._dispatch.failure import in_doubt, note
 from pgha._dispatch.timers import Timekeeper
 from pgha._dispatch.tracker import Outcomes
-from pgha._errors import KeyReused
+from pgha._errors import IdempotencyKeyReused
 from pgha._operation.in_doubt import Doubt
 from pgha._operation.key import Keyed, undecided
 from pgha._operation.operation import Keeper, Operation, Request, Stage
@@ -321,13 +321,13 @@ def _question(pursuit: Pursuit, now: float) -> Request:
     )
 
 
-def _reused(operation: Operation[Any], found: Settled, node: str) -> KeyReused:
+def _reused(operation: Operation[Any], found: Settled, node: str) -> IdempotencyKeyReused:
     keyed = operation.request.keyed
     key = None if keyed is None else keyed.key
     if found is Settled.OTHER_BODY:
-        return KeyReused(
+        return IdempotencyKeyReused(
             f"{node}: key {key} was used for other statements or parameters: each needs a key of its own"
         )
-    return KeyReused(
+    return IdempotencyKeyReused(
         f"{node}: key {key} was settled as not applied, and is used up: give the write another key"
     )

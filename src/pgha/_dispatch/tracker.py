@@ -108,7 +108,9 @@ class Outcomes:
 
     def _emit_settled(self, node: str | None, outcome: PublicOutcome, attempt: int, key: UUID | None) -> None:
         self.events.emit(
-            OperationSettled(at=self._clock(), node=node, outcome=outcome, attempt=attempt, key=key)
+            OperationSettled(
+                at=self._clock(), node=node, outcome=outcome, attempt=attempt, idempotency_key=key
+            )
         )
 
     def _close(self, operation: Operation[Any]) -> None:

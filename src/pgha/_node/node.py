@@ -231,7 +231,7 @@ class Node:
         return self.serves("read")
 
     @property
-    def refuses(self) -> bool:
+    def rejects(self) -> bool:
         """It will not have us, and waiting does not mend that."""
         return self.health.state == "rejected" or self.sets["read"].rejected
 

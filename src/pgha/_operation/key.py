@@ -39,7 +39,7 @@ _INSERTED, _DECIDED = words(_INSERT), words(_DECIDE)
 _pack_long = struct.Struct("!q").pack
 
 
-def new_key() -> UUID:
+def new_idempotency_key() -> UUID:
     """A key for a write, that nobody else has: a UUID of version 7 (RFC 9562).
 
     It begins with the time, in milliseconds, so that the ledger's index is filled from one end; 74 bits are
@@ -114,7 +114,7 @@ def checked(key: object) -> UUID:
     """``key``, if it is one."""
     if isinstance(key, UUID):
         return key
-    raise ConfigError(f"a key is a uuid.UUID, such as pgha.new_key() makes, not {key!r}")
+    raise ConfigError(f"a key is a uuid.UUID, such as pgha.new_idempotency_key() makes, not {key!r}")
 
 
 def may_be_keyed(statements: Sequence[Statement]) -> bool:

@@ -12,7 +12,7 @@ import psycopg
 from pgha._core.statement_kind import Kind as WordKind
 from pgha._core.statement_kind import Words, frame_needed, refuse_in_batch
 from pgha._errors import ConfigError, SessionRequired
-from pgha._operation.key import Keyed, checked, keyed, may_be_keyed, new_key
+from pgha._operation.key import Keyed, checked, keyed, may_be_keyed, new_idempotency_key
 from pgha._operation.operation import Request
 from pgha._options import Options, seconds, statement_limit
 from pgha._types import Fastest, Nearest, Pin, Sent
@@ -47,7 +47,7 @@ class RequestMaker:
     def single(
         self, query: AnyQuery, params: AnyParams | None, *, read: bool, idempotent: bool = False,
         route: Nearest | Pin | Fastest, timeout: Seconds, statement_timeout: Seconds, row_factory: Any,
-        on_send: OnSend | None, key: UUID | None = None,
+        on_send: OnSend | None, idempotency_key: UUID | None = None,
     ) -> Request:  # fmt: skip
         if type(route) is not Nearest:
             self._check_route(route, read=read)
@@ -61,8 +61,8 @@ class RequestMaker:
             framed = found.kind is WordKind.FRAMED
             alone = True
         ledger: Keyed | None = None
-        if key is not None or (self._auto and not read):
-            ledger = self._keyed(key, (statement,), read)
+        if idempotency_key is not None or (self._auto and not read):
+            ledger = self._keyed(idempotency_key, (statement,), read)
             if ledger is not None and found.self_committing:
                 if not found.in_batch:
                     raise psycopg.NotSupportedError(
@@ -92,7 +92,8 @@ class RequestMaker:
 
     def batch(
         self, items: Sequence[BatchItem], *, idempotent: bool, route: Nearest | Pin, timeout: Seconds,
-        statement_timeout: Seconds, row_factory: Any, on_send: OnSend | None, key: UUID | None = None,
+        statement_timeout: Seconds, row_factory: Any, on_send: OnSend | None,
+        idempotency_key: UUID | None = None,
     ) -> Request:  # fmt: skip
         self._check_route(route, read=False)
         given: object = items
@@ -112,7 +113,9 @@ class RequestMaker:
             extras=_extras(framed, self._limit(statement_timeout), False, [s.words for s in statements]),
             timeout=self._timeout(timeout),
             on_send=on_send,
-            keyed=self._keyed(key, statements, False) if key is not None or self._auto else None,
+            keyed=self._keyed(idempotency_key, statements, False)
+            if idempotency_key is not None or self._auto
+            else None,
         )
 
     def _keyed(self, key: UUID | None, statements: Sequence[Statement], read: bool) -> Keyed | None:
@@ -122,7 +125,7 @@ class RequestMaker:
             return keyed(checked(key), statements, auto=False)
         if not may_be_keyed(statements):
             return None
-        return keyed(new_key(), statements, auto=True)
+        return keyed(new_idempotency_key(), statements, auto=True)
 
     def _compile_item(self, item: BatchItem, index: int) -> Statement:
         if isinstance(item, (tuple, list)):

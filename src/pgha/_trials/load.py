@@ -123,7 +123,7 @@ class Load:
             WRITE,
             [entry.key, writer, number],
             idempotent=repeatable,
-            key=pgha.new_key() if keyed else None,
+            idempotency_key=pgha.new_idempotency_key() if keyed else None,
             timeout=self._timeout,
         )
         try:
@@ -145,7 +145,7 @@ class Load:
         try:
             results = await self.cluster.execute_batch(
                 [(WRITE, [key, writer, number]) for key in keys],
-                key=pgha.new_key() if keyed else None,
+                idempotency_key=pgha.new_idempotency_key() if keyed else None,
                 timeout=self._timeout,
             )
         except psycopg.Error as error:
@@ -163,12 +163,12 @@ class Load:
         """
         patience = self._random.choice([0.0, 0.0005, 0.002, 0.01, 0.05])
         keyed = self._keyed()
-        key = pgha.new_key() if keyed else None
+        key = pgha.new_idempotency_key() if keyed else None
         entry = self.recorder.begin("write", f"c{writer}-{number}", keyed=keyed, timeout=self._timeout)
         with anyio.CancelScope(deadline=anyio.current_time() + patience) as scope:
             try:
                 result = await self.cluster.execute(
-                    WRITE, [entry.key, writer, number], key=key, timeout=self._timeout
+                    WRITE, [entry.key, writer, number], idempotency_key=key, timeout=self._timeout
                 )
                 entry.acknowledged(node=result.node)
             except psycopg.Error as error:
@@ -184,13 +184,13 @@ class Load:
         return share > 0 and self._random.random() < share
 
     def _doubted(self, error: psycopg.Error, *entries: Open) -> None:
-        if isinstance(error, pgha.CommitInDoubt) and error.key is not None:
+        if isinstance(error, pgha.CommitInDoubt) and error.idempotency_key is not None:
             self.doubts += [(entry, error) for entry in entries if entry.entry.ending == "in doubt"]
 
     def told(self, event: pgha.OperationSettled) -> None:
         """An event tells what became of a write that nobody waits for."""
-        if event.key is not None and event.outcome != "in doubt":
-            self._told.setdefault(event.key, set()).add(event.outcome)
+        if event.idempotency_key is not None and event.outcome != "in doubt":
+            self._told.setdefault(event.idempotency_key, set()).add(event.outcome)
 
     async def settle(self, timeout: float) -> None:
         """Ask what became of each keyed write in doubt: so many seconds for all of them. And note what was

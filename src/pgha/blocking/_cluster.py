@@ -143,18 +143,18 @@ class Cluster(Generic[Row]):
     @overload
     def execute(
         self, query: AnyQuery, params: AnyParams | None = None, *, idempotent: bool = False,
-        key: UUID | None = None, route: WriteRoute = ..., timeout: Seconds = ...,
+        idempotency_key: UUID | None = None, route: WriteRoute = ..., timeout: Seconds = ...,
         statement_timeout: Seconds = ..., row_factory: None = None, on_send: OnSend | None = None,
     ) -> Result[Row]: ...  # fmt: skip
     @overload
     def execute(
         self, query: AnyQuery, params: AnyParams | None = None, *, idempotent: bool = False,
-        key: UUID | None = None, route: WriteRoute = ..., timeout: Seconds = ...,
+        idempotency_key: UUID | None = None, route: WriteRoute = ..., timeout: Seconds = ...,
         statement_timeout: Seconds = ..., row_factory: BaseRowFactory[R], on_send: OnSend | None = None,
     ) -> Result[R]: ...  # fmt: skip
     def execute(
         self, query: AnyQuery, params: AnyParams | None = None, *, idempotent: bool = False,
-        key: UUID | None = None, route: WriteRoute = nearest(), timeout: Seconds = DEFAULT,
+        idempotency_key: UUID | None = None, route: WriteRoute = nearest(), timeout: Seconds = DEFAULT,
         statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
     ) -> Result[Any]:  # fmt: skip
         """Run anything that may write, as a transaction of its own: `pgha.Cluster.execute`.
@@ -165,21 +165,22 @@ class Cluster(Generic[Row]):
             self._make(
                 RequestMaker.single, query, params, read=False, idempotent=idempotent, route=route,
                 timeout=timeout, statement_timeout=statement_timeout, row_factory=row_factory,
-                on_send=on_send, key=key,
+                on_send=on_send, idempotency_key=idempotency_key,
             )
         )  # fmt: skip
         return result
 
     def execute_batch(
-        self, statements: Sequence[BatchItem], *, idempotent: bool = False, key: UUID | None = None,
-        route: WriteRoute = nearest(), timeout: Seconds = DEFAULT,
+        self, statements: Sequence[BatchItem], *, idempotent: bool = False,
+        idempotency_key: UUID | None = None, route: WriteRoute = nearest(), timeout: Seconds = DEFAULT,
         statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
     ) -> list[Result[Any]]:  # fmt: skip
         """Run several statements as one transaction, in one round trip: `pgha.Cluster.execute_batch`."""
         results: list[Result[Any]] = self._host.call(
             self._make(
                 RequestMaker.batch, statements, idempotent=idempotent, route=route, timeout=timeout,
-                statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send, key=key,
+                statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
+                idempotency_key=idempotency_key,
             )
         )  # fmt: skip
         return results
@@ -188,9 +189,9 @@ class Cluster(Generic[Row]):
 
     def submit(
         self, query: AnyQuery, params: AnyParams | None = None, *, read: bool = False,
-        idempotent: bool = False, key: UUID | None = None, route: ReadRoute | WriteRoute = nearest(),
-        timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT, row_factory: Any = None,
-        on_send: OnSend | None = None,
+        idempotent: bool = False, idempotency_key: UUID | None = None,
+        route: ReadRoute | WriteRoute = nearest(), timeout: Seconds = DEFAULT,
+        statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
     ) -> Operation[Result[Any]]:  # fmt: skip
         """Start an operation and return at once; it belongs to the cluster, and goes on by itself.
 
@@ -201,7 +202,7 @@ class Cluster(Generic[Row]):
         request = self._make(
             RequestMaker.single, query, params, read=read, idempotent=idempotent, route=route,
             timeout=timeout, statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
-            key=key,
+            idempotency_key=idempotency_key,
         )  # fmt: skip
         if self._host.waiting >= self._most:
             raise QueueFull(f"{self._host.waiting} operations are waiting already (max_queued)")

@@ -43,14 +43,14 @@ class Group:
 
     def submit(
         self, query: AnyQuery, params: AnyParams | None = None, *, read: bool = False,
-        idempotent: bool = False, key: UUID | None = None, route: ReadRoute | WriteRoute = nearest(),
-        timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT, row_factory: Any = None,
-        on_send: OnSend | None = None,
+        idempotent: bool = False, idempotency_key: UUID | None = None,
+        route: ReadRoute | WriteRoute = nearest(), timeout: Seconds = DEFAULT,
+        statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
     ) -> Operation[Result[Any]]:  # fmt: skip
         """As `Cluster.submit`; the operation is waited for when the group is left."""
         operation = self._submit(
-            query, params, read=read, idempotent=idempotent, key=key, route=route, timeout=timeout,
-            statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
+            query, params, read=read, idempotent=idempotent, key=idempotency_key, route=route,
+            timeout=timeout, statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
         )  # fmt: skip
         self._running[operation] = None
         operation.settled.then(partial(self._done, operation))

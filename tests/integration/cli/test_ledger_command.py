@@ -102,7 +102,7 @@ async def test_masters_from_the_first_to_the_last() -> None:
         found = json.loads((await ledger("status", *dsns, "--json"))[0])
         assert [one["installed"] for one in found["nodes"]] == [True, True]
         async with pgha.open_cluster(*dsns) as cluster:
-            await cluster.execute("CREATE TABLE t (id int)", key=pgha.new_key())
+            await cluster.execute("CREATE TABLE t (id int)", idempotency_key=pgha.new_idempotency_key())
         for node in nodes:
             await node.execute(
                 "INSERT INTO pgha.ledger SELECT system_identifier, gen_random_uuid(), '\\x00',"

@@ -451,7 +451,9 @@ async def test_writes_need_a_primary() -> None:
 def test_a_dsn_that_points_nowhere() -> None:
     done = ended(f"host=127.0.0.1 port=1 password={SECRET}")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert done.stderr.startswith("pgha soak: 1 of 1 nodes were to answer within 5 s; 127.0.0.1:1: down for ")
+    assert done.stderr.startswith(
+        "pgha soak: 0 of 1 nodes became ready within 5 s (min_ready=1); 127.0.0.1:1: down for "
+    )
     assert "Connection refused" in done.stderr
     assert SECRET not in done.stderr
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgha._core.ledger_rules import LIFE, TOMBSTONE, ServerClock, Settled, horizon, settled
-from pgha._operation.key import fingerprint, keyed, new_key
+from pgha._operation.key import fingerprint, keyed, new_idempotency_key
 from pgha._wire.compiler import Compiler, own_adapters
 
 moments = st.floats(0, 10_000, allow_nan=False)
@@ -152,7 +152,7 @@ def test_a_key_is_never_applied_twice(
 
 
 def test_new_keys_are_of_version_7_and_in_order_of_time() -> None:
-    keys = [new_key() for _ in range(1000)]
+    keys = [new_idempotency_key() for _ in range(1000)]
     assert len(set(keys)) == 1000
     assert {(key.version, key.variant) for key in keys} == {(7, UUID(int=1 << 63).variant)}
     stamps = [key.int >> 80 for key in keys]
@@ -198,5 +198,5 @@ def test_the_key_stands_behind_what_must_be_first_in_a_transaction() -> None:
             "SELECT 1",
         )
     ]
-    assert keyed(new_key(), statements, auto=False).behind == 2
-    assert keyed(new_key(), statements[2:], auto=False).behind == 0
+    assert keyed(new_idempotency_key(), statements, auto=False).behind == 2
+    assert keyed(new_idempotency_key(), statements[2:], auto=False).behind == 0

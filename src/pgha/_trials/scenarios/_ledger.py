@@ -37,7 +37,7 @@ async def keyed_zombie(field: Field) -> None:
     for number in range(3):
         await field.more()
         victim = field.victim
-        query, key = _SLOW.format(0.3), pgha.new_key()
+        query, key = _SLOW.format(0.3), pgha.new_idempotency_key()
         async with field.writing(
             f"zombie-{number}", query=query, key=key, route=pgha.pin(victim.name)
         ) as ended:
@@ -68,7 +68,9 @@ async def keyed_lost_acknowledgement(field: Field) -> None:
         victim = field.victim
         proxy = field.proxy_of(victim)
         name, query = f"swallowed-{number}", _SLOW.format(0.7)
-        async with field.writing(name, query=query, key=pgha.new_key(), route=pgha.pin(victim.name)) as ended:
+        async with field.writing(
+            name, query=query, idempotency_key=pgha.new_idempotency_key(), route=pgha.pin(victim.name)
+        ) as ended:
             # It has been sent: behind writes without an answer it would wait in line.
             await field.running(victim, "pg_sleep(0.7)")
             proxy.drop("down")
@@ -96,10 +98,10 @@ async def keyed_cancels(field: Field) -> None:
     victim = field.victim
 
     async def cancelled(number: int) -> None:
-        key = pgha.new_key()
+        key = pgha.new_idempotency_key()
         entry = field.recorder.begin("write", f"cancelled-{number}", keyed=True, timeout=1.0)
         field.expected.add(entry.key)
-        operation = field.cluster.submit(WRITE, [entry.key, 9000, number], key=key, timeout=1.0)
+        operation = field.cluster.submit(WRITE, [entry.key, 9000, number], idempotency_key=key, timeout=1.0)
         await anyio.sleep(0.0004 * (number % 12))
         operation.cancel()
         try:
@@ -116,7 +118,7 @@ async def keyed_cancels(field: Field) -> None:
         async with field.cluster.events() as events:
             async for event in events:
                 if isinstance(event, pgha.OperationSettled) and event.outcome != "in doubt":
-                    settled[event.key] = event.outcome
+                    settled[event.idempotency_key] = event.outcome
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listen)
@@ -152,7 +154,9 @@ async def keyed_promotion(field: Field) -> None:
     assert isinstance(nodes, chaos.Replicas)
     await field.more()
     old, new = nodes.primary, nodes.standbys[0]
-    async with field.writing("in-flight", query=_SLOW.format(0.7), key=pgha.new_key()) as ended:
+    async with field.writing(
+        "in-flight", query=_SLOW.format(0.7), idempotency_key=pgha.new_idempotency_key()
+    ) as ended:
         # It has been sent: behind writes without an answer it would wait in line.
         await field.running(old, "pg_sleep(0.7)")
         field.proxy_of(old).drop("down")
@@ -176,7 +180,7 @@ async def keyed_promotion(field: Field) -> None:
 async def keyed_masters(field: Field) -> None:
     await field.more()
     victim = field.victim
-    query, key = _SLOW.format(1), pgha.new_key()
+    query, key = _SLOW.format(1), pgha.new_idempotency_key()
     async with field.writing("waits", query=query, key=key) as ended:
         await field.running(victim, "pg_sleep")
         async with field.struck("kill", victim):
@@ -195,10 +199,10 @@ async def keyed_masters(field: Field) -> None:
 async def key_with_another_body(field: Field) -> None:
     await field.more()
     for number in range(20):
-        key = pgha.new_key()
+        key = pgha.new_idempotency_key()
         first = await field.write(f"body-{number}", key=key)
         field.claim(first == "acknowledged", "verdict", f"a keyed write ended {first}")
-        result = await field.cluster.execute(WRITE, [f"body-{number}", 9000, 1], key=key)
+        result = await field.cluster.execute(WRITE, [f"body-{number}", 9000, 1], idempotency_key=key)
         field.claim(result.replayed, "verdict", "the same again was applied again")
         other = await field.write(f"other-{number}", key=key, may_fail=True)
         field.claim(other == "refused", "verdict", f"another body with the same key ended {other}")

@@ -41,7 +41,7 @@ async def _frozen(field: Field) -> int:
 def _submitted(field: Field, name: str, key: UUID) -> tuple[Open, pgha.Operation[Any]]:
     entry = field.recorder.begin("write", name, keyed=True, timeout=_TIMEOUT)
     field.expected.add(name)
-    return entry, field.cluster.submit(WRITE, [name, 9000, 1], key=key, timeout=_TIMEOUT)
+    return entry, field.cluster.submit(WRITE, [name, 9000, 1], idempotency_key=key, timeout=_TIMEOUT)
 
 
 async def _doubt(field: Field, entry: Open, operation: pgha.Operation[Any]) -> pgha.CommitInDoubt | None:
@@ -81,7 +81,7 @@ async def keyed_settled(field: Field) -> None:
     for number in range(3):
         await field.more()
         pid = await _frozen(field)
-        entry, operation = _submitted(field, f"settled-{number}", pgha.new_key())
+        entry, operation = _submitted(field, f"settled-{number}", pgha.new_idempotency_key())
         if error := await _doubt(field, entry, operation):
             entry.settled(await error.settle())
         await _thawed(field, pid)
@@ -100,7 +100,7 @@ async def keyed_settled_late(field: Field) -> None:
         node, name = field.victim, f"late-{number}"
         proxy = field.proxy_of(node)
         proxy.drop("down")
-        entry, operation = _submitted(field, name, pgha.new_key())
+        entry, operation = _submitted(field, name, pgha.new_idempotency_key())
         error = await _doubt(field, entry, operation)
 
         async def there(node: chaos.Node = node, name: str = name) -> bool:
@@ -127,7 +127,7 @@ async def keyed_left(field: Field) -> None:
     lanes = field.cluster._nodes[field.victim.name].sets["write"].lanes
     for number in range(2):
         await field.more()
-        pid, key = await _frozen(field), pgha.new_key()
+        pid, key = await _frozen(field), pgha.new_idempotency_key()
         async with field.cluster.events() as events:
             entry, operation = _submitted(field, f"left-{number}", key)
             operation.cancel()
@@ -137,7 +137,7 @@ async def keyed_left(field: Field) -> None:
             field.waiting_for = "an event that tells of the write"
             async for event in events:
                 if isinstance(event, pgha.OperationSettled) and event.outcome != "in doubt":
-                    field.claim(event.key == key, "event", "it tells of another key")
+                    field.claim(event.idempotency_key == key, "event", "it tells of another key")
                     entry.settled(event.outcome)
                     break
         await _thawed(field, pid)

@@ -233,9 +233,9 @@ class _Writer:
         self._recorder = recorder
 
     async def __call__(self) -> pgha.Result[Any]:
-        key = pgha.new_key()
+        key = pgha.new_idempotency_key()
         write = self._recorder.writes.begin("write", str(key), keyed=True)
-        operation = self._cluster.submit(_WRITE, [key], key=key)
+        operation = self._cluster.submit(_WRITE, [key], idempotency_key=key)
         try:
             result = await operation
         except psycopg.Error as error:
