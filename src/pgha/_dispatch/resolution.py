@@ -9,8 +9,7 @@ decide an insert of the key without a             an operation is about to fail 
 tell   the row is touched, if there is one        in place of it, once the row might have been pruned: no row
                                                   proves nothing then
 look   as decide, and then ROLLBACK: nothing      a cancelled write. No row means that it is not applied once
-its
-       stays                                      guard's deadline is over, and nobody holds the table who was
+       stays                                      its guard's deadline is over, and nobody holds the table who was
                                                   there before; the key is still good. A row is told by a
                                                   decide
 ====== ========================================== ============================================================
