@@ -36,8 +36,8 @@ from pgha._types import Nearest as Nearest
 from pgha._types import NodeChanged as NodeChanged
 from pgha._types import NodeStatus as NodeStatus
 from pgha._types import OperationInDoubt as OperationInDoubt
+from pgha._types import OperationResolved as OperationResolved
 from pgha._types import OperationRetried as OperationRetried
-from pgha._types import OperationSettled as OperationSettled
 from pgha._types import Pin as Pin
 from pgha._types import Record as Record
 from pgha._types import RoleChanged as RoleChanged
@@ -77,7 +77,7 @@ __all__ = [
     "OperationCancelled",
     "OperationInDoubt",
     "OperationRetried",
-    "OperationSettled",
+    "OperationResolved",
     "OperationTimeout",
     "Pin",
     "Pruned",

@@ -93,7 +93,7 @@ class CommitInDoubt(Error):
     def __init__(
         self, message: str = "", *, idempotency_key: UUID | None = None, node: str | None = None,
         attempts: int = 0, evidence: Evidence | None = None, record: Record | None = None,
-        _settle: Callable[[float | None], Awaitable[Outcome]] | None = None,
+        _resolve: Callable[[float | None], Awaitable[Outcome]] | None = None,
     ) -> None:  # fmt: skip
         super().__init__(message)
         self.idempotency_key = idempotency_key
@@ -106,15 +106,15 @@ class CommitInDoubt(Error):
         """What was seen of the attempt that ended without proof; None where no answer came in time."""
         self.record = record
         """Every attempt, with its times and what was proven of it."""
-        self._settle = _settle
+        self._resolve = _resolve
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         """Into another process go the facts, not the cluster that could settle them."""
         reduced = super().__reduce__()
         assert isinstance(reduced, tuple)
-        return (*reduced[:2], {**reduced[2], "_settle": None}, *reduced[3:])
+        return (*reduced[:2], {**reduced[2], "_resolve": None}, *reduced[3:])
 
-    async def settle(self, timeout: float | None = None) -> Outcome:
+    async def resolve(self, timeout: float | None = None) -> Outcome:
         """Learn what became of the write: ``applied``, ``not applied``, or ``in doubt`` after ``timeout``
         seconds (None: no limit), and where nobody can tell.
 
@@ -123,9 +123,9 @@ class CommitInDoubt(Error):
         again with the same key instead. Without a key, only an answer that comes late can tell; once the
         connection is lost, nobody can. Never raises for what servers do. It asks in the loop of its
         cluster, while that is open (in another loop it is a `ConfigError`; threads use
-        `pgha.blocking.Cluster.settle`); leaving by cancellation changes nothing, and it may be called again.
+        `pgha.blocking.Cluster.resolve`); leaving by cancellation changes nothing, and it may be called again.
         """
-        return "in doubt" if self._settle is None else await self._settle(timeout)
+        return "in doubt" if self._resolve is None else await self._resolve(timeout)
 
 
 @final
@@ -138,7 +138,7 @@ class LedgerError(Error):
 
 @final
 class IdempotencyKeyReused(Error):
-    """The key was used before: for other statements or parameters, or it was settled as not applied.
+    """The key was used before: for other statements or parameters, or it was resolved as not applied.
 
     This operation was not applied.
     """

@@ -253,7 +253,7 @@ class OperationInDoubt(Event):
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OperationSettled(Event):
+class OperationResolved(Event):
     """What became of a write that nobody waits for any more: it was cancelled, or ended in doubt before."""
 
     outcome: Outcome

@@ -181,7 +181,7 @@ class Failover(AsyncRuleBasedStateMachine):
         try:
             await self.injector.heal()
             for entry, error in self.doubts:
-                entry.settled(await error.settle(20))
+                entry.resolved(await error.resolve(20))
         finally:
             await self.stack.aclose()
         ports = {node.port: node.name for node in self.nodes}

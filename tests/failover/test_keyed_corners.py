@@ -40,7 +40,7 @@ async def test_a_key_that_no_server_was_told_is_not_shown(version: int) -> None:
             await operation
         assert caught.value.idempotency_key is None
         assert [one.idempotency_key for one in told] == [None]
-        assert await caught.value.settle(timeout=0.1) == "in doubt"
+        assert await caught.value.resolve(timeout=0.1) == "in doubt"
 
 
 @pytest.mark.parametrize("second_is_lost", [False, True])
@@ -70,7 +70,7 @@ async def test_idempotent_writes_in_doubt_on_two_servers(version: int, second_is
             except psycopg.Error as error:
                 assert pgha.info(error).outcome == "in doubt"
                 assert isinstance(error, pgha.CommitInDoubt)
-                assert await error.settle(timeout=2) != "not applied"
+                assert await error.resolve(timeout=2) != "not applied"
 
             async def applied() -> bool:
                 return await ids(first, "slow") == [1]
@@ -92,10 +92,10 @@ async def test_settled_behind_pruning(version: int) -> None:
         error = caught.value
         lose(cluster, node.name)
         await node.thaw_backend(pid)
-        doubt = error._settle.__closure__[0].cell_contents  # type: ignore[union-attr, index]
+        doubt = error._resolve.__closure__[0].cell_contents  # type: ignore[union-attr, index]
         doubt.started_at -= 3600.0
         with within():
-            verdict = await error.settle()
+            verdict = await error.resolve()
         # It may be applied only now: whoever is asked for a row that is not there yet does not know.
         assert verdict in ("applied", "in doubt")
         await eventually(lambda: _done(node, pid))
@@ -120,7 +120,7 @@ async def test_a_look_does_not_overlook_who_stands_still(version: int) -> None:
             outcomes = []
             with within(15):
                 async for event in events:
-                    if isinstance(event, pgha.OperationSettled):
+                    if isinstance(event, pgha.OperationResolved):
                         outcomes.append(event.outcome)
                         if event.outcome != "in doubt":
                             break
@@ -145,11 +145,11 @@ async def test_a_look_does_not_believe_what_no_standby_has(version: int) -> None
             operation.cancel()
             with pytest.raises(pgha.CommitInDoubt) as caught, within():
                 await operation
-            assert await caught.value.settle(timeout=1.5) == "in doubt"
+            assert await caught.value.resolve(timeout=1.5) == "in doubt"
             await node.execute("ALTER SYSTEM RESET synchronous_standby_names")
             await node.execute("SELECT pg_reload_conf()")
             with within():
-                assert await caught.value.settle() == "applied"
+                assert await caught.value.resolve() == "applied"
             del events
 
 
@@ -246,7 +246,7 @@ async def test_many_who_leave_settle_leave_nothing(version: int) -> None:
             await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key(), timeout=0.2)
         await node.freeze()
         for _ in range(50):
-            assert await caught.value.settle(timeout=0.001) == "in doubt"
+            assert await caught.value.resolve(timeout=0.001) == "in doubt"
         await node.thaw()
         await node.thaw_backend(pid)
         assert len(cluster._dispatcher._settlements._running) <= 1

@@ -96,7 +96,7 @@ async def test_head_of_two_lost_connections_is_settled_not_sent_again(version: i
             await operation
         assert pgha.info(caught.value) == pgha.Info(node.name, None, 2, "not applied")
         assert await ids(node, "slow") == []
-        with pytest.raises(pgha.IdempotencyKeyReused, match="settled as not applied"):
+        with pytest.raises(pgha.IdempotencyKeyReused, match="resolved as not applied"):
             await cluster.execute("INSERT INTO slow VALUES (1, 60)", idempotency_key=key)
 
 
@@ -151,7 +151,7 @@ async def test_masters_do_not_take_what_another_may_have_applied(version: int) -
 
 
 async def test_masters_and_a_deadline(version: int) -> None:
-    """In doubt when the deadline comes first; settle() waits for the node, and the key is used up."""
+    """In doubt when the deadline comes first; resolve() waits for the node, and the key is used up."""
     async with masters(2, version=version) as nodes:
         await nodes.create(SLOW_COMMIT)
         named = [pgha.Node(node.dsn, node.name) for node in nodes]
@@ -168,14 +168,14 @@ async def test_masters_and_a_deadline(version: int) -> None:
             assert (error.idempotency_key, error.node, error.attempts) == (key, first.name, 1)
             assert error.evidence is not None and error.evidence.handed == "whole"
             assert error.record is not None and error.record.tries[0].outcome == "in doubt"
-            assert await error.settle(timeout=0.1) == "in doubt"
+            assert await error.resolve(timeout=0.1) == "in doubt"
             async with cluster.events() as events:
                 await first.start()
                 with within(30):
-                    assert await error.settle() == "not applied"
+                    assert await error.resolve() == "not applied"
                 settled = await _next_settled(events)
             assert (settled.idempotency_key, settled.outcome) == (key, "not applied")
-            assert await error.settle() == "not applied"
+            assert await error.resolve() == "not applied"
             with pytest.raises(pgha.IdempotencyKeyReused, match="used up"):
                 await cluster.execute(
                     "INSERT INTO slow VALUES (1, 5)", idempotency_key=key, route=pgha.pin(first.name)
@@ -183,10 +183,10 @@ async def test_masters_and_a_deadline(version: int) -> None:
             assert await ids(first, "slow") == []
 
 
-async def _next_settled(events: Any) -> pgha.OperationSettled:
+async def _next_settled(events: Any) -> pgha.OperationResolved:
     with within():
         async for event in events:
-            if isinstance(event, pgha.OperationSettled):
+            if isinstance(event, pgha.OperationResolved):
                 return event
     raise AssertionError("the events ended")
 
@@ -231,19 +231,19 @@ async def test_a_zombie_that_thaws_after_its_deadline_does_nothing(version: int)
         await anyio.sleep(1.5)
         await node.thaw_backend(pid)
         with within():
-            assert await caught.value.settle() == "not applied"
+            assert await caught.value.resolve() == "not applied"
         assert await ids(node) == []
 
 
 async def test_settle_decides_against_a_zombie(version: int) -> None:
-    """Long before the guard's deadline: what settle() says stays true when the zombie thaws."""
+    """Long before the guard's deadline: what resolve() says stays true when the zombie thaws."""
     async with one_node(version, read_connections=1) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
         with pytest.raises(pgha.CommitInDoubt) as caught, within():
             await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key(), timeout=0.2)
         with within():
-            verdict = await caught.value.settle()
+            verdict = await caught.value.resolve()
         await node.thaw_backend(pid)
 
         async def done() -> bool:
@@ -263,10 +263,10 @@ async def test_settle_without_a_key_hears_a_late_answer(version: int) -> None:
         with pytest.raises(pgha.CommitInDoubt) as caught, within():
             await cluster.execute(WRITE, ["a"], timeout=0.1)
         assert caught.value.idempotency_key is None
-        assert await caught.value.settle(timeout=0.05) == "in doubt"
+        assert await caught.value.resolve(timeout=0.05) == "in doubt"
         await node.thaw_backend(pid)
         with within():
-            verdict = await caught.value.settle(timeout=PATIENCE)
+            verdict = await caught.value.resolve(timeout=PATIENCE)
         # Whichever came first, the request or the cancel; the answer tells.
         assert verdict == ("applied" if await ids(node) == ["a"] else "not applied")
 
@@ -279,12 +279,12 @@ async def test_leaving_settle_changes_nothing(version: int) -> None:
             await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key(), timeout=0.2)
         await node.freeze()
         with anyio.move_on_after(0.1) as scope:
-            await caught.value.settle()
+            await caught.value.resolve()
         assert scope.cancelled_caught
         await node.thaw()
         await node.thaw_backend(pid)
         with within():
-            assert await caught.value.settle() in ("applied", "not applied")
+            assert await caught.value.resolve() in ("applied", "not applied")
 
 
 async def test_settle_in_another_loop_is_refused(version: int) -> None:
@@ -298,7 +298,7 @@ async def test_settle_in_another_loop_is_refused(version: int) -> None:
                 await anyio.to_thread.run_sync(partial(anyio.run, caught.value.settle, backend=backend))
         await node.thaw_backend(pid)
         with within():
-            told = await caught.value.settle()
+            told = await caught.value.resolve()
         # Known by now, it needs no loop.
         assert await anyio.to_thread.run_sync(partial(anyio.run, caught.value.settle, backend="trio")) == told
 
@@ -351,14 +351,14 @@ async def test_what_nobody_can_tell_is_told_at_once(version: int) -> None:
         with pytest.raises(pgha.CommitInDoubt) as caught, within():
             await operation
         with within():
-            assert await caught.value.settle() == "in doubt"
+            assert await caught.value.resolve() == "in doubt"
         evidence = caught.value.evidence
         assert evidence is not None
         assert (evidence.sqlstate, evidence.severity, evidence.completed) == ("57P01", "FATAL", 1)
         copy = pickle.loads(pickle.dumps(caught.value))
         assert (str(copy), copy.evidence, copy.node) == (str(caught.value), evidence, node.name)
         assert pgha.info(copy) == pgha.info(caught.value)
-        assert await copy.settle() == "in doubt"
+        assert await copy.resolve() == "in doubt"
 
 
 async def test_settle_ends_with_its_cluster(version: int) -> None:
@@ -378,10 +378,10 @@ async def test_settle_ends_with_its_cluster(version: int) -> None:
                 said: list[str] = []
 
                 async def ask() -> None:
-                    said.append(await caught.value.settle())
+                    said.append(await caught.value.resolve())
 
                 tasks.start_soon(ask)
                 await anyio.wait_all_tasks_blocked()
             await eventually(lambda: said == ["in doubt"])
-            assert await caught.value.settle() == "in doubt"
+            assert await caught.value.resolve() == "in doubt"
             await node.thaw()

@@ -270,16 +270,16 @@ def test_what_was_in_doubt_is_settled(backend: Backend) -> None:
         key = pgha.new_idempotency_key()
         applied = in_doubt(cluster, "lost answer", key)
         began = time.monotonic()
-        assert cluster.settle(applied, timeout=0.2) == "in doubt"
+        assert cluster.resolve(applied, timeout=0.2) == "in doubt"
         assert 0.15 < time.monotonic() - began < PATIENCE
         told: list[str] = []
         with crew() as threads:
             for _ in range(3):
-                threads.start(lambda: told.append(cluster.settle(applied, timeout=60.0)))
+                threads.start(lambda: told.append(cluster.resolve(applied, timeout=60.0)))
             proxy("reset")
             proxy("heal")
         assert told == ["applied"] * 3
-        assert cluster.settle(applied) == "applied"
+        assert cluster.resolve(applied) == "applied"
         assert cluster.execute(WRITE, ["lost answer"], idempotency_key=key).replayed
         assert stored(node) == ["first", "lost answer"]
 
@@ -292,8 +292,8 @@ def test_settled_as_not_applied_the_key_is_used_up(backend: Backend) -> None:
         error = in_doubt(cluster, "never arrived", key)
         proxy("reset")
         proxy("heal")
-        assert cluster.settle(error, timeout=60.0) == "not applied"
-        with pytest.raises(pgha.IdempotencyKeyReused, match="settled as not applied"):
+        assert cluster.resolve(error, timeout=60.0) == "not applied"
+        with pytest.raises(pgha.IdempotencyKeyReused, match="resolved as not applied"):
             cluster.execute(WRITE, ["never arrived"], idempotency_key=key)
         assert stored(node) == ["first"]
 
@@ -306,11 +306,11 @@ def test_an_interrupt_of_settle_changes_nothing(backend: Backend) -> None:
         timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
         timer.start()
         with pytest.raises(KeyboardInterrupt):
-            cluster.settle(error)
+            cluster.resolve(error)
         timer.join()
         proxy("reset")
         proxy("heal")
-        assert cluster.settle(error, timeout=60.0) == "applied"
+        assert cluster.resolve(error, timeout=60.0) == "applied"
 
 
 def test_without_a_key_nobody_can_tell_once_the_connection_is_lost(backend: Backend) -> None:
@@ -320,7 +320,7 @@ def test_without_a_key_nobody_can_tell_once_the_connection_is_lost(backend: Back
         error = in_doubt(cluster, "lost answer", None)
         proxy("reset")
         proxy("heal")
-        assert cluster.settle(error) == "in doubt"
+        assert cluster.resolve(error) == "in doubt"
 
 
 def test_only_its_own_cluster_settles_it(backend: Backend) -> None:
@@ -331,19 +331,19 @@ def test_only_its_own_cluster_settles_it(backend: Backend) -> None:
         copy = pickle.loads(pickle.dumps(error))
         with pgha.blocking.open_cluster(node.dsn, backend=backend) as other:
             with pytest.raises(pgha.ConfigError, match="another cluster"):
-                other.settle(error)
+                other.resolve(error)
             # From another process it brings facts, and nobody to ask.
-            assert (copy.idempotency_key, other.settle(copy)) == (error.idempotency_key, "in doubt")
+            assert (copy.idempotency_key, other.resolve(copy)) == (error.idempotency_key, "in doubt")
             wrong: Any = ValueError("wrong")
             with pytest.raises(pgha.ConfigError, match="takes a CommitInDoubt"):
-                other.settle(wrong)
+                other.resolve(wrong)
             with pytest.raises(pgha.ConfigError, match="timeout"):
-                other.settle(error, timeout=-1.0)
+                other.resolve(error, timeout=-1.0)
         proxy("reset")
         proxy("heal")
-        assert cluster.settle(error, timeout=60.0) == "applied"
+        assert cluster.resolve(error, timeout=60.0) == "applied"
     with pytest.raises(pgha.ClusterClosed):
-        cluster.settle(error)
+        cluster.resolve(error)
 
 
 def test_a_group_and_a_future_give_errors_that_can_be_settled(backend: Backend) -> None:
@@ -356,8 +356,8 @@ def test_a_group_and_a_future_give_errors_that_can_be_settled(backend: Backend) 
         assert isinstance(error, pgha.CommitInDoubt)
         proxy("reset")
         proxy("heal")
-        assert cluster.settle(error, timeout=60.0) == "applied"
+        assert cluster.resolve(error, timeout=60.0) == "applied"
         with pytest.raises(pgha.blocking.WouldDeadlock):
-            cluster.fetch("SELECT 1", on_send=lambda _: cluster.settle(error))
+            cluster.fetch("SELECT 1", on_send=lambda _: cluster.resolve(error))
         with pytest.raises(pgha.blocking.WouldDeadlock):
             cluster.fetch("SELECT 1", on_send=lambda _: cluster.ledger.status())

@@ -19,12 +19,12 @@ async def test_an_event_tells_of_a_write_whose_caller_was_leaving_when_its_answe
     async with one_node(18, TABLE, read_connections=1) as (node, cluster):
         await cluster.execute(WRITE, ["first"])
         (lane,) = cluster._nodes[node.name].sets["write"].lanes
-        told: list[pgha.OperationSettled] = []
+        told: list[pgha.OperationResolved] = []
         async with cluster.events() as events, anyio.create_task_group() as tasks:
 
             async def listen() -> None:
                 async for event in events:
-                    if isinstance(event, pgha.OperationSettled):
+                    if isinstance(event, pgha.OperationResolved):
                         told.append(event)
 
             tasks.start_soon(listen)

@@ -88,7 +88,7 @@ def swap_answers(patch: Patch) -> None:
     def settle(lane: Lane, answers: Sequence[Any], now: float) -> None:
         kept(lane, answers[::-1], now)
 
-    patch.setattr(Lane, "_settle", settle)
+    patch.setattr(Lane, "_resolve", settle)
 
 
 def cancel_without_a_gate(patch: Patch) -> None:
@@ -169,8 +169,8 @@ BREAKS = [
     Break(1, retry_without_proof, "drop-down", {"unproven_retry"}),
     Break(1, forget_the_key, "keyed-lost-acknowledgement", {"doubled"}),
     Break(1, take_any_master_for_another, "keyed-masters", {"strayed"}),
-    Break(1, guard_nothing, "keyed-left", {"missettled"}),
-    Break(1, look_without_deciding, "keyed-settled", {"missettled"}),
+    Break(1, guard_nothing, "keyed-left", {"wrongly_resolved"}),
+    Break(1, look_without_deciding, "keyed-resolved", {"wrongly_resolved"}),
     Break(2, acknowledge_at_command_complete, "terminate-in-a-deferred-trigger", {"lost"}),
     Break(2, believe_a_broken_wait, "cancel-a-synchronous-wait", {"verdict"}),
     Break(3, swap_answers, "kill-the-node", {"crossed"}),

@@ -161,7 +161,7 @@ class Cluster(Generic[Row]):
 
         Past its ``timeout`` (seconds) it is cancelled on the server:
         `OperationTimeout` if it certainly was not applied, else `CommitInDoubt`. Leaving by cancellation
-        cancels it on the server; what became of it is then told by an `OperationSettled` event.
+        cancels it on the server; what became of it is then told by an `OperationResolved` event.
         """
         await checkpoint_if_cancelled()
         request = self._maker.single(

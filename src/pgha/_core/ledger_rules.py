@@ -11,7 +11,7 @@ the insert passed              no attempt with this key was applied before: this
 23505 at the ledger            one was; whose it is tells the row's fingerprint (`settled`)
 23502 at the ledger            the guard: the attempt began too late by the server's clock, and did nothing
 own fingerprint in the row     applied
-no fingerprint in the row      a tombstone: settled as not applied, and the key is used up
+no fingerprint in the row      a tombstone: resolved as not applied, and the key is used up
 another one's                  the key was used for another body: an error
 ============================== ===============================================================================
 

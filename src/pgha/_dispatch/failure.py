@@ -247,21 +247,21 @@ def in_doubt(operation: Operation[Any], reason: str) -> CommitInDoubt:
     doubt = operation.doubt = operation.keeper.in_doubt(operation)
     loop = operation.keeper.loop
 
-    async def settle(timeout: float | None) -> _Outcome:
+    async def resolve(timeout: float | None) -> _Outcome:
         if doubt.pending and not loop.here():
             raise ConfigError(
-                "settle() asks in the loop of its cluster; from threads it is pgha.blocking.Cluster.settle"
+                "resolve() asks in the loop of its cluster; from threads it is pgha.blocking.Cluster.resolve"
             )
-        return (await doubt.settle(timeout)).value
+        return (await doubt.resolve(timeout)).value
 
-    advice = "settle() can tell" if doubt.settleable else "look before you run it again"
+    advice = "resolve() can tell" if doubt.settleable else "look before you run it again"
     return CommitInDoubt(
         f"{_where(operation)}: nothing proves whether the write was applied ({reason}); {advice}",
         idempotency_key=operation.key,
         node=operation.attempts[-1].node if operation.attempts else None,
         attempts=len(operation.attempts),
         evidence=operation.evidence,
-        _settle=settle,
+        _resolve=resolve,
     )
 
 

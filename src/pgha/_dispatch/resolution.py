@@ -1,18 +1,18 @@
 """Asking the ledger what became of a write, for an operation that waits, or for who was told "in doubt".
 
-====== ========================================== ============================================================
+====== ========================================== ========================================================
 how    what is sent                               when
-====== ========================================== ============================================================
-decide an insert of the key without a             an operation is about to fail in doubt, or has met its key;
-       fingerprint: where no row is, the write    `CommitInDoubt.settle`
+====== ========================================== ========================================================
+decide an insert of the key without a             an operation is about to fail in doubt, or has met its
+       fingerprint: where no row is, the write    key; `CommitInDoubt.resolve`
        never is applied
-tell   the row is touched, if there is one        in place of it, once the row might have been pruned: no row
-                                                  proves nothing then
-look   as decide, and then ROLLBACK: nothing      a cancelled write. No row means that it is not applied once
-       stays                                      its guard's deadline is over, and nobody holds the table who was
-                                                  there before; the key is still good. A row is told by a
-                                                  decide
-====== ========================================== ============================================================
+tell   the row is touched, if there is one        in place of it, once the row might have been pruned: no
+                                                  row proves nothing then
+look   as decide, and then ROLLBACK: nothing      a cancelled write. No row means that it is not applied
+       stays                                      once its guard's deadline is over, and nobody holds the
+                                                  table who was there before; the key is still good. A row
+                                                  is told by a decide
+====== ========================================== ========================================================
 
 All wait on the ledger's index for an attempt that is still in flight: a SELECT would not see it. Those that
 commit wait for a synchronous standby, and prove that the row has reached it. What asks is an operation of
@@ -328,5 +328,5 @@ def _reused(operation: Operation[Any], found: Settled, node: str) -> Idempotency
             f"{node}: key {key} was used for other statements or parameters: each needs a key of its own"
         )
     return IdempotencyKeyReused(
-        f"{node}: key {key} was settled as not applied, and is used up: give the write another key"
+        f"{node}: key {key} was resolved as not applied, and is used up: give the write another key"
     )

@@ -17,7 +17,7 @@ from pgha._dispatch.timers import Timekeeper
 from pgha._errors import CommitInDoubt, OperationCancelled, OperationTimeout, info
 from pgha._operation.in_doubt import Doubt
 from pgha._operation.operation import Operation
-from pgha._types import FailureUnretrieved, OperationInDoubt, OperationRetried, OperationSettled
+from pgha._types import FailureUnretrieved, OperationInDoubt, OperationResolved, OperationRetried
 from pgha._types import Outcome as PublicOutcome
 
 logger = logging.getLogger("pgha")
@@ -108,7 +108,7 @@ class Outcomes:
 
     def _emit_settled(self, node: str | None, outcome: PublicOutcome, attempt: int, key: UUID | None) -> None:
         self.events.emit(
-            OperationSettled(
+            OperationResolved(
                 at=self._clock(), node=node, outcome=outcome, attempt=attempt, idempotency_key=key
             )
         )

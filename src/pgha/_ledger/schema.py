@@ -92,7 +92,7 @@ class LedgerStatus:
     keys: int | None = None
     """Rows; None where the role may not read them."""
     given_up: int | None = None
-    """Those of them that were settled as not applied."""
+    """Those of them that were resolved as not applied."""
     oldest: datetime | None = None
     """The earliest of their deadlines."""
     newest: datetime | None = None

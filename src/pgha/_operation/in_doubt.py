@@ -79,8 +79,8 @@ class Doubt:
         if event is not None:
             event.set()
 
-    async def settle(self, timeout: float | None) -> Outcome:
-        """See `pgha.CommitInDoubt.settle`."""
+    async def resolve(self, timeout: float | None) -> Outcome:
+        """See `pgha.CommitInDoubt.resolve`."""
         if self.pending:
             self.asked += 1
             try:

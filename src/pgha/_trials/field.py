@@ -266,7 +266,7 @@ class Field:
         entry = self.recorder.begin("write", name, keyed=keyed, timeout=timeout)
         params = [name] if alone else [name, writer, 1]
         operation = self.cluster.submit(query, params, timeout=timeout, **options)
-        return await self.settled(entry, operation)
+        return await self.ending_of(entry, operation)
 
     @asynccontextmanager
     async def writing(self, name: str, **options: Any) -> AsyncGenerator[list[Ending]]:
@@ -279,7 +279,7 @@ class Field:
         async with self.aside(write):
             yield ended
 
-    async def settled(self, entry: Open, operation: pgha.Operation[Any]) -> Ending:
+    async def ending_of(self, entry: Open, operation: pgha.Operation[Any]) -> Ending:
         """Await it and write down how it ended."""
         try:
             result = await operation

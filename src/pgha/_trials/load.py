@@ -187,7 +187,7 @@ class Load:
         if isinstance(error, pgha.CommitInDoubt) and error.idempotency_key is not None:
             self.doubts += [(entry, error) for entry in entries if entry.entry.ending == "in doubt"]
 
-    def told(self, event: pgha.OperationSettled) -> None:
+    def told(self, event: pgha.OperationResolved) -> None:
         """An event tells what became of a write that nobody waits for."""
         if event.idempotency_key is not None and event.outcome != "in doubt":
             self._told.setdefault(event.idempotency_key, set()).add(event.outcome)
@@ -198,10 +198,10 @@ class Load:
         """
         end = anyio.current_time() + timeout
         for entry, error in self.doubts:
-            entry.settled(await error.settle(max(0.1, end - anyio.current_time())))
+            entry.resolved(await error.resolve(max(0.1, end - anyio.current_time())))
         for key, entry in self._left.items():
             if outcomes := self._told.get(key):
-                entry.settled(" and ".join(sorted(outcomes)))
+                entry.resolved(" and ".join(sorted(outcomes)))
 
     @property
     def _timeout(self) -> float | None:

@@ -154,7 +154,7 @@ async def _watch(events: AsyncIterable[pgha.Event], field: Field) -> None:
         field.sightings.append(Sighting(now, name, status.state, status.role))
     async for event in events:
         field.shown.append(repr(event))
-        if isinstance(event, pgha.OperationSettled):
+        if isinstance(event, pgha.OperationResolved):
             field.load.told(event)
         if isinstance(event, pgha.NodeChanged | pgha.RoleChanged) and event.node is not None:
             status = field.cluster.nodes[event.node]

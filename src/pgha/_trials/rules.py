@@ -47,7 +47,7 @@ def undecided(history: Iterable[Entry], expected: Container[str] = ()) -> list[V
         if doubted and entry.timeout is None:
             text = f"keyed write {entry.key} was in doubt, without a deadline: {entry.error}"
             found.append(violation("undecided", text, entry.key))
-        elif doubted and entry.settled not in ("applied", "not applied"):
+        elif doubted and entry.resolved not in ("applied", "not applied"):
             text = f"keyed write {entry.key} stays in doubt when all is healed: {entry.error}"
             found.append(violation("undecided", text, entry.key))
     return found
@@ -66,9 +66,9 @@ def unfounded(history: Iterable[Entry]) -> list[Violation]:
 def fickle(history: Iterable[Entry]) -> list[Violation]:
     """Of one write two things were told, one after the other."""
     return [
-        violation("fickle", f"write {entry.key} was told to be {entry.settled}", entry.key)
+        violation("fickle", f"write {entry.key} was told to be {entry.resolved}", entry.key)
         for entry in history
-        if entry.settled is not None and " and " in entry.settled
+        if entry.resolved is not None and " and " in entry.resolved
     ]
 
 

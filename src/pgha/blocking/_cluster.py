@@ -159,7 +159,7 @@ class Cluster(Generic[Row]):
     ) -> Result[Any]:  # fmt: skip
         """Run anything that may write, as a transaction of its own: `pgha.Cluster.execute`.
 
-        After an interrupt, what became of it is told by a `pgha.OperationSettled` event.
+        After an interrupt, what became of it is told by a `pgha.OperationResolved` event.
         """
         result: Result[Any] = self._host.call(
             self._make(
@@ -225,24 +225,24 @@ class Cluster(Generic[Row]):
         """The table that makes keyed writes exactly once: to install, look at, prune and remove it."""
         return Ledger(self._host, self._cluster)
 
-    def settle(self, error: CommitInDoubt, timeout: float | None = None) -> Outcome:
-        """Learn what became of a write that ended with ``error``: `pgha.CommitInDoubt.settle`.
+    def resolve(self, error: CommitInDoubt, timeout: float | None = None) -> Outcome:
+        """Learn what became of a write that ended with ``error``: `pgha.CommitInDoubt.resolve`.
 
         At most ``timeout`` seconds (None: no limit), then ``in doubt``, and it may be called again. An
         interrupt changes nothing. Never raises for what servers do; `pgha.ClusterClosed` once the cluster is
         left, `pgha.ConfigError` for an error of another cluster, whose own is to be asked.
         """
         if not isinstance(error, CommitInDoubt):
-            raise ConfigError(f"settle() takes a CommitInDoubt, not {error!r}")
+            raise ConfigError(f"resolve() takes a CommitInDoubt, not {error!r}")
         if timeout is not None:
             seconds("timeout", timeout)
-        return self._host.run(partial(self._settle, error, timeout))
+        return self._host.run(partial(self._resolve, error, timeout))
 
-    async def _settle(self, error: CommitInDoubt, timeout: float | None) -> Outcome:
+    async def _resolve(self, error: CommitInDoubt, timeout: float | None) -> Outcome:
         # From another process it comes without what could be asked, and is nobody's.
-        if error._settle is not None and not self._host.doubted_here(error):
+        if error._resolve is not None and not self._host.doubted_here(error):
             raise ConfigError("this CommitInDoubt is of another cluster: ask the one that raised it")
-        return await error.settle(timeout)
+        return await error.resolve(timeout)
 
     # Nodes
 

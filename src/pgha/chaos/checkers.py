@@ -7,9 +7,9 @@ name of the node that applied it (not of one that received it by replication). A
 leaves two rows; so its table has no unique key, or counts. Taken when all is healed and replication has
 caught up. Everything is pure, and takes time in proportion to the history and the rows.
 
-Where the rules come from: *lost*, *doubled*, *in_doubt_twice*, *refused_present*, *missettled*, *unasked*
-compare what was told with what is there, as Jepsen's set checker does. *crossed*, *late*, *unended* are a
-client's own duty. *stale* is "read your writes", at one node and for one writer. *unproven_retry*,
+Where the rules come from: *lost*, *doubled*, *in_doubt_twice*, *refused_present*, *wrongly_resolved*,
+*unasked* compare what was told with what is there, as Jepsen's set checker does. *crossed*, *late*, *unended*
+are a client's own duty. *stale* is "read your writes", at one node and for one writer. *unproven_retry*,
 *unproven_refusal*, *disordered*, *too_many_tries* hold a client's record of its tries against the first rule
 of pgha: whatever is sent again, and whatever is called not applied, needs proof.
 """
@@ -49,7 +49,7 @@ __all__ = [
     "in_doubt_twice",
     "late",
     "lost",
-    "missettled",
+    "wrongly_resolved",
     "refused_present",
     "stale",
     "times_applied",
@@ -133,19 +133,19 @@ def refused_present(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("refused_present", entry.key, text)
 
 
-def missettled(evidence: Evidence) -> Iterator[Violation]:
+def wrongly_resolved(evidence: Evidence) -> Iterator[Violation]:
     """What a caller in doubt learned later is not what is there."""
     if evidence.rows is None:
         return
     for entry in evidence.writes():
         times = evidence.times.get(entry.key, 0)
-        if entry.settled == "applied" and not times:
+        if entry.resolved == "applied" and not times:
             told, found = "applied", "is on no node"
-        elif entry.settled == "not applied" and times:
+        elif entry.resolved == "not applied" and times:
             told, found = "not applied", f"was applied: {evidence.applied(entry.key)}"
         else:
             continue
-        yield Violation("missettled", entry.key, f"write {entry.key}, settled as {told}, {found}")
+        yield Violation("wrongly_resolved", entry.key, f"write {entry.key}, resolved as {told}, {found}")
 
 
 def unasked(evidence: Evidence) -> Iterator[Violation]:
@@ -290,7 +290,7 @@ def too_many_tries(evidence: Evidence) -> Iterator[Violation]:
 RULES: Mapping[str, Rule] = {
     rule.__name__: rule
     for rule in (
-        lost, doubled, in_doubt_twice, refused_present, missettled, unasked,
+        lost, doubled, in_doubt_twice, refused_present, wrongly_resolved, unasked,
         crossed, late, unended, stale,
         unproven_retry, unproven_refusal, disordered, too_many_tries,
     )

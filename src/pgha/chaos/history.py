@@ -85,7 +85,7 @@ class Entry:
     """
     keyed: bool = False
     """It carries a key by which its servers know it: sent again, it is not applied again."""
-    settled: str | None = None
+    resolved: str | None = None
     """What the caller of one in doubt learned later, in the words of `Try.outcome`; None: nothing."""
 
 
@@ -262,11 +262,11 @@ class Open:
         """
         self._end(_ENDINGS.get(outcome, "lost"), node, record, error=error)
 
-    def settled(self, outcome: str) -> None:
+    def resolved(self, outcome: str) -> None:
         """After `doubt`: its caller learned what became of it, in the words of `Try.outcome`."""
         if self.entry.ending != "in doubt":
             raise RuntimeError(f"{self.entry.key} is not in doubt: {self.entry.ending}")
-        self.entry = self._entries[self.entry.key] = replace(self.entry, settled=outcome)
+        self.entry = self._entries[self.entry.key] = replace(self.entry, resolved=outcome)
 
     def _end(
         self, ending: Ending, node: str | None, record: _Record | None, *,

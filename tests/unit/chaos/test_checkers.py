@@ -88,9 +88,9 @@ RIGHT = [
     Case("in doubt and once", (write(**DOUBT),), HERE),
     Case("lost and once", (write(**LOST),), HERE),
     Case("in doubt and not everywhere", (write(**DOUBT),), {"n1": [("w", "n1")], "n2": []}),
-    Case("in doubt, settled as not applied, and nowhere", (write(**DOUBT, settled="not applied"),)),
-    Case("in doubt, settled as applied, and once", (write(**DOUBT, settled="applied"),), HERE),
-    Case("in doubt for ever", (write(**DOUBT, settled="in doubt"),), HERE),
+    Case("in doubt, resolved as not applied, and nowhere", (write(**DOUBT, resolved="not applied"),)),
+    Case("in doubt, resolved as applied, and once", (write(**DOUBT, resolved="applied"),), HERE),
+    Case("in doubt for ever", (write(**DOUBT, resolved="in doubt"),), HERE),
     Case("keyed: sent again without proof", (write(**KEYED),), everywhere(("w", "n2"))),
     Case(
         "keyed: refused although a try was in doubt, since the key tells",
@@ -183,9 +183,9 @@ WRONG: dict[str, list[Case]] = {
         Case("repeatable", (write(**REFUSED | {"repeatable": True}),), HERE),
         Case("never sent", (write(**REFUSED | {"tries": ()}),), HERE),
     ],
-    "missettled": [
-        Case("not there", (write(**DOUBT, settled="applied"),), says="settled as applied, is on no node"),
-        Case("there", (write(**DOUBT, settled="not applied"),), HERE, says="not applied, was applied: once"),
+    "wrongly_resolved": [
+        Case("not there", (write(**DOUBT, resolved="applied"),), says="resolved as applied, is on no node"),
+        Case("there", (write(**DOUBT, resolved="not applied"),), HERE, says="not applied, was applied: once"),
     ],
     "unasked": [
         Case("by nobody", (), HERE, says="row w, which nobody wrote"),
@@ -493,7 +493,7 @@ def apply_what_was_refused(model: Model, pick: Pick) -> str:
 def settle_by_guessing(model: Model, pick: Pick) -> str:
     entry: Entry = some(pick, writes(model, "in doubt"))
     there = any(key == entry.key for key, _ in model.applied)
-    return change(model, entry, settled="not applied" if there else "applied")
+    return change(model, entry, resolved="not applied" if there else "applied")
 
 
 def make_up_a_row(model: Model, pick: Pick) -> str:
@@ -560,7 +560,7 @@ MUTATIONS: list[tuple[str, Callable[[Model, Pick], str]]] = [
     ("doubled", apply_once_more_than_tried),
     ("in_doubt_twice", double_what_is_in_doubt),
     ("refused_present", apply_what_was_refused),
-    ("missettled", settle_by_guessing),
+    ("wrongly_resolved", settle_by_guessing),
     ("unasked", make_up_a_row),
     ("crossed", swap_two_answers),
     ("late", keep_a_caller_waiting),

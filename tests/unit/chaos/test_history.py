@@ -53,11 +53,11 @@ def test_one_in_doubt_is_settled_later() -> None:
     recorder = Recorder()
     one = recorder.begin("write", "k", keyed=True)
     with pytest.raises(RuntimeError, match="not in doubt"):
-        one.settled("applied")
+        one.resolved("applied")
     one.doubt("perhaps")
-    one.settled("applied")
+    one.resolved("applied")
     (entry,) = recorder.history()
-    assert (entry.keyed, entry.ending, entry.settled) == (True, "in doubt", "applied")
+    assert (entry.keyed, entry.ending, entry.resolved) == (True, "in doubt", "applied")
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ async def cancel_a_synchronous_wait(field: Field) -> None:
         operation = field.cluster.submit(f"{WRITE} /* waiting */", [entry.key, 9000, 1])
         await field.running(primary, "/* waiting */", "SyncRep")
         operation.cancel()
-        ended = await field.settled(entry, operation)
+        ended = await field.ending_of(entry, operation)
         field.claim(
             ended == "in doubt", "verdict", f"the standby does not have it, and it is said to be {ended}"
         )

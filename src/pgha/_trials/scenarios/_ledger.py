@@ -93,7 +93,7 @@ async def keyed_lost_acknowledgement(field: Field) -> None:
 )
 async def keyed_cancels(field: Field) -> None:
     await field.more()
-    settled: dict[object, str] = {}
+    resolved: dict[object, str] = {}
     doubtful: dict[object, str] = {}
     victim = field.victim
 
@@ -117,8 +117,8 @@ async def keyed_cancels(field: Field) -> None:
     async def listen() -> None:
         async with field.cluster.events() as events:
             async for event in events:
-                if isinstance(event, pgha.OperationSettled) and event.outcome != "in doubt":
-                    settled[event.idempotency_key] = event.outcome
+                if isinstance(event, pgha.OperationResolved) and event.outcome != "in doubt":
+                    resolved[event.idempotency_key] = event.outcome
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listen)
@@ -131,13 +131,13 @@ async def keyed_cancels(field: Field) -> None:
                     field.proxy_of(victim).reset()
                     await field.more(5)
         await field.until(
-            lambda: doubtful.keys() <= settled.keys(), "an event tells of each that was in doubt"
+            lambda: doubtful.keys() <= resolved.keys(), "an event tells of each that was in doubt"
         )
         tasks.cancel_scope.cancel()
     held = {row[0] for row in await victim.execute("SELECT key FROM pgha_trial WHERE writer = 9000")}
     for key, name in doubtful.items():
         field.claim(
-            (settled[key] == "applied") == (name in held), "event", f"{name} was told to be {settled[key]}"
+            (resolved[key] == "applied") == (name in held), "event", f"{name} was told to be {resolved[key]}"
         )
     await field.more()
 

@@ -72,29 +72,29 @@ async def _thawed(field: Field, pid: int) -> None:
 
 @scenario(
     8,
-    "keyed-settled",
-    "A keyed write's backend stands still, its caller's time is over and settle() decides: what it says stays"
+    "keyed-resolved",
+    "A keyed write's backend stands still, its caller's time is over and resolve() decides: what it says stays"
     " true when the backend thaws at once",
     setup=_ALONE,
 )
-async def keyed_settled(field: Field) -> None:
+async def keyed_resolved(field: Field) -> None:
     for number in range(3):
         await field.more()
         pid = await _frozen(field)
-        entry, operation = _submitted(field, f"settled-{number}", pgha.new_idempotency_key())
+        entry, operation = _submitted(field, f"resolved-{number}", pgha.new_idempotency_key())
         if error := await _doubt(field, entry, operation):
-            entry.settled(await error.settle())
+            entry.resolved(await error.resolve())
         await _thawed(field, pid)
     await field.more()
 
 
 @scenario(
     14,
-    "keyed-settled-late",
-    "The answer of a keyed write is swallowed until its caller's time is over: settle() finds it applied",
+    "keyed-resolved-late",
+    "The answer of a keyed write is swallowed until its caller's time is over: resolve() finds it applied",
     setup=_ALONE,
 )
-async def keyed_settled_late(field: Field) -> None:
+async def keyed_resolved_late(field: Field) -> None:
     for number in range(3):
         await field.more()
         node, name = field.victim, f"late-{number}"
@@ -110,9 +110,9 @@ async def keyed_settled_late(field: Field) -> None:
         proxy.reset()
         proxy.heal()
         if error is not None:
-            said = await error.settle()
-            entry.settled(said)
-            field.claim(said == "applied", "verdict", f"{name} is there, and settle() says {said}")
+            said = await error.resolve()
+            entry.resolved(said)
+            field.claim(said == "applied", "verdict", f"{name} is there, and resolve() says {said}")
     await field.more()
 
 
@@ -136,9 +136,9 @@ async def keyed_left(field: Field) -> None:
             await _doubt(field, entry, operation)
             field.waiting_for = "an event that tells of the write"
             async for event in events:
-                if isinstance(event, pgha.OperationSettled) and event.outcome != "in doubt":
+                if isinstance(event, pgha.OperationResolved) and event.outcome != "in doubt":
                     field.claim(event.idempotency_key == key, "event", "it tells of another key")
-                    entry.settled(event.outcome)
+                    entry.resolved(event.outcome)
                     break
         await _thawed(field, pid)
         again = await field.write(f"again-{number}", key=key)
