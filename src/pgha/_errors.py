@@ -109,7 +109,7 @@ class CommitInDoubt(Error):
         self._resolve = _resolve
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        """Into another process go the facts, not the cluster that could settle them."""
+        """Into another process go the facts, not the cluster that could resolve them."""
         reduced = super().__reduce__()
         assert isinstance(reduced, tuple)
         return (*reduced[:2], {**reduced[2], "_resolve": None}, *reduced[3:])

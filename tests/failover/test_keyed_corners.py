@@ -228,7 +228,7 @@ async def test_a_limit_that_ends_the_wait_for_a_zombie_is_no_fault_of_the_ledger
         pid = await napping(node)
         await node.freeze_backend(pid)
         lose(cluster, node.name, pid)
-        await eventually(lambda: len(operation.attempts) >= 2 and operation.stage.name == "SETTLING")
+        await eventually(lambda: len(operation.attempts) >= 2 and operation.stage.name == "RESOLVING")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(node.execute, "SELECT pg_terminate_backend(%s)", [pid])
             await node.thaw_backend(pid)
@@ -249,7 +249,7 @@ async def test_many_who_leave_settle_leave_nothing(version: int) -> None:
             assert await caught.value.resolve(timeout=0.001) == "in doubt"
         await node.thaw()
         await node.thaw_backend(pid)
-        assert len(cluster._dispatcher._settlements._running) <= 1
+        assert len(cluster._dispatcher._resolver._running) <= 1
 
 
 async def test_a_node_that_is_removed_while_its_ledger_is_looked_at(version: int) -> None:

@@ -295,12 +295,14 @@ async def test_settle_in_another_loop_is_refused(version: int) -> None:
             await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key(), timeout=0.2)
         for backend in ("asyncio", "trio"):
             with pytest.raises(pgha.ConfigError, match="in the loop of its cluster"):
-                await anyio.to_thread.run_sync(partial(anyio.run, caught.value.settle, backend=backend))
+                await anyio.to_thread.run_sync(partial(anyio.run, caught.value.resolve, backend=backend))
         await node.thaw_backend(pid)
         with within():
             told = await caught.value.resolve()
         # Known by now, it needs no loop.
-        assert await anyio.to_thread.run_sync(partial(anyio.run, caught.value.settle, backend="trio")) == told
+        assert (
+            await anyio.to_thread.run_sync(partial(anyio.run, caught.value.resolve, backend="trio")) == told
+        )
 
 
 async def test_a_cancelled_write_is_told_of_later(version: int) -> None:

@@ -62,8 +62,8 @@ def look_without_deciding(patch: Patch) -> None:
     """Who asks the ledger is told what is there, and nothing keeps that so."""
     kept = resolution._question
 
-    def question(pursuit: resolution.Pursuit, now: float) -> Request:
-        return kept(replace(pursuit, look=True), now)
+    def question(resolution: resolution.Resolution, now: float) -> Request:
+        return kept(replace(resolution, look=True), now)
 
     patch.setattr(resolution, "_question", question)
 

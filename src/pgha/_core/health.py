@@ -75,7 +75,7 @@ class Health:
 
     @property
     def sendable(self) -> bool:
-        """Something new may be sent. Not while a ping is to settle a doubt: where one lane broke, the
+        """Something new may be sent. Not while a ping is to decide: where one lane broke, the
         others may be about to, and an operation that is lost twice is not run again."""
         return self.state == "up"
 

@@ -8,7 +8,7 @@ primary, and whoever takes over from it):
 seen                           meaning
 ============================== ===============================================================================
 the insert passed              no attempt with this key was applied before: this one is, with the transaction
-23505 at the ledger            one was; whose it is tells the row's fingerprint (`settled`)
+23505 at the ledger            one was; whose it is tells the row's fingerprint (`row_meaning`)
 23502 at the ledger            the guard: the attempt began too late by the server's clock, and did nothing
 own fingerprint in the row     applied
 no fingerprint in the row      a tombstone: resolved as not applied, and the key is used up
@@ -41,7 +41,7 @@ _CALM = 0.95
 _WIDER = 4.0
 
 
-class Settled(enum.Enum):
+class RowMeaning(enum.Enum):
     """What the row of a key says of a write."""
 
     APPLIED = enum.auto()
@@ -49,11 +49,11 @@ class Settled(enum.Enum):
     OTHER_BODY = enum.auto()
 
 
-def settled(found: bytes, own: bytes) -> Settled:
+def row_meaning(found: bytes, own: bytes) -> RowMeaning:
     """``found``: the fingerprint in the row; ``own``: of the write that is asked about."""
     if found == own:
-        return Settled.APPLIED
-    return Settled.NOT_APPLIED if found == TOMBSTONE else Settled.OTHER_BODY
+        return RowMeaning.APPLIED
+    return RowMeaning.NOT_APPLIED if found == TOMBSTONE else RowMeaning.OTHER_BODY
 
 
 class ServerClock:

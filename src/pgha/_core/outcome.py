@@ -26,7 +26,7 @@ the connection ended without these      in doubt
 What happens next is decided in this order: a proven result is delivered; what its caller gave up on is
 answered for good; else each kind of error has its place in `_after_error`. A keyed write whose attempt ended
 in doubt is run again, in the same lineage, where its insert into the ledger meets the first one's; where it
-may not be run again, the ledger alone settles it (`pgha._core.ledger_rules`), and it never fails in doubt
+may not be run again, the ledger alone decides (`pgha._core.ledger_rules`), and it never fails in doubt
 before.
 
 Sources: PostgreSQL's protocol documentation (pipelining, error fields), measurements; every line is a test.
@@ -195,7 +195,7 @@ class Case:
         return self.read or self.idempotent
 
     @property
-    def settles(self) -> bool:
+    def asks_ledger(self) -> bool:
         """Before it may fail in doubt, the ledger is asked."""
         return self.keyed and not self.repeatable
 
@@ -214,7 +214,7 @@ class Then(enum.Enum):
     AGAIN_LATER = "run again on the same node after a backoff"
     AGAIN_NOW = "run again on the same node, in quiet (our own cancel hit it)"
     AGAIN_UNKEYED = "run again on the same node without a key of ours: there is no ledger"
-    SETTLE = "have the ledger tell, or decide, whether it was applied"
+    RESOLVE = "have the ledger tell, or decide, whether it was applied"
     AGAIN_UNPREPARED = "run again on the same node without prepared statements"
 
 
@@ -240,8 +240,8 @@ def decide(case: Case) -> tuple[Outcome, Then]:
         error = case.facts.error
         genuine = error is not None and error.genuine
         then = _after_error(case, error, proof) if genuine and error else _after_loss(case, proof)
-    if then in FAILS and case.settles and (case.doubted or proof is Outcome.IN_DOUBT):
-        then = Then.SETTLE
+    if then in FAILS and case.asks_ledger and (case.doubted or proof is Outcome.IN_DOUBT):
+        then = Then.RESOLVE
     return proof, then
 
 
@@ -250,7 +250,7 @@ def _at_ledger(case: Case) -> Then | None:
     state = case.facts.error.sqlstate if case.facts.error is not None else ""
     if state == EXISTS:
         # Also where its caller has given up: this is proof that an earlier attempt was applied.
-        return Then.SETTLE
+        return Then.RESOLVE
     if case.gave_up is not None:
         return None
     if state == LATE:
@@ -299,8 +299,8 @@ def _run_again(case: Case, error: ServerError) -> Then:
 def _after_loss(case: Case, proof: Outcome) -> Then:
     if proof is Outcome.IN_DOUBT and not case.repeatable and not case.keyed:
         return Then.FAIL_IN_DOUBT
-    if case.facts.unreplicated and case.settles:
-        return Then.SETTLE
+    if case.facts.unreplicated and case.asks_ledger:
+        return Then.RESOLVE
     if _allowed(case):
         return Then.AGAIN_ELSEWHERE
     return Then.FAIL_LOST if proof is Outcome.NOT_APPLIED or case.read else Then.FAIL_IN_DOUBT

@@ -1,6 +1,6 @@
 """How long a statement keeps its lane busy, learned from its answers; decides which lane it is put on.
 
-Many quick statements are best packed onto one lane: their answers arrive together, and one wake-up settles
+Many quick statements are best packed onto one lane: their answers arrive together, and one wake-up handles
 them all (measured with 10 tasks: 10 to 15 % more throughput than spread over two lanes). A slow one holds up
 whatever is behind it, so it goes where the least is in flight. What is not known yet counts as slow.
 """

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from pgha._core.outcome import GaveUp, Outcome
 from pgha._dispatch.failure import LegLost, given_up, in_doubt
 from pgha._dispatch.races import Races
-from pgha._dispatch.resolution import Settlements
+from pgha._dispatch.resolution import Resolver
 from pgha._dispatch.timers import Timekeeper
 from pgha._dispatch.tracker import Outcomes
 from pgha._operation.operation import Operation, Stage
@@ -24,13 +24,13 @@ class Partings:
     """See the head of this file."""
 
     def __init__(
-        self, queues: Queues, outcomes: Outcomes, races: Races, settlements: Settlements, times: Timekeeper,
+        self, queues: Queues, outcomes: Outcomes, races: Races, resolver: Resolver, times: Timekeeper,
         clock: Callable[[], float], proof_time: float,
     ) -> None:  # fmt: skip
         self._queues = queues
         self._outcomes = outcomes
         self._races = races
-        self._settlements = settlements
+        self._resolver = resolver
         self._times = times
         self._clock = clock
         self._proof_time = proof_time
@@ -40,9 +40,9 @@ class Partings:
         if operation.stage is Stage.SENT and why == "timeout":
             # The loop may have been busy: the answer may have been there in time.
             operation.place[0].take_in(self._clock())
-        if operation.stage is Stage.SETTLING:
+        if operation.stage is Stage.RESOLVING:
             operation.gave_up = operation.gave_up or why
-            self._settlements.drop(operation)
+            self._resolver.drop(operation)
             error = in_doubt(operation, f"{operation.gave_up} while the ledger was asked")
             self._outcomes.fail(operation, error, Outcome.IN_DOUBT)
         if operation.stage is Stage.DONE or operation.gave_up is not None:
@@ -69,8 +69,8 @@ class Partings:
     def _no_proof(self, operation: Operation[Any]) -> None:
         if operation.stage is Stage.SENT:
             operation.place[0].take_in(self._clock())
-        if operation.stage is Stage.SETTLING:
-            self._settlements.drop(operation)
+        if operation.stage is Stage.RESOLVING:
+            self._resolver.drop(operation)
         if operation.stage is not Stage.DONE:
             reason = f"no answer within {operation.request.timeout:g} s, nor to the cancel"
             self._outcomes.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)

@@ -1,7 +1,7 @@
 """What waits, where it goes, and what becomes of it: the one owner of every operation.
 
 An operation is NEW, then QUEUED or at once SENT; from SENT it goes to DONE, or back to QUEUED (in front), or
-to PAUSED until its backoff is over, then QUEUED (`_retrying`). RACING has legs (`_racing`), SETTLING has the
+to PAUSED until its backoff is over, then QUEUED (`_retrying`). RACING has legs (`_racing`), RESOLVING has the
 ledger asked (`_settling`). Sending may bring answers in, and answers may put other operations in line: so
 what gives room only marks the node as dirty while `_work` is at it, and `_work` is never entered twice.
 """
@@ -24,7 +24,7 @@ from pgha._core.statements import Entry
 from pgha._dispatch.cancellation import Partings
 from pgha._dispatch.failure import LegLost, given_up, in_doubt
 from pgha._dispatch.races import Races
-from pgha._dispatch.resolution import Settlements
+from pgha._dispatch.resolution import Resolver
 from pgha._dispatch.retries import Retries
 from pgha._dispatch.timers import Timekeeper
 from pgha._dispatch.tracker import Outcomes
@@ -58,14 +58,12 @@ class Dispatcher:
         self._shared = self._line.shared
         self._target: dict[Kind, Node | None] = dict.fromkeys(KINDS)
         self._races = Races(self, self, self.outcomes, clock, options.tuning.max_attempts)
-        self._settlements = Settlements(
-            self, self, self.outcomes, self.times, clock, options.failover_timeout
-        )
+        self._resolver = Resolver(self, self, self.outcomes, self.times, clock, options.failover_timeout)
         self._retries = Retries(
-            self, nodes, self.outcomes, self._races, self._settlements, self.times, clock, options.tuning
+            self, nodes, self.outcomes, self._races, self._resolver, self.times, clock, options.tuning
         )
         self._partings = Partings(
-            self, self.outcomes, self._races, self._settlements, self.times, clock, options.tuning.proof_time
+            self, self.outcomes, self._races, self._resolver, self.times, clock, options.tuning.proof_time
         )
         self._dirty: set[Node] = set()
         self._working = False
@@ -152,7 +150,7 @@ class Dispatcher:
             last = operation.attempts[-1].node
         return among([node.candidate("write") for node in nodes], current.name if current else None, last)
 
-    def _resettle_stranded(self) -> None:
+    def _place_stranded_again(self) -> None:
         """A node may take now what waits for another of its lineage."""
         for operation in tuple(self._line.stranded):
             if operation.stage is Stage.QUEUED and operation.exact:
@@ -452,7 +450,7 @@ class Dispatcher:
             elif target is not None and target is not before:
                 self._dirty.add(target)
         if self._line.stranded:
-            self._resettle_stranded()
+            self._place_stranded_again()
         self._work()
 
     async def change(self) -> None:
@@ -483,12 +481,12 @@ class Dispatcher:
         """Its caller was leaving when it was done."""
         self.outcomes.left(operation)
         if operation.doubt is not None:
-            self._settlements.left(operation.doubt, operation.guarded_until)
+            self._resolver.left(operation.doubt, operation.guarded_until)
 
     def in_doubt(self, operation: Operation[Any]) -> Doubt:
         place = operation.place
         outstanding = operation.stage is Stage.SENT and place[1] in place[0].pipeline.slots
-        return self._settlements.doubt(operation, outstanding=outstanding)
+        return self._resolver.doubt(operation, outstanding=outstanding)
 
     def unretrieved(self, operation: Operation[Any], error: BaseException) -> None:
         self.outcomes.log_unretrieved(error)
@@ -500,9 +498,9 @@ class Dispatcher:
 
     def fail_all(self) -> None:
         """The nodes are gone: nothing runs any more that could answer what is left."""
-        self._settlements.close()
+        self._resolver.close()
         for operation in tuple(self.outcomes.open):
-            sent = operation.stage in (Stage.SENT, Stage.SETTLING) and not operation.request.read
+            sent = operation.stage in (Stage.SENT, Stage.RESOLVING) and not operation.request.read
             operation.doubted = operation.doubted or sent
             operation.gave_up = operation.gave_up or "cancelled"
             self.outcomes.fail(operation, given_up(operation), Outcome.NOT_APPLIED)

@@ -254,7 +254,7 @@ def in_doubt(operation: Operation[Any], reason: str) -> CommitInDoubt:
             )
         return (await doubt.resolve(timeout)).value
 
-    advice = "resolve() can tell" if doubt.settleable else "look before you run it again"
+    advice = "resolve() can tell" if doubt.resolvable else "look before you run it again"
     return CommitInDoubt(
         f"{_where(operation)}: nothing proves whether the write was applied ({reason}); {advice}",
         idempotency_key=operation.key,

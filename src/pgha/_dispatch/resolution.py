@@ -31,7 +31,7 @@ from weakref import WeakSet
 import psycopg
 
 from pgha._core.backoff import delay
-from pgha._core.ledger_rules import LIFE, Settled, settled
+from pgha._core.ledger_rules import LIFE, RowMeaning, row_meaning
 from pgha._core.outcome import GaveUp, Outcome
 from pgha._dispatch.failure import in_doubt, note
 from pgha._dispatch.timers import Timekeeper
@@ -62,7 +62,7 @@ class Track(Protocol):
 
 
 @dataclass(slots=True, eq=False)
-class Pursuit:
+class Resolution:
     """One write that is asked about, by one question after another. Times are of `time.monotonic`."""
 
     keyed: Keyed
@@ -70,7 +70,7 @@ class Pursuit:
     started_at: float
     """When its operation was."""
     wanted: Callable[[], bool]
-    told: Callable[[Settled | None, str, str], None]
+    told: Callable[[RowMeaning | None, str, str], None]
     """What the ledger says (None: nothing until the limit), by which node, and the last failure."""
     limit: float | None
     """When to stop asking."""
@@ -86,7 +86,7 @@ class Pursuit:
         return now - self.started_at > _SURELY
 
 
-class Settlements:
+class Resolver:
     """See the head of this file."""
 
     def __init__(
@@ -100,7 +100,7 @@ class Settlements:
         self._clock = clock
         self._patience = patience
         """Seconds for an operation without a deadline."""
-        self._running: dict[object, Pursuit] = {}
+        self._running: dict[object, Resolution] = {}
         """By the operation or the doubt that it is for."""
         self._open: WeakSet[Doubt] = WeakSet()
         """Not known, and somebody holds the error: who waits is told when the cluster is left."""
@@ -113,27 +113,27 @@ class Settlements:
         was in the way."""
         keyed, system, now = operation.request.keyed, operation.lineage, self._clock()
         assert keyed is not None and system is not None
-        operation.stage = Stage.SETTLING
+        operation.stage = Stage.RESOLVING
         operation.place = None
         limit = now + self._patience if operation.deadline is None else operation.deadline
         if operation.gave_up is not None:
             limit = now + min(self._patience, _PROMPT)
 
-        def told(found: Settled | None, node: str, reason: str) -> None:
+        def told(found: RowMeaning | None, node: str, reason: str) -> None:
             self._running.pop(operation, None)
-            if operation.stage is Stage.SETTLING:
+            if operation.stage is Stage.RESOLVING:
                 self._end(operation, found, node, reason, failure)
 
-        self._pursue(operation, Pursuit(keyed, system, operation.started_at, lambda: True, told, limit))
+        self._start(operation, Resolution(keyed, system, operation.started_at, lambda: True, told, limit))
 
     def _end(
-        self, operation: Operation[Any], found: Settled | None, node: str, reason: str,
+        self, operation: Operation[Any], found: RowMeaning | None, node: str, reason: str,
         failure: psycopg.Error | None,
     ) -> None:  # fmt: skip
         outcomes = self._outcomes
         if found is None:
             outcomes.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
-        elif found is Settled.APPLIED:
+        elif found is RowMeaning.APPLIED:
             operation.ended_at = now = self._clock()
             outcomes.counters.replayed += 1
             request = operation.request
@@ -144,15 +144,15 @@ class Settlements:
             outcomes.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
         else:
             operation.doubted = False
-            if failure is None or found is Settled.OTHER_BODY:
+            if failure is None or found is RowMeaning.OTHER_BODY:
                 failure = _reused(operation, found, node)
                 note(failure, operation, Outcome.NOT_APPLIED)
             outcomes.fail(operation, failure, Outcome.NOT_APPLIED, noted=True)
 
     def drop(self, operation: Operation[Any]) -> None:
         """It does not wait any more."""
-        if (pursuit := self._running.pop(operation, None)) is not None:
-            self._stop(pursuit)
+        if (resolution := self._running.pop(operation, None)) is not None:
+            self._stop(resolution)
 
     # For a caller who was told "in doubt"
 
@@ -174,7 +174,7 @@ class Settlements:
             self._asked,
             self._told,
         )
-        if self._closed or not operation.counted or not (doubt.settleable or outstanding):
+        if self._closed or not operation.counted or not (doubt.resolvable or outstanding):
             doubt.hopeless = True
             return doubt
         self._open.add(doubt)
@@ -184,11 +184,11 @@ class Settlements:
 
     def left(self, doubt: Doubt, at: float) -> None:
         """Nobody waits for it: what became of it is an event, once no attempt can begin any more."""
-        if doubt.settleable and doubt.verdict is None and doubt.timer is None and not self._closed:
+        if doubt.resolvable and doubt.verdict is None and doubt.timer is None and not self._closed:
             doubt.timer = self._times.at(at, lambda: self._look_later(doubt))
 
     def _asked(self, doubt: Doubt) -> None:
-        if not doubt.settleable or self._closed:
+        if not doubt.resolvable or self._closed:
             return
         running = self._running.get(doubt)
         if running is not None and not running.look:
@@ -205,125 +205,127 @@ class Settlements:
         keyed, system = doubt.keyed, doubt.system
         assert keyed is not None and system is not None
 
-        def told(found: Settled | None, node: str, reason: str) -> None:
+        def told(found: RowMeaning | None, node: str, reason: str) -> None:
             self._running.pop(doubt, None)
             if found is not None:
-                doubt.settled(Outcome.APPLIED if found is Settled.APPLIED else Outcome.NOT_APPLIED)
+                doubt.resolved(Outcome.APPLIED if found is RowMeaning.APPLIED else Outcome.NOT_APPLIED)
             elif reason == _PRUNED:
                 doubt.give_up()
 
-        self._pursue(doubt, Pursuit(keyed, system, doubt.started_at, wanted, told, limit, look, doubt.guard))
+        self._start(
+            doubt, Resolution(keyed, system, doubt.started_at, wanted, told, limit, look, doubt.guard)
+        )
 
     def _told(self, doubt: Doubt) -> None:
         self._open.discard(doubt)
         if doubt.timer is not None:
             self._times.cancel(doubt.timer)
-        self._outcomes.settled(doubt)
+        self._outcomes.resolved(doubt)
 
     # Asking
 
-    def _pursue(self, target: object, pursuit: Pursuit) -> None:
-        self._running[target] = pursuit
-        self._ask(pursuit)
+    def _start(self, target: object, resolution: Resolution) -> None:
+        self._running[target] = resolution
+        self._ask(resolution)
 
-    def _ask(self, pursuit: Pursuit) -> None:
-        now, limit = self._clock(), pursuit.limit
-        pursuit.tries += 1
-        question: Operation[Any] = Operation(self._keeper, _question(pursuit, now), now)
+    def _ask(self, resolution: Resolution) -> None:
+        now, limit = self._clock(), resolution.limit
+        resolution.tries += 1
+        question: Operation[Any] = Operation(self._keeper, _question(resolution, now), now)
         question.counted = False
-        question.lineage = pursuit.system
-        pursuit.question = question
+        question.lineage = resolution.system
+        resolution.question = question
         if limit is not None:
             question.deadline = limit
             question.timer = self._times.at(limit, lambda: self._track.give_up(question, "timeout"))
-        question.when_done(lambda done: self._answered(pursuit, done))
+        question.when_done(lambda done: self._answered(resolution, done))
         self._track.place(question, now)
 
-    def _answered(self, pursuit: Pursuit, question: Operation[Any]) -> None:
+    def _answered(self, resolution: Resolution, question: Operation[Any]) -> None:
         question.retrieve()
-        if pursuit.over or pursuit.question is not question:
+        if resolution.over or resolution.question is not question:
             return
-        pursuit.question = None
+        resolution.question = None
         node = question.attempts[-1].node if question.attempts else ""
         failure = question.failure
         reason = "" if failure is None else f"the ledger did not tell: {' '.join(str(failure).split())}"
-        if failure is None and self._understood(pursuit, node, question.value or []):
+        if failure is None and self._understood(resolution, node, question.value or []):
             return
         now = self._clock()
-        wait = delay(pursuit.tries - 1, random.random(), _FIRST, _MOST)
+        wait = delay(resolution.tries - 1, random.random(), _FIRST, _MOST)
         if (
             self._closed
-            or not pursuit.wanted()
-            or (pursuit.limit is not None and now + wait >= pursuit.limit)
+            or not resolution.wanted()
+            or (resolution.limit is not None and now + wait >= resolution.limit)
         ):
-            self._end_with(pursuit, None, node, reason or "the ledger cannot tell yet")
+            self._end_with(resolution, None, node, reason or "the ledger cannot tell yet")
             return
-        self._times.at(now + wait, lambda: self._ask_again(pursuit))
+        self._times.at(now + wait, lambda: self._ask_again(resolution))
 
-    def _understood(self, pursuit: Pursuit, node: str, values: Sequence[bytes | None]) -> bool:
+    def _understood(self, resolution: Resolution, node: str, values: Sequence[bytes | None]) -> bool:
         """Whether the answer ends it, or the next question is on its way."""
-        if values and values[0] is None and pursuit.telling(self._clock()):
-            self._end_with(pursuit, None, node, _PRUNED)
+        if values and values[0] is None and resolution.telling(self._clock()):
+            self._end_with(resolution, None, node, _PRUNED)
             return True
         if not values or values[0] is None:
             return False  # somebody's trigger
-        found = settled(bytes.fromhex(values[0].decode("ascii")), pursuit.keyed.fingerprint)
-        if pursuit.look and found is Settled.APPLIED:
+        found = row_meaning(bytes.fromhex(values[0].decode("ascii")), resolution.keyed.fingerprint)
+        if resolution.look and found is RowMeaning.APPLIED:
             # What was rolled back has waited for no standby.
-            pursuit.look = False
-            self._ask(pursuit)
+            resolution.look = False
+            self._ask(resolution)
             return True
-        if pursuit.look and found is Settled.NOT_APPLIED and values[1] != b"0":
+        if resolution.look and found is RowMeaning.NOT_APPLIED and values[1] != b"0":
             return False
-        self._end_with(pursuit, found, node, "")
+        self._end_with(resolution, found, node, "")
         return True
 
-    def _end_with(self, pursuit: Pursuit, found: Settled | None, node: str, reason: str) -> None:
-        pursuit.over = True
-        pursuit.told(found, node, reason)
+    def _end_with(self, resolution: Resolution, found: RowMeaning | None, node: str, reason: str) -> None:
+        resolution.over = True
+        resolution.told(found, node, reason)
 
-    def _ask_again(self, pursuit: Pursuit) -> None:
-        if not pursuit.over and not self._closed:
-            self._ask(pursuit)
+    def _ask_again(self, resolution: Resolution) -> None:
+        if not resolution.over and not self._closed:
+            self._ask(resolution)
 
-    def _stop(self, pursuit: Pursuit) -> None:
-        pursuit.over = True
-        if pursuit.question is not None and not pursuit.question.done:
-            self._track.give_up(pursuit.question, "cancelled")
+    def _stop(self, resolution: Resolution) -> None:
+        resolution.over = True
+        if resolution.question is not None and not resolution.question.done:
+            self._track.give_up(resolution.question, "cancelled")
 
     def close(self) -> None:
         """The cluster is left: nobody will be told any more."""
         self._closed = True
         running, self._running = self._running, {}
-        for pursuit in running.values():
-            self._stop(pursuit)
+        for resolution in running.values():
+            self._stop(resolution)
         for doubt in tuple(self._open):
             doubt.give_up()
         self._open.clear()
 
 
-def _question(pursuit: Pursuit, now: float) -> Request:
-    keyed, system = pursuit.keyed, pursuit.system
-    asked = keyed.tell(system) if pursuit.telling(now) else keyed.decide(system)
+def _question(resolution: Resolution, now: float) -> Request:
+    keyed, system = resolution.keyed, resolution.system
+    asked = keyed.tell(system) if resolution.telling(now) else keyed.decide(system)
     return Request(
-        (asked, undecided(pursuit.guard)) if pursuit.look else (asked,),
+        (asked, undecided(resolution.guard)) if resolution.look else (asked,),
         "write",
         read=False,
         batch=False,
         route=nearest(),
         row_factory=tuple,
         idempotent=False,
-        alone=pursuit.look,
-        extras=_UNDONE if pursuit.look else NO_EXTRAS,
-        timeout=None if pursuit.limit is None else max(0.0, pursuit.limit - now),
+        alone=resolution.look,
+        extras=_UNDONE if resolution.look else NO_EXTRAS,
+        timeout=None if resolution.limit is None else max(0.0, resolution.limit - now),
         raw=True,
     )
 
 
-def _reused(operation: Operation[Any], found: Settled, node: str) -> IdempotencyKeyReused:
+def _reused(operation: Operation[Any], found: RowMeaning, node: str) -> IdempotencyKeyReused:
     keyed = operation.request.keyed
     key = None if keyed is None else keyed.key
-    if found is Settled.OTHER_BODY:
+    if found is RowMeaning.OTHER_BODY:
         return IdempotencyKeyReused(
             f"{node}: key {key} was used for other statements or parameters: each needs a key of its own"
         )

@@ -1,4 +1,4 @@
-"""What is done with an operation when an attempt did not simply succeed: run again, settled, or failed.
+"""What is done with an operation when an attempt did not simply succeed: run again, resolved, or failed.
 
 What each failure proves, and what follows, is decided by `_core.verdict`; here it is carried out.
 """
@@ -14,7 +14,7 @@ from pgha._core.outcome import ELSEWHERE, Outcome, Then, outcome
 from pgha._core.routing import elsewhere
 from pgha._dispatch.failure import Fate, LegLost, error_for, if_not_applied, server_error, weigh
 from pgha._dispatch.races import Races
-from pgha._dispatch.resolution import Settlements
+from pgha._dispatch.resolution import Resolver
 from pgha._dispatch.timers import Timekeeper
 from pgha._dispatch.tracker import Outcomes
 from pgha._node.callbacks import Verdict
@@ -38,14 +38,14 @@ class Retries:
 
     def __init__(
         self, track: Track, nodes: Mapping[str, Node], outcomes: Outcomes, races: Races,
-        settlements: Settlements, times: Timekeeper, clock: Callable[[], float], tuning: Tuning,
+        resolver: Resolver, times: Timekeeper, clock: Callable[[], float], tuning: Tuning,
     ) -> None:  # fmt: skip
         self.budget = RetryBudget(clock())
         self._track = track
         self._nodes = nodes
         self._outcomes = outcomes
         self._races = races
-        self._settlements = settlements
+        self._resolver = resolver
         self._times = times
         self._clock = clock
         self._tuning = tuning
@@ -81,8 +81,8 @@ class Retries:
                 lane.server.ledger = False
                 operation.unkeyed = True
                 self._again(operation, fate)
-            case Then.SETTLE:
-                self._settlements.begin(operation, if_not_applied(operation, verdict, fate))
+            case Then.RESOLVE:
+                self._resolver.begin(operation, if_not_applied(operation, verdict, fate))
             case _:
                 self._outcomes.fail(operation, error_for(operation, verdict, fate), fate.outcome, noted=True)
 

@@ -78,7 +78,7 @@ class Outcomes:
         if isinstance(error, CommitInDoubt):
             error.record = operation.record
         if operation.gave_up == "cancelled":
-            self._tell_settled(operation, info(error).outcome)
+            self._emit_resolved_later(operation, info(error).outcome)
         operation.finish(None, error)
 
     def succeed(self, operation: Operation[Any], result: Any) -> None:
@@ -86,27 +86,29 @@ class Outcomes:
             self.counters.succeeded += 1
         self._close(operation)
         if operation.gave_up == "cancelled":
-            self._tell_settled(operation, "applied")
+            self._emit_resolved_later(operation, "applied")
         operation.finish(result, None)
 
-    def _tell_settled(self, operation: Operation[Any], outcome: PublicOutcome) -> None:
+    def _emit_resolved_later(self, operation: Operation[Any], outcome: PublicOutcome) -> None:
         """What became of a write that its caller left."""
         attempts, request = operation.attempts, operation.request
         if operation.counted and attempts and not request.read and self.events.wanted:
-            self._emit_settled(attempts[-1].node, outcome, len(attempts), operation.key)
+            self._emit_resolved(attempts[-1].node, outcome, len(attempts), operation.key)
 
     def left(self, operation: Operation[Any]) -> None:
         """Its caller was leaving when it was done, and does not see how it ended."""
         failure = operation.failure
-        self._tell_settled(operation, "applied" if failure is None else info(failure).outcome)
+        self._emit_resolved_later(operation, "applied" if failure is None else info(failure).outcome)
 
-    def settled(self, doubt: Doubt) -> None:
+    def resolved(self, doubt: Doubt) -> None:
         """What became of a write that had ended in doubt."""
         if doubt.verdict is not None:
             key = None if doubt.keyed is None else doubt.keyed.key
-            self._emit_settled(doubt.node, doubt.verdict.value, doubt.attempts, key)
+            self._emit_resolved(doubt.node, doubt.verdict.value, doubt.attempts, key)
 
-    def _emit_settled(self, node: str | None, outcome: PublicOutcome, attempt: int, key: UUID | None) -> None:
+    def _emit_resolved(
+        self, node: str | None, outcome: PublicOutcome, attempt: int, key: UUID | None
+    ) -> None:
         self.events.emit(
             OperationResolved(
                 at=self._clock(), node=node, outcome=outcome, attempt=attempt, idempotency_key=key

@@ -69,7 +69,7 @@ class Lane:
         self._tasks: TaskGroup | None = None
         self._writing = False
         self._ending = False
-        """Being given up: what arrives is still settled, nothing more is sent."""
+        """Being given up: what arrives is still handled, nothing more is sent."""
         self._farewell_at: float | None = None
         self._terminated = False
         """We had its backend ended."""
@@ -261,11 +261,11 @@ class Lane:
         return more
 
     def take_in(self, now: float) -> bool:
-        """Read what is there and settle it, without waiting. True: there is more to read at once."""
+        """Read what is there and handle it, without waiting. True: there is more to read at once."""
         if self.broken is not None:
             return False
         received = self.link.receive(len(self.pipeline.slots), _PER_WAKE_UP)
-        self._settle(received.answers, now)
+        self._handle(received.answers, now)
         if received.broken is not None:
             self._break(_words_of(received.broken))
             return False
@@ -273,7 +273,7 @@ class Lane:
             self._drained(now)
         return received.more
 
-    def _settle(self, answers: Sequence[list[PGresult]], now: float) -> None:
+    def _handle(self, answers: Sequence[list[PGresult]], now: float) -> None:
         """Give each answer to its segment.
 
         All are paired before any is acted upon: acting may send and read on this very lane again.
@@ -419,7 +419,7 @@ class Lane:
         now = self._clock()
         for _ in range(_MOST_READS):
             received = self.link.receive(len(self.pipeline.slots), len(self.pipeline.slots))
-            self._settle(received.answers, now)
+            self._handle(received.answers, now)
             if received.broken is not None:
                 reason = _words_of(received.broken)
                 break

@@ -20,7 +20,7 @@ class Doubt:
     """
 
     __slots__ = (
-        "__weakref__", "_event", "_pursue", "_told", "asked", "attempts", "guard", "hopeless", "keyed",
+        "__weakref__", "_event", "_start", "_told", "asked", "attempts", "guard", "hopeless", "keyed",
         "node", "started_at", "system", "timer", "verdict",
     )  # fmt: skip
 
@@ -41,23 +41,23 @@ class Doubt:
         self.hopeless = False
         self.asked = 0
         """Callers that wait for the verdict."""
-        self._pursue = pursue
+        self._start = pursue
         self._told = told
         self._event: anyio.Event | None = None
 
     @property
-    def settleable(self) -> bool:
+    def resolvable(self) -> bool:
         """The ledger can tell."""
         return self.keyed is not None and self.system is not None
 
     def evidence(self, outcome: Outcome) -> None:
         """An answer came after all, or the connection ended without one."""
         if outcome is not Outcome.IN_DOUBT:
-            self.settled(outcome)
-        elif not self.settleable:
+            self.resolved(outcome)
+        elif not self.resolvable:
             self.give_up()
 
-    def settled(self, outcome: Outcome) -> None:
+    def resolved(self, outcome: Outcome) -> None:
         """It is known, for good."""
         if self.verdict is None:
             self.verdict = outcome
@@ -84,7 +84,7 @@ class Doubt:
         if self.pending:
             self.asked += 1
             try:
-                self._pursue(self)
+                self._start(self)
                 with anyio.move_on_after(timeout):
                     while self.pending:
                         self._event = self._event or anyio.Event()

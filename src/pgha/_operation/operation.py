@@ -81,7 +81,7 @@ class Stage(enum.Enum):
     """Where an operation is.
 
     NEW: not started. QUEUED: in a queue, sent to nobody. SENT: on a lane. PAUSED: waiting for its backoff.
-    RACING: its legs run on every node. SETTLING: the ledger is asked what became of it. DONE: it has a
+    RACING: its legs run on every node. RESOLVING: the ledger is asked what became of it. DONE: it has a
     result or an error, for good.
     """
 
@@ -90,7 +90,7 @@ class Stage(enum.Enum):
     SENT = enum.auto()
     PAUSED = enum.auto()
     RACING = enum.auto()
-    SETTLING = enum.auto()
+    RESOLVING = enum.auto()
     DONE = enum.auto()
 
 

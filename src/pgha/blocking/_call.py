@@ -31,7 +31,7 @@ class Call:
         self.given_up = False
         """It was cancelled: its failure is no news."""
 
-    def settle(self, operation: Operation[Any]) -> None:
+    def finish(self, operation: Operation[Any]) -> None:
         """It ended."""
         self.value = operation.value
         self.error = operation.failure

@@ -53,7 +53,7 @@ class Group:
             timeout=timeout, statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
         )  # fmt: skip
         self._running[operation] = None
-        operation.settled.then(partial(self._done, operation))
+        operation.finished.then(partial(self._done, operation))
         return operation
 
     def _done(self, operation: Operation[Any]) -> None:
@@ -65,7 +65,7 @@ class Group:
         self._host.check_waitable()
         while self._running:
             for operation in tuple(self._running):
-                operation.settled.wait()
+                operation.finished.wait()
                 self._done(operation)
 
     def _cancel(self) -> None:

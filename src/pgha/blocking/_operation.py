@@ -36,8 +36,8 @@ class Operation(concurrent.futures.Future[T]):
     def __init__(self, host: Host, request: Request) -> None:
         super().__init__()
         self._host = host
-        self._call = Call(request, self._settle)
-        self.settled = Gate()
+        self._call = Call(request, self._finish)
+        self.finished = Gate()
         """For pgha. The outcome stands in this object; the base class has it for `concurrent.futures`, behind
         a lock that an interrupt may leave locked."""
         self._error: BaseException | None = None
@@ -47,12 +47,12 @@ class Operation(concurrent.futures.Future[T]):
         """For pgha, once."""
         self._host.post(self._call)
 
-    def _settle(self) -> None:
+    def _finish(self) -> None:
         error = self._call.error
         if isinstance(error, errors.OperationCancelled):
             error = OperationCancelled.of(error)
         self._error = error
-        self.settled.open()
+        self.finished.open()
         # `concurrent.futures.wait` holds this lock for a moment, or for ever when an interrupt meets it: this
         # thread serves everybody, and does not wait.
         if self._condition.acquire(blocking=False):
@@ -75,7 +75,7 @@ class Operation(concurrent.futures.Future[T]):
 
         In the cluster's own thread, or at once in the caller's when it is done already.
         """
-        self.settled.then(partial(self._call_back, fn))
+        self.finished.then(partial(self._call_back, fn))
 
     def _call_back(self, fn: Callable[[Operation[T]], object]) -> None:
         try:
@@ -89,14 +89,14 @@ class Operation(concurrent.futures.Future[T]):
         `result` then gives its result (it was done first), or raises `OperationCancelled` (certainly not
         applied) or `pgha.CommitInDoubt`.
         """
-        if self.settled.is_open:
+        if self.finished.is_open:
             return False
         self._host.give_up(self._call)
         return True
 
     def cancelled(self) -> bool:
         """Whether it ended as `OperationCancelled`; False as long as that is not certain."""
-        return self.settled.is_open and isinstance(self._error, OperationCancelled)
+        return self.finished.is_open and isinstance(self._error, OperationCancelled)
 
     def running(self) -> bool:
         """Whether it has no outcome yet."""
@@ -104,7 +104,7 @@ class Operation(concurrent.futures.Future[T]):
 
     def done(self) -> bool:
         """Whether it has an outcome."""
-        return self.settled.is_open
+        return self.finished.is_open
 
     def result(self, timeout: float | None = None) -> T:
         """Wait for the result, at most ``timeout`` seconds: then `TimeoutError`, and it goes on running."""
@@ -119,9 +119,9 @@ class Operation(concurrent.futures.Future[T]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As `result`, and give the exception, also when it was cancelled; None when there is a result."""
-        if not self.settled.is_open:
+        if not self.finished.is_open:
             self._host.check_waitable()
-            if not self.settled.wait(timeout):
+            if not self.finished.wait(timeout):
                 raise TimeoutError
         self._retrieved = True
         return self._error

@@ -60,7 +60,7 @@ class Starter:
     def _done(self, call: Call, operation: Operation[Any]) -> None:
         if isinstance(operation.failure, CommitInDoubt):
             self.doubts.add(operation.failure)
-        call.settle(operation)
+        call.finish(operation)
 
     def _wait_for_room(self, call: Call) -> None:
         timeout = call.request.timeout

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgha._core.ledger_rules import LIFE, TOMBSTONE, ServerClock, Settled, horizon, settled
+from pgha._core.ledger_rules import LIFE, TOMBSTONE, RowMeaning, ServerClock, horizon
 from pgha._operation.key import fingerprint, keyed, new_idempotency_key
 from pgha._wire.compiler import Compiler, own_adapters
 
@@ -79,9 +79,9 @@ def test_a_slow_ping_proves_no_skew() -> None:
 
 
 def test_what_a_row_says() -> None:
-    assert settled(b"own", b"own") is Settled.APPLIED
-    assert settled(TOMBSTONE, b"own") is Settled.NOT_APPLIED
-    assert settled(b"another", b"own") is Settled.OTHER_BODY
+    assert row_meaning(b"own", b"own") is RowMeaning.APPLIED
+    assert row_meaning(TOMBSTONE, b"own") is RowMeaning.NOT_APPLIED
+    assert row_meaning(b"another", b"own") is RowMeaning.OTHER_BODY
 
 
 @quick

@@ -263,9 +263,9 @@ THENS: dict[str, tuple[Case, Then]] = {
     "keyed: the end of the connection": (Case(Facts(), keyed=True), Then.AGAIN_ELSEWHERE),
     "keyed: the end of the connection, too many attempts": (
         Case(Facts(), keyed=True, attempts=5),
-        Then.SETTLE,
+        Then.RESOLVE,
     ),
-    "keyed: head of too many lost connections": (Case(Facts(), keyed=True, head_losses=2), Then.SETTLE),
+    "keyed: head of too many lost connections": (Case(Facts(), keyed=True, head_losses=2), Then.RESOLVE),
     "keyed: FATAL after CommandComplete": (
         Case(Facts(completed=2, statements=2, error=fatal()), keyed=True),
         Then.AGAIN_ELSEWHERE,
@@ -273,21 +273,21 @@ THENS: dict[str, tuple[Case, Then]] = {
     "keyed: 08006 of a foreign server": (Case(failed("08006"), keyed=True), Then.AGAIN_ELSEWHERE),
     "keyed: the wait for the standby broken off": (
         Case(Facts(synced=True, completed=2, statements=2, unreplicated=True), keyed=True),
-        Then.SETTLE,
+        Then.RESOLVE,
     ),
     "keyed: the user's own 23505": (Case(failed("23505"), keyed=True), Then.FAIL_SQL),
     "keyed: the user's own 23505 after doubt": (
         Case(failed("23505"), keyed=True, doubted=True),
-        Then.SETTLE,
+        Then.RESOLVE,
     ),
     "keyed, in doubt, and its caller gave up": (
         Case(Facts(), keyed=True, gave_up="cancelled"),
         Then.FAIL_IN_DOUBT,
     ),
-    "at the ledger: 23505": (Case(at_ledger("23505"), keyed=True), Then.SETTLE),
+    "at the ledger: 23505": (Case(at_ledger("23505"), keyed=True), Then.RESOLVE),
     "at the ledger: 23505, and its caller gave up": (
         Case(at_ledger("23505"), keyed=True, gave_up="timeout"),
-        Then.SETTLE,
+        Then.RESOLVE,
     ),
     "at the ledger: 23502": (Case(at_ledger("23502"), keyed=True), Then.AGAIN_LATER),
     "at the ledger: 23502, and its caller gave up": (
@@ -305,7 +305,7 @@ THENS: dict[str, tuple[Case, Then]] = {
     ),
     "at the ledger: 42P01, a key of ours, after doubt": (
         Case(at_ledger("42P01"), keyed=True, auto=True, doubted=True),
-        Then.SETTLE,
+        Then.RESOLVE,
     ),
     "an error behind a broken wait: only what commits by itself is told so": (
         Case(Facts(unreplicated=True, error=error("0A000")), idempotent=True),
@@ -398,7 +398,7 @@ def test_a_keyed_write_never_fails_in_doubt_before_the_ledger_was_asked(case: Ca
 @quick
 @given(cases)
 def test_the_ledger_is_asked_only_where_it_knows(case: Case) -> None:
-    if decide(case)[1] is Then.SETTLE:
+    if decide(case)[1] is Then.RESOLVE:
         problem = case.facts.error
         exists = case.facts.at_ledger and problem is not None and problem.sqlstate == "23505"
         assert exists or (case.keyed and not case.read and not case.idempotent)
@@ -430,7 +430,7 @@ def test_what_is_told_to_the_caller_is_true(case: Case) -> None:
 @given(cases, st.sampled_from(["cancelled", "timeout"]))
 def test_given_up_is_answered_for_good(case: Case, why: GaveUp) -> None:
     then = decide(replace(case, gave_up=why))[1]
-    if then is Then.SETTLE:
+    if then is Then.RESOLVE:
         # The ledger proves that an earlier attempt was applied: that is the answer.
         assert case.facts.at_ledger
         return
@@ -472,7 +472,7 @@ def test_each_way_to_run_again_has_its_cause(case: Case) -> None:
 def test_without_budget_only_the_repetitions_change(case: Case) -> None:
     with_budget, without = decide(replace(case, budget=True)), decide(replace(case, budget=False))
     assert with_budget[0] is without[0]
-    assert with_budget == without or with_budget[1] in AGAIN or without[1] is Then.SETTLE
+    assert with_budget == without or with_budget[1] in AGAIN or without[1] is Then.RESOLVE
 
 
 @quick

@@ -73,8 +73,8 @@ async def _thawed(field: Field, pid: int) -> None:
 @scenario(
     8,
     "keyed-resolved",
-    "A keyed write's backend stands still, its caller's time is over and resolve() decides: what it says stays"
-    " true when the backend thaws at once",
+    "A keyed write's backend stands still, its caller's time is over and resolve() decides: what it says"
+    " stays true when the backend thaws at once",
     setup=_ALONE,
 )
 async def keyed_resolved(field: Field) -> None:
