@@ -83,7 +83,7 @@ class Failover(AsyncRuleBasedStateMachine):
 
     @rule(timeout=st.sampled_from([2.0, 0.3]), which=st.none() | WHICH)
     async def keyed_write(self, timeout: float, which: int | None) -> None:
-        """One in doubt waits for its node, which is not healed meanwhile: it is settled at the end."""
+        """One in doubt waits for its node, which is not healed meanwhile: it is resolved at the end."""
         route = pgha.nearest() if which is None else pgha.pin(self.nodes[which].name)
         entry = self.recorder.begin("write", self.key("k"), keyed=True, timeout=timeout)
         operation = self.cluster.submit(

@@ -82,7 +82,7 @@ async def _done(node: Node, pid: int) -> bool:
     return not await node.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s AND state = 'active'", [pid])
 
 
-async def test_settled_behind_pruning(version: int) -> None:
+async def test_resolved_behind_pruning(version: int) -> None:
     """An hour later its row may be gone: no row proves nothing then, and none is put there."""
     async with one_node(version) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
@@ -238,7 +238,7 @@ async def test_a_limit_that_ends_the_wait_for_a_zombie_is_no_fault_of_the_ledger
         assert await ids(node, "slow") == []
 
 
-async def test_many_who_leave_settle_leave_nothing(version: int) -> None:
+async def test_many_who_leave_resolve_leave_nothing(version: int) -> None:
     async with one_node(version, read_connections=1) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)

@@ -1,4 +1,4 @@
-"""Keyed writes whose answers are lost, on PostgreSQL 16 and 18: applied once, or in doubt until settled."""
+"""Keyed writes whose answers are lost, on PostgreSQL 16 and 18: applied once, or in doubt until resolved."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def test_a_retry_waits_for_a_zombie(version: int) -> None:
         assert await ids(node) == ["a"]
 
 
-async def test_head_of_two_lost_connections_is_settled_not_sent_again(version: int) -> None:
+async def test_head_of_two_lost_connections_is_resolved_not_sent_again(version: int) -> None:
     async with one_node(version, SLOW_COMMIT) as (node, cluster):
         key = pgha.new_idempotency_key()
         operation = cluster.submit("INSERT INTO slow VALUES (1, 60)", idempotency_key=key)
@@ -173,8 +173,8 @@ async def test_masters_and_a_deadline(version: int) -> None:
                 await first.start()
                 with within(30):
                     assert await error.resolve() == "not applied"
-                settled = await _next_settled(events)
-            assert (settled.idempotency_key, settled.outcome) == (key, "not applied")
+                resolved = await _next_resolved(events)
+            assert (resolved.idempotency_key, resolved.outcome) == (key, "not applied")
             assert await error.resolve() == "not applied"
             with pytest.raises(pgha.IdempotencyKeyReused, match="used up"):
                 await cluster.execute(
@@ -183,7 +183,7 @@ async def test_masters_and_a_deadline(version: int) -> None:
             assert await ids(first, "slow") == []
 
 
-async def _next_settled(events: Any) -> pgha.OperationResolved:
+async def _next_resolved(events: Any) -> pgha.OperationResolved:
     with within():
         async for event in events:
             if isinstance(event, pgha.OperationResolved):
@@ -235,7 +235,7 @@ async def test_a_zombie_that_thaws_after_its_deadline_does_nothing(version: int)
         assert await ids(node) == []
 
 
-async def test_settle_decides_against_a_zombie(version: int) -> None:
+async def test_resolve_decides_against_a_zombie(version: int) -> None:
     """Long before the guard's deadline: what resolve() says stays true when the zombie thaws."""
     async with one_node(version, read_connections=1) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
@@ -255,7 +255,7 @@ async def test_settle_decides_against_a_zombie(version: int) -> None:
         assert await ids(node) == []
 
 
-async def test_settle_without_a_key_hears_a_late_answer(version: int) -> None:
+async def test_resolve_without_a_key_hears_a_late_answer(version: int) -> None:
     patient = Tuning(cancel_deadline=60.0, farewell=60.0)
     async with one_node(version, installed=False, _tuning=patient) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
@@ -271,7 +271,7 @@ async def test_settle_without_a_key_hears_a_late_answer(version: int) -> None:
         assert verdict == ("applied" if await ids(node) == ["a"] else "not applied")
 
 
-async def test_leaving_settle_changes_nothing(version: int) -> None:
+async def test_leaving_resolve_changes_nothing(version: int) -> None:
     async with one_node(version, read_connections=1) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
@@ -287,7 +287,7 @@ async def test_leaving_settle_changes_nothing(version: int) -> None:
             assert await caught.value.resolve() in ("applied", "not applied")
 
 
-async def test_settle_in_another_loop_is_refused(version: int) -> None:
+async def test_resolve_in_another_loop_is_refused(version: int) -> None:
     async with one_node(version, read_connections=1) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
@@ -320,10 +320,10 @@ async def test_a_cancelled_write_is_told_of_later(version: int) -> None:
                 lane for lane in cluster._nodes[node.name].sets["write"].lanes if lane.link.pid == pid
             )
             lane.break_off("the test says so", lost=True)
-            settled = await _next_settled(events)
-            while settled.outcome == "in doubt":
-                settled = await _next_settled(events)
-        assert (settled.idempotency_key, settled.outcome) == (key, "not applied")
+            resolved = await _next_resolved(events)
+            while resolved.outcome == "in doubt":
+                resolved = await _next_resolved(events)
+        assert (resolved.idempotency_key, resolved.outcome) == (key, "not applied")
         await node.thaw_backend(pid)
         assert not (await cluster.execute(WRITE, ["a"], idempotency_key=key)).replayed
         assert await ids(node) == ["a"]
@@ -340,8 +340,8 @@ async def test_cancelled_and_proven(version: int) -> None:
             operation.cancel()
             with pytest.raises(pgha.OperationCancelled), within():
                 await operation
-            settled = await _next_settled(events)
-        assert (settled.idempotency_key, settled.outcome) == (key, "not applied")
+            resolved = await _next_resolved(events)
+        assert (resolved.idempotency_key, resolved.outcome) == (key, "not applied")
         assert await keys_of(node) == 0
 
 
@@ -363,7 +363,7 @@ async def test_what_nobody_can_tell_is_told_at_once(version: int) -> None:
         assert await copy.resolve() == "in doubt"
 
 
-async def test_settle_ends_with_its_cluster(version: int) -> None:
+async def test_resolve_ends_with_its_cluster(version: int) -> None:
     async with standalone(version=version) as nodes:
         node = nodes[0]
         await node.execute(TABLE)

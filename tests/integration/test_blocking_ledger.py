@@ -238,7 +238,7 @@ def test_an_interrupt_ends_a_prune_that_waits(node: LocalNode, backend: Backend)
             other.rollback()
 
 
-# In doubt, and settled
+# In doubt, and resolved
 
 
 @contextmanager
@@ -263,7 +263,7 @@ def in_doubt(cluster: pgha.blocking.Cluster, value: str, key: UUID | None) -> pg
     return caught.value
 
 
-def test_what_was_in_doubt_is_settled(backend: Backend) -> None:
+def test_what_was_in_doubt_is_resolved(backend: Backend) -> None:
     with lost_answers(backend) as (node, cluster, proxy):
         cluster.execute(WRITE, ["first"], idempotency_key=pgha.new_idempotency_key())
         proxy("drop", "down")
@@ -284,7 +284,7 @@ def test_what_was_in_doubt_is_settled(backend: Backend) -> None:
         assert stored(node) == ["first", "lost answer"]
 
 
-def test_settled_as_not_applied_the_key_is_used_up(backend: Backend) -> None:
+def test_resolved_as_not_applied_the_key_is_used_up(backend: Backend) -> None:
     with lost_answers(backend) as (node, cluster, proxy):
         cluster.execute(WRITE, ["first"], idempotency_key=pgha.new_idempotency_key())
         proxy("drop", "up")
@@ -298,7 +298,7 @@ def test_settled_as_not_applied_the_key_is_used_up(backend: Backend) -> None:
         assert stored(node) == ["first"]
 
 
-def test_an_interrupt_of_settle_changes_nothing(backend: Backend) -> None:
+def test_an_interrupt_of_resolve_changes_nothing(backend: Backend) -> None:
     with lost_answers(backend) as (_, cluster, proxy):
         cluster.execute(WRITE, ["first"], idempotency_key=pgha.new_idempotency_key())
         proxy("drop", "down")
@@ -323,7 +323,7 @@ def test_without_a_key_nobody_can_tell_once_the_connection_is_lost(backend: Back
         assert cluster.resolve(error) == "in doubt"
 
 
-def test_only_its_own_cluster_settles_it(backend: Backend) -> None:
+def test_only_its_own_cluster_resolves_it(backend: Backend) -> None:
     with lost_answers(backend) as (node, cluster, proxy):
         cluster.execute(WRITE, ["first"], idempotency_key=pgha.new_idempotency_key())
         proxy("drop", "down")
@@ -346,7 +346,7 @@ def test_only_its_own_cluster_settles_it(backend: Backend) -> None:
         cluster.resolve(error)
 
 
-def test_a_group_and_a_future_give_errors_that_can_be_settled(backend: Backend) -> None:
+def test_a_group_and_a_future_give_errors_that_can_be_resolved(backend: Backend) -> None:
     with lost_answers(backend) as (_, cluster, proxy):
         cluster.execute(WRITE, ["first"], idempotency_key=pgha.new_idempotency_key())
         proxy("drop", "down")

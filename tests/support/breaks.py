@@ -83,12 +83,12 @@ def believe_a_broken_wait(patch: Patch) -> None:
 
 
 def swap_answers(patch: Patch) -> None:
-    kept = Lane._settle
+    kept = Lane._handle
 
-    def settle(lane: Lane, answers: Sequence[Any], now: float) -> None:
+    def resolve(lane: Lane, answers: Sequence[Any], now: float) -> None:
         kept(lane, answers[::-1], now)
 
-    patch.setattr(Lane, "_resolve", settle)
+    patch.setattr(Lane, "_handle", resolve)
 
 
 def cancel_without_a_gate(patch: Patch) -> None:

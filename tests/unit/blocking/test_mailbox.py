@@ -154,10 +154,10 @@ def test_closed_in_the_middle_of_a_post(first: str) -> None:
 
     box._letters = Letters()
     told: list[str] = []
-    letter = Call(REQUEST, lambda: told.append("settled"))
+    letter = Call(REQUEST, lambda: told.append("resolved"))
     box.post(letter)
     assert refused(letter)
-    assert (told, len(box)) == (["settled"], 0)
+    assert (told, len(box)) == (["resolved"], 0)
 
 
 def test_no_letter_is_lost_or_taken_twice() -> None:

@@ -490,7 +490,7 @@ def apply_what_was_refused(model: Model, pick: Pick) -> str:
     return key
 
 
-def settle_by_guessing(model: Model, pick: Pick) -> str:
+def resolve_by_guessing(model: Model, pick: Pick) -> str:
     entry: Entry = some(pick, writes(model, "in doubt"))
     there = any(key == entry.key for key, _ in model.applied)
     return change(model, entry, resolved="not applied" if there else "applied")
@@ -560,7 +560,7 @@ MUTATIONS: list[tuple[str, Callable[[Model, Pick], str]]] = [
     ("doubled", apply_once_more_than_tried),
     ("in_doubt_twice", double_what_is_in_doubt),
     ("refused_present", apply_what_was_refused),
-    ("wrongly_resolved", settle_by_guessing),
+    ("wrongly_resolved", resolve_by_guessing),
     ("unasked", make_up_a_row),
     ("crossed", swap_two_answers),
     ("late", keep_a_caller_waiting),

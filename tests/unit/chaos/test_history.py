@@ -49,7 +49,7 @@ def test_an_acknowledged_operation() -> None:
     )  # fmt: skip
 
 
-def test_one_in_doubt_is_settled_later() -> None:
+def test_one_in_doubt_is_resolved_later() -> None:
     recorder = Recorder()
     one = recorder.begin("write", "k", keyed=True)
     with pytest.raises(RuntimeError, match="not in doubt"):

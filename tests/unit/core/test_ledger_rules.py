@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgha._core.ledger_rules import LIFE, TOMBSTONE, RowMeaning, ServerClock, horizon
+from pgha._core.ledger_rules import LIFE, TOMBSTONE, RowMeaning, ServerClock, horizon, row_meaning
 from pgha._operation.key import fingerprint, keyed, new_idempotency_key
 from pgha._wire.compiler import Compiler, own_adapters
 

@@ -220,7 +220,7 @@ def test_due_in_order(moments: list[int], now: int) -> None:
 
 
 def test_what_comes_first_may_cancel_what_is_due_with_it() -> None:
-    # An operation's deadline and its wait for a node end at the same moment: the first settles it.
+    # An operation's deadline and its wait for a node end at the same moment: the first resolves it.
     timers: Timers[str] = Timers()
     timers.add(1.0, "deadline")
     second = timers.add(1.0, "no node")
