@@ -26,6 +26,7 @@ from pgha._operation.operation import Operation as Operation
 from pgha._options import Node as Node
 from pgha._options import SetupConnection as SetupConnection
 from pgha._rows.result import Result as Result
+from pgha._types import Attempt as Attempt
 from pgha._types import ClockSkewed as ClockSkewed
 from pgha._types import ConnectionLost as ConnectionLost
 from pgha._types import Event as Event
@@ -43,7 +44,6 @@ from pgha._types import Record as Record
 from pgha._types import RoleChanged as RoleChanged
 from pgha._types import Sent as Sent
 from pgha._types import Statistics as Statistics
-from pgha._types import Try as Try
 from pgha._types import fastest as fastest
 from pgha._types import nearest as nearest
 from pgha._types import pin as pin
@@ -89,7 +89,7 @@ __all__ = [
     "Sent",
     "SetupConnection",
     "Statistics",
-    "Try",
+    "Attempt",
     "fastest",
     "info",
     "nearest",

@@ -78,7 +78,7 @@ class Sent:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Try:
+class Attempt:
     """One time that an operation was handed to a node. Times are `time.monotonic` seconds."""
 
     node: str
@@ -128,7 +128,7 @@ class Record:
     to wait."""
     ended_at: float | None
     """When its result or error was decided; None: not yet. Its caller runs a moment later."""
-    tries: tuple[Try, ...]
+    attempts: tuple[Attempt, ...]
     """In the order in which they were sent; the legs of `fastest` stand side by side, one a node. Empty:
     nothing was ever sent."""
 

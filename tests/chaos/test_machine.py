@@ -187,7 +187,7 @@ class Failover(AsyncRuleBasedStateMachine):
         ports = {node.port: node.name for node in self.nodes}
         history = self.recorder.history()
         rows = by_origin(await self.nodes.execute(ROWS), ports)
-        promise = Promise(everywhere=False, max_tries=5)
+        promise = Promise(everywhere=False, max_attempts=5)
         keyed = [*undecided(history), *unfounded(history), *strayed(history)]
         found = [*check(history, rows, promise), *shown(history), *torn(history, rows), *keyed, *self.left]
         assert not found, "\n".join(map(str, found))

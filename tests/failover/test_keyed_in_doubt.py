@@ -33,7 +33,7 @@ async def test_terminated_at_its_commit(version: int) -> None:
         with within():
             result = await operation
         assert (result.attempts, result.replayed) == (2, False)
-        assert [one.outcome for one in operation.record.tries] == ["in doubt", "applied"]
+        assert [one.outcome for one in operation.record.attempts] == ["in doubt", "applied"]
         assert await ids(node, "slow") == [1]
 
 
@@ -167,7 +167,7 @@ async def test_masters_and_a_deadline(version: int) -> None:
             error = caught.value
             assert (error.idempotency_key, error.node, error.attempts) == (key, first.name, 1)
             assert error.evidence is not None and error.evidence.handed == "whole"
-            assert error.record is not None and error.record.tries[0].outcome == "in doubt"
+            assert error.record is not None and error.record.attempts[0].outcome == "in doubt"
             assert await error.resolve(timeout=0.1) == "in doubt"
             async with cluster.events() as events:
                 await first.start()

@@ -23,7 +23,7 @@ from pgha._dispatch.timers import Timekeeper
 from pgha._dispatch.tracker import Outcomes
 from pgha._errors import Info, annotate
 from pgha._operation.in_doubt import Doubt
-from pgha._operation.operation import Attempt, Operation, Request, Stage
+from pgha._operation.operation import AttemptState, Operation, Request, Stage
 from pgha._options import Tuning
 from pgha._wire.compiler import Compiler
 from pgha.chaos import Node, standalone
@@ -296,7 +296,7 @@ class Race:
         assert [leg.home for leg in legs] == list(names)
         for leg, name, end in zip(legs, names, ends, strict=True):
             if not isinstance(end, pgha.NoNodeAvailable):
-                leg.attempts.append(Attempt(name, 0.0))
+                leg.attempts.append(AttemptState(name, 0.0))
             if isinstance(end, str):
                 self.outcomes.succeed(leg, end)
             else:

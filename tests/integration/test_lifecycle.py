@@ -25,7 +25,7 @@ from support.common import (
 )
 
 import pgha
-from pgha._operation.operation import Attempt
+from pgha._operation.operation import AttemptState
 from pgha.chaos import Node, standalone
 
 pytestmark = pytest.mark.anyio
@@ -311,7 +311,7 @@ async def test_twenty_thousand_in_flight(server: Node) -> None:
 
     def alive() -> int:
         gc.collect()
-        return sum(type(one) in (pgha.Operation, pgha.Result, Attempt) for one in gc.get_objects())
+        return sum(type(one) in (pgha.Operation, pgha.Result, AttemptState) for one in gc.get_objects())
 
     before = alive()
     async with cluster_of(server) as cluster:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 def in_order(record: pgha.Record) -> bool:
     """Started, sent, head, answered, sent again and so on, ended."""
     moments: list[float | None] = [record.started_at]
-    for one in record.tries:
+    for one in record.attempts:
         moments += [one.sent_at, one.head_at, one.answered_at]
     moments.append(record.ended_at)
     known = [at for at in moments if at is not None]
@@ -31,7 +31,7 @@ def in_order(record: pgha.Record) -> bool:
 
 
 def told(record: pgha.Record) -> list[tuple[str, str | None]]:
-    return [(one.node, one.outcome) for one in record.tries]
+    return [(one.node, one.outcome) for one in record.attempts]
 
 
 async def test_a_plain_operation(server: Node) -> None:
@@ -42,7 +42,7 @@ async def test_a_plain_operation(server: Node) -> None:
         record = operation.record
         assert before <= record.started_at <= record.queued_at
         assert told(record) == [(server.name, "applied")]
-        (one,) = record.tries
+        (one,) = record.attempts
         assert one.head_at is not None
         assert one.answered_at is not None
         assert record.ended_at is not None
@@ -60,13 +60,13 @@ async def test_while_it_runs_and_behind_another(server: Node) -> None:
         second = cluster.submit("SELECT 2")
         early = first.record, second.record
         assert told(early[0]) == [(server.name, None)]
-        assert early[0].tries[0].head_at is not None
-        assert early[1].tries[0].head_at is None, "it stands behind the first"
+        assert early[0].attempts[0].head_at is not None
+        assert early[1].attempts[0].head_at is None, "it stands behind the first"
         assert early[1].ended_at is None
         await second
-        answered = first.record.tries[0].answered_at
+        answered = first.record.attempts[0].answered_at
         assert answered is not None
-        assert second.record.tries[0].head_at == answered, "then it was the head"
+        assert second.record.attempts[0].head_at == answered, "then it was the head"
         assert in_order(first.record)
         assert in_order(second.record)
 
@@ -77,7 +77,7 @@ async def test_an_error_of_sql(server: Node) -> None:
         with pytest.raises(psycopg.errors.DivisionByZero):
             await operation
         assert told(operation.record) == [(server.name, "not applied")]
-        assert operation.record.tries[0].answered_at is not None
+        assert operation.record.attempts[0].answered_at is not None
         assert in_order(operation.record)
 
 
@@ -114,7 +114,7 @@ async def test_failing_over(idempotent: bool) -> None:
                     with pytest.raises(pgha.CommitInDoubt):
                         await operation
                     assert told(operation.record) == [(first, "in doubt")]
-            assert operation.record.tries[0].answered_at is None
+            assert operation.record.attempts[0].answered_at is None
             assert in_order(operation.record)
 
 
@@ -139,7 +139,7 @@ async def test_a_cancelled_read_is_known_to_have_been_sent(server: Node) -> None
             scope.cancel()
             await operation
         assert told(operation.record) == [(server.name, None)]
-        assert operation.record.tries[0].answered_at is None
+        assert operation.record.attempts[0].answered_at is None
         assert in_order(operation.record)
         await stopped(server, text)
 
@@ -153,7 +153,7 @@ async def test_never_sent() -> None:
         with pytest.raises(pgha.OperationTimeout), within():
             await operation
         record = operation.record
-        assert record.tries == ()
+        assert record.attempts == ()
         assert record.ended_at is not None
         assert record.started_at <= record.queued_at <= record.ended_at
 
@@ -162,12 +162,12 @@ async def test_it_waited_in_line(server: Node) -> None:
     """More than the lane takes at once: the last are queued, and sent later."""
     async with cluster_of(server, read_connections=1) as cluster:
         operations = [cluster.submit("SELECT pg_sleep(0.002)") for _ in range(40)]
-        assert operations[-1].record.tries == ()
+        assert operations[-1].record.attempts == ()
         with within():
             for operation in operations:
                 await operation
         last = operations[-1].record
-        assert last.started_at <= last.queued_at <= last.tries[0].sent_at
+        assert last.started_at <= last.queued_at <= last.attempts[0].sent_at
         assert all(in_order(one.record) for one in operations)
 
 
@@ -180,12 +180,12 @@ async def test_the_legs_of_fastest() -> None:
         async with cluster_of(*nodes, min_ready=2) as cluster:
             await cluster.wait_ready()
             operation = cluster.submit("SELECT wait()", read=True, route=pgha.fastest())
-            assert {one.node for one in operation.record.tries} == {"n1", "n2"}
+            assert {one.node for one in operation.record.attempts} == {"n1", "n2"}
             with anyio.fail_after(PATIENCE):
                 assert (await operation).node == "n2"
             assert sorted(told(operation.record)) == [("n1", None), ("n2", "applied")]
             assert operation.record.ended_at is not None
-            for one in operation.record.tries:
+            for one in operation.record.attempts:
                 assert operation.record.started_at <= one.sent_at <= operation.record.ended_at
             await stopped(nodes[0], "wait()")
 

@@ -10,7 +10,7 @@ from typing import Any
 from pgha._trials.trial import Sighting, Trial
 from pgha.chaos import ALL_FAULTS, Done
 from pgha.chaos.checkers import Violation
-from pgha.chaos.history import Ending, Entry, History, Kind, Try
+from pgha.chaos.history import Attempt, Ending, Entry, History, Kind
 
 BEGAN = 1000.0
 """`time.monotonic` seconds at which every one of them began."""
@@ -26,11 +26,11 @@ def entry(
     kind: Kind = "read",
     node: str | None = "n1",
     error: str | None = None,
-    tries: Iterable[Try] = (),
+    attempts: Iterable[Attempt] = (),
 ) -> Entry:
     """One operation; times in seconds since the load began."""
     end = None if ended is None else BEGAN + ended
-    return Entry(key, kind, BEGAN + begun, end, ending, node, error=error, tries=tuple(tries))
+    return Entry(key, kind, BEGAN + begun, end, ending, node, error=error, attempts=tuple(attempts))
 
 
 def answers(times: Iterable[float], latency: float = 0.001, **more: Any) -> list[Entry]:

@@ -18,7 +18,7 @@ from pgha._core.statement_kind import words
 from pgha._core.statements import Entry
 from pgha._node.callbacks import FlightSlot, LaneBounds, Verdict
 from pgha._node.lane import Lane
-from pgha._operation.operation import Attempt, Keeper, Operation, Request
+from pgha._operation.operation import AttemptState, Keeper, Operation, Request
 from pgha._options import parse_nodes
 from pgha._wire import PGresult
 from pgha._wire.compiler import Statement
@@ -82,7 +82,7 @@ class Witness:
         pgconn.pipeline_sync()
         request = Request((), "write", False, True, nearest(), tuple_row)
         operation: Operation[Any] = Operation(cast(Keeper, self), request, time.monotonic())
-        operation.attempts.append(Attempt(self.lane.node, time.monotonic()))
+        operation.attempts.append(AttemptState(self.lane.node, time.monotonic()))
         self.lane.pipeline.sent(operation, Segment([Piece(Kind.COMMIT)], framed=True), time.monotonic())
         return operation
 

@@ -22,7 +22,7 @@ from pgha._errors import (
     annotate,
 )  # fmt: skip
 from pgha._node.callbacks import Verdict
-from pgha._operation.operation import Attempt, Operation
+from pgha._operation.operation import AttemptState, Operation
 from pgha._options import Tuning
 from pgha._types import Evidence
 from pgha._types import Outcome as _Outcome
@@ -92,7 +92,7 @@ def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget
     return Fate(then, outcome, reason)
 
 
-def _to_blame(attempts: Sequence[Attempt], verdict: Verdict) -> bool:
+def _to_blame(attempts: Sequence[AttemptState], verdict: Verdict) -> bool:
     """It may be what broke the connection; a shutdown is somebody else's doing, a hang-up ours.
 
     Nor does one crash count twice. Between the death of a backend and the end of all others the server goes

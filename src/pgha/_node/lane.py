@@ -22,7 +22,7 @@ from pgha._core.pipeline import Act, Doing, Pipeline
 from pgha._core.statement_kind import words
 from pgha._node.callbacks import FlightSlot, LaneBounds, LaneOwner, ServerFacts, Verdict
 from pgha._operation.key import Keyed
-from pgha._operation.operation import Attempt, Kind, Operation, Stage
+from pgha._operation.operation import AttemptState, Kind, Operation, Stage
 from pgha._wire import PGresult
 from pgha._wire.compiler import Statement
 from pgha._wire.connect import cancel
@@ -127,7 +127,7 @@ class Lane:
             # Its last attempt may have ended while the caller was sending others, after it had looked at
             # the clock: in the record, time does not run backwards.
             now = self._clock()
-        attempt = Attempt(self.node, now)
+        attempt = AttemptState(self.node, now)
         operation.attempts.append(attempt)
         request = operation.request
         extras = _unprepared(request.extras) if operation.unprepared else request.extras
@@ -150,7 +150,9 @@ class Lane:
         self._put(request.statements, extras, operation, now, ledger)
         return True
 
-    def _insert(self, keyed: Keyed, operation: Operation[Any], attempt: Attempt, now: float) -> LedgerPart:
+    def _insert(
+        self, keyed: Keyed, operation: Operation[Any], attempt: AttemptState, now: float
+    ) -> LedgerPart:
         assert self.system is not None
         attempt.keyed = True
         until, deadline = self.server.clock.guard(

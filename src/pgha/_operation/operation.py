@@ -14,7 +14,7 @@ from pgha._core.outcome import GaveUp, Outcome
 from pgha._core.pace import Pace
 from pgha._operation.in_doubt import Doubt
 from pgha._operation.key import Keyed
-from pgha._types import Evidence, Fastest, Nearest, Pin, Record, Sent, Try
+from pgha._types import Attempt, Evidence, Fastest, Nearest, Pin, Record, Sent
 from pgha._wire.compiler import Statement
 from pgha._wire.link import NO_EXTRAS, Extras
 from pgha._wire.loops import Loop, Waiter, uninterrupted
@@ -48,7 +48,7 @@ class Request:
     """pgha's own: its result is the first value, as the server wrote it."""
 
 
-class Attempt:
+class AttemptState:
     """One time that the operation was handed to a node. Times are `time.monotonic` seconds."""
 
     __slots__ = ("answered_at", "blamed", "head_at", "keyed", "node", "outcome", "sent_at", "system")
@@ -66,9 +66,9 @@ class Attempt:
         self.system: int | None = None
         """The system identifier of the server, as far as it matters."""
 
-    def shown(self) -> Try:
+    def shown(self) -> Attempt:
         """As its caller sees it."""
-        return Try(
+        return Attempt(
             self.node,
             self.sent_at,
             self.head_at,
@@ -178,7 +178,7 @@ class Operation(Generic[T]):
         self.queued_at = now
         self.ended_at: float | None = None
         self.deadline: float | None = None
-        self.attempts: list[Attempt] = []
+        self.attempts: list[AttemptState] = []
         self.head_losses = 0
         self.hits = 0
         """Attempts that a cancel of ours ended, meant for a neighbour."""
@@ -249,8 +249,7 @@ class Operation(Generic[T]):
         attempts = self.attempts
         if self.legs is not None:
             attempts = [*attempts, *(attempt for leg in self.legs for attempt in leg.attempts)]
-        tries = tuple(attempt.shown() for attempt in attempts)
-        return Record(self.started_at, self.queued_at, self.ended_at, tries)
+        return Record(self.started_at, self.queued_at, self.ended_at, tuple(one.shown() for one in attempts))
 
     def cancel(self) -> None:
         """Ask for it to be cancelled, here and on the server; returns at once.

@@ -120,7 +120,7 @@ def figures(trials: Iterable[Trial]) -> Figures:
         left=sum(str(entry.error) == "left by its caller" for entry in keyed),
         acknowledged=sum(entry.ending == "acknowledged" for entry in keyed),
         replayed=sum(trial.replayed for trial in played),
-        doubted=sum(any(one.outcome == "in doubt" for one in entry.tries) for entry in keyed),
+        doubted=sum(any(one.outcome == "in doubt" for one in entry.attempts) for entry in keyed),
         in_doubt=sum(entry.keyed for entry in told),
         plain_in_doubt=sum(not entry.keyed for entry in told),
         violations=sum(len(trial.violations) for trial in played),

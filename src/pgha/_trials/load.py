@@ -225,7 +225,7 @@ def _echo(result: pgha.Result[Any]) -> tuple[str, int | None]:
 def applied_by(result: pgha.Result[Any], record: pgha.Record) -> str:
     """The node that applied a write: where it was in doubt, if the ledger told of it elsewhere."""
     if result.replayed:
-        return next((one.node for one in record.tries if one.outcome == "in doubt"), result.node)
+        return next((one.node for one in record.attempts if one.outcome == "in doubt"), result.node)
     return result.node
 
 

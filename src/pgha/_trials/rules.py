@@ -20,7 +20,7 @@ _SHOWN: Final = {"read": ("refused", "lost", "in doubt"), "write": ("refused", "
 
 def promise_of(setup: Setup) -> Promise:
     """What a topology keeps of what was acknowledged, while nobody loses data for good."""
-    return Promise(everywhere=setup.topology != "standalone", max_tries=MAX_TRIES)
+    return Promise(everywhere=setup.topology != "standalone", max_attempts=MAX_TRIES)
 
 
 def shown(history: Iterable[Entry], expected: Container[str] = ()) -> list[Violation]:
@@ -54,12 +54,12 @@ def undecided(history: Iterable[Entry], expected: Container[str] = ()) -> list[V
 
 
 def unfounded(history: Iterable[Entry]) -> list[Violation]:
-    """A write was said to be in doubt, though each of its tries was proven to be applied, or not to be."""
+    """A write was said to be in doubt, though each of its attempts was proven to be applied, or not to be."""
     return [
         violation("unfounded", f"write {entry.key} is no matter of doubt: {entry.error}", entry.key)
         for entry in history
-        if _in_doubt(entry) and entry.timeout is None and entry.tries
-        if all(one.outcome in ("applied", "not applied") for one in entry.tries)
+        if _in_doubt(entry) and entry.timeout is None and entry.attempts
+        if all(one.outcome in ("applied", "not applied") for one in entry.attempts)
     ]
 
 
@@ -76,8 +76,8 @@ def strayed(history: Iterable[Entry]) -> list[Violation]:
     """A keyed write that one master may have applied was given to another: each knows its own keys."""
     found = []
     for entry in history:
-        doubtful = {one.node for one in entry.tries if one.outcome == "in doubt"}
-        after = entry.tries[-1].node if entry.tries else None
+        doubtful = {one.node for one in entry.attempts if one.outcome == "in doubt"}
+        after = entry.attempts[-1].node if entry.attempts else None
         if entry.keyed and entry.kind == "write" and doubtful and not doubtful <= {after}:
             text = f"keyed write {entry.key}, in doubt on {', '.join(sorted(doubtful))}, went on to {after}"
             found.append(violation("strayed", text, entry.key))
@@ -117,7 +117,7 @@ def _poisonous(entry: Entry) -> bool:
     """It was first in line on two connections that broke: it is not sent a third time, since it may be what
     breaks them.
     """
-    broke = [one for one in entry.tries if one.head_at is not None and one.outcome == "in doubt"]
+    broke = [one for one in entry.attempts if one.head_at is not None and one.outcome == "in doubt"]
     return len(broke) >= 2 and "the connection was lost" in str(entry.error)
 
 

@@ -100,7 +100,7 @@ async def sweep(
     rows = by_origin({node.name: await node.execute(ROWS, timeout=60)}, {node.port: node.name})
     history = recorder.history()
     found = [
-        *check(history, rows, Promise(max_tries=5)),
+        *check(history, rows, Promise(max_attempts=5)),
         *shown(history),
         *torn(history, rows),
         *_unanswered(history),

@@ -1,6 +1,6 @@
 """What a database must keep of what it told its callers: one function for each rule.
 
-    violations = check(history, rows, Promise(max_tries=5))
+    violations = check(history, rows, Promise(max_attempts=5))
 
 `rows`: what each node holds at the end, as (key, origin) of every row found: the key of the write, and the
 name of the node that applied it (not of one that received it by replication). A write that was applied twice
@@ -10,8 +10,8 @@ caught up. Everything is pure, and takes time in proportion to the history and t
 Where the rules come from: *lost*, *doubled*, *in_doubt_twice*, *refused_present*, *wrongly_resolved*,
 *unasked* compare what was told with what is there, as Jepsen's set checker does. *crossed*, *late*, *unended*
 are a client's own duty. *stale* is "read your writes", at one node and for one writer. *unproven_retry*,
-*unproven_refusal*, *disordered*, *too_many_tries* hold a client's record of its tries against the first rule
-of pgha: whatever is sent again, and whatever is called not applied, needs proof.
+*unproven_refusal*, *disordered*, *too_many_attempts* hold a client's record of its attempts against the first
+rule of pgha: whatever is sent again, and whatever is called not applied, needs proof.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pgha.chaos._verify.evidence import (
     times_applied,
     times_words,
 )
-from pgha.chaos.history import Entry, History, Try
+from pgha.chaos.history import Attempt, Entry, History
 
 __all__ = [
     "RULES",
@@ -53,7 +53,7 @@ __all__ = [
     "refused_present",
     "stale",
     "times_applied",
-    "too_many_tries",
+    "too_many_attempts",
     "unasked",
     "unended",
     "unproven_refusal",
@@ -101,9 +101,9 @@ def doubled(evidence: Evidence) -> Iterator[Violation]:
     """A write was applied more than once; a repeatable one more often than it was tried."""
     for entry in evidence.writes():
         times = evidence.times.get(entry.key, 0)
-        limit = max(1, len(entry.tries)) if entry.repeatable else 1
+        limit = max(1, len(entry.attempts)) if entry.repeatable else 1
         if times > limit and (entry.ending == "acknowledged" or (entry.repeatable and not _refused(entry))):
-            told = f"tried {times_words(len(entry.tries))}" if entry.repeatable else "not repeatable"
+            told = f"tried {times_words(len(entry.attempts))}" if entry.repeatable else "not repeatable"
             text = (
                 f"write {entry.key}, {told}, was applied {times_words(times)}: {evidence.applied(entry.key)}"
             )
@@ -231,7 +231,7 @@ def _acknowledged(evidence: Evidence) -> dict[tuple[int, str | None], tuple[list
 def unproven_retry(evidence: Evidence) -> Iterator[Violation]:
     """A write, neither repeatable nor keyed, was sent again though nothing proved that it was not applied."""
     for entry in evidence.writes():
-        for number, (one, after) in enumerate(pairwise(entry.tries), 1):
+        for number, (one, after) in enumerate(pairwise(entry.attempts), 1):
             if not (entry.repeatable or entry.keyed) and one.outcome != "not applied":
                 text = (
                     f"write {entry.key} was sent again, to {after.node}, after try {number} on {one.node}"
@@ -242,10 +242,10 @@ def unproven_retry(evidence: Evidence) -> Iterator[Violation]:
 
 
 def unproven_refusal(evidence: Evidence) -> Iterator[Violation]:
-    """A write was called not applied, though one of its tries was, or may have been; of a keyed one the key
-    tells."""
+    """A write was called not applied, though one of its attempts was, or may have been; of a keyed one the
+    key tells."""
     for entry in evidence.writes():
-        unproven = [one for one in entry.tries if one.outcome != "not applied"]
+        unproven = [one for one in entry.attempts if one.outcome != "not applied"]
         if _refused(entry) and unproven and not entry.keyed:
             text = (
                 f"write {entry.key} was said to be not applied ({entry.error}), but a try on"
@@ -257,11 +257,11 @@ def unproven_refusal(evidence: Evidence) -> Iterator[Violation]:
 def disordered(evidence: Evidence) -> Iterator[Violation]:
     """The times of a try run backwards: sent, head of its connection, answered; then a write's next try.
 
-    The tries of a read may be a race, and overlap.
+    The attempts of a read may be a race, and overlap.
     """
     for entry in evidence.history:
         moments: list[tuple[float, str]] = []
-        for number, one in enumerate(entry.tries, 1):
+        for number, one in enumerate(entry.attempts, 1):
             if entry.kind == "read":
                 moments.clear()
             moments += _moments(one, number)
@@ -272,19 +272,19 @@ def disordered(evidence: Evidence) -> Iterator[Violation]:
                 break
 
 
-def _moments(one: Try, number: int) -> list[tuple[float, str]]:
+def _moments(one: Attempt, number: int) -> list[tuple[float, str]]:
     times = ((one.sent_at, "sent"), (one.head_at, "head"), (one.answered_at, "answered"))
     return [(at, f"try {number} was {what}") for at, what in times if at is not None]
 
 
-def too_many_tries(evidence: Evidence) -> Iterator[Violation]:
-    """An operation was handed to nodes more often than `Promise.max_tries`."""
-    most = evidence.promise.max_tries
+def too_many_attempts(evidence: Evidence) -> Iterator[Violation]:
+    """An operation was handed to nodes more often than `Promise.max_attempts`."""
+    most = evidence.promise.max_attempts
     for entry in evidence.history:
-        if most is not None and len(entry.tries) > most:
-            tried = times_words(len(entry.tries))
+        if most is not None and len(entry.attempts) > most:
+            tried = times_words(len(entry.attempts))
             text = f"{entry.kind} {entry.key} was tried {tried}, at most {most} are allowed"
-            yield Violation("too_many_tries", entry.key, text)
+            yield Violation("too_many_attempts", entry.key, text)
 
 
 RULES: Mapping[str, Rule] = {
@@ -292,7 +292,7 @@ RULES: Mapping[str, Rule] = {
     for rule in (
         lost, doubled, in_doubt_twice, refused_present, wrongly_resolved, unasked,
         crossed, late, unended, stale,
-        unproven_retry, unproven_refusal, disordered, too_many_tries,
+        unproven_retry, unproven_refusal, disordered, too_many_attempts,
     )
 }  # fmt: skip
 """All rules of `check` by name."""

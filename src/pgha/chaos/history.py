@@ -25,7 +25,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Literal, Protocol, Self, TypeAlias, final, overload
 from uuid import uuid4
 
-__all__ = ["Ending", "Entry", "History", "Kind", "Open", "Recorder", "Try"]
+__all__ = ["Ending", "Entry", "History", "Kind", "Open", "Recorder", "Attempt"]
 
 Kind: TypeAlias = Literal["read", "write"]
 Ending: TypeAlias = Literal["acknowledged", "refused", "in doubt", "lost"]
@@ -39,7 +39,7 @@ _FORMAT = 1
 
 @final
 @dataclass(frozen=True, slots=True)
-class Try:
+class Attempt:
     """One time that an operation was handed to a node."""
 
     node: str
@@ -75,7 +75,7 @@ class Entry:
     """Seconds that were promised; None: no promise."""
     repeatable: bool = False
     """Declared idempotent: it may be applied more than once, though not more often than it was tried."""
-    tries: tuple[Try, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
     """In the order in which they were sent; those of a race stand side by side. Empty: none, or not known."""
     writer: int | None = None
     """Of a write: whose it is. Of a read: whose writes it asked for."""
@@ -86,11 +86,11 @@ class Entry:
     keyed: bool = False
     """It carries a key by which its servers know it: sent again, it is not applied again."""
     resolved: str | None = None
-    """What the caller of one in doubt learned later, in the words of `Try.outcome`; None: nothing."""
+    """What the caller of one in doubt learned later, in the words of `Attempt.outcome`; None: nothing."""
 
 
 _FIELDS = {one.name: None if one.default is MISSING else one.default for one in fields(Entry)}
-_TRY_FIELDS = tuple(one.name for one in fields(Try))
+_ATTEMPT_FIELDS = tuple(one.name for one in fields(Attempt))
 
 
 @final
@@ -144,18 +144,18 @@ class History(Sequence[Entry]):
 def _packed(entry: Entry) -> dict[str, Any]:
     found = {name: getattr(entry, name) for name in _FIELDS}
     kept = {name: value for name, value in found.items() if value != _FIELDS[name]}
-    if entry.tries:
-        kept["tries"] = [{name: getattr(one, name) for name in _TRY_FIELDS} for one in entry.tries]
+    if entry.attempts:
+        kept["attempts"] = [{name: getattr(one, name) for name in _ATTEMPT_FIELDS} for one in entry.attempts]
     return kept
 
 
 def _unpacked(found: dict[str, Any]) -> Entry:
-    tries = tuple(Try(**one) for one in found.get("tries", ()))
-    return Entry(**{**found, "tries": tries})
+    attempts = tuple(Attempt(**one) for one in found.get("attempts", ()))
+    return Entry(**{**found, "attempts": attempts})
 
 
-class _Tried(Protocol):
-    """As `pgha.Try` is."""
+class _AttemptLike(Protocol):
+    """As `pgha.Attempt` is."""
 
     @property
     def node(self) -> str: ...
@@ -173,7 +173,7 @@ class _Record(Protocol):
     """As `pgha.Record` is."""
 
     @property
-    def tries(self) -> Iterable[_Tried]: ...
+    def attempts(self) -> Iterable[_AttemptLike]: ...
 
 
 class Recorder:
@@ -216,7 +216,7 @@ class Recorder:
 class Open:
     """An operation that runs. Exactly one of its methods is called once, when its caller is told.
 
-    `record`: anything whose `tries` look like those of `pgha.Operation.record`. `node`: which answered;
+    `record`: anything whose `attempts` look like those of `pgha.Operation.record`. `node`: which answered;
     without it, the node of the last try that was answered. `error`: an exception, or words. A second ending
     is a `RuntimeError`, and changes nothing.
     """
@@ -256,14 +256,14 @@ class Open:
         self, error: _Error, outcome: str | None = None, *, node: str | None = None,
         record: _Record | None = None,
     ) -> None:  # fmt: skip
-        """It failed; `outcome` is what the error says of it, in the words of `Try.outcome`.
+        """It failed; `outcome` is what the error says of it, in the words of `Attempt.outcome`.
 
         ``applied`` (the server was done, and then the answer could not be used) is an acknowledgement.
         """
         self._end(_ENDINGS.get(outcome, "lost"), node, record, error=error)
 
     def resolved(self, outcome: str) -> None:
-        """After `doubt`: its caller learned what became of it, in the words of `Try.outcome`."""
+        """After `doubt`: its caller learned what became of it, in the words of `Attempt.outcome`."""
         if self.entry.ending != "in doubt":
             raise RuntimeError(f"{self.entry.key} is not in doubt: {self.entry.ending}")
         self.entry = self._entries[self.entry.key] = replace(self.entry, resolved=outcome)
@@ -275,16 +275,16 @@ class Open:
         now, begun = self._clock(), self.entry
         if begun.ending is not None:
             raise RuntimeError(f"{begun.key} has ended before: {begun.ending}, and now {ending}")
-        tries = () if record is None else tuple(_copied(one) for one in record.tries)
+        attempts = () if record is None else tuple(_copied(one) for one in record.attempts)
         # The history keeps the entry alone: of a long run there are millions.
         self.entry = self._entries[begun.key] = replace(
             begun,
             ended=now,
             ending=ending,
-            node=_last_to_answer(tries) if node is None else node,
+            node=_last_to_answer(attempts) if node is None else node,
             answer=answer,
             error=_words(error),
-            tries=tries,
+            attempts=attempts,
             number=begun.number if number is None else number,
         )
 
@@ -296,12 +296,12 @@ _ENDINGS: dict[str | None, Ending] = {
 }
 
 
-def _copied(one: _Tried) -> Try:
-    return Try(one.node, one.sent_at, one.head_at, one.answered_at, one.outcome)
+def _copied(one: _AttemptLike) -> Attempt:
+    return Attempt(one.node, one.sent_at, one.head_at, one.answered_at, one.outcome)
 
 
-def _last_to_answer(tries: Sequence[Try]) -> str | None:
-    return next((one.node for one in reversed(tries) if one.answered_at is not None), None)
+def _last_to_answer(attempts: Sequence[Attempt]) -> str | None:
+    return next((one.node for one in reversed(attempts) if one.answered_at is not None), None)
 
 
 def _words(error: _Error | None) -> str | None:

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 import pgha
 from pgha._rows.columns import NO_COLUMNS
-from pgha.chaos.history import Entry, History, Try
+from pgha.chaos.history import Attempt, Entry, History
 from pgha.cli import main
 from pgha.cli._app import app
 from pgha.cli._demo.check import Verdict, judge
@@ -43,8 +43,8 @@ NOTHING = Verdict()
 
 def acknowledged(key: str, *nodes: str) -> Entry:
     """A repeatable write, tried on ``nodes``."""
-    tries = tuple(Try(node, 0.1, outcome="in doubt") for node in nodes)
-    return Entry(key, "write", 0.0, 1.0, "acknowledged", nodes[-1], repeatable=True, tries=tries)
+    attempts = tuple(Attempt(node, 0.1, outcome="in doubt") for node in nodes)
+    return Entry(key, "write", 0.0, 1.0, "acknowledged", nodes[-1], repeatable=True, attempts=attempts)
 
 
 def everywhere(*rows: tuple[str, str]) -> dict[str, list[tuple[str, str]]]:
@@ -52,7 +52,7 @@ def everywhere(*rows: tuple[str, str]) -> dict[str, list[tuple[str, str]]]:
 
 
 def test_the_verdict_in_the_words_of_the_demo() -> None:
-    refused = replace(acknowledged("refused", "n1"), ending="refused", tries=())
+    refused = replace(acknowledged("refused", "n1"), ending="refused", attempts=())
     history = History(
         (
             acknowledged("good", "n1"),

@@ -21,7 +21,7 @@ from pgha.chaos.checkers import (
     lost,
     times_applied,
 )
-from pgha.chaos.history import Entry, History, Try
+from pgha.chaos.history import Attempt, Entry, History
 
 NODES = ("n1", "n2", "n3")
 Rows = dict[str, list[Row]]
@@ -31,18 +31,18 @@ def everywhere(*rows: Row) -> Rows:
     return {name: list(rows) for name in NODES}
 
 
-def one_try(node: str = "n1", outcome: str | None = "applied", at: float = 0.1) -> Try:
-    return Try(node, at, at, at + 0.1 if outcome else None, outcome)
+def one_attempt(node: str = "n1", outcome: str | None = "applied", at: float = 0.1) -> Attempt:
+    return Attempt(node, at, at, at + 0.1 if outcome else None, outcome)
 
 
 def write(key: str = "w", **changes: Any) -> Entry:
     """One that was acknowledged by n1."""
-    plain = Entry(key, "write", 0.0, 0.5, "acknowledged", "n1", timeout=2.0, tries=(one_try(),))
+    plain = Entry(key, "write", 0.0, 0.5, "acknowledged", "n1", timeout=2.0, attempts=(one_attempt(),))
     return replace(plain, **changes)
 
 
 def read(key: str = "r", **changes: Any) -> Entry:
-    plain = Entry(key, "read", 1.0, 1.5, "acknowledged", "n1", answer=key, tries=(one_try(at=1.1),))
+    plain = Entry(key, "read", 1.0, 1.5, "acknowledged", "n1", answer=key, attempts=(one_attempt(at=1.1),))
     return replace(plain, **changes)
 
 
@@ -51,21 +51,32 @@ def rules_of(violations: Iterable[Violation]) -> set[str]:
 
 
 HERE = everywhere(("w", "n1"))
-REFUSED: dict[str, Any] = {"ending": "refused", "error": "no", "tries": (one_try(outcome="not applied"),)}
-DOUBT: dict[str, Any] = {"ending": "in doubt", "error": "perhaps", "tries": (one_try(outcome="in doubt"),)}
-LOST: dict[str, Any] = {"ending": "lost", "error": "gone", "tries": ()}
-AGAIN: dict[str, Any] = {"tries": (one_try(outcome="not applied"), one_try("n2", at=0.3)), "node": "n2"}
+REFUSED: dict[str, Any] = {
+    "ending": "refused",
+    "error": "no",
+    "attempts": (one_attempt(outcome="not applied"),),
+}
+DOUBT: dict[str, Any] = {
+    "ending": "in doubt",
+    "error": "perhaps",
+    "attempts": (one_attempt(outcome="in doubt"),),
+}
+LOST: dict[str, Any] = {"ending": "lost", "error": "gone", "attempts": ()}
+AGAIN: dict[str, Any] = {
+    "attempts": (one_attempt(outcome="not applied"), one_attempt("n2", at=0.3)),
+    "node": "n2",
+}
 REPEATED: dict[str, Any] = {
     "repeatable": True,
-    "tries": (one_try(outcome="in doubt"), one_try("n2", at=0.3)),
+    "attempts": (one_attempt(outcome="in doubt"), one_attempt("n2", at=0.3)),
     "node": "n2",
 }
 KEYED: dict[str, Any] = {
     "keyed": True,
-    "tries": (one_try(outcome="in doubt"), one_try("n2", at=0.3)),
+    "attempts": (one_attempt(outcome="in doubt"), one_attempt("n2", at=0.3)),
     "node": "n2",
 }
-SEEN: dict[str, Any] = {"writer": 1, "answer": None, "tries": ()}
+SEEN: dict[str, Any] = {"writer": 1, "answer": None, "attempts": ()}
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ RIGHT = [
     Case("acknowledged and everywhere", (write(),), HERE),
     Case("acknowledged and nobody looked", (write(),), None),
     Case("refused and nowhere", (write(**REFUSED),)),
-    Case("refused before it was sent", (write(**REFUSED | {"tries": ()}),)),
+    Case("refused before it was sent", (write(**REFUSED | {"attempts": ()}),)),
     Case("in doubt and nowhere", (write(**DOUBT),)),
     Case("in doubt and once", (write(**DOUBT),), HERE),
     Case("lost and once", (write(**LOST),), HERE),
@@ -94,17 +105,17 @@ RIGHT = [
     Case("keyed: sent again without proof", (write(**KEYED),), everywhere(("w", "n2"))),
     Case(
         "keyed: refused although a try was in doubt, since the key tells",
-        (write(**REFUSED | {"tries": (one_try(outcome="in doubt"),), "keyed": True}),),
+        (write(**REFUSED | {"attempts": (one_attempt(outcome="in doubt"),), "keyed": True}),),
     ),
     Case("sent again on proof", (write(**AGAIN),), everywhere(("w", "n2"))),
-    Case("repeatable, applied by both tries", (write(**REPEATED),), everywhere(("w", "n1"), ("w", "n2"))),
+    Case("repeatable, applied by both attempts", (write(**REPEATED),), everywhere(("w", "n1"), ("w", "n2"))),
     Case("repeatable, twice by one node", (write(**REPEATED),), everywhere(("w", "n2"), ("w", "n2"))),
     Case(
         "repeatable, in doubt, twice",
         (write(**REPEATED | {"ending": "in doubt"}),),
         everywhere(("w", "n1"), ("w", "n2")),
     ),
-    Case("repeatable, tries unknown", (write(repeatable=True, tries=()),), HERE),
+    Case("repeatable, attempts unknown", (write(repeatable=True, attempts=()),), HERE),
     Case("lost with its node", (write(),), everywhere(), Promise(may_lose={"n1"})),
     Case("on its node", (write(),), {"n1": [("w", "n1")], "n2": []}, Promise(everywhere=False)),
     Case("on another, its own not looked at", (write(),), {"n2": [("w", "n1")]}, Promise(everywhere=False)),
@@ -126,9 +137,17 @@ RIGHT = [
         HERE,
         Promise(may_lose={"n1"}),
     ),
-    Case("a race overlaps", (read(tries=(one_try(at=1.3), one_try("n2", None, 1.1))),)),
-    Case("a read is free to be sent again", (read(tries=(one_try(outcome="in doubt"), one_try("n2"))),)),
-    Case("as many tries as there may be", (write(**AGAIN),), everywhere(("w", "n2")), Promise(max_tries=2)),
+    Case("a race overlaps", (read(attempts=(one_attempt(at=1.3), one_attempt("n2", None, 1.1))),)),
+    Case(
+        "a read is free to be sent again",
+        (read(attempts=(one_attempt(outcome="in doubt"), one_attempt("n2"))),),
+    ),
+    Case(
+        "as many attempts as there may be",
+        (write(**AGAIN),),
+        everywhere(("w", "n2")),
+        Promise(max_attempts=2),
+    ),
 ]
 
 
@@ -137,8 +156,8 @@ def test_no_rule_fires_on_what_is_right(case: Case) -> None:
     assert check(History(case.entries), case.rows, case.promise) == []
 
 
-def backwards(**times: Any) -> tuple[Try, ...]:
-    return (replace(one_try(), **times),)
+def backwards(**times: Any) -> tuple[Attempt, ...]:
+    return (replace(one_attempt(), **times),)
 
 
 WRONG: dict[str, list[Case]] = {
@@ -181,7 +200,7 @@ WRONG: dict[str, list[Case]] = {
         Case("somewhere", (write(**REFUSED),), {"n1": [], "n2": [("w", "n2")]}),
         Case("twice", (write(**REFUSED),), everywhere(("w", "n1"), ("w", "n1"))),
         Case("repeatable", (write(**REFUSED | {"repeatable": True}),), HERE),
-        Case("never sent", (write(**REFUSED | {"tries": ()}),), HERE),
+        Case("never sent", (write(**REFUSED | {"attempts": ()}),), HERE),
     ],
     "wrongly_resolved": [
         Case("not there", (write(**DOUBT, resolved="applied"),), says="resolved as applied, is on no node"),
@@ -224,57 +243,76 @@ WRONG: dict[str, list[Case]] = {
     "unproven_retry": [
         Case(
             "in doubt",
-            (write(**AGAIN | {"tries": (one_try(outcome="in doubt"), one_try("n2", at=0.3))}),),
+            (write(**AGAIN | {"attempts": (one_attempt(outcome="in doubt"), one_attempt("n2", at=0.3))}),),
             everywhere(("w", "n2")),
             says="sent again, to n2, after try 1 on n1 had ended in doubt",
         ),
         Case(
             "unknown",
-            (write(**AGAIN | {"tries": (one_try(outcome=None), one_try("n2", at=0.3))}),),
+            (write(**AGAIN | {"attempts": (one_attempt(outcome=None), one_attempt("n2", at=0.3))}),),
             everywhere(("w", "n2")),
             says="without any proof",
         ),
         Case(
             "applied",
-            (write(**AGAIN | {"tries": (one_try(), one_try("n2", at=0.3))}),),
+            (write(**AGAIN | {"attempts": (one_attempt(), one_attempt("n2", at=0.3))}),),
             everywhere(("w", "n2")),
             says="had ended applied",
         ),
         Case(
             "though it ended in doubt",
-            (write(**DOUBT | {"tries": (one_try(outcome="in doubt"), one_try("n2", "in doubt", 0.3))}),),
+            (
+                write(
+                    **DOUBT
+                    | {"attempts": (one_attempt(outcome="in doubt"), one_attempt("n2", "in doubt", 0.3))}
+                ),
+            ),
         ),
     ],
     "unproven_refusal": [
-        Case("in doubt", (write(**REFUSED | {"tries": (one_try(outcome="in doubt"),)}),), says="in doubt"),
-        Case("applied", (write(**REFUSED | {"tries": (one_try(),)}),), says="applied"),
-        Case("unknown", (write(**REFUSED | {"tries": (one_try(outcome=None),)}),), says="without any proof"),
+        Case(
+            "in doubt",
+            (write(**REFUSED | {"attempts": (one_attempt(outcome="in doubt"),)}),),
+            says="in doubt",
+        ),
+        Case("applied", (write(**REFUSED | {"attempts": (one_attempt(),)}),), says="applied"),
+        Case(
+            "unknown",
+            (write(**REFUSED | {"attempts": (one_attempt(outcome=None),)}),),
+            says="without any proof",
+        ),
         Case(
             "repeatable",
-            (write(**REFUSED | {"repeatable": True, "tries": (one_try(outcome="in doubt"),)}),),
+            (write(**REFUSED | {"repeatable": True, "attempts": (one_attempt(outcome="in doubt"),)}),),
         ),
     ],
     "disordered": [
-        Case("sent, head", (write(tries=backwards(head_at=0.05)),), HERE, says="head 0.050000 s before"),
-        Case("head, answered", (write(tries=backwards(answered_at=0.05)),), HERE),
-        Case("sent, answered", (write(tries=(Try("n1", 0.1, None, 0.05, "applied"),)),), HERE),
+        Case("sent, head", (write(attempts=backwards(head_at=0.05)),), HERE, says="head 0.050000 s before"),
+        Case("head, answered", (write(attempts=backwards(answered_at=0.05)),), HERE),
+        Case("sent, answered", (write(attempts=(Attempt("n1", 0.1, None, 0.05, "applied"),)),), HERE),
         Case(
             "answered, sent again",
-            (write(**AGAIN | {"tries": (one_try(outcome="not applied"), one_try("n2", at=0.15))}),),
+            (
+                write(
+                    **AGAIN | {"attempts": (one_attempt(outcome="not applied"), one_attempt("n2", at=0.15))}
+                ),
+            ),
             everywhere(("w", "n2")),
             says="try 2 was sent 0.050000 s before try 1 was answered",
         ),
-        Case("a read's", (read(tries=(one_try(), *backwards(answered_at=0.05))),)),
+        Case("a read's", (read(attempts=(one_attempt(), *backwards(answered_at=0.05))),)),
     ],
-    "too_many_tries": [
+    "too_many_attempts": [
         Case(
             "a write's",
             (write(**AGAIN),),
             everywhere(("w", "n2")),
-            Promise(max_tries=1),
+            Promise(max_attempts=1),
             says="was tried twice, at most 1",
         ),
-        Case("a read's", (read(tries=(one_try(), one_try("n2"))),), promise=Promise(max_tries=1)),
+        Case(
+            "a read's", (read(attempts=(one_attempt(), one_attempt("n2"))),), promise=Promise(max_attempts=1)
+        ),
     ],
 }
 
@@ -385,14 +423,14 @@ def _add_write(
     writer, key = draw(st.integers(0, 2)), f"w{number}"
     begun = at - draw(st.integers(0, 64)) / 16
     now = clock(at, draw)
-    tries: list[Try] = []
+    attempts: list[Attempt] = []
     doubt = ["not applied", "in doubt"] if repeatable else ["not applied"]
     outcomes = draw(st.lists(st.sampled_from(doubt), max_size=3))
     outcomes.append(last)
     for outcome in outcomes:
         node = draw(st.sampled_from(NODES))
         answered = None if outcome == "in doubt" else now
-        tries.append(Try(node, now(), now(), answered and answered(), outcome))
+        attempts.append(Attempt(node, now(), now(), answered and answered(), outcome))
         if outcome == "applied" or (outcome == "in doubt" and draw(st.booleans())):
             model.applied.append((key, node))
             model.numbers[writer, node] = number + 1
@@ -405,11 +443,11 @@ def _add_write(
         begun,
         now() + draw(st.integers(0, 64)) / 16,
         ending,
-        tries[-1].node,
+        attempts[-1].node,
         error=None if ending == "acknowledged" else ending,
         timeout=9.0,
         repeatable=repeatable,
-        tries=tuple(tries),
+        attempts=tuple(attempts),
         writer=writer,
         number=number + 1,
     )
@@ -419,19 +457,21 @@ def _add_write(
 def _add_read(model: Model, draw: Callable[[Any], Any], number: int, at: float) -> None:
     writer, node, key = draw(st.integers(0, 2)), draw(st.sampled_from(NODES)), f"r{number}"
     now = clock(at, draw)
-    one = Try(node, now(), now(), now(), "applied")
-    others = [Try(other, at, None, None, None) for other in NODES if other != node and draw(st.booleans())]
+    one = Attempt(node, now(), now(), now(), "applied")
+    others = [
+        Attempt(other, at, None, None, None) for other in NODES if other != node and draw(st.booleans())
+    ]
     seen = model.numbers.get((writer, node), 0)
     begun = at - draw(st.integers(0, 64)) / 16
     ended = now() + draw(st.integers(0, 64)) / 16
-    tries = (*others, one)
-    entry = Entry(key, "read", begun, ended, "acknowledged", node, key, timeout=9.0, tries=tries)
+    attempts = (*others, one)
+    entry = Entry(key, "read", begun, ended, "acknowledged", node, key, timeout=9.0, attempts=attempts)
     model.entries.append(replace(entry, writer=writer, number=seen))
 
 
 @given(models())
 def test_a_correct_client_breaks_no_rule(model: Model) -> None:
-    promise = Promise(max_tries=4)
+    promise = Promise(max_attempts=4)
     assert check(model.history, model.rows, promise) == []
     kept = History.from_json(model.history.to_json())
     assert kept == model.history
@@ -473,7 +513,7 @@ def double_a_row(model: Model, pick: Pick) -> str:
 def apply_once_more_than_tried(model: Model, pick: Pick) -> str:
     entry: Entry = some(pick, writes(model, "acknowledged", "in doubt", repeatable=True))
     times = sum(key == entry.key for key, _ in model.applied)
-    model.applied += [(entry.key, "n2")] * (len(entry.tries) + 1 - times)
+    model.applied += [(entry.key, "n2")] * (len(entry.attempts) + 1 - times)
     return entry.key
 
 
@@ -531,9 +571,9 @@ def forget_a_write(model: Model, pick: Pick) -> str:
 
 def send_again_in_doubt(model: Model, pick: Pick) -> str:
     entry: Entry = some(pick, writes(model, "acknowledged", "refused", repeatable=False))
-    first = replace(entry.tries[0], outcome=pick(st.sampled_from(["in doubt", None, "applied"])))
+    first = replace(entry.attempts[0], outcome=pick(st.sampled_from(["in doubt", None, "applied"])))
     later = replace(first, sent_at=900.0, head_at=None, answered_at=None, outcome="not applied")
-    return change(model, entry, tries=(first, later), ending="in doubt")
+    return change(model, entry, attempts=(first, later), ending="in doubt")
 
 
 def refuse_without_proof(model: Model, pick: Pick) -> str:
@@ -544,14 +584,16 @@ def refuse_without_proof(model: Model, pick: Pick) -> str:
 
 def answer_before_it_is_sent(model: Model, pick: Pick) -> str:
     entry = some(pick, model.entries)
-    first, *others = entry.tries
-    return change(model, entry, tries=(replace(first, answered_at=first.sent_at - 0.5), *others))
+    first, *others = entry.attempts
+    return change(model, entry, attempts=(replace(first, answered_at=first.sent_at - 0.5), *others))
 
 
 def try_once_more(model: Model, pick: Pick) -> str:
     entry = some(pick, [entry for entry in model.entries if entry.kind == "read" or entry.repeatable])
-    tries = [replace(entry.tries[-1], sent_at=900.0 + i, head_at=None, answered_at=None) for i in range(5)]
-    return change(model, entry, tries=(*entry.tries, *tries))
+    attempts = [
+        replace(entry.attempts[-1], sent_at=900.0 + i, head_at=None, answered_at=None) for i in range(5)
+    ]
+    return change(model, entry, attempts=(*entry.attempts, *attempts))
 
 
 MUTATIONS: list[tuple[str, Callable[[Model, Pick], str]]] = [
@@ -569,7 +611,7 @@ MUTATIONS: list[tuple[str, Callable[[Model, Pick], str]]] = [
     ("unproven_retry", send_again_in_doubt),
     ("unproven_refusal", refuse_without_proof),
     ("disordered", answer_before_it_is_sent),
-    ("too_many_tries", try_once_more),
+    ("too_many_attempts", try_once_more),
 ]
 
 
@@ -583,7 +625,7 @@ def test_a_broken_promise_is_caught(rule: str, mutate: Callable[[Model, Pick], s
     @given(models(), st.data())
     def run(model: Model, data: st.DataObject) -> None:
         key = mutate(model, data.draw)
-        found = check(model.history, model.rows, Promise(max_tries=4))
+        found = check(model.history, model.rows, Promise(max_attempts=4))
         assert (rule, key) in {(violation.rule, violation.key) for violation in found}
         # What was made of one operation does not make others look guilty, but for the other half of a swap.
         assert rules_of(found) == {rule}

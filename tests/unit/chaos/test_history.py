@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pgha
-from pgha.chaos.history import Entry, History, Open, Recorder, Try
+from pgha.chaos.history import Attempt, Entry, History, Open, Recorder
 
 
 class Clock:
@@ -31,8 +31,8 @@ def recorded(act: Callable[[Open], object], **begun: Any) -> Entry:
     return entry
 
 
-FIRST = pgha.Try("n1", 101.1, 101.2, None, "not applied")
-SECOND = pgha.Try("n2", 101.3, 101.3, 101.4, "applied")
+FIRST = pgha.Attempt("n1", 101.1, 101.2, None, "not applied")
+SECOND = pgha.Attempt("n2", 101.3, 101.3, 101.4, "applied")
 RECORD = pgha.Record(101.0, 101.0, 101.5, (FIRST, SECOND))
 
 
@@ -43,9 +43,12 @@ def test_an_acknowledged_operation() -> None:
         repeatable=True,
         writer=4,
     )
-    tries = (Try("n1", 101.1, 101.2, None, "not applied"), Try("n2", 101.3, 101.3, 101.4, "applied"))
+    attempts = (
+        Attempt("n1", 101.1, 101.2, None, "not applied"),
+        Attempt("n2", 101.3, 101.3, 101.4, "applied"),
+    )
     assert entry == Entry(
-        "k", "write", 101.0, 102.0, "acknowledged", "n3", "k", None, 2.0, True, tries, 4, 7
+        "k", "write", 101.0, 102.0, "acknowledged", "n3", "k", None, 2.0, True, attempts, 4, 7
     )  # fmt: skip
 
 
@@ -76,7 +79,7 @@ def test_one_in_doubt_is_resolved_later() -> None:
 def test_what_the_caller_was_told(act: Callable[[Open], object], ending: str, error: str | None) -> None:
     entry = recorded(act, number=3)
     assert (entry.ending, entry.error, entry.ended) == (ending, error, 102.0)
-    assert (entry.node, entry.tries, entry.number) == (None, (), 3)
+    assert (entry.node, entry.attempts, entry.number) == (None, (), 3)
 
 
 def test_without_a_name_it_is_the_last_node_that_answered() -> None:
@@ -89,7 +92,7 @@ def test_without_a_name_it_is_the_last_node_that_answered() -> None:
 
 def test_any_client_can_be_recorded() -> None:
     @dataclass
-    class Tried:
+    class ToldAttempt:
         node: str
         sent_at: float
         head_at: None = None
@@ -98,10 +101,10 @@ def test_any_client_can_be_recorded() -> None:
 
     @dataclass
     class Told:
-        tries: list[Tried]
+        attempts: list[ToldAttempt]
 
-    entry = recorded(lambda one: one.lost("gone", record=Told([Tried("a", 1.0)])))
-    assert entry.tries == (Try("a", 1.0),)
+    entry = recorded(lambda one: one.lost("gone", record=Told([ToldAttempt("a", 1.0)])))
+    assert entry.attempts == (Attempt("a", 1.0),)
 
 
 def test_what_has_not_ended_stands_there_in_the_order_of_beginning() -> None:
@@ -181,8 +184,8 @@ def test_two_entries_of_one_key_are_no_history() -> None:
 seconds = st.floats(allow_nan=False, allow_infinity=False)
 maybe = st.none() | seconds
 words = st.none() | st.text()
-tries = st.builds(
-    Try, st.text(), seconds, maybe, maybe, st.sampled_from(["applied", "not applied", "in doubt", None])
+attempts = st.builds(
+    Attempt, st.text(), seconds, maybe, maybe, st.sampled_from(["applied", "not applied", "in doubt", None])
 )
 entries = st.builds(
     Entry,
@@ -196,7 +199,7 @@ entries = st.builds(
     words,
     maybe,
     st.booleans(),
-    st.lists(tries, max_size=3).map(tuple),
+    st.lists(attempts, max_size=3).map(tuple),
     st.none() | st.integers(),
     st.none() | st.integers(),
     st.booleans(),
@@ -213,9 +216,9 @@ def test_it_is_kept_and_read_again(found: list[Entry]) -> None:
 
 
 def test_what_is_kept_is_short() -> None:
-    text = History((Entry("a", "read", 0.5, tries=(Try("n1", 1.0),)),)).to_json()
+    text = History((Entry("a", "read", 0.5, attempts=(Attempt("n1", 1.0),)),)).to_json()
     (kept,) = json.loads(text)["entries"]
-    assert kept.keys() == {"key", "kind", "begun", "tries"}
+    assert kept.keys() == {"key", "kind", "begun", "attempts"}
 
 
 @pytest.mark.parametrize(
@@ -229,7 +232,7 @@ def test_what_is_kept_is_short() -> None:
         '{"history": 1, "entries": [1]}',
         '{"history": 1, "entries": [{"key": "a"}]}',
         '{"history": 1, "entries": [{"key": "a", "kind": "read", "begun": 0, "more": 1}]}',
-        '{"history": 1, "entries": [{"key": "a", "kind": "read", "begun": 0, "tries": [{}]}]}',
+        '{"history": 1, "entries": [{"key": "a", "kind": "read", "begun": 0, "attempts": [{}]}]}',
     ],
 )
 def test_what_is_no_history_is_told(text: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.made_trials import answers, done, entry, lively, sighting, trial, violations
 
 from pgha.chaos import Schedule, Step
-from pgha.chaos.history import Try
+from pgha.chaos.history import Attempt
 from pgha.cli._chaos.report import (
     SORTS,
     bins,
@@ -237,8 +237,8 @@ def test_what_nobody_would_notice_is_not_slow() -> None:
 def test_slow_is_the_node_that_was_waited_for() -> None:
     """An operation that waited for one node and was answered by another at once."""
     usual = [0.01 * number for number in range(1, 1000)]
-    tries = [Try("n1", 1003.0, answered_at=None), Try("n2", 1005.1, answered_at=1005.101)]
-    history = [*answers(usual, node="n2"), entry("moved", 3.0, 5.101, node="n2", tries=tries)]
+    attempts = [Attempt("n1", 1003.0, answered_at=None), Attempt("n2", 1005.1, answered_at=1005.101)]
+    history = [*answers(usual, node="n2"), entry("moved", 3.0, 5.101, node="n2", attempts=attempts)]
     assert bars(lanes(trial(10.0, history), 10.0)["n2"]) == [(0.0, 10.0, "up")]
 
 

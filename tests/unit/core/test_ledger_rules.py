@@ -95,7 +95,7 @@ def test_rows_are_kept_for_an_operations_life_and_the_clocks_difference(
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AttemptState:
     """One attempt of the one operation, by the server's clock."""
 
     sent: float
@@ -109,10 +109,10 @@ spans = st.floats(0, 2.5 * LIFE, allow_nan=False)
 
 
 @st.composite
-def attempts_of_one(draw: st.DrawFn) -> Attempt:
+def attempts_of_one(draw: st.DrawFn) -> AttemptState:
     sent = draw(st.floats(0, 1.2 * LIFE))
     begins = sent + draw(spans | st.just(0.0))
-    return Attempt(sent, begins, begins + draw(spans | st.just(0.0)))
+    return AttemptState(sent, begins, begins + draw(spans | st.just(0.0)))
 
 
 @settings(deadline=None, max_examples=1000)
@@ -123,7 +123,7 @@ def attempts_of_one(draw: st.DrawFn) -> Attempt:
     st.sampled_from([0.0, LIFE, 1.5 * LIFE]),
 )
 def test_a_key_is_never_applied_twice(
-    attempts: list[Attempt], prunings: list[float], ends: float | None, older_than: float
+    attempts: list[AttemptState], prunings: list[float], ends: float | None, older_than: float
 ) -> None:
     """Zombies that thaw when they like, on both sides of the guard, and pruning at any moment."""
     ours = clock(offset=0.0, trip=0.0)

@@ -10,7 +10,7 @@ from hypothesis import given
 from pgha._trials.rules import betrayed, shown, torn
 from pgha._trials.shrink import shrink, simpler
 from pgha.chaos import Schedule, Step
-from pgha.chaos.history import Entry, History, Try
+from pgha.chaos.history import Attempt, Entry, History
 from pgha.chaos.properties import schedules
 
 SCHEDULE = Schedule(
@@ -89,12 +89,15 @@ def test_an_error_that_reached_a_caller() -> None:
 
 
 def test_what_was_first_in_line_on_two_broken_connections_may_fail() -> None:
-    lost = Try("n1", 0.1, 0.1, None, "in doubt")
+    lost = Attempt("n1", 0.1, 0.1, None, "in doubt")
     error = "OperationalError: the connection was lost"
-    twice = entry("twice", ending="refused", error=error, tries=(lost, lost))
-    once = entry("once", ending="refused", error=error, tries=(lost, Try("n2", 0.2, None, None, None)))
+    twice = entry("twice", ending="refused", error=error, attempts=(lost, lost))
+    once = entry("once", ending="refused", error=error, attempts=(lost, Attempt("n2", 0.2, None, None, None)))
     answered = entry(
-        "answered", ending="refused", error=error, tries=(lost, Try("n2", 0.2, 0.2, 0.3, "not applied"))
+        "answered",
+        ending="refused",
+        error=error,
+        attempts=(lost, Attempt("n2", 0.2, 0.2, 0.3, "not applied")),
     )
     assert [one.key for one in shown(History((twice, once, answered)))] == ["once", "answered"]
 

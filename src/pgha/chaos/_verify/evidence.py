@@ -49,7 +49,7 @@ class Promise:
     """
     grace: float = 1.0
     """Seconds past its timeout at which an operation is late: for the proof, and for a busy machine."""
-    max_tries: int | None = None
+    max_attempts: int | None = None
     """How often one operation may be handed to a node, legs of a race included; None: any number."""
 
 

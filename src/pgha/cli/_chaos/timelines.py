@@ -166,11 +166,13 @@ def _slow(trial: Trial) -> dict[str, set[int]]:
 def _answers(entry: Entry) -> list[tuple[str, float, float]]:
     """Which node answered, when it was asked, and when it did.
 
-    By the tries, since what waited for a node that is down was not slow on the one that answered.
+    By the attempts, since what waited for a node that is down was not slow on the one that answered.
     """
-    tries = [(one.node, one.sent_at, one.answered_at) for one in entry.tries if one.answered_at is not None]
-    if entry.tries or entry.node is None or entry.ended is None:
-        return tries
+    attempts = [
+        (one.node, one.sent_at, one.answered_at) for one in entry.attempts if one.answered_at is not None
+    ]
+    if entry.attempts or entry.node is None or entry.ended is None:
+        return attempts
     return [(entry.node, entry.begun, entry.ended)]
 
 
