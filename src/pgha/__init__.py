@@ -7,8 +7,8 @@ from pgha._errors import ClusterClosed as ClusterClosed
 from pgha._errors import CommitInDoubt as CommitInDoubt
 from pgha._errors import ConfigError as ConfigError
 from pgha._errors import Error as Error
+from pgha._errors import ErrorInfo as ErrorInfo
 from pgha._errors import IdempotencyKeyReused as IdempotencyKeyReused
-from pgha._errors import Info as Info
 from pgha._errors import LedgerError as LedgerError
 from pgha._errors import NodeReport as NodeReport
 from pgha._errors import NoNodeAvailable as NoNodeAvailable
@@ -17,7 +17,7 @@ from pgha._errors import OperationTimeout as OperationTimeout
 from pgha._errors import QueueFull as QueueFull
 from pgha._errors import RowsLost as RowsLost
 from pgha._errors import SessionRequired as SessionRequired
-from pgha._errors import info as info
+from pgha._errors import error_info as error_info
 from pgha._ledger.admin import Ledger as Ledger
 from pgha._ledger.schema import LedgerStatus as LedgerStatus
 from pgha._ledger.schema import Pruned as Pruned
@@ -60,7 +60,7 @@ __all__ = [
     "FailureUnretrieved",
     "Fastest",
     "Group",
-    "Info",
+    "ErrorInfo",
     "IdempotencyKeyReused",
     "ConnectionLost",
     "Ledger",
@@ -91,7 +91,7 @@ __all__ = [
     "Statistics",
     "Attempt",
     "fastest",
-    "info",
+    "error_info",
     "nearest",
     "new_idempotency_key",
     "open_cluster",

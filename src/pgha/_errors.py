@@ -18,8 +18,8 @@ from pgha._types import Evidence, Outcome, Record
 
 @final
 @dataclass(frozen=True, slots=True)
-class Info:
-    """What is known of the operation behind an error; see `info`."""
+class ErrorInfo:
+    """What is known of the operation behind an error; see `error_info`."""
 
     node: str | None
     """Name of the node that answered last, or None when nothing was ever sent."""
@@ -162,23 +162,24 @@ class SessionRequired(Error):
     """The statement would change the session that operations share; it was not sent."""
 
 
-_UNKNOWN = Info(node=None, statement=None, attempts=0, outcome="not applied")
+_UNKNOWN = ErrorInfo(node=None, statement=None, attempts=0, outcome="not applied")
 
 
-def info(error: BaseException) -> Info:
+def error_info(error: BaseException) -> ErrorInfo:
     """What is known of the operation that raised ``error``: node, statement, attempts, outcome.
 
     Works for pgha's errors and for psycopg's own alike. For an error that no operation raised, the
-    answer is an `Info` of zero attempts.
+    answer is an `ErrorInfo` of zero attempts.
     """
     found = getattr(error, "_pgha_info", None)
-    return found if isinstance(found, Info) else _UNKNOWN
+    return found if isinstance(found, ErrorInfo) else _UNKNOWN
 
 
-def annotate(error: BaseException, facts: Info) -> None:
-    """Fix ``facts`` to ``error`` for `info` to find."""
+def annotate(error: BaseException, facts: ErrorInfo) -> None:
+    """Fix ``facts`` to ``error`` for `error_info` to find."""
     try:
         error._pgha_info = facts  # type: ignore[attr-defined]
     except (AttributeError, TypeError):
-        # An exception of the user's own that takes no attributes: it is raised as it is, without an `Info`.
+        # An exception of the user's own that takes no attributes: it is raised as it is, without an
+        # `ErrorInfo`.
         return

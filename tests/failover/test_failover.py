@@ -153,7 +153,7 @@ async def test_other_writes_are_told_the_truth() -> None:
                     except pgha.CommitInDoubt:
                         doubtful.add(key)
                     except psycopg.Error as error:
-                        assert pgha.info(error).outcome == "not applied"
+                        assert pgha.error_info(error).outcome == "not applied"
                         failed.add(key)
 
             with anyio.fail_after(60):
@@ -257,7 +257,7 @@ async def test_no_node_available_lists_them_all() -> None:
                 assert report.reason
                 assert report.down_for >= 0
                 assert report.name in str(caught.value)
-            assert pgha.info(caught.value) == pgha.Info(None, None, 0, "not applied")
+            assert pgha.error_info(caught.value) == pgha.ErrorInfo(None, None, 0, "not applied")
 
 
 async def test_started_late() -> None:
@@ -335,7 +335,7 @@ async def test_pin_waits_for_its_node_until_the_deadline() -> None:
         for call in (cluster.fetch, cluster.execute):
             with pytest.raises(pgha.OperationTimeout) as timeout, anyio.fail_after(PATIENCE):
                 await call("SELECT 1", route=pgha.pin("n1"), timeout=0.1)
-            assert pgha.info(timeout.value).outcome == "not applied"
+            assert pgha.error_info(timeout.value).outcome == "not applied"
             with pytest.raises(pgha.NoNodeAvailable), anyio.fail_after(PATIENCE):
                 await call("SELECT 1", route=pgha.pin("n1"))
             operation = cluster.submit(
@@ -432,8 +432,8 @@ async def test_a_killed_backend_leaves_its_write_in_doubt() -> None:
             await node.kill_backend(pid)
             with pytest.raises(pgha.CommitInDoubt) as caught, anyio.fail_after(PATIENCE):
                 await operation
-            assert pgha.info(caught.value).outcome == "in doubt"
-            assert pgha.info(caught.value).node == node.name
+            assert pgha.error_info(caught.value).outcome == "in doubt"
+            assert pgha.error_info(caught.value).node == node.name
             assert psycopg.OperationalError not in type(caught.value).__mro__
             assert cluster.statistics().in_doubt == 1
 

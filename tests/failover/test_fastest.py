@@ -88,8 +88,8 @@ async def test_an_error_of_all_comes_out() -> None:
         await cluster.wait_ready()
         with pytest.raises(psycopg.errors.UndefinedTable) as caught, anyio.fail_after(PATIENCE):
             await cluster.fetch("SELECT * FROM nowhere", route=pgha.fastest())
-        assert pgha.info(caught.value).node in ("n1", "n2")
-        assert pgha.info(caught.value).outcome == "not applied"
+        assert pgha.error_info(caught.value).node in ("n1", "n2")
+        assert pgha.error_info(caught.value).outcome == "not applied"
         assert cluster.statistics().failed == 1
         assert cluster.statistics().unretrieved == 0
 

@@ -68,7 +68,7 @@ async def test_idempotent_writes_in_doubt_on_two_servers(version: int, second_is
                 with within(20):
                     await operation
             except psycopg.Error as error:
-                assert pgha.info(error).outcome == "in doubt"
+                assert pgha.error_info(error).outcome == "in doubt"
                 assert isinstance(error, pgha.CommitInDoubt)
                 assert await error.resolve(timeout=2) != "not applied"
 
@@ -234,7 +234,7 @@ async def test_a_limit_that_ends_the_wait_for_a_zombie_is_no_fault_of_the_ledger
             await node.thaw_backend(pid)
         with pytest.raises(psycopg.errors.QueryCanceled) as caught, within():
             await operation
-        assert pgha.info(caught.value).outcome == "not applied"
+        assert pgha.error_info(caught.value).outcome == "not applied"
         assert await ids(node, "slow") == []
 
 

@@ -94,7 +94,7 @@ async def test_head_of_two_lost_connections_is_resolved_not_sent_again(version: 
             await node.wait_ready()
         with pytest.raises(psycopg.OperationalError, match="certainly not applied") as caught, within():
             await operation
-        assert pgha.info(caught.value) == pgha.Info(node.name, None, 2, "not applied")
+        assert pgha.error_info(caught.value) == pgha.ErrorInfo(node.name, None, 2, "not applied")
         assert await ids(node, "slow") == []
         with pytest.raises(pgha.IdempotencyKeyReused, match="resolved as not applied"):
             await cluster.execute("INSERT INTO slow VALUES (1, 60)", idempotency_key=key)
@@ -359,7 +359,7 @@ async def test_what_nobody_can_tell_is_told_at_once(version: int) -> None:
         assert (evidence.sqlstate, evidence.severity, evidence.completed) == ("57P01", "FATAL", 1)
         copy = pickle.loads(pickle.dumps(caught.value))
         assert (str(copy), copy.evidence, copy.node) == (str(caught.value), evidence, node.name)
-        assert pgha.info(copy) == pgha.info(caught.value)
+        assert pgha.error_info(copy) == pgha.error_info(caught.value)
         assert await copy.resolve() == "in doubt"
 
 

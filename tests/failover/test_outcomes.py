@@ -70,7 +70,7 @@ async def test_terminated_at_the_sync(version: int) -> None:
         await node.execute("SELECT pg_terminate_backend(%s)", [pid])
         with pytest.raises(pgha.CommitInDoubt) as caught, anyio.fail_after(PATIENCE):
             await operation
-        assert pgha.info(caught.value) == pgha.Info(node.name, None, 1, "in doubt")
+        assert pgha.error_info(caught.value) == pgha.ErrorInfo(node.name, None, 1, "in doubt")
         cause = caught.value.__cause__
         assert isinstance(cause, psycopg.errors.AdminShutdown), "with the server's own words"
         # What was sent behind it was never begun: run again, each once.
@@ -136,8 +136,8 @@ async def test_cancelled_at_the_sync(version: int) -> None:
         await node.execute("SELECT pg_cancel_backend(%s)", [pid])
         with pytest.raises(psycopg.errors.QueryCanceled) as caught, anyio.fail_after(PATIENCE):
             await operation
-        assert pgha.info(caught.value).outcome == "not applied"
-        assert pgha.info(caught.value).attempts == 1
+        assert pgha.error_info(caught.value).outcome == "not applied"
+        assert pgha.error_info(caught.value).attempts == 1
         with anyio.fail_after(PATIENCE):
             for one in behind:
                 await one
@@ -176,7 +176,7 @@ async def test_a_unique_violation_at_the_sync(version: int) -> None:
             with pytest.raises(psycopg.errors.UniqueViolation) as caught:
                 await operation
             assert caught.value.sqlstate == "23505"
-            assert pgha.info(caught.value) == pgha.Info(node.name, None, 1, "not applied")
+            assert pgha.error_info(caught.value) == pgha.ErrorInfo(node.name, None, 1, "not applied")
         assert await ids(node, "t") == [1, *(number for number in range(2, 102) if number % 5)]
 
 
@@ -228,10 +228,10 @@ class Book:
             await cluster.execute("INSERT INTO t VALUES (%s)", [key])
             self.acknowledged.add(key)
         except pgha.CommitInDoubt as error:
-            assert pgha.info(error).outcome == "in doubt"
+            assert pgha.error_info(error).outcome == "in doubt"
             self.doubtful.add(key)
         except psycopg.Error as error:
-            assert pgha.info(error).outcome == "not applied"
+            assert pgha.error_info(error).outcome == "not applied"
             self.failed.add(key)
             self.errors[repr(error)] += 1
 
@@ -336,6 +336,6 @@ async def test_an_error_of_another_server_inside_ours(version: int) -> None:
     async with one_node(version, function) as (node, cluster):
         with pytest.raises(pgha.CommitInDoubt) as caught, anyio.fail_after(PATIENCE):
             await cluster.execute("SELECT far()")
-        assert pgha.info(caught.value).outcome == "in doubt"
+        assert pgha.error_info(caught.value).outcome == "in doubt"
         assert await cluster.fetch_value("SELECT 1") == 1
         assert cluster.nodes[node.name].state == "up"

@@ -21,7 +21,7 @@ from pgha._dispatch.failure import LegLost
 from pgha._dispatch.races import Races
 from pgha._dispatch.timers import Timekeeper
 from pgha._dispatch.tracker import Outcomes
-from pgha._errors import Info, annotate
+from pgha._errors import ErrorInfo, annotate
 from pgha._operation.in_doubt import Doubt
 from pgha._operation.operation import AttemptState, Operation, Request, Stage
 from pgha._options import Tuning
@@ -134,7 +134,7 @@ async def test_the_wait_for_a_node_begins_when_the_last_one_left() -> None:
                 with pytest.raises(pgha.NoNodeAvailable) as caught, within(wait + PATIENCE):
                     await operation
                 assert wait * 0.95 < time.monotonic() - begun < wait + PATIENCE / 2
-                assert pgha.info(caught.value).attempts == (1 if operation is running else 0)
+                assert pgha.error_info(caught.value).attempts == (1 if operation is running else 0)
 
 
 # Lanes
@@ -208,7 +208,7 @@ async def test_a_node_that_is_removed_twice_at_once() -> None:
             for one in late:
                 with pytest.raises(pgha.NoNodeAvailable, match="was removed") as caught:
                     await one
-                assert pgha.info(caught.value) == pgha.Info(None, None, 0, "not applied")
+                assert pgha.error_info(caught.value) == pgha.ErrorInfo(None, None, 0, "not applied")
             assert sent == []
             assert list(cluster.nodes) == [first.name]
             cluster.add_node(pgha.Node(second.dsn, second.name))
@@ -300,7 +300,7 @@ class Race:
             if isinstance(end, str):
                 self.outcomes.succeed(leg, end)
             else:
-                annotate(end, Info(name, None, len(leg.attempts), "not applied"))
+                annotate(end, ErrorInfo(name, None, len(leg.attempts), "not applied"))
                 self.outcomes.fail(leg, end, Outcome.NOT_APPLIED, noted=True)
 
     @property

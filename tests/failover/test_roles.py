@@ -171,7 +171,7 @@ async def test_no_primary_at_all() -> None:
                 await cluster.execute("INSERT INTO t VALUES ('a')", route=route)
             assert time.monotonic() - begun > 0.4
             assert [report.name for report in caught.value.nodes] == ["n1", "n2"]
-            assert pgha.info(caught.value).outcome == "not applied"
+            assert pgha.error_info(caught.value).outcome == "not applied"
             with pytest.raises(pgha.OperationTimeout):
                 await cluster.execute("INSERT INTO t VALUES ('a')", route=route, timeout=0.1)
         with pytest.raises(pgha.NoNodeAvailable), anyio.fail_after(PATIENCE):

@@ -146,11 +146,11 @@ def test_errors_of_sql_are_raised_in_the_thread_that_calls(
         for error in raised:
             frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
             assert frames[:2] == ["fail", "execute"]
-            assert pgha.info(error).outcome == "not applied"
-            assert pgha.info(error).node == server.name
+            assert pgha.error_info(error).outcome == "not applied"
+            assert pgha.error_info(error).node == server.name
         with pytest.raises(psycopg.errors.DivisionByZero) as caught:
             cluster.execute_batch(["SELECT 1", "SELECT 1/0"])
-        assert pgha.info(caught.value).statement == 1
+        assert pgha.error_info(caught.value).statement == 1
 
 
 def test_bad_arguments_are_raised_at_once(server: LocalNode, backend: Backend) -> None:
@@ -316,8 +316,8 @@ def test_cancelling_reaches_the_server(server: LocalNode, backend: Backend, read
             operation.result(timeout=30)
         assert isinstance(caught.value, pgha.blocking.OperationCancelled)
         assert isinstance(caught.value, concurrent.futures.CancelledError)
-        assert pgha.info(caught.value).outcome == "not applied"
-        assert pgha.info(caught.value).node == server.name
+        assert pgha.error_info(caught.value).outcome == "not applied"
+        assert pgha.error_info(caught.value).node == server.name
         assert (operation.cancelled(), operation.cancel(), operation.done()) == (True, False, True)
         assert isinstance(operation.exception(), pgha.OperationCancelled)
         wait_stopped(server, text)

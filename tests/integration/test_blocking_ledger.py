@@ -66,7 +66,7 @@ def test_a_key_is_applied_once(node: LocalNode, backend: Backend) -> None:
             len(again)
         with pytest.raises(pgha.IdempotencyKeyReused) as caught:
             cluster.execute(WRITE, ["b"], idempotency_key=key)
-        assert pgha.info(caught.value).outcome == "not applied"
+        assert pgha.error_info(caught.value).outcome == "not applied"
         key = pgha.new_idempotency_key()
         batch = [(WRITE, ["c"]), (WRITE, ["d"])]
         assert [one.replayed for one in cluster.execute_batch(batch, idempotency_key=key)] == [False, False]

@@ -87,8 +87,8 @@ async def test_operation_cancel_of_the_head(server: Node) -> None:
             operation.cancel()
             with pytest.raises(pgha.OperationCancelled) as caught, anyio.fail_after(PATIENCE):
                 await operation
-            assert pgha.info(caught.value).outcome == "not applied"
-            assert pgha.info(caught.value).node == server.name
+            assert pgha.error_info(caught.value).outcome == "not applied"
+            assert pgha.error_info(caught.value).node == server.name
             await stopped(server, text)
         assert cluster.statistics().cancelled == 2
 
@@ -136,7 +136,7 @@ async def test_cancel_behind_the_head_hurts_nobody(server: Node, read: bool) -> 
             try:
                 assert (await operation).value() == index
             except pgha.OperationCancelled as error:
-                assert pgha.info(error).outcome == "not applied"
+                assert pgha.error_info(error).outcome == "not applied"
             except pgha.CommitInDoubt:
                 pytest.fail("a cancelled follower was in doubt")
         assert (await head).value() == ""
@@ -234,7 +234,7 @@ async def test_a_dba_who_cancels_is_obeyed(server: Node) -> None:
             await server.execute("SELECT pg_cancel_backend(%s)", [pid])
             with pytest.raises(psycopg.errors.QueryCanceled) as caught:
                 await operation
-            assert pgha.info(caught.value).attempts == 1
+            assert pgha.error_info(caught.value).attempts == 1
 
 
 async def test_cancel_on_a_frozen_node_is_prompt() -> None:

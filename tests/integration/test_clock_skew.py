@@ -66,7 +66,7 @@ async def test_a_clock_that_does_not_keep_still(version: int) -> None:
         cluster._nodes[node.name].server.clock = Late(always_late, clock)  # type: ignore[assignment]
         with pytest.raises(pgha.LedgerError, match="its clock moves") as caught, within():
             await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key())
-        assert pgha.info(caught.value).outcome == "not applied"
+        assert pgha.error_info(caught.value).outcome == "not applied"
         assert await ids(node) == []
 
 

@@ -53,7 +53,7 @@ async def test_a_key_with_another_body(version: int) -> None:
         for query, params in ((WRITE, ["b"]), ("INSERT INTO t VALUES ('a')", None)):
             with pytest.raises(pgha.IdempotencyKeyReused, match=str(key)) as caught:
                 await cluster.execute(query, params, idempotency_key=key)
-            assert pgha.info(caught.value).outcome == "not applied"
+            assert pgha.error_info(caught.value).outcome == "not applied"
         with pytest.raises(pgha.IdempotencyKeyReused):
             await cluster.execute_batch([(WRITE, ["a"])] * 2, idempotency_key=key)
         assert await ids(node) == ["a"]
@@ -92,7 +92,7 @@ async def test_an_error_of_the_statements_leaves_the_key_unused(version: int) ->
         key = pgha.new_idempotency_key()
         with pytest.raises(psycopg.errors.DivisionByZero) as caught:
             await cluster.execute("INSERT INTO t VALUES (1 / %s)", [0], idempotency_key=key)
-        assert pgha.info(caught.value) == pgha.Info(node.name, 0, 1, "not applied")
+        assert pgha.error_info(caught.value) == pgha.ErrorInfo(node.name, 0, 1, "not applied")
         assert not (await cluster.execute(WRITE, ["a"], idempotency_key=key)).replayed
         assert await ids(node) == ["a"]
 
@@ -122,7 +122,7 @@ async def test_without_a_ledger_and_without_rights(version: int) -> None:
     async with one_node(version, TABLE + "; CREATE ROLE poor LOGIN", installed=False) as (node, cluster):
         with pytest.raises(pgha.LedgerError, match="pgha ledger install") as caught:
             await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key())
-        assert pgha.info(caught.value).outcome == "not applied"
+        assert pgha.error_info(caught.value).outcome == "not applied"
         assert isinstance(caught.value.__cause__, psycopg.errors.UndefinedTable)
         await node.execute("GRANT INSERT ON t TO poor")
         poor_dsn = psycopg.conninfo.make_conninfo(node.dsn, user="poor")

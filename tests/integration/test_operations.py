@@ -154,7 +154,7 @@ async def test_a_bad_statement_fails_alone(server: LocalNode) -> None:
             with pytest.raises(psycopg.Error) as caught:
                 await operation
             assert caught.value.sqlstate == ["22012", "42601", "42P01"][number % 3]
-            assert pgha.info(caught.value) == pgha.Info(server.name, 0, 1, "not applied")
+            assert pgha.error_info(caught.value) == pgha.ErrorInfo(server.name, 0, 1, "not applied")
         assert await cluster.fetch_value(f"SELECT count(*) FROM {table}") == 90
         statistics = cluster.statistics()
         assert (statistics.failed, statistics.succeeded, statistics.retried) == (10, 92, 0)
@@ -168,7 +168,7 @@ async def test_a_duplicate_key_says_so(server: LocalNode) -> None:
         with pytest.raises(psycopg.errors.UniqueViolation) as caught:
             await cluster.execute(f"INSERT INTO {table} VALUES (1)")
         assert caught.value.diag.constraint_name == f"{table}_pkey"
-        assert pgha.info(caught.value).outcome == "not applied"
+        assert pgha.error_info(caught.value).outcome == "not applied"
 
 
 async def test_an_error_at_the_sync(server: LocalNode) -> None:
@@ -180,7 +180,7 @@ async def test_an_error_at_the_sync(server: LocalNode) -> None:
         for _ in range(5):
             with pytest.raises(psycopg.errors.UniqueViolation) as caught:
                 await cluster.execute(f"INSERT INTO {table} VALUES (1)")
-            assert pgha.info(caught.value).outcome == "not applied"
+            assert pgha.error_info(caught.value).outcome == "not applied"
             with pytest.raises(psycopg.errors.UniqueViolation):
                 await cluster.execute_batch(
                     [f"INSERT INTO {table} VALUES (2)", f"INSERT INTO {table} VALUES (1)"]
@@ -223,7 +223,7 @@ async def test_a_batch_that_fails_in_the_middle(server: LocalNode, framed: bool)
             neighbours = [cluster.submit("SELECT %s::int", [i]) for i in range(5)]
             with pytest.raises(psycopg.errors.DivisionByZero) as caught:
                 await cluster.execute_batch(statements)
-            assert pgha.info(caught.value) == pgha.Info(server.name, failing, 1, "not applied")
+            assert pgha.error_info(caught.value) == pgha.ErrorInfo(server.name, failing, 1, "not applied")
             neighbours += [cluster.submit("SELECT %s::int", [5 + i]) for i in range(5)]
             assert [(await one).value() for one in neighbours] == list(range(10))
         assert await cluster.fetch_value(f"SELECT count(*) FROM {table}") == 0
@@ -387,7 +387,7 @@ async def test_a_full_queue() -> None:
         for call in (cluster.fetch, cluster.execute):
             with pytest.raises(pgha.QueueFull) as caught:
                 await call("SELECT 1", timeout=0.05)
-            assert pgha.info(caught.value).outcome == "not applied"
+            assert pgha.error_info(caught.value).outcome == "not applied"
             with anyio.move_on_after(0.02) as scope:
                 await call("SELECT 1")
             assert scope.cancelled_caught
@@ -440,7 +440,7 @@ async def test_on_send_that_raises_fails_its_own_operation(server: LocalNode) ->
         for call in (cluster.fetch, cluster.execute):
             with pytest.raises(LookupError) as caught, anyio.fail_after(PATIENCE):
                 await call("SELECT 1", on_send=fail)
-            assert pgha.info(caught.value).outcome == "not applied"
+            assert pgha.error_info(caught.value).outcome == "not applied"
         with pytest.raises(LookupError):
             await cluster.submit("SELECT 1", on_send=fail)
         assert await cluster.fetch_value("SELECT 1") == 1
@@ -465,8 +465,8 @@ async def test_retries_of_serialization_failures(server: LocalNode) -> None:
             with pytest.raises(psycopg.Error) as caught, anyio.fail_after(PATIENCE):
                 await cluster.execute(f"SELECT {table}_fail(%s, 100)", [state])
             assert caught.value.sqlstate == state
-            assert pgha.info(caught.value).outcome == "not applied"
-            assert 1 < pgha.info(caught.value).attempts < 100
+            assert pgha.error_info(caught.value).outcome == "not applied"
+            assert 1 < pgha.error_info(caught.value).attempts < 100
 
 
 async def test_deadlocks_resolve(server: LocalNode) -> None:

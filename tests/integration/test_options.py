@@ -247,7 +247,7 @@ async def test_routes(server: Node) -> None:
         for call in calls:
             with pytest.raises(pgha.ConfigError, match="no node is called 'nope'") as caught:
                 await call("SELECT 1", route=pgha.pin("nope"))
-            assert pgha.info(caught.value) == pgha.Info(None, None, 0, "not applied")
+            assert pgha.error_info(caught.value) == pgha.ErrorInfo(None, None, 0, "not applied")
             for bad in (server.name, None, 5, pgha.pin):
                 with pytest.raises(pgha.ConfigError, match="a route is"):
                     await call("SELECT 1", route=bad)
@@ -425,7 +425,7 @@ async def test_what_no_waiting_mends_is_raised_at_once(
     assert report.reason in str(caught.value)
     assert SECRET not in _told(caught.value)
     assert SECRET not in caplog.text
-    assert pgha.info(caught.value).outcome == "not applied"
+    assert pgha.error_info(caught.value).outcome == "not applied"
 
 
 async def test_an_unknown_role(server: Node) -> None:

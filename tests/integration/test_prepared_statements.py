@@ -154,7 +154,7 @@ async def test_a_failed_parse_leaves_the_name_free(server: LocalNode) -> None:
             for call in (cluster.fetch, cluster.execute):
                 with pytest.raises(psycopg.errors.UndefinedTable) as caught:
                     await call(query, [0])
-                assert pgha.info(caught.value) == pgha.Info(server.name, 0, 1, "not applied")
+                assert pgha.error_info(caught.value) == pgha.ErrorInfo(server.name, 0, 1, "not applied")
         failing = [cluster.submit(query, [0], read=i % 2 == 0) for i in range(50)]
         for one in failing:
             with pytest.raises(psycopg.errors.UndefinedTable):
@@ -182,7 +182,7 @@ async def test_a_failed_parse_in_a_batch(server: LocalNode) -> None:
                             ("SELECT %s::text", ["a"]),
                         ]
                     )
-                assert pgha.info(caught.value).statement == len(start) + 1
+                assert pgha.error_info(caught.value).statement == len(start) + 1
                 results = await cluster.execute_batch(
                     [*start, ("SELECT %s::int", [number]), ("SELECT %s::text", ["a"])]
                 )
@@ -348,7 +348,7 @@ async def test_a_parameter_changes_its_type(server: LocalNode) -> None:
             try:
                 await cluster.execute(query, [f"word {number}"])
             except psycopg.errors.InvalidTextRepresentation as error:
-                assert pgha.info(error).outcome == "not applied"
+                assert pgha.error_info(error).outcome == "not applied"
                 failures += 1
         assert failures <= 1
         assert await cluster.fetch_value(f"SELECT count(*) FROM {table}") == 13 - failures

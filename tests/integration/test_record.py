@@ -208,7 +208,7 @@ async def test_the_legs_of_a_race_that_was_given_up(way: str) -> None:
         with pytest.raises(pgha.Error) as caught, within():
             await operation
         assert sorted(told(operation.record)) == [("n1", None), ("n2", None)]
-        assert pgha.info(caught.value).attempts == 2
+        assert pgha.error_info(caught.value).attempts == 2
         for node in nodes:
             await stopped(node, text)
 
@@ -229,7 +229,7 @@ async def test_time_never_runs_backwards(server: Node) -> None:
                 try:
                     result = await operation
                 except psycopg.errors.UniqueViolation as error:
-                    one.failed(error, pgha.info(error).outcome, record=operation.record)
+                    one.failed(error, pgha.error_info(error).outcome, record=operation.record)
                 else:
                     one.acknowledged(node=result.node, record=operation.record)
                 assert in_order(operation.record)

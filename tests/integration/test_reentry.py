@@ -188,7 +188,7 @@ async def test_a_write_that_is_cancelled_when_it_is_about_to_be_sent(server: Loc
                 await before
                 with pytest.raises(pgha.OperationCancelled) as caught:
                     await submitted[0]
-            assert pgha.info(caught.value).outcome == "not applied"
+            assert pgha.error_info(caught.value).outcome == "not applied"
             assert (await cluster.execute(f"SELECT count(*) FROM {table}")).value() == 0
             assert (cluster.statistics().cancelled, cluster.statistics().cancels_sent) == (1, 0)
 

@@ -55,7 +55,7 @@ async def test_refused_before_sending(server: LocalNode, query: str) -> None:
         for call in (cluster.fetch, cluster.execute):
             with pytest.raises(pgha.SessionRequired) as caught:
                 await call(query)
-            assert pgha.info(caught.value) == pgha.Info(None, None, 0, "not applied")
+            assert pgha.error_info(caught.value) == pgha.ErrorInfo(None, None, 0, "not applied")
             assert len(str(caught.value)) > 40, "it says what to do instead"
         with pytest.raises(pgha.SessionRequired):
             cluster.submit(query)
@@ -154,7 +154,7 @@ async def test_procedures_that_commit(server: LocalNode) -> None:
         # What failed behind its own COMMIT is not proven.
         with pytest.raises(psycopg.Error) as caught:
             await cluster.execute(f"DO $$ BEGIN INSERT INTO {name}_t VALUES (5); COMMIT; PERFORM 1/0; END $$")
-        assert pgha.info(caught.value).outcome == "in doubt"
+        assert pgha.error_info(caught.value).outcome == "in doubt"
         # In a batch, the frame keeps it from committing.
         with pytest.raises(psycopg.errors.InvalidTransactionTermination):
             await cluster.execute_batch([f"CALL {name}(7)", "SELECT 1"])
@@ -203,7 +203,7 @@ async def test_a_framed_batch_that_fails_leaves_the_lane_usable(server: LocalNod
         for _ in range(10):
             with pytest.raises(psycopg.errors.DivisionByZero) as caught:
                 await cluster.execute_batch(["SAVEPOINT a", "SELECT 1/0", "SELECT 2"])
-            assert pgha.info(caught.value).statement == 1
+            assert pgha.error_info(caught.value).statement == 1
             with pytest.raises(psycopg.errors.InvalidSavepointSpecification):
                 await cluster.execute_batch(["SAVEPOINT a", "ROLLBACK TO b"])
             assert (await cluster.execute("SELECT 1")).value() == 1
@@ -272,7 +272,7 @@ async def test_reads_are_read_only(server: LocalNode) -> None:
                 ):
                     await cluster.fetch(query, route=route)
                 assert any("execute" in one for one in caught.value.__notes__)
-                assert pgha.info(caught.value).outcome == "not applied"
+                assert pgha.error_info(caught.value).outcome == "not applied"
         assert await cluster.fetch_value(f"SELECT count(*) FROM {table}") == 0
         assert (await cluster.execute(f"SELECT {table}_f()")).value() == 1
 
@@ -287,7 +287,7 @@ async def test_statement_timeout_of_an_operation(server: LocalNode, read: bool) 
                 await call("SELECT pg_sleep(10)", statement_timeout=0.1)
             assert 0.09 < time.monotonic() - begun < 2
             assert caught.value.sqlstate == "57014"
-            assert pgha.info(caught.value) == pgha.Info(server.name, 0, 1, "not applied")
+            assert pgha.error_info(caught.value) == pgha.ErrorInfo(server.name, 0, 1, "not applied")
             assert (await call("SHOW statement_timeout")).value() == "0"
             assert len(await call("SELECT pg_sleep(0.15)")) == 1
         assert (await call("SHOW statement_timeout", statement_timeout=5)).value() == "5s"
@@ -301,7 +301,7 @@ async def test_statement_timeout_of_a_batch(server: LocalNode) -> None:
             with pytest.raises(psycopg.errors.QueryCanceled) as caught:
                 await cluster.execute_batch(batch, statement_timeout=0.1)
             assert time.monotonic() - begun < 2
-            assert pgha.info(caught.value).statement == 1
+            assert pgha.error_info(caught.value).statement == 1
         assert (await cluster.execute("SHOW statement_timeout")).value() == "0"
 
 

@@ -49,7 +49,7 @@ async def test_two_timers_of_one_operation_at_the_same_moment() -> None:
                 for _ in range(3):
                     with pytest.raises(expected) as caught:
                         await call("SELECT 1", timeout=0.2)
-                    assert pgha.info(caught.value).outcome == "not applied"
+                    assert pgha.error_info(caught.value).outcome == "not applied"
             # Time goes on: another deadline is kept.
             with pytest.raises(pgha.OperationTimeout):
                 await cluster.fetch("SELECT 1", timeout=0.05)
@@ -243,7 +243,7 @@ async def test_an_exception_that_takes_no_attributes(server: Node, kind: Callabl
                 with within(), pytest.raises(kind) as caught:  # type: ignore[call-overload]
                     await call("SELECT 1", **options)
                 assert caught.value is error
-                assert isinstance(pgha.info(caught.value), pgha.Info)
+                assert isinstance(pgha.error_info(caught.value), pgha.ErrorInfo)
         neighbours = [cluster.submit("SELECT %s::int", [i]) for i in range(5)]
         failing = cluster.submit("SELECT 1", row_factory=fail)
         neighbours += [cluster.submit("SELECT %s::int", [5 + i]) for i in range(5)]
@@ -273,7 +273,7 @@ async def test_on_send_that_cancels_its_own_operation(server: Node, read: bool) 
         with within():
             with pytest.raises(pgha.OperationCancelled) as caught:
                 await box[0]
-            assert pgha.info(caught.value).attempts == 0
+            assert pgha.error_info(caught.value).attempts == 0
             await head
             assert (await behind).value() == 7
         assert len(sent) == 1

@@ -29,7 +29,9 @@ async def test_a_running_operation(server: Node, read: bool) -> None:
             assert 0.09 < time.monotonic() - begun < 5
             assert isinstance(caught.value, TimeoutError)
             assert isinstance(caught.value, psycopg.Error)
-            assert pgha.info(caught.value) == pgha.Info(server.name, None if read else 0, 1, "not applied")
+            assert pgha.error_info(caught.value) == pgha.ErrorInfo(
+                server.name, None if read else 0, 1, "not applied"
+            )
             await stopped(server, text)
             assert (await call("SELECT 1")).value() == 1
         assert cluster.statistics().timed_out == 3
@@ -105,7 +107,7 @@ async def test_a_frozen_backend_that_thaws_after_its_caller_gave_up() -> None:
             with pytest.raises(pgha.CommitInDoubt) as caught:
                 await cluster.execute("INSERT INTO t VALUES (1)", timeout=0.2)
             assert time.monotonic() - begun < 5
-            assert pgha.info(caught.value) == pgha.Info(node.name, None, 1, "in doubt")
+            assert pgha.error_info(caught.value) == pgha.ErrorInfo(node.name, None, 1, "in doubt")
             with pytest.raises(pgha.OperationTimeout):
                 read_pid = await cluster.fetch_value("SELECT pg_backend_pid()")
                 await node.freeze_backend(read_pid)
@@ -138,7 +140,7 @@ async def test_never_sent() -> None:
             for call in (cluster.fetch, cluster.execute):
                 with pytest.raises(pgha.OperationTimeout) as caught:
                     await call("SELECT 1", timeout=0.05)
-                assert pgha.info(caught.value) == pgha.Info(None, None, 0, "not applied")
+                assert pgha.error_info(caught.value) == pgha.ErrorInfo(None, None, 0, "not applied")
             with pytest.raises(pgha.OperationTimeout):
                 await cluster.submit("SELECT 1", timeout=0)
             assert cluster.statistics().queued == 0

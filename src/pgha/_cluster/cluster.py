@@ -183,7 +183,8 @@ class Cluster(Generic[Row]):
         """Run several statements as one transaction, in one round trip; one `Result` for each.
 
         A statement is a query, or a pair of query and parameters. All are applied, or none; an error's
-        `info` tells the index of the statement that failed. ``statement_timeout`` holds for each of them.
+        `error_info` tells the index of the statement that failed. ``statement_timeout`` holds for each of
+        them.
         """
         await checkpoint_if_cancelled()
         request = self._maker.batch(

@@ -15,7 +15,7 @@ from pgha._errors import (
     CommitInDoubt,
     ConfigError,
     Error,
-    Info,
+    ErrorInfo,
     LedgerError,
     OperationCancelled,
     OperationTimeout,
@@ -268,12 +268,12 @@ def in_doubt(operation: Operation[Any], reason: str) -> CommitInDoubt:
 def note(
     error: BaseException, operation: Operation[Any], outcome: Outcome, statement: int | None = None
 ) -> None:
-    """Fix what is known to the error, for `pgha.info`."""
+    """Fix what is known to the error, for `pgha.error_info`."""
     attempts = operation.attempts
     node = attempts[-1].node if attempts else None
     if not operation.request.batch:
         statement = None if statement is None else 0
-    annotate(error, Info(node, statement, len(attempts), outcome.value))
+    annotate(error, ErrorInfo(node, statement, len(attempts), outcome.value))
 
 
 def _where(operation: Operation[Any]) -> str:

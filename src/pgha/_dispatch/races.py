@@ -15,7 +15,7 @@ import psycopg
 from pgha._core.outcome import Outcome
 from pgha._dispatch.failure import Fate, LegLost, note
 from pgha._dispatch.tracker import Outcomes
-from pgha._errors import NoNodeAvailable, info
+from pgha._errors import NoNodeAvailable, error_info
 from pgha._operation.operation import Keeper, Operation, Stage
 
 
@@ -82,7 +82,7 @@ class Races:
         """An error of SQL is the answer; lost connections alone only mean another try, anywhere."""
         for leg in legs:
             if leg.failure is not None and not _without_answer(leg.failure):
-                note(leg.failure, operation, Outcome.NOT_APPLIED, info(leg.failure).statement)
+                note(leg.failure, operation, Outcome.NOT_APPLIED, error_info(leg.failure).statement)
                 self._outcomes.fail(operation, leg.failure, Outcome.NOT_APPLIED, noted=True)
                 return
         operation.legs = None

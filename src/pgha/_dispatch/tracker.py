@@ -14,7 +14,7 @@ from pgha._core.outcome import Outcome
 from pgha._dispatch.events import EventHub
 from pgha._dispatch.failure import Fate, final_outcome, note
 from pgha._dispatch.timers import Timekeeper
-from pgha._errors import CommitInDoubt, OperationCancelled, OperationTimeout, info
+from pgha._errors import CommitInDoubt, OperationCancelled, OperationTimeout, error_info
 from pgha._operation.in_doubt import Doubt
 from pgha._operation.operation import Operation
 from pgha._types import FailureUnretrieved, OperationInDoubt, OperationResolved, OperationRetried
@@ -78,7 +78,7 @@ class Outcomes:
         if isinstance(error, CommitInDoubt):
             error.record = operation.record
         if operation.gave_up == "cancelled":
-            self._emit_resolved_later(operation, info(error).outcome)
+            self._emit_resolved_later(operation, error_info(error).outcome)
         operation.finish(None, error)
 
     def succeed(self, operation: Operation[Any], result: Any) -> None:
@@ -98,7 +98,7 @@ class Outcomes:
     def left(self, operation: Operation[Any]) -> None:
         """Its caller was leaving when it was done, and does not see how it ended."""
         failure = operation.failure
-        self._emit_resolved_later(operation, "applied" if failure is None else info(failure).outcome)
+        self._emit_resolved_later(operation, "applied" if failure is None else error_info(failure).outcome)
 
     def resolved(self, doubt: Doubt) -> None:
         """What became of a write that had ended in doubt."""

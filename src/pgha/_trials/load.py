@@ -232,7 +232,7 @@ def applied_by(result: pgha.Result[Any], record: pgha.Record) -> str:
 def note_failure(entry: Open, error: psycopg.Error, operation: pgha.Operation[Any] | None = None) -> Ending:
     """Write down what the caller was told: an outcome that pgha stands by."""
     record = operation.record if operation is not None else None
-    entry.failed(error, pgha.info(error).outcome, record=record)
+    entry.failed(error, pgha.error_info(error).outcome, record=record)
     return entry.entry.ending or "lost"
 
 

@@ -20,7 +20,7 @@ class OperationCancelled(errors.OperationCancelled, concurrent.futures.Cancelled
         """For pgha: what the async face would raise."""
         made = cls(*error.args)
         made.__cause__ = error.__cause__
-        errors.annotate(made, errors.info(error))
+        errors.annotate(made, errors.error_info(error))
         return made
 
 

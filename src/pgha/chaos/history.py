@@ -5,7 +5,7 @@
     try:
         result = await operation
     except psycopg.Error as error:
-        one.failed(error, pgha.info(error).outcome, record=operation.record)
+        one.failed(error, pgha.error_info(error).outcome, record=operation.record)
     else:
         one.acknowledged(node=result.node, record=operation.record)
     ...

@@ -418,7 +418,7 @@ def test_what_is_told_to_the_caller_is_true(case: Case) -> None:
     if proof is IN_DOUBT and not case.read:
         assert then not in (Then.FAIL_CANCELLED, Then.FAIL_TIMEOUT, Then.FAIL_LOST)
         if then is Then.FAIL_SQL:
-            # The caller sees the server's own words; `pgha.info` adds that nobody knows.
+            # The caller sees the server's own words; `pgha.error_info` adds that nobody knows.
             assert case.facts.self_committing
     if then is Then.FAIL_IN_DOUBT:
         assert proof is IN_DOUBT and not case.read

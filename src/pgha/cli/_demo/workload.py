@@ -239,7 +239,7 @@ class _Writer:
         try:
             result = await operation
         except psycopg.Error as error:
-            write.failed(error, pgha.info(error).outcome, record=operation.record)
+            write.failed(error, pgha.error_info(error).outcome, record=operation.record)
             raise
         write.acknowledged(node=result.node, record=operation.record)
         return result
