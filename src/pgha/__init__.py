@@ -42,7 +42,7 @@ from pgha._types import OperationRetried as OperationRetried
 from pgha._types import Pin as Pin
 from pgha._types import Record as Record
 from pgha._types import RoleChanged as RoleChanged
-from pgha._types import Sent as Sent
+from pgha._types import SendInfo as SendInfo
 from pgha._types import Statistics as Statistics
 from pgha._types import fastest as fastest
 from pgha._types import nearest as nearest
@@ -86,7 +86,7 @@ __all__ = [
     "Result",
     "RoleChanged",
     "RowsLost",
-    "Sent",
+    "SendInfo",
     "SetupConnection",
     "Statistics",
     "Attempt",

@@ -61,7 +61,7 @@ def fastest() -> Fastest:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Sent:
+class SendInfo:
     """What an ``on_send`` callback is told, each time its operation is about to be handed to a node.
 
     Where the connection turns out to have ended, or to be taken, it is told again, of the same ``attempt``.
@@ -102,7 +102,7 @@ class Evidence:
 
     reason: str
     """What ended it, on one line: the server's or libpq's own words."""
-    handed: Literal["nothing", "part", "whole"]
+    sent: Literal["nothing", "part", "whole"]
     """How much of it libpq was given; a part never has what would commit it."""
     completed: int
     """Statements that the server said were done, pgha's own included; that alone proves nothing."""

@@ -108,7 +108,7 @@ async def test_idempotent_writers() -> None:
                         return
                     key = f"{number}-{turn}"
 
-                    def sent(what: pgha.Sent, key: str = key) -> None:
+                    def sent(what: pgha.SendInfo, key: str = key) -> None:
                         attempts[key] = what.attempt
 
                     result: pgha.Result[Any] = await cluster.execute(

@@ -33,7 +33,7 @@ async def two_nodes(nodes: Any, cluster: pgha.Cluster) -> tuple[Node, Node]:
 async def test_a_key_that_no_server_was_told_is_not_shown(version: int) -> None:
     """Given again, it would have doubled the write."""
     async with one_node(version, SLOW_COMMIT, installed=False, ledger="auto") as (node, cluster):
-        told: list[pgha.Sent] = []
+        told: list[pgha.SendInfo] = []
         operation = cluster.submit("INSERT INTO slow VALUES (1, 0.5)", on_send=told.append)
         lose(cluster, node.name, await napping(node))
         with pytest.raises(pgha.CommitInDoubt) as caught, within():

@@ -166,7 +166,7 @@ async def test_masters_and_a_deadline(version: int) -> None:
                 await operation
             error = caught.value
             assert (error.idempotency_key, error.node, error.attempts) == (key, first.name, 1)
-            assert error.evidence is not None and error.evidence.handed == "whole"
+            assert error.evidence is not None and error.evidence.sent == "whole"
             assert error.record is not None and error.record.attempts[0].outcome == "in doubt"
             assert await error.resolve(timeout=0.1) == "in doubt"
             async with cluster.events() as events:

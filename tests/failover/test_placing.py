@@ -189,7 +189,7 @@ async def test_a_node_that_is_removed_twice_at_once() -> None:
         pinned = pgha.pin(second.name)
         running = cluster.submit(f"SELECT pg_sleep(0.7) /* {text} */", read=True, route=pinned)
         await started(second, text)
-        sent: list[pgha.Sent] = []
+        sent: list[pgha.SendInfo] = []
         with within():
             async with anyio.create_task_group() as group:
                 group.start_soon(cluster.remove_node, second.name)

@@ -219,7 +219,7 @@ async def test_connections_that_were_cut_before_do_not_count(server: LocalNode) 
     async with two_proxies(server) as (cluster, cut):
         told: list[str] = []
 
-        def on_send(sent: pgha.Sent) -> None:
+        def on_send(sent: pgha.SendInfo) -> None:
             told.append(cluster.nodes[sent.node].state)
 
         for _ in range(20):

@@ -414,7 +414,7 @@ async def test_a_full_queue_makes_execute_wait(server: LocalNode) -> None:
 async def test_on_send_sees_each_attempt(server: LocalNode) -> None:
     text = unique("sleep")
     async with cluster_of(server) as cluster:
-        sent: list[pgha.Sent] = []
+        sent: list[pgha.SendInfo] = []
         await cluster.fetch("SELECT %s::text", ["a"], on_send=sent.append)
         assert [(one.node, one.attempt) for one in sent] == [(server.name, 1)]
         ((query, params),) = sent[0].statements
@@ -433,7 +433,7 @@ async def test_on_send_sees_each_attempt(server: LocalNode) -> None:
 
 
 async def test_on_send_that_raises_fails_its_own_operation(server: LocalNode) -> None:
-    def fail(sent: pgha.Sent) -> None:
+    def fail(sent: pgha.SendInfo) -> None:
         raise LookupError(sent.node)
 
     async with cluster_of(server) as cluster:

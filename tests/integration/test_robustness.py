@@ -260,11 +260,11 @@ async def test_on_send_that_cancels_its_own_operation(server: Node, read: bool) 
     """It is not sent, then."""
     text = unique("text")
     async with cluster_of(server, read_connections=1, _tuning=ONE_AT_A_TIME) as cluster:
-        sent: list[pgha.Sent] = []
+        sent: list[pgha.SendInfo] = []
         head = cluster.submit("SELECT pg_sleep(0.05)", read=read)
         box: list[pgha.Operation[Any]] = []
 
-        def leave(one: pgha.Sent) -> None:
+        def leave(one: pgha.SendInfo) -> None:
             sent.append(one)
             box[0].cancel()
 
@@ -292,7 +292,7 @@ async def test_on_send_that_submits_others(server: Node, read: bool, ends: str) 
         await cluster.execute(f"CREATE TABLE {table} (id int)")
         more: list[tuple[int, pgha.Operation[pgha.Result[Any]]]] = []
 
-        def submit(_: pgha.Sent) -> None:
+        def submit(_: pgha.SendInfo) -> None:
             for other in (read, not read):
                 number = 1000 + len(more)
                 more.append((number, cluster.submit("SELECT %s::int", [number], read=other)))
@@ -326,7 +326,7 @@ async def test_what_must_be_alone_is_alone_whatever_on_send_submits(server: Node
             assert len(slots) <= 1 or not any(slot.alone for slot in slots)
 
         def submit(query: str, *more: str) -> None:
-            def on_send(_: pgha.Sent) -> None:
+            def on_send(_: pgha.SendInfo) -> None:
                 for one in more:
                     submit(one)
                 look()

@@ -36,7 +36,7 @@ from pgha._node.node import Node
 from pgha._operation.in_doubt import Doubt
 from pgha._operation.operation import KINDS, Kind, Operation, Stage
 from pgha._options import Options
-from pgha._types import ClockSkewed, ConnectionLost, Fastest, NodeChanged, Pin, RoleChanged, Sent
+from pgha._types import ClockSkewed, ConnectionLost, Fastest, NodeChanged, Pin, RoleChanged, SendInfo
 from pgha._wire import PGresult
 from pgha._wire.loops import current_loop, uninterrupted
 
@@ -245,7 +245,7 @@ class Dispatcher:
         try:
             if request.on_send is not None:
                 request.on_send(
-                    Sent(node, len(operation.attempts) + 1, pairs, self._key_for(operation, node))
+                    SendInfo(node, len(operation.attempts) + 1, pairs, self._key_for(operation, node))
                 )
         except BaseException as error:  # noqa: BLE001 - the user's callback: its error goes to its operation
             if operation.stage is not Stage.DONE:

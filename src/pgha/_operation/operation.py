@@ -14,7 +14,7 @@ from pgha._core.outcome import GaveUp, Outcome
 from pgha._core.pace import Pace
 from pgha._operation.in_doubt import Doubt
 from pgha._operation.key import Keyed
-from pgha._types import Attempt, Evidence, Fastest, Nearest, Pin, Record, Sent
+from pgha._types import Attempt, Evidence, Fastest, Nearest, Pin, Record, SendInfo
 from pgha._wire.compiler import Statement
 from pgha._wire.link import NO_EXTRAS, Extras
 from pgha._wire.loops import Loop, Waiter, uninterrupted
@@ -40,7 +40,7 @@ class Request:
     self_committing: bool = False
     extras: Extras = NO_EXTRAS
     timeout: float | None = None
-    on_send: Callable[[Sent], object] | None = None
+    on_send: Callable[[SendInfo], object] | None = None
     pace: Pace | None = None
     """Of its only statement; None for a batch."""
     keyed: Keyed | None = None

@@ -15,7 +15,7 @@ from pgha._errors import ConfigError, SessionRequired
 from pgha._operation.key import Keyed, checked, keyed, may_be_keyed, new_idempotency_key
 from pgha._operation.operation import Request
 from pgha._options import Options, seconds, statement_limit
-from pgha._types import Fastest, Nearest, Pin, Sent
+from pgha._types import Fastest, Nearest, Pin, SendInfo
 from pgha._wire.compiler import AnyParams, AnyQuery, Compiler, Statement
 from pgha._wire.link import NO_EXTRAS, Extras
 
@@ -31,7 +31,7 @@ class Default(enum.Enum):
 
 DEFAULT: Final = Default.DEFAULT
 Seconds: TypeAlias = float | Default | None
-OnSend: TypeAlias = Callable[[Sent], object]
+OnSend: TypeAlias = Callable[[SendInfo], object]
 BatchItem: TypeAlias = AnyQuery | tuple[AnyQuery, AnyParams | None]
 
 
