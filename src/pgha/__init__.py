@@ -34,7 +34,7 @@ from pgha._types import Evidence as Evidence
 from pgha._types import FailureUnretrieved as FailureUnretrieved
 from pgha._types import Fastest as Fastest
 from pgha._types import Nearest as Nearest
-from pgha._types import NodeChanged as NodeChanged
+from pgha._types import NodeStateChanged as NodeStateChanged
 from pgha._types import NodeStatus as NodeStatus
 from pgha._types import OperationInDoubt as OperationInDoubt
 from pgha._types import OperationResolved as OperationResolved
@@ -69,7 +69,7 @@ __all__ = [
     "Nearest",
     "NoNodeAvailable",
     "Node",
-    "NodeChanged",
+    "NodeStateChanged",
     "NodeReport",
     "NodeStatus",
     "SessionRequired",

@@ -207,7 +207,7 @@ class Event:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeChanged(Event):
+class NodeStateChanged(Event):
     """A node entered another state."""
 
     state: State

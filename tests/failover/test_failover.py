@@ -565,7 +565,7 @@ async def test_a_blocked_loop_kills_no_node(nodes_used: int) -> None:
                 except anyio.WouldBlock:
                     break
             assert not [one for one in seen if isinstance(one, pgha.ConnectionLost)]
-            assert not [one for one in seen if isinstance(one, pgha.NodeChanged) and one.state == "down"]
+            assert not [one for one in seen if isinstance(one, pgha.NodeStateChanged) and one.state == "down"]
 
 
 async def test_a_loop_blocked_again_and_again() -> None:
@@ -597,7 +597,7 @@ async def test_events_tell_what_happened() -> None:
             async for event in events:
                 lost += isinstance(event, pgha.ConnectionLost)
                 retried += isinstance(event, pgha.OperationRetried)
-                if isinstance(event, pgha.NodeChanged):
+                if isinstance(event, pgha.NodeStateChanged):
                     moves.append((event.node, event.before, event.state))
         assert lost >= 2
         assert retried >= 1

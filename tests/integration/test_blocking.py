@@ -579,7 +579,7 @@ def test_events(server: LocalNode, backend: Backend) -> None:
         with cluster.events() as events:
             cluster.add_node(pgha.Node("host=127.0.0.1 port=1", "absent"))
             event = next(one for one in events if one.node == "absent")
-            assert isinstance(event, pgha.NodeChanged)
+            assert isinstance(event, pgha.NodeStateChanged)
         assert list(events) == []
     assert next(one for one in rest if one.node == "absent") == event
 

@@ -396,7 +396,7 @@ async def test_passwords_stay_inside(guarded: Node, caplog: pytest.LogCaptureFix
             with anyio.move_on_after(0.1):
                 async for event in events:
                     told.append(f"{event} {event!r} {dataclasses.astuple(event)}")
-    assert any("NodeChanged" in one for one in told)
+    assert any("NodeStateChanged" in one for one in told)
     assert any("ConnectionLost" in one for one in told)
     assert SECRET not in "\n".join(told)
     assert SECRET not in caplog.text

@@ -380,7 +380,7 @@ async def test_a_role_that_may_not_end_backends(caplog: pytest.LogCaptureFixture
                 assert await cluster.fetch_value("SELECT 1") == 1
             while events.statistics().current_buffer_used:
                 event = events.receive_nowait()
-                assert not isinstance(event, pgha.NodeChanged), event
+                assert not isinstance(event, pgha.NodeStateChanged), event
             # So that the exit wants to end a backend.
             left = cluster.submit(f"SELECT pg_sleep(60) /* {text} */", read=True)
             await started(node, text)

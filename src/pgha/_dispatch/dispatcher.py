@@ -36,7 +36,7 @@ from pgha._node.node import Node
 from pgha._operation.in_doubt import Doubt
 from pgha._operation.operation import KINDS, Kind, Operation, Stage
 from pgha._options import Options
-from pgha._types import ClockSkewed, ConnectionLost, Fastest, NodeChanged, Pin, RoleChanged, SendInfo
+from pgha._types import ClockSkewed, ConnectionLost, Fastest, NodeStateChanged, Pin, RoleChanged, SendInfo
 from pgha._wire import PGresult
 from pgha._wire.loops import current_loop, uninterrupted
 
@@ -404,7 +404,9 @@ class Dispatcher:
         now, events = self._clock(), self.outcomes.events
         if moved.state_changed:
             events.emit(
-                NodeChanged(at=now, node=node.name, state=moved.after, before=moved.before, reason=reason)
+                NodeStateChanged(
+                    at=now, node=node.name, state=moved.after, before=moved.before, reason=reason
+                )
             )
         if moved.role_changed:
             events.emit(RoleChanged(at=now, node=node.name, role=moved.role, before=moved.role_before))

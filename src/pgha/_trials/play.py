@@ -156,7 +156,7 @@ async def _watch(events: AsyncIterable[pgha.Event], field: Field) -> None:
         field.shown.append(repr(event))
         if isinstance(event, pgha.OperationResolved):
             field.load.told(event)
-        if isinstance(event, pgha.NodeChanged | pgha.RoleChanged) and event.node is not None:
+        if isinstance(event, pgha.NodeStateChanged | pgha.RoleChanged) and event.node is not None:
             status = field.cluster.nodes[event.node]
             field.sightings.append(Sighting(event.at, event.node, status.state, status.role))
 

@@ -48,8 +48,8 @@ def status(name: str, state: str = "up", latency: float | None = 0.0012) -> pgha
     )
 
 
-def changed(node: str, before: str, state: str, reason: str = "") -> pgha.NodeChanged:
-    return pgha.NodeChanged(at=0.0, node=node, state=state, before=before, reason=reason)  # type: ignore[arg-type]
+def changed(node: str, before: str, state: str, reason: str = "") -> pgha.NodeStateChanged:
+    return pgha.NodeStateChanged(at=0.0, node=node, state=state, before=before, reason=reason)  # type: ignore[arg-type]
 
 
 def busy(nodes: int = 3, rate: float = 2345.6) -> Board:
@@ -378,7 +378,10 @@ async def test_a_fault_by_hand_spares_the_last_healthy_node_and_is_healed() -> N
                 with pytest.raises(Refused, match="n2 is the last healthy node"):
                     saboteur.strike("freeze", "n2")
                 async for event in events:
-                    if isinstance(event, pgha.NodeChanged) and (event.node, event.state) == ("n1", "down"):
+                    if isinstance(event, pgha.NodeStateChanged) and (event.node, event.state) == (
+                        "n1",
+                        "down",
+                    ):
                         break
                 await eventually(lambda: not nodes["n1"].running)  # pgha may be the faster one
                 assert nodes["n2"].running and not nodes["n2"].frozen

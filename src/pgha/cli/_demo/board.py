@@ -128,7 +128,7 @@ class Board:
         self.row(node).held = None
         self.tell(at, "back", f"{node} is back after {in_words(away)}", "back")
 
-    def changed(self, at: float, event: pgha.NodeChanged, arrow: str) -> None:
+    def changed(self, at: float, event: pgha.NodeStateChanged, arrow: str) -> None:
         """A line for a node's whole way down, with the first reason: the steps follow each other at once, and
         what came of the first tells no more.
         """

@@ -115,7 +115,7 @@ def log_counted(recorder: Recorder) -> Iterator[None]:
 
 async def _tell_changes(events: AsyncIterable[pgha.Event], recorder: Recorder, view: View) -> None:
     async for event in events:
-        if isinstance(event, pgha.NodeChanged):
+        if isinstance(event, pgha.NodeStateChanged):
             view.changed(event.at - recorder.started, event)
 
 

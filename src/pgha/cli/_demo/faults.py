@@ -180,7 +180,11 @@ class Saboteur:
                 if cluster.nodes[name].state == "up":
                     return
                 async for event in events:
-                    if isinstance(event, pgha.NodeChanged) and event.node == name and event.state == "up":
+                    if (
+                        isinstance(event, pgha.NodeStateChanged)
+                        and event.node == name
+                        and event.state == "up"
+                    ):
                         return
         self._recorder.complain(f"{name} is back, and pgha did not use it for {_PATIENCE:g} s")
 

@@ -159,7 +159,7 @@ class LiveView:
     def back(self, node: str, at: float, away: float) -> None:
         self._board.back(node, at, away)
 
-    def changed(self, at: float, event: pgha.NodeChanged) -> None:
+    def changed(self, at: float, event: pgha.NodeStateChanged) -> None:
         self._board.changed(at, event, self._glyphs.arrow)
 
     def result(self, summary: Summary) -> None:

@@ -78,7 +78,7 @@ class View(Protocol):
         """pgha uses it again, `away` seconds after the fault."""
         ...
 
-    def changed(self, at: float, event: pgha.NodeChanged) -> None:
+    def changed(self, at: float, event: pgha.NodeStateChanged) -> None:
         """pgha holds another opinion of a node."""
         ...
 
@@ -112,7 +112,7 @@ class _Quiet:
     def back(self, node: str, at: float, away: float) -> None:
         pass
 
-    def changed(self, at: float, event: pgha.NodeChanged) -> None:
+    def changed(self, at: float, event: pgha.NodeStateChanged) -> None:
         pass
 
 
@@ -136,7 +136,7 @@ class PlainView(_Quiet):
         remark = ", which takes the writes" if fault.at_writer else ""
         self._at(fault.at, f"---- {fault.kind} {fault.node}{remark}")
 
-    def changed(self, at: float, event: pgha.NodeChanged) -> None:
+    def changed(self, at: float, event: pgha.NodeStateChanged) -> None:
         reason = f" ({event.reason})" if event.reason else ""
         self._at(at, f"     {event.node}: {event.before} -> {event.state}{reason}")
 
