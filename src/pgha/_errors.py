@@ -39,13 +39,13 @@ class NodeReport:
     name: str
     state: str
     """``connecting``, ``up``, ``suspect``, ``down`` or ``rejected``, as in `NodeStatus`."""
-    down_for: float
+    state_for: float
     """Seconds since the node entered that state."""
     reason: str
     """The last failure in the words of the server or of libpq; never holds a password."""
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.state} for {self.down_for:.1f} s ({self.reason or 'no failure seen'})"
+        return f"{self.name}: {self.state} for {self.state_for:.1f} s ({self.reason or 'no failure seen'})"
 
 
 class Error(psycopg.Error):

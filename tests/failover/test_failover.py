@@ -255,7 +255,7 @@ async def test_no_node_available_lists_them_all() -> None:
             for report in caught.value.nodes:
                 assert report.state == "down"
                 assert report.reason
-                assert report.down_for >= 0
+                assert report.state_for >= 0
                 assert report.name in str(caught.value)
             assert pgha.error_info(caught.value) == pgha.ErrorInfo(None, None, 0, "not applied")
 

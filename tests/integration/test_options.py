@@ -421,7 +421,7 @@ async def test_what_no_waiting_mends_is_raised_at_once(
     (report,) = caught.value.nodes
     assert (report.name, report.state) == ("n1", "rejected")
     assert reason in report.reason
-    assert f"n1: refused for {report.down_for:.1f} s" in str(caught.value)
+    assert f"n1: refused for {report.state_for:.1f} s" in str(caught.value)
     assert report.reason in str(caught.value)
     assert SECRET not in _told(caught.value)
     assert SECRET not in caplog.text
