@@ -17,7 +17,7 @@ import pytest
 from support.common import PATIENCE, eventually, started
 from support.witness import MISFIT, Witness, applied, terminate, waits, witnessed
 
-from pgha._core.outcome import LINES, Facts, Handed, Line, Outcome, outcome
+from pgha._core.outcome import RULES, Facts, Handed, Outcome, Rule, outcome
 from pgha.chaos import Cut, Node, Proxy, replicas, standalone
 
 pytestmark = pytest.mark.anyio
@@ -367,21 +367,21 @@ async def the_second_statement_could_not_be_sent(version: int) -> Seen:
 async def test_the_line_is_true_and_decides(version: int, evidence: str, of: Situation) -> None:
     with anyio.fail_after(6 * PATIENCE):
         seen = await of(version)
-    (line,) = [one for one in LINES if one.evidence == evidence]
+    (line,) = [one for one in RULES if one.evidence == evidence]
     assert outcome(seen.facts) is line.proves
     assert _deciding(seen.facts) is line, "another line spoke before it"
-    without = [one for one in LINES if one is not line and one.evidence not in seen.shared]
+    without = [one for one in RULES if one is not line and one.evidence not in seen.shared]
     assert outcome(seen.facts, without) is not line.proves, "the others say the same"
     if line.proves is not Outcome.IN_DOUBT:
         assert seen.applied is (line.proves is Outcome.APPLIED)
 
 
-def _deciding(facts: Facts) -> Line:
-    return next(line for line in LINES if line.holds(facts))
+def _deciding(facts: Facts) -> Rule:
+    return next(line for line in RULES if line.holds(facts))
 
 
 def test_every_line_has_a_situation() -> None:
-    assert {line.evidence for line in LINES} == {evidence for evidence, _ in SITUATIONS}
+    assert {line.evidence for line in RULES} == {evidence for evidence, _ in SITUATIONS}
 
 
 @pytest.mark.parametrize("version", [16, 18])
@@ -395,5 +395,5 @@ async def test_the_connection_ended_without_these(version: int) -> None:
         proxy.reset()
         facts = await witness.told(operation)
     assert facts == Facts()
-    assert not any(line.holds(facts) for line in LINES)
+    assert not any(line.holds(facts) for line in RULES)
     assert outcome(facts) is Outcome.IN_DOUBT

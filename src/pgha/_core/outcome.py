@@ -109,7 +109,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Rule:
     """A line of the table at the head of this file."""
 
     evidence: str
@@ -127,24 +127,24 @@ def _commit_panicked(facts: Facts) -> bool:
     return panicked and facts.framed and facts.completed >= facts.statements - 1
 
 
-LINES: tuple[Line, ...] = (
-    Line("nothing was handed to libpq", lambda f: f.handed is Handed.NOTHING, Outcome.NOT_APPLIED),
-    Line("unreplicated", lambda f: f.unreplicated, Outcome.IN_DOUBT),
-    Line("framed: COMMIT", lambda f: f.framed and f.commit_tag == "COMMIT", Outcome.APPLIED),
-    Line(
+RULES: tuple[Rule, ...] = (
+    Rule("nothing was handed to libpq", lambda f: f.handed is Handed.NOTHING, Outcome.NOT_APPLIED),
+    Rule("unreplicated", lambda f: f.unreplicated, Outcome.IN_DOUBT),
+    Rule("framed: COMMIT", lambda f: f.framed and f.commit_tag == "COMMIT", Outcome.APPLIED),
+    Rule(
         "framed: ROLLBACK",
         lambda f: f.framed and f.commit_tag is not None and f.commit_tag != "COMMIT",
         Outcome.NOT_APPLIED,
     ),
-    Line("Sync", lambda f: f.synced and f.error is None and not f.framed, Outcome.APPLIED),
-    Line("after a FATAL", lambda f: f.after_fatal and f.error is None, Outcome.NOT_APPLIED),
-    Line("commits by itself", lambda f: f.self_committing and not f.framed, Outcome.IN_DOUBT),
-    Line("without the V field", lambda f: f.error is not None and not f.error.genuine, Outcome.IN_DOUBT),
-    Line("40003 and class 08", lambda f: f.error is not None and f.error.broken_connection, Outcome.IN_DOUBT),
-    Line("FATAL after the last CommandComplete", _fatal_at_the_end, Outcome.IN_DOUBT),
-    Line("PANIC of a frame's COMMIT", _commit_panicked, Outcome.IN_DOUBT),
-    Line("ERROR, or FATAL before the end", lambda f: f.error is not None, Outcome.NOT_APPLIED),
-    Line(
+    Rule("Sync", lambda f: f.synced and f.error is None and not f.framed, Outcome.APPLIED),
+    Rule("after a FATAL", lambda f: f.after_fatal and f.error is None, Outcome.NOT_APPLIED),
+    Rule("commits by itself", lambda f: f.self_committing and not f.framed, Outcome.IN_DOUBT),
+    Rule("without the V field", lambda f: f.error is not None and not f.error.genuine, Outcome.IN_DOUBT),
+    Rule("40003 and class 08", lambda f: f.error is not None and f.error.broken_connection, Outcome.IN_DOUBT),
+    Rule("FATAL after the last CommandComplete", _fatal_at_the_end, Outcome.IN_DOUBT),
+    Rule("PANIC of a frame's COMMIT", _commit_panicked, Outcome.IN_DOUBT),
+    Rule("ERROR, or FATAL before the end", lambda f: f.error is not None, Outcome.NOT_APPLIED),
+    Rule(
         "its Sync was never handed",
         lambda f: f.handed is Handed.PART and not f.framed,
         Outcome.NOT_APPLIED,
@@ -153,9 +153,9 @@ LINES: tuple[Line, ...] = (
 """In the order in which they are asked; the first that holds decides."""
 
 
-def outcome(facts: Facts, lines: Iterable[Line] = LINES) -> Outcome:
+def outcome(facts: Facts, rules: Iterable[Rule] = RULES) -> Outcome:
     """Whether the segment took effect: what the first line that holds proves, else nobody knows."""
-    return next((line.proves for line in lines if line.holds(facts)), Outcome.IN_DOUBT)
+    return next((rule.proves for rule in rules if rule.holds(facts)), Outcome.IN_DOUBT)
 
 
 GaveUp = Literal["cancelled", "timeout"]
