@@ -457,7 +457,7 @@ async def test_waiting_for_room_in_the_queue_when_the_cluster_is_left() -> None:
 
             for call in calls:
                 group.start_soon(ask, call)
-            await eventually(lambda: len(cluster._dispatcher._line._room_waiters) == 3)
+            await eventually(lambda: len(cluster._dispatcher._wait_queue._capacity_waiters) == 3)
     assert refused == 3
     with pytest.raises(pgha.OperationCancelled):
         await queued

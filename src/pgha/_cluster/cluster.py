@@ -97,7 +97,7 @@ class Cluster(Generic[Row]):
         )  # fmt: skip
         started = self._clock()
         if self._dispatcher.full:
-            await self._queue_room(request)
+            await self._wait_for_capacity(request)
         operation: Operation[Result[Any]] = self._begin(request, started)
         return await operation
 
@@ -171,7 +171,7 @@ class Cluster(Generic[Row]):
         )  # fmt: skip
         started = self._clock()
         if self._dispatcher.full:
-            await self._queue_room(request)
+            await self._wait_for_capacity(request)
         operation: Operation[Result[Any]] = self._begin(request, started)
         return await operation
 
@@ -194,7 +194,7 @@ class Cluster(Generic[Row]):
         )  # fmt: skip
         started = self._clock()
         if self._dispatcher.full:
-            await self._queue_room(request)
+            await self._wait_for_capacity(request)
         operation: Operation[list[Result[Any]]] = self._begin(request, started)
         return await operation
 
@@ -235,9 +235,9 @@ class Cluster(Generic[Row]):
         self._dispatcher.start(operation)
         return operation
 
-    async def _queue_room(self, request: Request) -> None:
+    async def _wait_for_capacity(self, request: Request) -> None:
         with anyio.move_on_after(request.timeout) as scope:
-            await self._dispatcher.queue_room()
+            await self._dispatcher.wait_for_capacity()
         if scope.cancelled_caught:
             raise QueueFull(f"the queue stayed full for {request.timeout:g} s, and nothing was sent")
 

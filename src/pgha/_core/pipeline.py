@@ -133,7 +133,7 @@ class Pipeline(Generic[T, S]):
         self._cancel_at = 0.0
         self._cancel_again_at = 0.0
 
-    def room(self, now: float) -> bool:
+    def has_capacity(self, now: float) -> bool:
         """Whether one more may be sent behind what is in flight."""
         if self.gate is not Gate.OPEN:
             return False

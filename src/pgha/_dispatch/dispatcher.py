@@ -28,7 +28,7 @@ from pgha._dispatch.resolution import Resolver
 from pgha._dispatch.retries import Retries
 from pgha._dispatch.timers import Timekeeper
 from pgha._dispatch.tracker import Outcomes
-from pgha._dispatch.wait_queue import Line
+from pgha._dispatch.wait_queue import WaitQueue
 from pgha._errors import ClusterClosed, NodeReport, NoNodeAvailable
 from pgha._node.callbacks import Verdict
 from pgha._node.lane import Lane
@@ -54,8 +54,8 @@ class Dispatcher:
         self._options = options
         self._nodes = nodes
         self._clock = clock
-        self._line = Line(options, nodes, self.times, clock, self)
-        self._shared = self._line.shared
+        self._wait_queue = WaitQueue(options, nodes, self.times, clock, self)
+        self._shared = self._wait_queue.shared
         self._target: dict[Kind, Node | None] = dict.fromkeys(KINDS)
         self._races = Races(self, self, self.outcomes, clock, options.tuning.max_attempts)
         self._resolver = Resolver(self, self, self.outcomes, self.times, clock, options.failover_timeout)
@@ -73,16 +73,16 @@ class Dispatcher:
 
     @property
     def queued(self) -> int:
-        return self._line.length
+        return self._wait_queue.length
 
     @property
     def full(self) -> bool:
-        return self._line.full
+        return self._wait_queue.full
 
-    async def queue_room(self) -> None:
+    async def wait_for_capacity(self) -> None:
         """Wait until the queue takes one more."""
-        while self._line.full and not self.closed:
-            await self._line.room()
+        while self._wait_queue.full and not self.closed:
+            await self._wait_queue.wait_for_capacity()
 
     @uninterrupted
     def start(self, operation: Operation[Any]) -> None:
@@ -131,7 +131,7 @@ class Dispatcher:
         lanes = node.sets[kind]
         if not node.waiting[kind] and (home is not None or not self._shared[kind]):
             pace = operation.request.pace
-            lane = lanes.with_room(now, pack=pace is not None and pace.quick)
+            lane = lanes.with_capacity(now, pack=pace is not None and pace.quick)
             if lane is not None:
                 self._send(lane, node, operation, now)
                 return
@@ -152,7 +152,7 @@ class Dispatcher:
 
     def _place_stranded_again(self) -> None:
         """A node may take now what waits for another of its lineage."""
-        for operation in tuple(self._line.stranded):
+        for operation in tuple(self._wait_queue.stranded):
             if operation.stage is Stage.QUEUED and operation.exact:
                 home = self._in_lineage(operation)
                 node = self._nodes.get(home) if home is not None else None
@@ -162,7 +162,7 @@ class Dispatcher:
                 self.leave_queue(operation)
                 self.place(operation, since, front=True)
             else:
-                self._line.stranded.discard(operation)
+                self._wait_queue.stranded.discard(operation)
 
     def _homeless(self, operation: Operation[Any]) -> None:
         """Its node was removed while it was between two attempts."""
@@ -179,7 +179,7 @@ class Dispatcher:
         self, operation: Operation[Any], node: Node | None, now: float, *, front: bool, feed: bool = True
     ) -> None:
         kind = operation.request.kind
-        self._line.push(operation, now, front=front, served=node is not None and node.serves(kind))
+        self._wait_queue.push(operation, now, front=front, served=node is not None and node.serves(kind))
         if node is None:
             if kind == "write":
                 for one in self._nodes.values():
@@ -193,7 +193,7 @@ class Dispatcher:
 
     def leave_queue(self, operation: Operation[Any]) -> None:
         """Take it out of line, wherever it stands."""
-        self._line.leave(operation)
+        self._wait_queue.leave(operation)
         if operation.alone and (node := self.node_of(operation)) is not None:
             self._mark(node)
 
@@ -289,7 +289,7 @@ class Dispatcher:
             if lane is None:
                 lanes.demand(now, quiet=True)
                 break
-            if not self._send(lane, node, self._line.take(queue), now) or not node.takes(kind):
+            if not self._send(lane, node, self._wait_queue.take(queue), now) or not node.takes(kind):
                 self._dirty.add(node)
                 return
         else:
@@ -297,14 +297,14 @@ class Dispatcher:
         corked: list[Lane] = []
         try:
             while queue := own.usual or shared.usual:
-                lane = lanes.with_room(now)
+                lane = lanes.with_capacity(now)
                 if lane is None:
                     lanes.demand(now, quiet=False)
                     break
                 if not lane.corked:
                     lane.corked = True
                     corked.append(lane)
-                if not self._send(lane, node, self._line.take(queue), now) or not node.takes(kind):
+                if not self._send(lane, node, self._wait_queue.take(queue), now) or not node.takes(kind):
                     # Sending reads, too: the node may be suspect by now, and perhaps another one takes this.
                     self._dirty.add(node)
                     break
@@ -354,8 +354,8 @@ class Dispatcher:
         """It succeeded after all."""
         self.succeeded(lane, operation, results, None)
 
-    def room(self, lane: Lane) -> None:
-        if self._line.length and lane.node in self._nodes:
+    def capacity_freed(self, lane: Lane) -> None:
+        if self._wait_queue.length and lane.node in self._nodes:
             self._mark(self._nodes[lane.node])
 
     def lane_broke(self, lane: Lane, reason: str, *, lost: bool) -> None:
@@ -387,16 +387,16 @@ class Dispatcher:
         return self._target["write"] is None and bool(self._shared["write"])
 
     def pump(self, node: Node) -> None:
-        if self._line.length:
+        if self._wait_queue.length:
             self._mark(node)
 
     def lanes_changed(self, node: Node) -> None:
         self.reroute()
         for kind in KINDS:
             if node.sets[kind].failing:
-                self._line.expire_all_later(node.waiting[kind], None)
+                self._wait_queue.expire_all_later(node.waiting[kind], None)
                 if self._target[kind] is node:
-                    self._line.expire_all_later(self._shared[kind], None)
+                    self._wait_queue.expire_all_later(self._shared[kind], None)
         self._tell_changed()
         self._mark(node)
 
@@ -422,7 +422,7 @@ class Dispatcher:
         for kind in KINDS:
             for queue in node.waiting[kind].queues:
                 for operation in queue.drain():
-                    self._line.out(operation)
+                    self._wait_queue.out(operation)
                     if operation.parent is None and not isinstance(operation.request.route, Pin):
                         operation.home = None
                     if operation.exact:
@@ -448,10 +448,10 @@ class Dispatcher:
             name = choose(views, before.name if before else None, write=kind == "write")
             target = self._target[kind] = self._nodes[name] if name is not None else None
             if target is None and before is not None:
-                self._line.expire_all_later(self._shared[kind], self._clock())
+                self._wait_queue.expire_all_later(self._shared[kind], self._clock())
             elif target is not None and target is not before:
                 self._dirty.add(target)
-        if self._line.stranded:
+        if self._wait_queue.stranded:
             self._place_stranded_again()
         self._work()
 
@@ -506,7 +506,7 @@ class Dispatcher:
             operation.doubted = operation.doubted or sent
             operation.gave_up = operation.gave_up or "cancelled"
             self.outcomes.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
-        self._line.wake()
+        self._wait_queue.wake()
         self._tell_changed()
 
     def forget(self, node: Node) -> None:
@@ -515,6 +515,6 @@ class Dispatcher:
         for kind in KINDS:
             for queue in node.waiting[kind].queues:
                 for operation in queue.drain():
-                    self._line.out(operation)
+                    self._wait_queue.out(operation)
                     self._homeless(operation)
         self._tell_changed()

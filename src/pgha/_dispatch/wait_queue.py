@@ -19,7 +19,7 @@ from pgha._options import Options
 from pgha._types import Pin
 
 
-class LineOwner(Protocol):
+class WaitQueueCallbacks(Protocol):
     """Who puts operations in line."""
 
     def node_of(self, operation: Operation[Any]) -> Node | None:
@@ -31,12 +31,12 @@ class LineOwner(Protocol):
         ...
 
 
-class Line:
+class WaitQueue:
     """See the head of this file."""
 
     def __init__(
         self, options: Options, nodes: Mapping[str, Node], times: Timekeeper, clock: Callable[[], float],
-        owner: LineOwner,
+        owner: WaitQueueCallbacks,
     ) -> None:  # fmt: skip
         self.length = 0
         """Operations in all queues, those of the nodes included."""
@@ -49,7 +49,7 @@ class Line:
         self._times = times
         self._clock = clock
         self._owner = owner
-        self._room_waiters: list[anyio.Event] = []
+        self._capacity_waiters: list[anyio.Event] = []
 
     # Room
 
@@ -57,15 +57,15 @@ class Line:
     def full(self) -> bool:
         return self.length >= self._most
 
-    async def room(self) -> None:
+    async def wait_for_capacity(self) -> None:
         """Wait until there may be room for one more."""
         event = anyio.Event()
-        self._room_waiters.append(event)
+        self._capacity_waiters.append(event)
         await event.wait()
 
     def wake(self) -> None:
         """Those who wait for room look again."""
-        waiters, self._room_waiters = self._room_waiters, []
+        waiters, self._capacity_waiters = self._capacity_waiters, []
         for event in waiters:
             event.set()
 
@@ -96,7 +96,7 @@ class Line:
         self.length -= 1
         if self.stranded:
             self.stranded.discard(operation)
-        if self._room_waiters and not self.full:
+        if self._capacity_waiters and not self.full:
             self.wake()
         if operation.expiry is not None:
             self._times.cancel(operation.expiry)

@@ -86,8 +86,8 @@ class Lane:
         """Neither broken nor about to be."""
         return self.broken is None and not self._ending
 
-    def has_room(self, now: float) -> bool:
-        return self.broken is None and not self._ending and self.pipeline.room(now)
+    def has_capacity(self, now: float) -> bool:
+        return self.broken is None and not self._ending and self.pipeline.has_capacity(now)
 
     @property
     def quiet(self) -> bool:
@@ -105,7 +105,7 @@ class Lane:
 
     def takes(self, operation: Operation[Any], now: float) -> bool:
         """It may be sent at this moment."""
-        return self.quiet if operation.alone else self.has_room(now)
+        return self.quiet if operation.alone else self.has_capacity(now)
 
     def send(self, operation: Operation[Any], now: float) -> bool:
         """Hand ``operation`` to libpq, in the calling task; the lane took it a moment ago (see `takes`).
@@ -259,7 +259,7 @@ class Lane:
     def _readable(self) -> bool:
         more = self.take_in(self._clock())
         if self.broken is None:
-            self._owner.room(self)
+            self._owner.capacity_freed(self)
         return more
 
     def take_in(self, now: float) -> bool:
@@ -521,7 +521,7 @@ class Lane:
         self.pipeline.cancel_done(now)
         if not certain and not self.pipeline.slots:
             self.break_off("a cancel may still be under way")
-        self._owner.room(self)
+        self._owner.capacity_freed(self)
 
 
 _LOST = "the server has nothing to do for it: a request or its answer was lost on the way"

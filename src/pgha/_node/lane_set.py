@@ -103,14 +103,14 @@ class LaneSet:
         """None is open, and the last attempt failed."""
         return self.failures > 0 and not self.lanes
 
-    def with_room(self, now: float, *, pack: bool = False) -> Lane | None:
+    def with_capacity(self, now: float, *, pack: bool = False) -> Lane | None:
         """The least loaded lane that takes one more; with ``pack`` the most loaded."""
         best: Lane | None = None
         found = -1 if pack else 1 << 30
         for lane in self.lanes:
             load = len(lane.pipeline.slots)
             better = load > found if pack else load < found
-            if better and lane is not self._reserved and lane.has_room(now):
+            if better and lane is not self._reserved and lane.has_capacity(now):
                 best, found = lane, load
         return best
 

@@ -80,7 +80,7 @@ class Starter:
     async def _admit(self) -> None:
         waiting = self._roomless
         while waiting:
-            await self._dispatcher.queue_room()
+            await self._dispatcher.wait_for_capacity()
             while waiting and (self._dispatcher.closed or not self._dispatcher.full):
                 call = next(iter(waiting))
                 self._forget(call)

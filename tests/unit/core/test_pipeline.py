@@ -42,33 +42,33 @@ def gate_of(lane: Pipeline[str, str]) -> Gate:
 def test_a_new_lane_is_open_and_quiet() -> None:
     lane = filled()
     assert gate_of(lane) is Gate.OPEN
-    assert lane.quiet and lane.room(0.0) and not lane.stuck(99.0) and not lane.retired
+    assert lane.quiet and lane.has_capacity(0.0) and not lane.stuck(99.0) and not lane.retired
     assert lane.tick(99.0) is Act.NOTHING
 
 
 def test_room_up_to_the_depth() -> None:
     lane = filled("a", "b", "c")
-    assert lane.room(0.0) and not lane.quiet
+    assert lane.has_capacity(0.0) and not lane.quiet
     lane.sent("d", "SELECT d", 0.0)
-    assert not lane.room(0.0) and not lane.stuck(0.0)
+    assert not lane.has_capacity(0.0) and not lane.stuck(0.0)
     lane.answered(0.5)
-    assert lane.room(0.5)
+    assert lane.has_capacity(0.5)
 
 
 def test_nothing_behind_an_old_head() -> None:
     lane = filled("a", "b")
-    assert lane.room(1.5) and not lane.stuck(1.5)
-    assert not lane.room(2.0) and lane.stuck(2.0)
+    assert lane.has_capacity(1.5) and not lane.stuck(1.5)
+    assert not lane.has_capacity(2.0) and lane.stuck(2.0)
     lane.answered(2.0)
-    assert lane.room(2.0) and not lane.stuck(2.0)
+    assert lane.has_capacity(2.0) and not lane.stuck(2.0)
 
 
 def test_nothing_behind_what_is_alone() -> None:
     lane = filled()
     lane.sent("v", "VACUUM", 0.0, alone=True)
-    assert not lane.room(0.0) and lane.stuck(0.0)
+    assert not lane.has_capacity(0.0) and lane.stuck(0.0)
     lane.answered(9.0)
-    assert lane.quiet and lane.room(9.0)
+    assert lane.quiet and lane.has_capacity(9.0)
 
 
 def test_who_becomes_head_is_dated_then() -> None:
@@ -86,17 +86,17 @@ def test_the_gate_opens_when_the_cancel_is_done_and_its_target_answered(answer_f
     lane = filled("a", "b")
     assert lane.abandon(lane.slots[0], 0.0, urgent=True) is Act.CANCEL
     assert gate_of(lane) is Gate.GATED
-    assert not lane.room(0.0) and not lane.quiet and lane.stuck(0.0)
+    assert not lane.has_capacity(0.0) and not lane.quiet and lane.stuck(0.0)
     if answer_first:
         lane.answered(0.5)
     else:
         lane.cancel_done(0.5)
-    assert not lane.room(0.5)
+    assert not lane.has_capacity(0.5)
     if answer_first:
         lane.cancel_done(1.0)
     else:
         lane.answered(1.0)
-    assert gate_of(lane) is Gate.OPEN and lane.room(1.0)
+    assert gate_of(lane) is Gate.OPEN and lane.has_capacity(1.0)
 
 
 def test_what_was_in_flight_is_marked_and_what_comes_later_is_not() -> None:
@@ -257,13 +257,13 @@ def test_an_answer_to_a_question_that_a_cancel_overtook_changes_nothing() -> Non
 def test_a_retired_lane_takes_nothing_and_ends_what_it_has() -> None:
     lane = filled("a", "b")
     lane.retire()
-    assert not lane.room(0.0) and lane.stuck(0.0)
+    assert not lane.has_capacity(0.0) and lane.stuck(0.0)
     assert lane.abandon(lane.slots[0], 0.0, urgent=True) is Act.CANCEL
     assert gate_of(lane) is Gate.DRAINING and lane.slots[1].overlapped
     lane.cancel_done(0.5)
     lane.answered(0.5)
     lane.answered(1.0)
-    assert lane.retired and not lane.quiet and not lane.room(1.0) and lane.stuck(1.0)
+    assert lane.retired and not lane.quiet and not lane.has_capacity(1.0) and lane.stuck(1.0)
 
 
 def test_retiring_while_gated_is_for_good() -> None:
@@ -370,7 +370,7 @@ class LaneAndServer(RuleBasedStateMachine):
     def gated(self) -> bool:
         return self.delivering or self.target is not None
 
-    def has_room(self) -> bool:
+    def has_capacity(self) -> bool:
         if self.gated or self.retired:
             return False
         if not self.mine:
@@ -382,14 +382,14 @@ class LaneAndServer(RuleBasedStateMachine):
 
     # The shell sends and hears
 
-    @precondition(lambda self: not self.discarded and self.lane.room(self.now))
+    @precondition(lambda self: not self.discarded and self.lane.has_capacity(self.now))
     @rule(burst=st.integers(1, 4), alone=st.booleans())
     def send(self, burst: int, alone: bool) -> None:
         if alone and self.lane.quiet:
             self.put(alone=True)
             return
         for _ in range(burst):
-            if self.lane.room(self.now):
+            if self.lane.has_capacity(self.now):
                 self.put(alone=False)
 
     @precondition(lambda self: not self.discarded and self.mine)
@@ -403,7 +403,7 @@ class LaneAndServer(RuleBasedStateMachine):
             self.send(burst, alone)
 
     def put(self, *, alone: bool) -> None:
-        assert self.has_room()
+        assert self.has_capacity()
         assert not (alone and self.mine)
         slot = self.lane.sent(self.count, f"segment {self.count}", self.now, alone=alone)
         sent = Sent(self.count, self.now, alone, slot, head_at=None if self.mine else self.now)
@@ -583,15 +583,15 @@ class LaneAndServer(RuleBasedStateMachine):
         if self.discarded:
             return
         lane = self.lane
-        assert lane.room(self.now) == self.has_room()
-        assert lane.quiet == (self.has_room() and not self.mine)
+        assert lane.has_capacity(self.now) == self.has_capacity()
+        assert lane.quiet == (self.has_capacity() and not self.mine)
         assert lane.retired == self.retired
         if not self.retired:
             assert lane.gate is (Gate.GATED if self.gated else Gate.OPEN)
         if not lane.stuck(self.now) and self.mine:
-            assert lane.room(self.now) or len(self.mine) == self.bounds.depth
+            assert lane.has_capacity(self.now) or len(self.mine) == self.bounds.depth
         if lane.stuck(self.now):
-            assert not lane.room(self.now)
+            assert not lane.has_capacity(self.now)
 
 
 TestLaneAndServer = LaneAndServer.TestCase
