@@ -21,7 +21,7 @@ from pgha._core.outcome import Outcome, Then
 from pgha._core.pipeline import Act, Pipeline
 from pgha._core.statement_kind import Kind as WordKind
 from pgha._dispatch import resolution
-from pgha._dispatch.cancellation import Partings
+from pgha._dispatch.cancellation import Cancellation
 from pgha._dispatch.timers import Timekeeper
 from pgha._node.lane import Lane
 from pgha._operation.key import Keyed, new_idempotency_key
@@ -99,7 +99,7 @@ def cancel_without_a_gate(patch: Patch) -> None:
 
 
 def forget_what_was_cancelled(patch: Patch) -> None:
-    patch.setattr(Partings, "_give_up_sent", lambda partings, operation, why: None)
+    patch.setattr(Cancellation, "_give_up_sent", lambda partings, operation, why: None)
 
 
 _left: list[Link] = []

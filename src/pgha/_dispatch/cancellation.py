@@ -14,18 +14,18 @@ from pgha._dispatch.tracker import Outcomes
 from pgha._operation.operation import Operation, Stage
 
 
-class Queues(Protocol):
+class CancellationCallbacks(Protocol):
     """Who has the operations that wait."""
 
     def leave_queue(self, operation: Operation[Any]) -> None: ...
 
 
-class Partings:
+class Cancellation:
     """See the head of this file."""
 
     def __init__(
-        self, queues: Queues, outcomes: Outcomes, races: Races, resolver: Resolver, times: Timekeeper,
-        clock: Callable[[], float], proof_time: float,
+        self, queues: CancellationCallbacks, outcomes: Outcomes, races: Races, resolver: Resolver,
+        times: Timekeeper, clock: Callable[[], float], proof_time: float,
     ) -> None:  # fmt: skip
         self._queues = queues
         self._outcomes = outcomes

@@ -21,7 +21,7 @@ from pgha._core.outcome import GaveUp, Outcome
 from pgha._core.pipeline import Doing
 from pgha._core.routing import among, choose
 from pgha._core.statements import Entry
-from pgha._dispatch.cancellation import Partings
+from pgha._dispatch.cancellation import Cancellation
 from pgha._dispatch.failure import LegLost, given_up, in_doubt
 from pgha._dispatch.races import Races
 from pgha._dispatch.resolution import Resolver
@@ -62,7 +62,7 @@ class Dispatcher:
         self._retries = Retries(
             self, nodes, self.outcomes, self._races, self._resolver, self.times, clock, options.tuning
         )
-        self._partings = Partings(
+        self._cancellation = Cancellation(
             self, self.outcomes, self._races, self._resolver, self.times, clock, options.tuning.proof_time
         )
         self._dirty: set[Node] = set()
@@ -473,11 +473,11 @@ class Dispatcher:
     @uninterrupted
     def give_up(self, operation: Operation[Any], why: GaveUp) -> None:
         """The caller cancelled, or the deadline passed."""
-        self._partings.give_up(operation, why)
+        self._cancellation.give_up(operation, why)
 
     def take_back(self, operation: Operation[Any]) -> None:
         """A leg that nobody waits for any more."""
-        self._partings.take_back(operation)
+        self._cancellation.take_back(operation)
 
     def left(self, operation: Operation[Any]) -> None:
         """Its caller was leaving when it was done."""
