@@ -66,7 +66,7 @@ class Tuning:
     """Lanes of one kind a node, when slow heads block the usual ones."""
     max_attempts: int = 5
     """Times that one operation is handed to a node."""
-    head_losses: int = 2
+    suspected_crashes: int = 2
     """An operation that may have broken so many connections, as their head, is not sent again."""
     suspicion_floor: float = 0.05
     """A head older than this, or than 4 x the node's p99, makes the monitor ask."""

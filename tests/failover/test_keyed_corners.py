@@ -95,9 +95,9 @@ async def test_resolved_behind_pruning(version: int) -> None:
         doubt = error._resolve.__closure__[0].cell_contents  # type: ignore[union-attr, index]
         doubt.started_at -= 3600.0
         with within():
-            verdict = await error.resolve()
+            failure = await error.resolve()
         # It may be applied only now: whoever is asked for a row that is not there yet does not know.
-        assert verdict in ("applied", "in doubt")
+        assert failure in ("applied", "in doubt")
         await eventually(lambda: _done(node, pid))
         assert await keys_of(node) == len(await ids(node)), "no tombstone was left"
 

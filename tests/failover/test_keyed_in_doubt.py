@@ -243,7 +243,7 @@ async def test_resolve_decides_against_a_zombie(version: int) -> None:
         with pytest.raises(pgha.CommitInDoubt) as caught, within():
             await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key(), timeout=0.2)
         with within():
-            verdict = await caught.value.resolve()
+            failure = await caught.value.resolve()
         await node.thaw_backend(pid)
 
         async def done() -> bool:
@@ -251,7 +251,7 @@ async def test_resolve_decides_against_a_zombie(version: int) -> None:
             return rows in ([], [("idle",)])
 
         await eventually(done)
-        assert verdict == "not applied"
+        assert failure == "not applied"
         assert await ids(node) == []
 
 
@@ -266,9 +266,9 @@ async def test_resolve_without_a_key_hears_a_late_answer(version: int) -> None:
         assert await caught.value.resolve(timeout=0.05) == "in doubt"
         await node.thaw_backend(pid)
         with within():
-            verdict = await caught.value.resolve(timeout=PATIENCE)
+            failure = await caught.value.resolve(timeout=PATIENCE)
         # Whichever came first, the request or the cancel; the answer tells.
-        assert verdict == ("applied" if await ids(node) == ["a"] else "not applied")
+        assert failure == ("applied" if await ids(node) == ["a"] else "not applied")
 
 
 async def test_leaving_resolve_changes_nothing(version: int) -> None:

@@ -14,10 +14,10 @@ import anyio
 import pytest
 
 from pgha._cluster.cluster import Cluster
-from pgha._core import outcome as verdict
+from pgha._core import outcome as failure
 from pgha._core import statement_kind
 from pgha._core.ledger_rules import LIFE
-from pgha._core.outcome import Outcome, Then
+from pgha._core.outcome import NextStep, Outcome
 from pgha._core.pipeline import Act, Pipeline
 from pgha._core.statement_kind import Kind as WordKind
 from pgha._dispatch import resolution
@@ -34,7 +34,7 @@ Patch = pytest.MonkeyPatch
 
 
 def retry_without_proof(patch: Patch) -> None:
-    patch.setattr(verdict, "_after_loss", lambda case, proof: Then.AGAIN_ELSEWHERE)
+    patch.setattr(failure, "_after_loss", lambda case, proof: NextStep.AGAIN_ELSEWHERE)
 
 
 def forget_the_key(patch: Patch) -> None:
@@ -69,12 +69,12 @@ def look_without_deciding(patch: Patch) -> None:
 
 
 def acknowledge_at_command_complete(patch: Patch) -> None:
-    kept = verdict.outcome
+    kept = failure.outcome
 
-    def outcome(facts: verdict.Facts) -> Outcome:
+    def outcome(facts: failure.Facts) -> Outcome:
         return Outcome.APPLIED if facts.completed >= facts.statements else kept(facts)
 
-    patch.setattr(verdict, "outcome", outcome)
+    patch.setattr(failure, "outcome", outcome)
 
 
 def believe_a_broken_wait(patch: Patch) -> None:

@@ -16,7 +16,7 @@ from pgha._core.outcome import Facts, Handed
 from pgha._core.pipeline import Bounds, Doing
 from pgha._core.statement_kind import words
 from pgha._core.statements import Entry
-from pgha._node.callbacks import FlightSlot, LaneBounds, Verdict
+from pgha._node.callbacks import FlightSlot, LaneBounds, SegmentFailure
 from pgha._node.lane import Lane
 from pgha._operation.operation import AttemptState, Keeper, Operation, Request
 from pgha._options import parse_nodes
@@ -44,7 +44,7 @@ class _Watched(Lane):
         if slot.item is not None:
             answer = read_answer(slot.segment, results)
             owner = cast(Witness, self._owner)
-            owner.facts[slot.item] = self._verdict(slot, answer, synced=not answer.misfit).facts
+            owner.facts[slot.item] = self._failure_of(slot, answer, synced=not answer.misfit).facts
         super()._answered(slot, results, now)
 
 
@@ -102,8 +102,8 @@ class Witness:
     ) -> None:
         """Its facts are there already."""
 
-    def judge(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None:
-        self.facts[operation] = verdict.facts
+    def segment_failed(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
+        self.facts[operation] = failure.facts
 
     def capacity_freed(self, lane: Lane) -> None: ...
     def lane_broke(self, lane: Lane, reason: str, *, lost: bool) -> None: ...

@@ -180,10 +180,10 @@ class Case:
     """A cancel of ours was in flight on the lane while the segment was."""
     attempts: int = 1
     max_attempts: int = 5
-    head_losses: int = 0
+    suspected_crashes: int = 0
     """Connections that the operation may have broken, this one included: lost while it was their head, and by
     nobody else as far as is known."""
-    max_head_losses: int = 2
+    max_suspected_crashes: int = 2
     unprepared: bool = False
     """It was already run again without prepared statements."""
     budget: bool = True
@@ -200,7 +200,7 @@ class Case:
         return self.keyed and not self.repeatable
 
 
-class Then(enum.Enum):
+class NextStep(enum.Enum):
     """What happens next."""
 
     DELIVER = "deliver the result"
@@ -218,7 +218,7 @@ class Then(enum.Enum):
     AGAIN_UNPREPARED = "run again on the same node without prepared statements"
 
 
-FAILS = frozenset({Then.FAIL_SQL, Then.FAIL_LOST, Then.FAIL_IN_DOUBT, Then.FAIL_LEDGER})
+FAILS = frozenset({NextStep.FAIL_SQL, NextStep.FAIL_LOST, NextStep.FAIL_IN_DOUBT, NextStep.FAIL_LEDGER})
 ELSEWHERE = frozenset({"25006", "57P03", "57P01", "57P05"})
 """Not applied here, and another node may do: read-only, starting up, shut down, idle session timeout."""
 LATER = frozenset({"40001", "40P01"})
@@ -228,11 +228,11 @@ STALE_PLAN = frozenset({"0A000", "26000"})
 QUERY_CANCELED = "57014"
 
 
-def decide(case: Case) -> tuple[Outcome, Then]:
+def decide(case: Case) -> tuple[Outcome, NextStep]:
     """The outcome of an attempt and what happens next."""
     proof = outcome(case.facts)
     if proof is Outcome.APPLIED:
-        return proof, Then.DELIVER
+        return proof, NextStep.DELIVER
     then = _at_ledger(case) if case.facts.at_ledger and proof is Outcome.NOT_APPLIED else None
     if then is None:
         if case.gave_up is not None:
@@ -241,70 +241,74 @@ def decide(case: Case) -> tuple[Outcome, Then]:
         genuine = error is not None and error.genuine
         then = _after_error(case, error, proof) if genuine and error else _after_loss(case, proof)
     if then in FAILS and case.asks_ledger and (case.doubted or proof is Outcome.IN_DOUBT):
-        then = Then.RESOLVE
+        then = NextStep.RESOLVE
     return proof, then
 
 
-def _at_ledger(case: Case) -> Then | None:
+def _at_ledger(case: Case) -> NextStep | None:
     """The ledger's own statement failed, and with it the attempt."""
     state = case.facts.error.sqlstate if case.facts.error is not None else ""
     if state == EXISTS:
         # Also where its caller has given up: this is proof that an earlier attempt was applied.
-        return Then.RESOLVE
+        return NextStep.RESOLVE
     if case.gave_up is not None:
         return None
     if state == LATE:
-        return Then.AGAIN_LATER if _allowed(case) else Then.FAIL_LEDGER
+        return NextStep.AGAIN_LATER if _allowed(case) else NextStep.FAIL_LEDGER
     if state in UNUSABLE:
         without = case.auto and (case.repeatable or not case.doubted)
-        return Then.AGAIN_UNKEYED if without else Then.FAIL_LEDGER
+        return NextStep.AGAIN_UNKEYED if without else NextStep.FAIL_LEDGER
     return None
 
 
-def _gave_up(case: Case, proof: Outcome) -> Then:
+def _gave_up(case: Case, proof: Outcome) -> NextStep:
     if proof is Outcome.IN_DOUBT and not case.read:
-        return Then.FAIL_IN_DOUBT
-    return Then.FAIL_CANCELLED if case.gave_up == "cancelled" else Then.FAIL_TIMEOUT
+        return NextStep.FAIL_IN_DOUBT
+    return NextStep.FAIL_CANCELLED if case.gave_up == "cancelled" else NextStep.FAIL_TIMEOUT
 
 
-def _after_error(case: Case, error: ServerError, proof: Outcome) -> Then:
+def _after_error(case: Case, error: ServerError, proof: Outcome) -> NextStep:
     if error.broken_connection or (error.fatal and proof is Outcome.IN_DOUBT):
         return _after_loss(case, proof)
     then = _run_again(case, error)
     if proof is Outcome.IN_DOUBT and not case.repeatable and not case.keyed:
         # A CALL, say. An error that invites a retry must not be passed on: the retry would double the work.
-        said = then is Then.FAIL_SQL and case.facts.self_committing
-        return Then.FAIL_SQL if said else Then.FAIL_IN_DOUBT
-    if then is not Then.FAIL_SQL and _allowed(case):
+        said = then is NextStep.FAIL_SQL and case.facts.self_committing
+        return NextStep.FAIL_SQL if said else NextStep.FAIL_IN_DOUBT
+    if then is not NextStep.FAIL_SQL and _allowed(case):
         return then
     # An error after which nothing can have been applied but by the statement's own commits is told as it is.
     told = proof is Outcome.NOT_APPLIED or case.read or case.facts.self_committing
-    return Then.FAIL_SQL if told else Then.FAIL_IN_DOUBT
+    return NextStep.FAIL_SQL if told else NextStep.FAIL_IN_DOUBT
 
 
-def _run_again(case: Case, error: ServerError) -> Then:
+def _run_again(case: Case, error: ServerError) -> NextStep:
     state = error.sqlstate
     if state == QUERY_CANCELED:
-        return Then.AGAIN_NOW if case.ours else Then.FAIL_SQL
+        return NextStep.AGAIN_NOW if case.ours else NextStep.FAIL_SQL
     if state in STALE_PLAN and error.reused and not case.unprepared:
-        return Then.AGAIN_UNPREPARED
+        return NextStep.AGAIN_UNPREPARED
     if state in LATER:
-        return Then.AGAIN_LATER
+        return NextStep.AGAIN_LATER
     # A read that is told 25006 tried to write: no other node will let it.
     if (state in ELSEWHERE and not (case.read and state == "25006")) or state.startswith("53"):
-        return Then.AGAIN_ELSEWHERE
-    return Then.FAIL_SQL
+        return NextStep.AGAIN_ELSEWHERE
+    return NextStep.FAIL_SQL
 
 
-def _after_loss(case: Case, proof: Outcome) -> Then:
+def _after_loss(case: Case, proof: Outcome) -> NextStep:
     if proof is Outcome.IN_DOUBT and not case.repeatable and not case.keyed:
-        return Then.FAIL_IN_DOUBT
+        return NextStep.FAIL_IN_DOUBT
     if case.facts.unreplicated and case.asks_ledger:
-        return Then.RESOLVE
+        return NextStep.RESOLVE
     if _allowed(case):
-        return Then.AGAIN_ELSEWHERE
-    return Then.FAIL_LOST if proof is Outcome.NOT_APPLIED or case.read else Then.FAIL_IN_DOUBT
+        return NextStep.AGAIN_ELSEWHERE
+    return NextStep.FAIL_LOST if proof is Outcome.NOT_APPLIED or case.read else NextStep.FAIL_IN_DOUBT
 
 
 def _allowed(case: Case) -> bool:
-    return case.budget and case.attempts < case.max_attempts and case.head_losses < case.max_head_losses
+    return (
+        case.budget
+        and case.attempts < case.max_attempts
+        and case.suspected_crashes < case.max_suspected_crashes
+    )

@@ -30,7 +30,7 @@ from pgha._dispatch.timers import Timekeeper
 from pgha._dispatch.tracker import Outcomes
 from pgha._dispatch.wait_queue import WaitQueue
 from pgha._errors import ClusterClosed, NodeReport, NoNodeAvailable
-from pgha._node.callbacks import Verdict
+from pgha._node.callbacks import SegmentFailure
 from pgha._node.lane import Lane
 from pgha._node.node import Node
 from pgha._operation.in_doubt import Doubt
@@ -346,9 +346,9 @@ class Dispatcher:
         if self._dirty:
             self._work()
 
-    def judge(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None:
+    def segment_failed(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
         """An attempt ended in another way than by plain success."""
-        self._retries.judge(lane, operation, verdict)
+        self._retries.segment_failed(lane, operation, failure)
 
     def delivered(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None:
         """It succeeded after all."""

@@ -1,4 +1,4 @@
-"""From a lane's verdict on a segment to an operation's fate, in words that its caller can use."""
+"""From what a connection saw of a failed segment to a decision, and to the error that its caller gets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psycopg
 from psycopg.errors import error_from_result
 
 from pgha._core.ledger_rules import EXISTS, LATE, UNUSABLE
-from pgha._core.outcome import Case, Facts, Handed, Outcome, Then, decide
+from pgha._core.outcome import Case, Facts, Handed, NextStep, Outcome, decide
 from pgha._errors import (
     CommitInDoubt,
     ConfigError,
@@ -21,7 +21,7 @@ from pgha._errors import (
     OperationTimeout,
     annotate,
 )  # fmt: skip
-from pgha._node.callbacks import Verdict
+from pgha._node.callbacks import SegmentFailure
 from pgha._operation.operation import AttemptState, Operation
 from pgha._options import Tuning
 from pgha._types import Evidence
@@ -40,21 +40,21 @@ class LegLost(psycopg.OperationalError):
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class Decision:
     """What becomes of an operation after an attempt."""
 
-    then: Then
+    next_step: NextStep
     outcome: Outcome
     reason: str
     """What ended the attempt, on one line."""
 
 
-def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget: bool) -> Fate:
+def classify(operation: Operation[Any], failure: SegmentFailure, tuning: Tuning, *, budget: bool) -> Decision:
     """Decide, and write the outcome into the operation's record."""
-    facts = verdict.facts
-    if _to_blame(operation.attempts, verdict):
-        operation.attempts[-1].blamed = True
-        operation.head_losses += 1
+    facts = failure.facts
+    if _suspected(operation.attempts, failure):
+        operation.attempts[-1].suspected = True
+        operation.suspected_crashes += 1
     request, attempts = operation.request, operation.attempts
     keyed = request.keyed
     outcome, then = decide(
@@ -66,17 +66,17 @@ def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget
             auto=keyed is not None and keyed.auto,
             doubted=operation.doubted,
             gave_up=operation.gave_up,
-            ours=verdict.overlapped,
+            ours=failure.overlapped,
             attempts=len(attempts) - operation.hits,
             max_attempts=tuning.max_attempts,
-            head_losses=operation.head_losses,
-            max_head_losses=tuning.head_losses,
+            suspected_crashes=operation.suspected_crashes,
+            max_suspected_crashes=tuning.suspected_crashes,
             unprepared=operation.unprepared,
             budget=budget,
         )
     )
-    if then is Then.FAIL_SQL and verdict.lost is not None and verdict.ours:
-        then = Then.FAIL_LOST  # no administrator did it
+    if then is NextStep.FAIL_SQL and failure.lost is not None and failure.ours:
+        then = NextStep.FAIL_LOST  # no administrator did it
     if attempts:
         attempts[-1].outcome = outcome
     if facts.unreplicated:
@@ -84,15 +84,15 @@ def weigh(operation: Operation[Any], verdict: Verdict, tuning: Tuning, *, budget
     else:
         # libpq's own errors have no code, and some failures have no words.
         state = facts.error.sqlstate if facts.error is not None else ""
-        reason = verdict.note or state or verdict.lost or "no answer"
+        reason = failure.note or state or failure.lost or "no answer"
     if outcome is Outcome.IN_DOUBT:
-        _doubted(operation, verdict, reason)
+        _doubted(operation, failure, reason)
     elif facts.at_ledger:
         _refused_by_ledger(operation, facts)
-    return Fate(then, outcome, reason)
+    return Decision(then, outcome, reason)
 
 
-def _to_blame(attempts: Sequence[AttemptState], verdict: Verdict) -> bool:
+def _suspected(attempts: Sequence[AttemptState], failure: SegmentFailure) -> bool:
     """It may be what broke the connection; a shutdown is somebody else's doing, a hang-up ours.
 
     Nor does one crash count twice. Between the death of a backend and the end of all others the server goes
@@ -100,18 +100,20 @@ def _to_blame(attempts: Sequence[AttemptState], verdict: Verdict) -> bool:
     after the one that was blamed is spared: where a parallel worker crashes, the one to blame hears the same
     words.
     """
-    if verdict.lost is None or not verdict.was_head or verdict.blameless or not attempts:
+    if failure.lost is None or not failure.was_head or failure.not_suspected or not attempts:
         return False
     before = attempts[-2] if len(attempts) > 1 else None
-    same_crash = verdict.crashed and before is not None and before.blamed and before.node == attempts[-1].node
+    same_crash = (
+        failure.crashed and before is not None and before.suspected and before.node == attempts[-1].node
+    )
     return not same_crash
 
 
-def _doubted(operation: Operation[Any], verdict: Verdict, reason: str) -> None:
+def _doubted(operation: Operation[Any], failure: SegmentFailure, reason: str) -> None:
     operation.doubted = True
-    facts, error, last = verdict.facts, verdict.facts.error, operation.attempts[-1]
+    facts, error, last = failure.facts, failure.facts.error, operation.attempts[-1]
     operation.evidence = Evidence(
-        reason if verdict.lost is None else f"{reason}; {verdict.lost}" if reason != verdict.lost else reason,
+        reason if failure.lost is None else f"{reason}; {failure.lost}" if reason != failure.lost else reason,
         _HANDED[facts.handed],
         facts.completed,
         facts.statements,
@@ -134,24 +136,27 @@ def _refused_by_ledger(operation: Operation[Any], facts: Facts) -> None:
         operation.refusals += 1
 
 
-def if_not_applied(operation: Operation[Any], verdict: Verdict, fate: Fate) -> psycopg.Error | None:
+def if_not_applied(
+    operation: Operation[Any], failure: SegmentFailure, decision: Decision
+) -> psycopg.Error | None:
     """What its caller gets when the ledger says that it was not applied; None: the key is what was wrong."""
-    facts, cause = verdict.facts, server_error(operation, verdict)
+    facts, cause = failure.facts, server_error(operation, failure)
     error: psycopg.Error
     state = facts.error.sqlstate if facts.at_ledger and facts.error is not None else ""
     if state == EXISTS:
         return None
     if state == LATE or state in UNUSABLE:
-        error = ledger_error(operation, verdict, cause)
+        error = ledger_error(operation, failure, cause)
     elif facts.error is not None and facts.error.genuine and not facts.error.broken_connection and cause:
         error = cause
     else:
         error = psycopg.OperationalError(
-            f"{_where(operation)}: the connection was lost, the write certainly not applied: {fate.reason}"
+            f"{_where(operation)}: the connection was lost, the write certainly not applied:"
+            f" {decision.reason}"
         )
     if error is not cause and cause is not None:
         error.__cause__ = cause
-    note(error, operation, Outcome.NOT_APPLIED, verdict.answer.statement)
+    note(error, operation, Outcome.NOT_APPLIED, failure.answer.statement)
     return error
 
 
@@ -161,39 +166,41 @@ def final_outcome(operation: Operation[Any], last: Outcome) -> Outcome:
     return Outcome.IN_DOUBT if last is Outcome.NOT_APPLIED and doubted else last
 
 
-def error_for(operation: Operation[Any], verdict: Verdict, fate: Fate) -> psycopg.Error:
+def error_for(operation: Operation[Any], failure: SegmentFailure, decision: Decision) -> psycopg.Error:
     """The exception that the caller gets."""
-    cause = server_error(operation, verdict)
+    cause = server_error(operation, failure)
     error: psycopg.Error
-    outcome = final_outcome(operation, fate.outcome)
-    then = fate.then
-    if outcome is Outcome.IN_DOUBT and then is not Then.FAIL_SQL and not operation.request.read:
-        then = Then.FAIL_IN_DOUBT
+    outcome = final_outcome(operation, decision.outcome)
+    then = decision.next_step
+    if outcome is Outcome.IN_DOUBT and then is not NextStep.FAIL_SQL and not operation.request.read:
+        then = NextStep.FAIL_IN_DOUBT
     match then:
-        case Then.FAIL_SQL if cause is not None:
+        case NextStep.FAIL_SQL if cause is not None:
             error = cause
-        case Then.FAIL_LOST if cause is not None and verdict.lost is None:
+        case NextStep.FAIL_LOST if cause is not None and failure.lost is None:
             # The connection is well: it was the server that spoke of a broken one (a foreign server's).
             error = cause
-        case Then.FAIL_LEDGER:
-            error = ledger_error(operation, verdict, cause)
-        case Then.FAIL_TIMEOUT:
+        case NextStep.FAIL_LEDGER:
+            error = ledger_error(operation, failure, cause)
+        case NextStep.FAIL_TIMEOUT:
             error = timed_out(operation)
-        case Then.FAIL_CANCELLED:
+        case NextStep.FAIL_CANCELLED:
             error = cancelled()
-        case Then.FAIL_IN_DOUBT:
-            error = in_doubt(operation, fate.reason)
+        case NextStep.FAIL_IN_DOUBT:
+            error = in_doubt(operation, decision.reason)
         case _:
-            error = psycopg.OperationalError(f"{_where(operation)}: the connection was lost: {fate.reason}")
+            error = psycopg.OperationalError(
+                f"{_where(operation)}: the connection was lost: {decision.reason}"
+            )
     if error is not cause and cause is not None:
         error.__cause__ = cause
-    note(error, operation, outcome, verdict.answer.statement)
+    note(error, operation, outcome, failure.answer.statement)
     return error
 
 
-def server_error(operation: Operation[Any], verdict: Verdict) -> psycopg.Error | None:
+def server_error(operation: Operation[Any], failure: SegmentFailure) -> psycopg.Error | None:
     """The server's own error as psycopg's class, with a hint where pgha can give one."""
-    result = verdict.answer.error
+    result = failure.answer.error
     if result is None:
         return None
     error = error_from_result(result)
@@ -204,12 +211,14 @@ def server_error(operation: Operation[Any], verdict: Verdict) -> psycopg.Error |
     return error
 
 
-def ledger_error(operation: Operation[Any], verdict: Verdict, cause: psycopg.Error | None) -> LedgerError:
+def ledger_error(
+    operation: Operation[Any], failure: SegmentFailure, cause: psycopg.Error | None
+) -> LedgerError:
     """Why its key is of no use, and what to do."""
     node = _where(operation)
-    state = verdict.facts.error.sqlstate if verdict.facts.error is not None else ""
-    if verdict.note:
-        return LedgerError(f"{node}: {verdict.note}: grant EXECUTE on pg_control_system() to the role")
+    state = failure.facts.error.sqlstate if failure.facts.error is not None else ""
+    if failure.note:
+        return LedgerError(f"{node}: {failure.note}: grant EXECUTE on pg_control_system() to the role")
     match state:
         case "42P01" | "3F000":
             what = "there is no ledger: `pgha ledger install` or Cluster.ledger.install() makes one"

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import psycopg
 
 from pgha._core.outcome import Outcome
-from pgha._dispatch.failure import Fate, LegLost, note
+from pgha._dispatch.failure import Decision, LegLost, note
 from pgha._dispatch.tracker import Outcomes
 from pgha._errors import NoNodeAvailable, error_info
 from pgha._operation.operation import Keeper, Operation, Stage
@@ -87,17 +87,17 @@ class Races:
                 return
         operation.legs = None
         # One race is one try: where all nodes were cut off at once, no leg is to blame.
-        operation.head_losses = max(leg.head_losses for leg in legs)
+        operation.suspected_crashes = max(leg.suspected_crashes for leg in legs)
         if len(operation.attempts) >= self._most:
             self._outcomes.fail(operation, legs[-1].failure or LegLost("lost"), Outcome.NOT_APPLIED)
         else:
             self._track.place(operation, self._clock(), front=True)
 
-    def lost(self, leg: Operation[Any], fate: Fate) -> None:
+    def lost(self, leg: Operation[Any], decision: Decision) -> None:
         """A leg's connection was lost; its operation goes on with the others."""
-        error = LegLost(f"{leg.home}: {fate.reason}")
-        note(error, leg, fate.outcome)
-        self._outcomes.fail(leg, error, fate.outcome, noted=True)
+        error = LegLost(f"{leg.home}: {decision.reason}")
+        note(error, leg, decision.outcome)
+        self._outcomes.fail(leg, error, decision.outcome, noted=True)
 
     def drop(self, operation: Operation[Any]) -> None:
         """The race is over: nobody waits for the legs that still run."""

@@ -184,7 +184,7 @@ class Resolver:
 
     def left(self, doubt: Doubt, at: float) -> None:
         """Nobody waits for it: what became of it is an event, once no attempt can begin any more."""
-        if doubt.resolvable and doubt.verdict is None and doubt.timer is None and not self._closed:
+        if doubt.resolvable and doubt.outcome is None and doubt.timer is None and not self._closed:
             doubt.timer = self._times.at(at, lambda: self._look_later(doubt))
 
     def _asked(self, doubt: Doubt) -> None:
@@ -198,7 +198,7 @@ class Resolver:
         self._follow(doubt, look=False, limit=None, wanted=lambda: doubt.asked > 0)
 
     def _look_later(self, doubt: Doubt) -> None:
-        if doubt.verdict is None and not self._closed and doubt not in self._running:
+        if doubt.outcome is None and not self._closed and doubt not in self._running:
             self._follow(doubt, look=True, limit=self._clock() + self._patience, wanted=lambda: True)
 
     def _follow(self, doubt: Doubt, *, look: bool, limit: float | None, wanted: Callable[[], bool]) -> None:

@@ -1,6 +1,6 @@
 """What is done with an operation when an attempt did not simply succeed: run again, resolved, or failed.
 
-What each failure proves, and what follows, is decided by `_core.verdict`; here it is carried out.
+What each failure proves, and what follows, is decided by `_core.outcome`; here it is carried out.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pgha._core.backoff import RetryBudget, delay
-from pgha._core.outcome import ELSEWHERE, Outcome, Then, outcome
+from pgha._core.outcome import ELSEWHERE, NextStep, Outcome, outcome
 from pgha._core.routing import elsewhere
-from pgha._dispatch.failure import Fate, LegLost, error_for, if_not_applied, server_error, weigh
+from pgha._dispatch.failure import Decision, LegLost, classify, error_for, if_not_applied, server_error
 from pgha._dispatch.races import Races
 from pgha._dispatch.resolution import Resolver
 from pgha._dispatch.timers import Timekeeper
 from pgha._dispatch.tracker import Outcomes
-from pgha._node.callbacks import Verdict
+from pgha._node.callbacks import SegmentFailure
 from pgha._node.lane import Lane
 from pgha._node.node import Node
 from pgha._operation.operation import Operation, Stage
@@ -50,60 +50,67 @@ class Retries:
         self._clock = clock
         self._tuning = tuning
 
-    def judge(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None:
+    def segment_failed(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
         """An attempt ended on ``lane``."""
         if operation.request.raw:
-            self._judge_question(lane, operation, verdict)
+            self._question_failed(lane, operation, failure)
             return
-        fate = weigh(operation, verdict, self._tuning, budget=self.budget.available(self._clock()))
+        decision = classify(operation, failure, self._tuning, budget=self.budget.available(self._clock()))
         node = self._nodes.get(lane.node)
-        match fate.then:
-            case Then.DELIVER:
-                self._track.delivered(lane, operation, verdict.answer.results)
-            case Then.AGAIN_ELSEWHERE:
-                if verdict.lost is None and fate.reason in ELSEWHERE and node is not None:
+        match decision.next_step:
+            case NextStep.DELIVER:
+                self._track.delivered(lane, operation, failure.answer.results)
+            case NextStep.AGAIN_ELSEWHERE:
+                if failure.lost is None and decision.reason in ELSEWHERE and node is not None:
                     # It takes no writes any more, or nothing at all: no more of them until it was asked.
-                    node.doubt(fate.reason)
-                self._again(operation, fate, away_from=lane.node if verdict.lost is None else None)
-            case Then.AGAIN_LATER:
-                if verdict.facts.at_ledger and node is not None:
+                    node.doubt(decision.reason)
+                self._again(operation, decision, away_from=lane.node if failure.lost is None else None)
+            case NextStep.AGAIN_LATER:
+                if failure.facts.at_ledger and node is not None:
                     # Its guard was too narrow: perhaps its clock was set.
                     node.poke()
-                self._again(operation, fate, pause=True)
-            case Then.AGAIN_NOW:
-                operation.alone = operation.alone or verdict.rerun_alone
+                self._again(operation, decision, pause=True)
+            case NextStep.AGAIN_NOW:
+                operation.alone = operation.alone or failure.rerun_alone
                 operation.hits += 1
-                self._again(operation, fate)
-            case Then.AGAIN_UNPREPARED:
+                self._again(operation, decision)
+            case NextStep.AGAIN_UNPREPARED:
                 operation.unprepared = True
-                self._again(operation, fate)
-            case Then.AGAIN_UNKEYED:
+                self._again(operation, decision)
+            case NextStep.AGAIN_UNKEYED:
                 lane.server.ledger = False
                 operation.unkeyed = True
-                self._again(operation, fate)
-            case Then.RESOLVE:
-                self._resolver.begin(operation, if_not_applied(operation, verdict, fate))
+                self._again(operation, decision)
+            case NextStep.RESOLVE:
+                self._resolver.begin(operation, if_not_applied(operation, failure, decision))
             case _:
-                self._outcomes.fail(operation, error_for(operation, verdict, fate), fate.outcome, noted=True)
+                self._outcomes.fail(
+                    operation, error_for(operation, failure, decision), decision.outcome, noted=True
+                )
 
-    def _judge_question(self, lane: Lane, operation: Operation[Any], verdict: Verdict) -> None:
+    def _question_failed(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
         """One to the ledger: where it failed, another is asked in its place."""
-        answer = verdict.answer
-        if answer.results and (answer.commit_tag == "ROLLBACK" or outcome(verdict.facts) is Outcome.APPLIED):
+        answer = failure.answer
+        if answer.results and (answer.commit_tag == "ROLLBACK" or outcome(failure.facts) is Outcome.APPLIED):
             self._track.delivered(lane, operation, answer.results)
             return
-        fate = weigh(operation, verdict, self._tuning, budget=True)
-        error = server_error(operation, verdict) or LegLost(f"{lane.node}: {fate.reason}")
-        self._outcomes.fail(operation, error, fate.outcome)
+        decision = classify(operation, failure, self._tuning, budget=True)
+        error = server_error(operation, failure) or LegLost(f"{lane.node}: {decision.reason}")
+        self._outcomes.fail(operation, error, decision.outcome)
 
     def _again(
-        self, operation: Operation[Any], fate: Fate, *, pause: bool = False, away_from: str | None = None
+        self,
+        operation: Operation[Any],
+        decision: Decision,
+        *,
+        pause: bool = False,
+        away_from: str | None = None,
     ) -> None:
-        if operation.parent is not None and fate.then is Then.AGAIN_ELSEWHERE:
-            self._races.lost(operation, fate)
+        if operation.parent is not None and decision.next_step is NextStep.AGAIN_ELSEWHERE:
+            self._races.lost(operation, decision)
             return
         self.budget.take()
-        self._outcomes.retried(operation, fate)
+        self._outcomes.retried(operation, decision)
         now = self._clock()
         if operation.parent is None and not isinstance(operation.request.route, Pin):
             somewhere = away_from is None or operation.exact

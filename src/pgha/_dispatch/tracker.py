@@ -12,7 +12,7 @@ import anyio
 
 from pgha._core.outcome import Outcome
 from pgha._dispatch.events import EventHub
-from pgha._dispatch.failure import Fate, final_outcome, note
+from pgha._dispatch.failure import Decision, final_outcome, note
 from pgha._dispatch.timers import Timekeeper
 from pgha._errors import CommitInDoubt, OperationCancelled, OperationTimeout, error_info
 from pgha._operation.in_doubt import Doubt
@@ -56,13 +56,13 @@ class Outcomes:
         self.counters.operations += 1
         self.open.add(operation)
 
-    def retried(self, operation: Operation[Any], fate: Fate) -> None:
+    def retried(self, operation: Operation[Any], decision: Decision) -> None:
         self.counters.retried += 1
         if self.events.wanted:
             attempts = operation.attempts
             node = attempts[-1].node if attempts else None
             self.events.emit(
-                OperationRetried(at=self._clock(), node=node, attempt=len(attempts), reason=fate.reason)
+                OperationRetried(at=self._clock(), node=node, attempt=len(attempts), reason=decision.reason)
             )
 
     def fail(
@@ -102,9 +102,9 @@ class Outcomes:
 
     def resolved(self, doubt: Doubt) -> None:
         """What became of a write that had ended in doubt."""
-        if doubt.verdict is not None:
+        if doubt.outcome is not None:
             key = None if doubt.keyed is None else doubt.keyed.key
-            self._emit_resolved(doubt.node, doubt.verdict.value, doubt.attempts, key)
+            self._emit_resolved(doubt.node, doubt.outcome.value, doubt.attempts, key)
 
     def _emit_resolved(
         self, node: str | None, outcome: PublicOutcome, attempt: int, key: UUID | None

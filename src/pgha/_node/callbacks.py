@@ -23,7 +23,7 @@ FlightSlot: TypeAlias = Slot[Operation[Any] | None, Segment]
 
 
 @dataclass(slots=True)
-class Verdict:
+class SegmentFailure:
     """What a lane knows about a segment that did not simply succeed."""
 
     facts: Facts
@@ -33,7 +33,7 @@ class Verdict:
     rerun_alone: bool
     lost: str | None
     """Why the connection ended, if it did."""
-    blameless: bool = False
+    not_suspected: bool = False
     """What was sent there did not end the connection: somebody else told the server to, as it said itself, or
     we hung up."""
     crashed: bool = False
@@ -52,7 +52,7 @@ class LaneOwner(Protocol[LaneT]):
     def succeeded(
         self, lane: LaneT, operation: Operation[Any], results: Sequence[PGresult], entry: Entry | None
     ) -> None: ...
-    def judge(self, lane: LaneT, operation: Operation[Any], verdict: Verdict) -> None: ...
+    def segment_failed(self, lane: LaneT, operation: Operation[Any], failure: SegmentFailure) -> None: ...
     def capacity_freed(self, lane: LaneT) -> None: ...
     def lane_broke(self, lane: LaneT, reason: str, *, lost: bool) -> None: ...
     def terminate(self, lane: LaneT) -> None: ...

@@ -20,7 +20,7 @@ from pgha._core.ledger_rules import EXISTS
 from pgha._core.outcome import Facts, Handed, Outcome, ServerError, outcome
 from pgha._core.pipeline import Act, Doing, Pipeline
 from pgha._core.statement_kind import words
-from pgha._node.callbacks import FlightSlot, LaneBounds, LaneOwner, ServerFacts, Verdict
+from pgha._node.callbacks import FlightSlot, LaneBounds, LaneOwner, SegmentFailure, ServerFacts
 from pgha._operation.key import Keyed
 from pgha._operation.operation import AttemptState, Kind, Operation, Stage
 from pgha._wire import PGresult
@@ -114,7 +114,7 @@ class Lane:
 
         When the link breaks meanwhile, the owner is told to judge, this operation included.
         """
-        if self.kind == "write" or operation.head_losses:
+        if self.kind == "write" or operation.suspected_crashes:
             # What the server said before it closed would be lost by sending: RST discards it unread
             # (measured: 46 of 47 acknowledgements). And where every connection was cut at one moment, before
             # the first try, the second must not be held against the operation: it never got that far.
@@ -165,7 +165,9 @@ class Lane:
     def _not_for_here(self, operation: Operation[Any], sqlstate: str, reason: str) -> None:
         """It cannot be sent on this lane: that is answered as its server would."""
         facts = Facts(Handed.NOTHING, error=ServerError(sqlstate, "ERROR"), at_ledger=sqlstate == "42501")
-        self._owner.judge(self, operation, Verdict(facts, Answer(), False, False, False, None, note=reason))
+        self._owner.segment_failed(
+            self, operation, SegmentFailure(facts, Answer(), False, False, False, None, note=reason)
+        )
 
     def _read_ahead(self) -> None:
         for _ in range(_MOST_READS):
@@ -207,7 +209,9 @@ class Lane:
         if operation is not None and operation.stage is not Stage.DONE:
             committing = operation.request.self_committing
             facts = Facts(handed=failure.handed, framed=framed, self_committing=committing)
-            self._owner.judge(self, operation, Verdict(facts, Answer(), False, False, False, reason))
+            self._owner.segment_failed(
+                self, operation, SegmentFailure(facts, Answer(), False, False, False, reason)
+            )
 
     def uncork(self) -> None:
         """Write what was sent while ``corked``."""
@@ -332,15 +336,15 @@ class Lane:
                 self._owner.succeeded(self, operation, answer.results, None)
             else:
                 synced = not answer.misfit
-                self._owner.judge(self, operation, self._verdict(slot, answer, synced=synced))
+                self._owner.segment_failed(self, operation, self._failure_of(slot, answer, synced=synced))
         elif operation.doubt is not None:
-            self._tell_late(operation, self._verdict(slot, answer, synced=not answer.misfit))
+            self._tell_late(operation, self._failure_of(slot, answer, synced=not answer.misfit))
 
-    def _tell_late(self, operation: Operation[Any], verdict: Verdict) -> None:
+    def _tell_late(self, operation: Operation[Any], failure: SegmentFailure) -> None:
         """Its caller was told that nobody knows, and now somebody does."""
-        found, error = outcome(verdict.facts), verdict.facts.error
+        found, error = outcome(failure.facts), failure.facts.error
         if found is Outcome.NOT_APPLIED:
-            exists = verdict.facts.at_ledger and error is not None and error.sqlstate == EXISTS
+            exists = failure.facts.at_ledger and error is not None and error.sqlstate == EXISTS
             if operation.doubted or exists:
                 found = Outcome.IN_DOUBT  # another attempt may have been, or was
         if operation.doubt is not None:
@@ -360,10 +364,10 @@ class Lane:
         if self.broken is None:
             self._put((_ROLLBACK,), NO_EXTRAS, None, now)
 
-    def _verdict(
+    def _failure_of(
         self, slot: FlightSlot, answer: Answer, *, synced: bool, was_head: bool = True,
         after_fatal: bool = False, lost: str | None = None,
-    ) -> Verdict:  # fmt: skip
+    ) -> SegmentFailure:  # fmt: skip
         operation, segment = slot.item, slot.segment
         facts = Facts(
             synced=synced,
@@ -377,7 +381,7 @@ class Lane:
             at_ledger=answer.at_ledger,
             after_fatal=after_fatal,
         )
-        return Verdict(facts, answer, slot.overlapped, was_head, slot.rerun_alone, lost)
+        return SegmentFailure(facts, answer, slot.overlapped, was_head, slot.rerun_alone, lost)
 
     # Ending
 
@@ -399,15 +403,15 @@ class Lane:
             answer.unreplicated = index == 0 and self.link.unreplicated
             operation = slot.item
             if operation is not None and operation.stage is not Stage.DONE:
-                verdict = self._verdict(
+                failure = self._failure_of(
                     slot, answer, synced=False, was_head=index == 0, after_fatal=after_fatal, lost=reason
                 )
-                verdict.ours = ours
-                verdict.blameless = not ours and (ordered or not lost or _by_order(answer.fault))
-                verdict.crashed = self.link.ended_by_crash()
-                self._owner.judge(self, operation, verdict)
+                failure.ours = ours
+                failure.not_suspected = not ours and (ordered or not lost or _by_order(answer.fault))
+                failure.crashed = self.link.ended_by_crash()
+                self._owner.segment_failed(self, operation, failure)
             elif operation is not None and operation.doubt is not None:
-                late = self._verdict(slot, answer, synced=False, after_fatal=after_fatal, lost=reason)
+                late = self._failure_of(slot, answer, synced=False, after_fatal=after_fatal, lost=reason)
                 self._tell_late(operation, late)
             after_fatal = after_fatal or _ends_all(answer.fault)
         if self._tasks is not None:

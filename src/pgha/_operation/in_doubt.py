@@ -21,7 +21,7 @@ class Doubt:
 
     __slots__ = (
         "__weakref__", "_event", "_start", "_told", "asked", "attempts", "guard", "hopeless", "keyed",
-        "node", "started_at", "system", "timer", "verdict",
+        "node", "started_at", "system", "timer", "outcome",
     )  # fmt: skip
 
     def __init__(
@@ -37,7 +37,7 @@ class Doubt:
         self.guard = guard
         """No attempt begins after this, by the servers' clocks."""
         self.timer: Any = None
-        self.verdict: Outcome | None = None
+        self.outcome: Outcome | None = None
         self.hopeless = False
         self.asked = 0
         """Callers that wait for the verdict."""
@@ -59,8 +59,8 @@ class Doubt:
 
     def resolved(self, outcome: Outcome) -> None:
         """It is known, for good."""
-        if self.verdict is None:
-            self.verdict = outcome
+        if self.outcome is None:
+            self.outcome = outcome
             self._told(self)
             self._wake()
 
@@ -72,7 +72,7 @@ class Doubt:
     @property
     def pending(self) -> bool:
         """No verdict yet, and somebody may still bring one."""
-        return self.verdict is None and not self.hopeless
+        return self.outcome is None and not self.hopeless
 
     def _wake(self) -> None:
         event, self._event = self._event, None
@@ -93,4 +93,4 @@ class Doubt:
                 self.asked -= 1
         else:
             await checkpoint()
-        return self.verdict or Outcome.IN_DOUBT
+        return self.outcome or Outcome.IN_DOUBT

@@ -59,7 +59,7 @@ class AttemptState:
         self.head_at: float | None = None
         self.answered_at: float | None = None
         self.outcome: Outcome | None = None
-        self.blamed = False
+        self.suspected = False
         """Its connection was lost while it was first in line there: it may have been the cause."""
         self.keyed = False
         """The ledger's statement went with it."""
@@ -145,7 +145,7 @@ class Operation(Generic[T]):
         "gave_up",
         "guard",
         "guarded_until",
-        "head_losses",
+        "suspected_crashes",
         "hits",
         "home",
         "legs",
@@ -179,7 +179,7 @@ class Operation(Generic[T]):
         self.ended_at: float | None = None
         self.deadline: float | None = None
         self.attempts: list[AttemptState] = []
-        self.head_losses = 0
+        self.suspected_crashes = 0
         self.hits = 0
         """Attempts that a cancel of ours ended, meant for a neighbour."""
         self.doubted = False

@@ -20,16 +20,18 @@ from pgha._core.outcome import (
     Facts,
     GaveUp,
     Handed,
+    NextStep,
     Outcome,
     ServerError,
-    Then,
     decide,
     outcome,
 )
 
 APPLIED, NOT_APPLIED, IN_DOUBT = Outcome.APPLIED, Outcome.NOT_APPLIED, Outcome.IN_DOUBT
-AGAIN = frozenset({Then.AGAIN_ELSEWHERE, Then.AGAIN_LATER, Then.AGAIN_NOW, Then.AGAIN_UNPREPARED})
-ENDS = frozenset({Then.FAIL_SQL, Then.FAIL_LOST, Then.FAIL_IN_DOUBT, Then.FAIL_LEDGER})
+AGAIN = frozenset(
+    {NextStep.AGAIN_ELSEWHERE, NextStep.AGAIN_LATER, NextStep.AGAIN_NOW, NextStep.AGAIN_UNPREPARED}
+)
+ENDS = frozenset({NextStep.FAIL_SQL, NextStep.FAIL_LOST, NextStep.FAIL_IN_DOUBT, NextStep.FAIL_LEDGER})
 
 
 quick = settings(deadline=None, max_examples=120)
@@ -197,125 +199,134 @@ def at_ledger(sqlstate: str) -> Facts:
     return replace(failed(sqlstate), at_ledger=True)
 
 
-THENS: dict[str, tuple[Case, Then]] = {
-    "applied": (Case(DONE), Then.DELIVER),
-    "applied, though its caller left": (Case(DONE, gave_up="cancelled"), Then.DELIVER),
-    "applied, though late": (Case(DONE, gave_up="timeout"), Then.DELIVER),
-    "applied at the last attempt": (Case(DONE, attempts=5, budget=False, head_losses=2), Then.DELIVER),
+THENS: dict[str, tuple[Case, NextStep]] = {
+    "applied": (Case(DONE), NextStep.DELIVER),
+    "applied, though its caller left": (Case(DONE, gave_up="cancelled"), NextStep.DELIVER),
+    "applied, though late": (Case(DONE, gave_up="timeout"), NextStep.DELIVER),
+    "applied at the last attempt": (
+        Case(DONE, attempts=5, budget=False, suspected_crashes=2),
+        NextStep.DELIVER,
+    ),
     # given up
-    "cancelled in time": (Case(failed("57014"), gave_up="cancelled", ours=True), Then.FAIL_CANCELLED),
-    "timed out, proven": (Case(failed("57014"), gave_up="timeout", ours=True), Then.FAIL_TIMEOUT),
-    "cancelled before it was sent": (Case(NEVER_SENT, gave_up="cancelled"), Then.FAIL_CANCELLED),
-    "cancelled and lost": (Case(LOST, gave_up="cancelled"), Then.FAIL_IN_DOUBT),
-    "timed out and lost": (Case(LOST, gave_up="timeout"), Then.FAIL_IN_DOUBT),
-    "timed out and lost, idempotent": (Case(LOST, gave_up="timeout", idempotent=True), Then.FAIL_IN_DOUBT),
-    "a read, cancelled and lost": (Case(LOST, gave_up="cancelled", read=True), Then.FAIL_CANCELLED),
-    "a read, timed out and lost": (Case(LOST, gave_up="timeout", read=True), Then.FAIL_TIMEOUT),
-    "CALL, cancelled, failed": (Case(CALL_FAILED, gave_up="cancelled"), Then.FAIL_IN_DOUBT),
+    "cancelled in time": (Case(failed("57014"), gave_up="cancelled", ours=True), NextStep.FAIL_CANCELLED),
+    "timed out, proven": (Case(failed("57014"), gave_up="timeout", ours=True), NextStep.FAIL_TIMEOUT),
+    "cancelled before it was sent": (Case(NEVER_SENT, gave_up="cancelled"), NextStep.FAIL_CANCELLED),
+    "cancelled and lost": (Case(LOST, gave_up="cancelled"), NextStep.FAIL_IN_DOUBT),
+    "timed out and lost": (Case(LOST, gave_up="timeout"), NextStep.FAIL_IN_DOUBT),
+    "timed out and lost, idempotent": (
+        Case(LOST, gave_up="timeout", idempotent=True),
+        NextStep.FAIL_IN_DOUBT,
+    ),
+    "a read, cancelled and lost": (Case(LOST, gave_up="cancelled", read=True), NextStep.FAIL_CANCELLED),
+    "a read, timed out and lost": (Case(LOST, gave_up="timeout", read=True), NextStep.FAIL_TIMEOUT),
+    "CALL, cancelled, failed": (Case(CALL_FAILED, gave_up="cancelled"), NextStep.FAIL_IN_DOUBT),
     # connections
-    "lost": (Case(LOST), Then.FAIL_IN_DOUBT),
-    "lost, a read": (Case(LOST, read=True), Then.AGAIN_ELSEWHERE),
-    "lost, idempotent": (Case(LOST, idempotent=True), Then.AGAIN_ELSEWHERE),
-    "never handed over": (Case(NEVER_SENT), Then.AGAIN_ELSEWHERE),
-    "its Sync was never handed": (Case(Facts(handed=Handed.PART)), Then.AGAIN_ELSEWHERE),
-    "behind a FATAL": (Case(BEHIND_FATAL), Then.AGAIN_ELSEWHERE),
-    "never handed over, too many attempts": (Case(NEVER_SENT, attempts=5), Then.FAIL_LOST),
-    "head of two lost connections": (Case(BEHIND_FATAL, head_losses=2), Then.FAIL_LOST),
-    "head of one lost connection": (Case(BEHIND_FATAL, head_losses=1), Then.AGAIN_ELSEWHERE),
-    "no budget": (Case(BEHIND_FATAL, budget=False), Then.FAIL_LOST),
-    "a read lost too often": (Case(LOST, read=True, head_losses=2), Then.FAIL_LOST),
-    "idempotent, lost too often": (Case(LOST, idempotent=True, head_losses=2), Then.FAIL_IN_DOUBT),
-    "an error without V": (Case(NO_V), Then.FAIL_IN_DOUBT),
-    "an error without V, a read": (Case(NO_V, read=True), Then.AGAIN_ELSEWHERE),
-    "FATAL after CommandComplete": (Case(Facts(completed=1, error=fatal())), Then.FAIL_IN_DOUBT),
+    "lost": (Case(LOST), NextStep.FAIL_IN_DOUBT),
+    "lost, a read": (Case(LOST, read=True), NextStep.AGAIN_ELSEWHERE),
+    "lost, idempotent": (Case(LOST, idempotent=True), NextStep.AGAIN_ELSEWHERE),
+    "never handed over": (Case(NEVER_SENT), NextStep.AGAIN_ELSEWHERE),
+    "its Sync was never handed": (Case(Facts(handed=Handed.PART)), NextStep.AGAIN_ELSEWHERE),
+    "behind a FATAL": (Case(BEHIND_FATAL), NextStep.AGAIN_ELSEWHERE),
+    "never handed over, too many attempts": (Case(NEVER_SENT, attempts=5), NextStep.FAIL_LOST),
+    "head of two lost connections": (Case(BEHIND_FATAL, suspected_crashes=2), NextStep.FAIL_LOST),
+    "head of one lost connection": (Case(BEHIND_FATAL, suspected_crashes=1), NextStep.AGAIN_ELSEWHERE),
+    "no budget": (Case(BEHIND_FATAL, budget=False), NextStep.FAIL_LOST),
+    "a read lost too often": (Case(LOST, read=True, suspected_crashes=2), NextStep.FAIL_LOST),
+    "idempotent, lost too often": (Case(LOST, idempotent=True, suspected_crashes=2), NextStep.FAIL_IN_DOUBT),
+    "an error without V": (Case(NO_V), NextStep.FAIL_IN_DOUBT),
+    "an error without V, a read": (Case(NO_V, read=True), NextStep.AGAIN_ELSEWHERE),
+    "FATAL after CommandComplete": (Case(Facts(completed=1, error=fatal())), NextStep.FAIL_IN_DOUBT),
     "FATAL after CommandComplete, a read": (
         Case(Facts(completed=1, error=fatal()), read=True),
-        Then.AGAIN_ELSEWHERE,
+        NextStep.AGAIN_ELSEWHERE,
     ),
-    "40003": (Case(failed("40003")), Then.FAIL_IN_DOUBT),
-    "08006 of a foreign server": (Case(failed("08006")), Then.FAIL_IN_DOUBT),
-    "08006 of a foreign server, a read": (Case(failed("08006"), read=True), Then.AGAIN_ELSEWHERE),
+    "40003": (Case(failed("40003")), NextStep.FAIL_IN_DOUBT),
+    "08006 of a foreign server": (Case(failed("08006")), NextStep.FAIL_IN_DOUBT),
+    "08006 of a foreign server, a read": (Case(failed("08006"), read=True), NextStep.AGAIN_ELSEWHERE),
     # errors of SQL
-    "23505": (Case(failed("23505")), Then.FAIL_SQL),
-    "23505, idempotent": (Case(failed("23505"), idempotent=True), Then.FAIL_SQL),
-    "42P01, a read": (Case(failed("42P01"), read=True), Then.FAIL_SQL),
-    "25006, a write": (Case(failed("25006")), Then.AGAIN_ELSEWHERE),
-    "25006, a read": (Case(failed("25006"), read=True), Then.FAIL_SQL),
-    "53300": (Case(failed("53300", "FATAL")), Then.AGAIN_ELSEWHERE),
-    "53200": (Case(failed("53200")), Then.AGAIN_ELSEWHERE),
-    "57P03": (Case(failed("57P03", "FATAL")), Then.AGAIN_ELSEWHERE),
-    "FATAL 57P01": (Case(failed("57P01", "FATAL")), Then.AGAIN_ELSEWHERE),
-    "FATAL 57P05": (Case(failed("57P05", "FATAL")), Then.AGAIN_ELSEWHERE),
-    "FATAL 57P01, too many attempts": (Case(failed("57P01", "FATAL"), attempts=5), Then.FAIL_SQL),
-    "40001": (Case(failed("40001")), Then.AGAIN_LATER),
-    "40P01": (Case(failed("40P01")), Then.AGAIN_LATER),
-    "40001 of a CALL": (Case(CALL_FAILED), Then.FAIL_IN_DOUBT),
-    "40001 of a CALL, idempotent": (Case(CALL_FAILED, idempotent=True), Then.AGAIN_LATER),
-    "57014, hit by our cancel": (Case(failed("57014"), ours=True), Then.AGAIN_NOW),
-    "57014, somebody else's": (Case(failed("57014")), Then.FAIL_SQL),
-    "57014, somebody else's, a read": (Case(failed("57014"), read=True), Then.FAIL_SQL),
-    "0A000, reused": (Case(failed("0A000", reused=True)), Then.AGAIN_UNPREPARED),
-    "26000, reused": (Case(failed("26000", reused=True)), Then.AGAIN_UNPREPARED),
-    "0A000, reused, a second time": (Case(failed("0A000", reused=True), unprepared=True), Then.FAIL_SQL),
-    "0A000, not reused": (Case(failed("0A000")), Then.FAIL_SQL),
-    "22P02, reused": (Case(failed("22P02", reused=True)), Then.FAIL_SQL),
+    "23505": (Case(failed("23505")), NextStep.FAIL_SQL),
+    "23505, idempotent": (Case(failed("23505"), idempotent=True), NextStep.FAIL_SQL),
+    "42P01, a read": (Case(failed("42P01"), read=True), NextStep.FAIL_SQL),
+    "25006, a write": (Case(failed("25006")), NextStep.AGAIN_ELSEWHERE),
+    "25006, a read": (Case(failed("25006"), read=True), NextStep.FAIL_SQL),
+    "53300": (Case(failed("53300", "FATAL")), NextStep.AGAIN_ELSEWHERE),
+    "53200": (Case(failed("53200")), NextStep.AGAIN_ELSEWHERE),
+    "57P03": (Case(failed("57P03", "FATAL")), NextStep.AGAIN_ELSEWHERE),
+    "FATAL 57P01": (Case(failed("57P01", "FATAL")), NextStep.AGAIN_ELSEWHERE),
+    "FATAL 57P05": (Case(failed("57P05", "FATAL")), NextStep.AGAIN_ELSEWHERE),
+    "FATAL 57P01, too many attempts": (Case(failed("57P01", "FATAL"), attempts=5), NextStep.FAIL_SQL),
+    "40001": (Case(failed("40001")), NextStep.AGAIN_LATER),
+    "40P01": (Case(failed("40P01")), NextStep.AGAIN_LATER),
+    "40001 of a CALL": (Case(CALL_FAILED), NextStep.FAIL_IN_DOUBT),
+    "40001 of a CALL, idempotent": (Case(CALL_FAILED, idempotent=True), NextStep.AGAIN_LATER),
+    "57014, hit by our cancel": (Case(failed("57014"), ours=True), NextStep.AGAIN_NOW),
+    "57014, somebody else's": (Case(failed("57014")), NextStep.FAIL_SQL),
+    "57014, somebody else's, a read": (Case(failed("57014"), read=True), NextStep.FAIL_SQL),
+    "0A000, reused": (Case(failed("0A000", reused=True)), NextStep.AGAIN_UNPREPARED),
+    "26000, reused": (Case(failed("26000", reused=True)), NextStep.AGAIN_UNPREPARED),
+    "0A000, reused, a second time": (Case(failed("0A000", reused=True), unprepared=True), NextStep.FAIL_SQL),
+    "0A000, not reused": (Case(failed("0A000")), NextStep.FAIL_SQL),
+    "22P02, reused": (Case(failed("22P02", reused=True)), NextStep.FAIL_SQL),
     # keyed: the ledger tells
-    "keyed: the end of the connection": (Case(Facts(), keyed=True), Then.AGAIN_ELSEWHERE),
+    "keyed: the end of the connection": (Case(Facts(), keyed=True), NextStep.AGAIN_ELSEWHERE),
     "keyed: the end of the connection, too many attempts": (
         Case(Facts(), keyed=True, attempts=5),
-        Then.RESOLVE,
+        NextStep.RESOLVE,
     ),
-    "keyed: head of too many lost connections": (Case(Facts(), keyed=True, head_losses=2), Then.RESOLVE),
+    "keyed: head of too many lost connections": (
+        Case(Facts(), keyed=True, suspected_crashes=2),
+        NextStep.RESOLVE,
+    ),
     "keyed: FATAL after CommandComplete": (
         Case(Facts(completed=2, statements=2, error=fatal()), keyed=True),
-        Then.AGAIN_ELSEWHERE,
+        NextStep.AGAIN_ELSEWHERE,
     ),
-    "keyed: 08006 of a foreign server": (Case(failed("08006"), keyed=True), Then.AGAIN_ELSEWHERE),
+    "keyed: 08006 of a foreign server": (Case(failed("08006"), keyed=True), NextStep.AGAIN_ELSEWHERE),
     "keyed: the wait for the standby broken off": (
         Case(Facts(synced=True, completed=2, statements=2, unreplicated=True), keyed=True),
-        Then.RESOLVE,
+        NextStep.RESOLVE,
     ),
-    "keyed: the user's own 23505": (Case(failed("23505"), keyed=True), Then.FAIL_SQL),
+    "keyed: the user's own 23505": (Case(failed("23505"), keyed=True), NextStep.FAIL_SQL),
     "keyed: the user's own 23505 after doubt": (
         Case(failed("23505"), keyed=True, doubted=True),
-        Then.RESOLVE,
+        NextStep.RESOLVE,
     ),
     "keyed, in doubt, and its caller gave up": (
         Case(Facts(), keyed=True, gave_up="cancelled"),
-        Then.FAIL_IN_DOUBT,
+        NextStep.FAIL_IN_DOUBT,
     ),
-    "at the ledger: 23505": (Case(at_ledger("23505"), keyed=True), Then.RESOLVE),
+    "at the ledger: 23505": (Case(at_ledger("23505"), keyed=True), NextStep.RESOLVE),
     "at the ledger: 23505, and its caller gave up": (
         Case(at_ledger("23505"), keyed=True, gave_up="timeout"),
-        Then.RESOLVE,
+        NextStep.RESOLVE,
     ),
-    "at the ledger: 23502": (Case(at_ledger("23502"), keyed=True), Then.AGAIN_LATER),
+    "at the ledger: 23502": (Case(at_ledger("23502"), keyed=True), NextStep.AGAIN_LATER),
     "at the ledger: 23502, and its caller gave up": (
         Case(at_ledger("23502"), keyed=True, gave_up="timeout"),
-        Then.FAIL_TIMEOUT,
+        NextStep.FAIL_TIMEOUT,
     ),
     "at the ledger: 23502, too many attempts": (
         Case(at_ledger("23502"), keyed=True, attempts=5),
-        Then.FAIL_LEDGER,
+        NextStep.FAIL_LEDGER,
     ),
-    "at the ledger: 42P01": (Case(at_ledger("42P01"), keyed=True), Then.FAIL_LEDGER),
+    "at the ledger: 42P01": (Case(at_ledger("42P01"), keyed=True), NextStep.FAIL_LEDGER),
     "at the ledger: 42P01, a key of ours": (
         Case(at_ledger("42P01"), keyed=True, auto=True),
-        Then.AGAIN_UNKEYED,
+        NextStep.AGAIN_UNKEYED,
     ),
     "at the ledger: 42P01, a key of ours, after doubt": (
         Case(at_ledger("42P01"), keyed=True, auto=True, doubted=True),
-        Then.RESOLVE,
+        NextStep.RESOLVE,
     ),
     "an error behind a broken wait: only what commits by itself is told so": (
         Case(Facts(unreplicated=True, error=error("0A000")), idempotent=True),
-        Then.FAIL_IN_DOUBT,
+        NextStep.FAIL_IN_DOUBT,
     ),
-    "at the ledger: 42501": (Case(at_ledger("42501"), keyed=True), Then.FAIL_LEDGER),
-    "at the ledger: 40001": (Case(at_ledger("40001"), keyed=True), Then.AGAIN_LATER),
+    "at the ledger: 42501": (Case(at_ledger("42501"), keyed=True), NextStep.FAIL_LEDGER),
+    "at the ledger: 40001": (Case(at_ledger("40001"), keyed=True), NextStep.AGAIN_LATER),
     "at the ledger: 57014, hit by our cancel": (
         Case(at_ledger("57014"), keyed=True, ours=True),
-        Then.AGAIN_NOW,
+        NextStep.AGAIN_NOW,
     ),
 }
 
@@ -360,8 +371,8 @@ cases = st.builds(
     ours=st.booleans(),
     attempts=st.integers(0, 7),
     max_attempts=st.integers(1, 6),
-    head_losses=st.integers(0, 3),
-    max_head_losses=st.integers(1, 3),
+    suspected_crashes=st.integers(0, 3),
+    max_suspected_crashes=st.integers(1, 3),
     unprepared=st.booleans(),
     budget=st.sampled_from([True, True, True, False]),
 )
@@ -382,7 +393,7 @@ def test_nothing_is_run_again_without_end(case: Case) -> None:
     if decide(case)[1] in AGAIN:
         assert case.gave_up is None
         assert case.attempts < case.max_attempts
-        assert case.head_losses < case.max_head_losses
+        assert case.suspected_crashes < case.max_suspected_crashes
         assert case.budget
 
 
@@ -398,7 +409,7 @@ def test_a_keyed_write_never_fails_in_doubt_before_the_ledger_was_asked(case: Ca
 @quick
 @given(cases)
 def test_the_ledger_is_asked_only_where_it_knows(case: Case) -> None:
-    if decide(case)[1] is Then.RESOLVE:
+    if decide(case)[1] is NextStep.RESOLVE:
         problem = case.facts.error
         exists = case.facts.at_ledger and problem is not None and problem.sqlstate == "23505"
         assert exists or (case.keyed and not case.read and not case.idempotent)
@@ -408,7 +419,7 @@ def test_the_ledger_is_asked_only_where_it_knows(case: Case) -> None:
 @given(cases)
 def test_applied_is_delivered_and_nothing_else_is(case: Case) -> None:
     proof, then = decide(case)
-    assert (proof is APPLIED) == (then is Then.DELIVER)
+    assert (proof is APPLIED) == (then is NextStep.DELIVER)
 
 
 @quick
@@ -416,13 +427,13 @@ def test_applied_is_delivered_and_nothing_else_is(case: Case) -> None:
 def test_what_is_told_to_the_caller_is_true(case: Case) -> None:
     proof, then = decide(case)
     if proof is IN_DOUBT and not case.read:
-        assert then not in (Then.FAIL_CANCELLED, Then.FAIL_TIMEOUT, Then.FAIL_LOST)
-        if then is Then.FAIL_SQL:
+        assert then not in (NextStep.FAIL_CANCELLED, NextStep.FAIL_TIMEOUT, NextStep.FAIL_LOST)
+        if then is NextStep.FAIL_SQL:
             # The caller sees the server's own words; `pgha.error_info` adds that nobody knows.
             assert case.facts.self_committing
-    if then is Then.FAIL_IN_DOUBT:
+    if then is NextStep.FAIL_IN_DOUBT:
         assert proof is IN_DOUBT and not case.read
-    if then is Then.FAIL_SQL:
+    if then is NextStep.FAIL_SQL:
         assert case.facts.error is not None and case.facts.error.genuine
 
 
@@ -430,19 +441,19 @@ def test_what_is_told_to_the_caller_is_true(case: Case) -> None:
 @given(cases, st.sampled_from(["cancelled", "timeout"]))
 def test_given_up_is_answered_for_good(case: Case, why: GaveUp) -> None:
     then = decide(replace(case, gave_up=why))[1]
-    if then is Then.RESOLVE:
+    if then is NextStep.RESOLVE:
         # The ledger proves that an earlier attempt was applied: that is the answer.
         assert case.facts.at_ledger
         return
-    if then not in (Then.DELIVER, Then.FAIL_IN_DOUBT):
-        assert then is (Then.FAIL_CANCELLED if why == "cancelled" else Then.FAIL_TIMEOUT)
+    if then not in (NextStep.DELIVER, NextStep.FAIL_IN_DOUBT):
+        assert then is (NextStep.FAIL_CANCELLED if why == "cancelled" else NextStep.FAIL_TIMEOUT)
 
 
 @quick
 @given(cases)
 def test_words_of_giving_up_only_for_who_gave_up(case: Case) -> None:
     then = decide(replace(case, gave_up=None))[1]
-    assert then not in (Then.FAIL_CANCELLED, Then.FAIL_TIMEOUT)
+    assert then not in (NextStep.FAIL_CANCELLED, NextStep.FAIL_TIMEOUT)
 
 
 @quick
@@ -458,11 +469,11 @@ def test_somebody_elses_cancel_is_final(case: Case, severity: str) -> None:
 @given(cases)
 def test_each_way_to_run_again_has_its_cause(case: Case) -> None:
     then, problem = decide(case)[1], case.facts.error
-    if then is Then.AGAIN_NOW:
+    if then is NextStep.AGAIN_NOW:
         assert problem is not None and problem.sqlstate == "57014" and case.ours
-    elif then is Then.AGAIN_LATER:
+    elif then is NextStep.AGAIN_LATER:
         assert problem is not None and problem.sqlstate in LATER
-    elif then is Then.AGAIN_UNPREPARED:
+    elif then is NextStep.AGAIN_UNPREPARED:
         assert problem is not None and problem.sqlstate in STALE_PLAN
         assert problem.reused and not case.unprepared
 
@@ -472,7 +483,7 @@ def test_each_way_to_run_again_has_its_cause(case: Case) -> None:
 def test_without_budget_only_the_repetitions_change(case: Case) -> None:
     with_budget, without = decide(replace(case, budget=True)), decide(replace(case, budget=False))
     assert with_budget[0] is without[0]
-    assert with_budget == without or with_budget[1] in AGAIN or without[1] is Then.RESOLVE
+    assert with_budget == without or with_budget[1] in AGAIN or without[1] is NextStep.RESOLVE
 
 
 @quick
