@@ -58,7 +58,7 @@ async def test_two_timers_of_one_operation_at_the_same_moment() -> None:
 
 
 async def test_timekeeping_goes_on_behind_a_defect(caplog: pytest.LogCaptureFixture) -> None:
-    keeper = Timekeeper(time.monotonic)
+    callbacks = Timekeeper(time.monotonic)
     called: list[str] = []
 
     def fail() -> None:
@@ -67,12 +67,12 @@ async def test_timekeeping_goes_on_behind_a_defect(caplog: pytest.LogCaptureFixt
 
     with within():
         async with anyio.create_task_group() as group:
-            group.start_soon(keeper.run)
+            group.start_soon(callbacks.run)
             now = time.monotonic()
-            keeper.at(now, fail)
-            keeper.at(now, lambda: called.append("at the same moment"))
+            callbacks.at(now, fail)
+            callbacks.at(now, lambda: called.append("at the same moment"))
             later = anyio.Event()
-            keeper.at(now + 0.05, later.set)
+            callbacks.at(now + 0.05, later.set)
             await later.wait()
             group.cancel_scope.cancel()
     assert called == ["failing", "at the same moment"]

@@ -18,7 +18,7 @@ from pgha._core.statement_kind import words
 from pgha._core.statements import Entry
 from pgha._node.callbacks import FlightSlot, LaneBounds, SegmentFailure
 from pgha._node.lane import Lane
-from pgha._operation.operation import AttemptState, Keeper, Operation, Request
+from pgha._operation.operation import AttemptState, Operation, OperationCallbacks, Request
 from pgha._options import parse_nodes
 from pgha._wire import PGresult
 from pgha._wire.compiler import Statement
@@ -70,7 +70,7 @@ class Witness:
             statements, "write", False, len(statements) > 1, nearest(), tuple_row,
             alone=framed or committing, self_committing=committing, extras=extras,
         )  # fmt: skip
-        operation: Operation[Any] = Operation(cast(Keeper, self), request, time.monotonic())
+        operation: Operation[Any] = Operation(cast(OperationCallbacks, self), request, time.monotonic())
         if not self.lane.send(operation, time.monotonic()):
             self.facts[operation] = Facts(handed=Handed.NOTHING)
         return operation
@@ -81,7 +81,7 @@ class Witness:
         pgconn.send_query_params(b"COMMIT", None)
         pgconn.pipeline_sync()
         request = Request((), "write", False, True, nearest(), tuple_row)
-        operation: Operation[Any] = Operation(cast(Keeper, self), request, time.monotonic())
+        operation: Operation[Any] = Operation(cast(OperationCallbacks, self), request, time.monotonic())
         operation.attempts.append(AttemptState(self.lane.node, time.monotonic()))
         self.lane.pipeline.sent(operation, Segment([Piece(Kind.COMMIT)], framed=True), time.monotonic())
         return operation

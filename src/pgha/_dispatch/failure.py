@@ -253,8 +253,8 @@ def cancelled() -> OperationCancelled:
 
 
 def in_doubt(operation: Operation[Any], reason: str) -> CommitInDoubt:
-    doubt = operation.doubt = operation.keeper.in_doubt(operation)
-    loop = operation.keeper.loop
+    doubt = operation.doubt = operation.runner.in_doubt(operation)
+    loop = operation.runner.loop
 
     async def resolve(timeout: float | None) -> _Outcome:
         if doubt.pending and not loop.here():

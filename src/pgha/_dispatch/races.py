@@ -16,7 +16,7 @@ from pgha._core.outcome import Outcome
 from pgha._dispatch.failure import Decision, LegLost, note
 from pgha._dispatch.tracker import Outcomes
 from pgha._errors import NoNodeAvailable, error_info
-from pgha._operation.operation import Keeper, Operation, Stage
+from pgha._operation.operation import Operation, OperationCallbacks, Stage
 
 
 def _without_answer(failure: BaseException) -> bool:
@@ -25,7 +25,7 @@ def _without_answer(failure: BaseException) -> bool:
     return lost or isinstance(failure, NoNodeAvailable)
 
 
-class Track(Protocol):
+class RaceCallbacks(Protocol):
     """Who places the legs, and takes them back."""
 
     def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None: ...
@@ -38,10 +38,15 @@ class Races:
     """See the head of this file."""
 
     def __init__(
-        self, keeper: Keeper, track: Track, outcomes: Outcomes, clock: Callable[[], float], most: int
+        self,
+        runner: OperationCallbacks,
+        callbacks: RaceCallbacks,
+        outcomes: Outcomes,
+        clock: Callable[[], float],
+        most: int,
     ) -> None:
-        self._keeper = keeper
-        self._track = track
+        self._runner = runner
+        self._callbacks = callbacks
         self._outcomes = outcomes
         self._clock = clock
         self._most = most
@@ -53,10 +58,10 @@ class Races:
         operation.legs = [self._leg(operation, name, now) for name in names]
         for leg in tuple(operation.legs):
             if operation.stage is Stage.RACING:
-                self._track.place(leg, now)
+                self._callbacks.place(leg, now)
 
     def _leg(self, operation: Operation[Any], name: str, now: float) -> Operation[Any]:
-        leg: Operation[Any] = Operation(self._keeper, operation.request, now)
+        leg: Operation[Any] = Operation(self._runner, operation.request, now)
         leg.home = name
         leg.parent = operation
         leg.counted = False
@@ -91,7 +96,7 @@ class Races:
         if len(operation.attempts) >= self._most:
             self._outcomes.fail(operation, legs[-1].failure or LegLost("lost"), Outcome.NOT_APPLIED)
         else:
-            self._track.place(operation, self._clock(), front=True)
+            self._callbacks.place(operation, self._clock(), front=True)
 
     def lost(self, leg: Operation[Any], decision: Decision) -> None:
         """A leg's connection was lost; its operation goes on with the others."""
@@ -107,4 +112,4 @@ class Races:
         for leg in legs:
             operation.attempts.extend(leg.attempts)
             if leg.stage is not Stage.DONE:
-                self._track.take_back(leg)
+                self._callbacks.take_back(leg)

@@ -39,7 +39,7 @@ from pgha._dispatch.tracker import Outcomes
 from pgha._errors import IdempotencyKeyReused
 from pgha._operation.in_doubt import Doubt
 from pgha._operation.key import Keyed, undecided
-from pgha._operation.operation import Keeper, Operation, Request, Stage
+from pgha._operation.operation import Operation, OperationCallbacks, Request, Stage
 from pgha._rows.result import Result
 from pgha._types import nearest
 from pgha._wire.link import NO_EXTRAS, Extras
@@ -54,7 +54,7 @@ _SURELY = LIFE - 60.0
 """Seconds after an operation's start in which its row has not been pruned."""
 
 
-class Track(Protocol):
+class ResolverCallbacks(Protocol):
     """Who places the questions, and takes them back."""
 
     def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None: ...
@@ -90,11 +90,11 @@ class Resolver:
     """See the head of this file."""
 
     def __init__(
-        self, keeper: Keeper, track: Track, outcomes: Outcomes, times: Timekeeper, clock: Callable[[], float],
-        patience: float,
+        self, runner: OperationCallbacks, callbacks: ResolverCallbacks, outcomes: Outcomes, times: Timekeeper,
+        clock: Callable[[], float], patience: float,
     ) -> None:  # fmt: skip
-        self._keeper = keeper
-        self._track = track
+        self._runner = runner
+        self._callbacks = callbacks
         self._outcomes = outcomes
         self._times = times
         self._clock = clock
@@ -231,15 +231,15 @@ class Resolver:
     def _ask(self, resolution: Resolution) -> None:
         now, limit = self._clock(), resolution.limit
         resolution.tries += 1
-        question: Operation[Any] = Operation(self._keeper, _question(resolution, now), now)
+        question: Operation[Any] = Operation(self._runner, _question(resolution, now), now)
         question.counted = False
         question.lineage = resolution.system
         resolution.question = question
         if limit is not None:
             question.deadline = limit
-            question.timer = self._times.at(limit, lambda: self._track.give_up(question, "timeout"))
+            question.timer = self._times.at(limit, lambda: self._callbacks.give_up(question, "timeout"))
         question.when_done(lambda done: self._answered(resolution, done))
-        self._track.place(question, now)
+        self._callbacks.place(question, now)
 
     def _answered(self, resolution: Resolution, question: Operation[Any]) -> None:
         question.retrieve()
@@ -291,7 +291,7 @@ class Resolver:
     def _stop(self, resolution: Resolution) -> None:
         resolution.over = True
         if resolution.question is not None and not resolution.question.done:
-            self._track.give_up(resolution.question, "cancelled")
+            self._callbacks.give_up(resolution.question, "cancelled")
 
     def close(self) -> None:
         """The cluster is left: nobody will be told any more."""

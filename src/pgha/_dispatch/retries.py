@@ -26,7 +26,7 @@ from pgha._types import Pin
 from pgha._wire import PGresult
 
 
-class Track(Protocol):
+class RetryCallbacks(Protocol):
     """Who places what is to run again, and takes what succeeded after all."""
 
     def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None: ...
@@ -37,11 +37,11 @@ class Retries:
     """See the head of this file."""
 
     def __init__(
-        self, track: Track, nodes: Mapping[str, Node], outcomes: Outcomes, races: Races,
+        self, callbacks: RetryCallbacks, nodes: Mapping[str, Node], outcomes: Outcomes, races: Races,
         resolver: Resolver, times: Timekeeper, clock: Callable[[], float], tuning: Tuning,
     ) -> None:  # fmt: skip
         self.budget = RetryBudget(clock())
-        self._track = track
+        self._callbacks = callbacks
         self._nodes = nodes
         self._outcomes = outcomes
         self._races = races
@@ -59,7 +59,7 @@ class Retries:
         node = self._nodes.get(lane.node)
         match decision.next_step:
             case NextStep.DELIVER:
-                self._track.delivered(lane, operation, failure.answer.results)
+                self._callbacks.delivered(lane, operation, failure.answer.results)
             case NextStep.AGAIN_ELSEWHERE:
                 if failure.lost is None and decision.reason in ELSEWHERE and node is not None:
                     # It takes no writes any more, or nothing at all: no more of them until it was asked.
@@ -92,7 +92,7 @@ class Retries:
         """One to the ledger: where it failed, another is asked in its place."""
         answer = failure.answer
         if answer.results and (answer.commit_tag == "ROLLBACK" or outcome(failure.facts) is Outcome.APPLIED):
-            self._track.delivered(lane, operation, answer.results)
+            self._callbacks.delivered(lane, operation, answer.results)
             return
         decision = classify(operation, failure, self._tuning, budget=True)
         error = server_error(operation, failure) or LegLost(f"{lane.node}: {decision.reason}")
@@ -121,7 +121,7 @@ class Retries:
             wait = delay(len(operation.attempts) - 1, random.random(), 0.01, 0.5)
             self._times.at(now + wait, lambda: self._resume(operation))
             return
-        self._track.place(operation, now, front=True)
+        self._callbacks.place(operation, now, front=True)
 
     def _elsewhere(self, operation: Operation[Any], away_from: str) -> str | None:
         kind = operation.request.kind
@@ -130,4 +130,4 @@ class Retries:
 
     def _resume(self, operation: Operation[Any]) -> None:
         if operation.stage is Stage.PAUSED:
-            self._track.place(operation, self._clock(), front=True)
+            self._callbacks.place(operation, self._clock(), front=True)

@@ -44,7 +44,7 @@ class SegmentFailure:
     """Why, where no server and no connection says it."""
 
 
-class LaneOwner(Protocol[LaneT]):
+class LaneCallbacks(Protocol[LaneT]):
     """Who decides what becomes of operations."""
 
     loop: Loop

@@ -1,8 +1,9 @@
 """One lane: a connection that many operations share, at most a few of them at a time.
 
-Who owns what: `Pipeline` decides what may be sent and cancelled, `Link` talks to libpq, `LaneOwner` decides
-what becomes of operations. This shell moves things between them. Its tasks are one reader and, when needed, a
-writer and a canceller, all inside `run`; when `run` ends, the connection is closed and nothing is left.
+Who owns what: `Pipeline` decides what may be sent and cancelled, `Link` talks to libpq, `LaneCallbacks`
+decides what becomes of operations. This shell moves things between them. Its tasks are one reader and, when
+needed, a writer and a canceller, all inside `run`; when `run` ends, the connection is closed and nothing is
+left.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pgha._core.ledger_rules import EXISTS
 from pgha._core.outcome import Facts, Handed, Outcome, ServerError, outcome
 from pgha._core.pipeline import Act, Doing, Pipeline
 from pgha._core.statement_kind import words
-from pgha._node.callbacks import FlightSlot, LaneBounds, LaneOwner, SegmentFailure, ServerFacts
+from pgha._node.callbacks import FlightSlot, LaneBounds, LaneCallbacks, SegmentFailure, ServerFacts
 from pgha._operation.key import Keyed
 from pgha._operation.operation import AttemptState, Kind, Operation, Stage
 from pgha._wire import PGresult
@@ -46,7 +47,7 @@ class Lane:
     """See the head of this file."""
 
     def __init__(
-        self, link: Link, node: str, kind: Kind, adapters: AdaptersMap, owner: LaneOwner[Lane],
+        self, link: Link, node: str, kind: Kind, adapters: AdaptersMap, owner: LaneCallbacks[Lane],
         bounds: LaneBounds, clock: Callable[[], float], server: ServerFacts | None = None,
         system: int | None = None,
     ) -> None:  # fmt: skip

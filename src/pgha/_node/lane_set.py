@@ -14,7 +14,7 @@ from psycopg.adapt import AdaptersMap
 from pgha._core.backoff import delay
 from pgha._core.pipeline import Bounds
 from pgha._core.queues import Queue
-from pgha._node.callbacks import LaneBounds, LaneOwner, ServerFacts
+from pgha._node.callbacks import LaneBounds, LaneCallbacks, ServerFacts
 from pgha._node.lane import Lane
 from pgha._operation.operation import Kind, Operation
 from pgha._options import NodeConfig, Options
@@ -44,7 +44,7 @@ class Waiting:
         return bool(self.usual or self.alone)
 
 
-class LaneSetOwner(Protocol):
+class LaneSetCallbacks(Protocol):
     """The node that the lanes belong to."""
 
     name: str
@@ -61,8 +61,8 @@ class LaneSet:
     """See the head of this file."""
 
     def __init__(
-        self, kind: Kind, config: NodeConfig, options: Options, adapters: AdaptersMap, owner: LaneSetOwner,
-        host: LaneOwner[Lane], clock: Callable[[], float], server: ServerFacts,
+        self, kind: Kind, config: NodeConfig, options: Options, adapters: AdaptersMap,
+        owner: LaneSetCallbacks, host: LaneCallbacks[Lane], clock: Callable[[], float], server: ServerFacts,
     ) -> None:  # fmt: skip
         self.kind: Kind = kind
         self.lanes: list[Lane] = []

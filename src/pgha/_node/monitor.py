@@ -2,7 +2,7 @@
 
 Its loop: connect (with backoff) -> ping -> nap until the next ping is due, somebody is suspicious, or the
 server says something by itself (a farewell, an end of file) -> ping ... The health of the node is decided by
-`pgha._core.health`; the monitor reports what it saw to its `MonitorOwner`.
+`pgha._core.health`; the monitor reports what it saw to its `MonitorCallbacks`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Ping:
     """This machine's when the answer came."""
 
 
-class MonitorOwner(Protocol):
+class MonitorCallbacks(Protocol):
     """Who wants to know."""
 
     def alive(self, ping: Ping) -> None: ...
@@ -87,7 +87,7 @@ class Monitor:
     """See the head of this file."""
 
     def __init__(
-        self, config: NodeConfig, options: Options, owner: MonitorOwner, clock: Callable[[], float]
+        self, config: NodeConfig, options: Options, owner: MonitorCallbacks, clock: Callable[[], float]
     ) -> None:
         self._config = config
         self._options = options

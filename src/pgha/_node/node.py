@@ -13,7 +13,7 @@ from pgha._core.health import Health, Transition, suspicious_age
 from pgha._core.ledger_rules import ServerClock
 from pgha._core.pipeline import Doing
 from pgha._core.routing import Candidate
-from pgha._node.callbacks import LaneOwner, ServerFacts
+from pgha._node.callbacks import LaneCallbacks, ServerFacts
 from pgha._node.lane import Lane
 from pgha._node.lane_set import LaneSet, Waiting
 from pgha._node.monitor import Monitor, Ping
@@ -25,7 +25,7 @@ from pgha._wire.loops import uninterrupted
 logger = logging.getLogger("pgha")
 
 
-class NodeHost(LaneOwner[Lane], Protocol):
+class NodeCallbacks(LaneCallbacks[Lane], Protocol):
     """Who owns the nodes."""
 
     def health_changed(self, node: Node, moved: Transition, reason: str) -> None: ...
@@ -42,7 +42,7 @@ class Node:
     """See the head of this file."""
 
     def __init__(
-        self, config: NodeConfig, options: Options, adapters: AdaptersMap, host: NodeHost,
+        self, config: NodeConfig, options: Options, adapters: AdaptersMap, host: NodeCallbacks,
         clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self.name = config.name

@@ -20,8 +20,20 @@ class Doubt:
     """
 
     __slots__ = (
-        "__weakref__", "_event", "_start", "_told", "asked", "attempts", "guard", "hopeless", "keyed",
-        "node", "started_at", "system", "timer", "outcome",
+        "__weakref__",
+        "_event",
+        "_start",
+        "_told",
+        "asked",
+        "attempts",
+        "guard",
+        "hopeless",
+        "keyed",
+        "node",
+        "outcome",
+        "started_at",
+        "system",
+        "timer",
     )  # fmt: skip
 
     def __init__(

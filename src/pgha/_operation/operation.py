@@ -51,7 +51,7 @@ class Request:
 class AttemptState:
     """One time that the operation was handed to a node. Times are `time.monotonic` seconds."""
 
-    __slots__ = ("answered_at", "blamed", "head_at", "keyed", "node", "outcome", "sent_at", "system")
+    __slots__ = ("answered_at", "head_at", "keyed", "node", "outcome", "sent_at", "suspected", "system")
 
     def __init__(self, node: str, sent_at: float) -> None:
         self.node = node
@@ -94,7 +94,7 @@ class Stage(enum.Enum):
     DONE = enum.auto()
 
 
-class Keeper(Protocol):
+class OperationCallbacks(Protocol):
     """Who runs operations."""
 
     loop: Loop
@@ -128,10 +128,10 @@ class Operation(Generic[T]):
     __slots__ = (
         "_callbacks",
         "_error",
-        "_keeper",
         "_parked",
         "_result",
         "_retrieved",
+        "_runner",
         "_waiters",
         "alone",
         "attempts",
@@ -145,7 +145,6 @@ class Operation(Generic[T]):
         "gave_up",
         "guard",
         "guarded_until",
-        "suspected_crashes",
         "hits",
         "home",
         "legs",
@@ -158,20 +157,21 @@ class Operation(Generic[T]):
         "scattered",
         "stage",
         "started_at",
+        "suspected_crashes",
         "timer",
         "unkeyed",
         "unprepared",
     )
 
-    def __init__(self, keeper: Keeper, request: Request, now: float) -> None:
-        self._keeper = keeper
+    def __init__(self, runner: OperationCallbacks, request: Request, now: float) -> None:
+        self._runner = runner
         self._result: T | None = None
         self._error: BaseException | None = None
         self._parked: list[Waiter] | None = None
         self._waiters = 0
         self._retrieved = False
         self._callbacks: list[Callable[[Operation[T]], None]] | None = None
-        # What follows belongs to the keeper.
+        # What follows belongs to the runner.
         self.request = request
         self.stage = Stage.NEW
         self.started_at = now
@@ -220,9 +220,9 @@ class Operation(Generic[T]):
         return f"<Operation {self.stage.name.lower()} after {len(self.attempts)} attempts>"
 
     @property
-    def keeper(self) -> Keeper:
+    def runner(self) -> OperationCallbacks:
         """For pgha: who runs it."""
-        return self._keeper
+        return self._runner
 
     @property
     def exact(self) -> bool:
@@ -258,7 +258,7 @@ class Operation(Generic[T]):
         applied) or `CommitInDoubt`. Does nothing once it is done.
         """
         if self.stage is not Stage.DONE:
-            self._keeper.give_up(self, "cancelled")
+            self._runner.give_up(self, "cancelled")
 
     async def wait(self) -> None:
         """Wait until it is done, without looking at the outcome; leaving does not cancel it."""
@@ -268,7 +268,7 @@ class Operation(Generic[T]):
         await self._park().wait()
 
     def _park(self) -> Waiter:
-        waiter = self._keeper.loop.waiter()
+        waiter = self._runner.loop.waiter()
         if self._parked is None:
             self._parked = [waiter]
         else:
@@ -288,9 +288,9 @@ class Operation(Generic[T]):
                 # that had failed at the same moment, it is no failure which nobody waited for.
                 if self._waiters == 1:
                     if self.done:
-                        self._keeper.left(self)
+                        self._runner.left(self)
                     else:
-                        self._keeper.give_up(self, "cancelled")
+                        self._runner.give_up(self, "cancelled")
                     self._retrieved = True
                 raise
             finally:
@@ -306,7 +306,7 @@ class Operation(Generic[T]):
         return self._result  # type: ignore[return-value]
 
     def finish(self, result: T | None, error: BaseException | None) -> None:
-        """For the keeper: it is done."""
+        """For the runner: it is done."""
         self.stage = Stage.DONE
         self._result = result
         self._error = error
@@ -354,4 +354,4 @@ class Operation(Generic[T]):
         # Without the attribute, __init__ was interrupted (trio raises KeyboardInterrupt anywhere).
         error = getattr(self, "_error", None)
         if error is not None and not self._retrieved and self.gave_up != "cancelled":
-            self._keeper.unretrieved(self, error)
+            self._runner.unretrieved(self, error)
