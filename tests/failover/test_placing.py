@@ -19,7 +19,7 @@ import pgha
 from pgha._core.outcome import Outcome
 from pgha._dispatch.failure import LegLost
 from pgha._dispatch.races import Races
-from pgha._dispatch.timers import Timekeeper
+from pgha._dispatch.timers import Timers
 from pgha._dispatch.tracker import Outcomes
 from pgha._errors import ErrorInfo, annotate
 from pgha._operation.in_doubt import Doubt
@@ -280,7 +280,7 @@ class Race:
 
     def __init__(self) -> None:
         self.track = Track()
-        self.outcomes = Outcomes(Timekeeper(time.monotonic), time.monotonic)
+        self.outcomes = Outcomes(Timers(time.monotonic), time.monotonic)
         self.races = Races(self.track, self.track, self.outcomes, time.monotonic, self.MOST)
         statement = Compiler(AdaptersMap(psycopg.adapters)).compile("SELECT 1", None)
         request = Request((statement,), "read", True, False, pgha.fastest(), tuple_row)

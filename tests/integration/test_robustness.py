@@ -21,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 from support.common import PATIENCE, backends, cluster_of, eventually, nothing_left, started, unique, within
 
 import pgha
-from pgha._dispatch.timers import Timekeeper
+from pgha._dispatch.timers import Timers
 from pgha._options import Tuning
 from pgha.chaos import Node, standalone
 
@@ -58,7 +58,7 @@ async def test_two_timers_of_one_operation_at_the_same_moment() -> None:
 
 
 async def test_timekeeping_goes_on_behind_a_defect(caplog: pytest.LogCaptureFixture) -> None:
-    callbacks = Timekeeper(time.monotonic)
+    callbacks = Timers(time.monotonic)
     called: list[str] = []
 
     def fail() -> None:

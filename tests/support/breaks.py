@@ -22,7 +22,7 @@ from pgha._core.pipeline import Act, Pipeline
 from pgha._core.statement_kind import Kind as WordKind
 from pgha._dispatch import resolution
 from pgha._dispatch.cancellation import Cancellation
-from pgha._dispatch.timers import Timekeeper
+from pgha._dispatch.timers import Timers
 from pgha._node.lane import Lane
 from pgha._operation.key import Keyed, new_idempotency_key
 from pgha._operation.operation import Operation, Request
@@ -127,8 +127,8 @@ def do_not_obey_scopes(patch: Patch) -> None:
 
 
 def forget_deadlines(patch: Patch) -> None:
-    kept = Timekeeper.at
-    patch.setattr(Timekeeper, "at", lambda times, when, call: kept(times, when + 60, call))
+    kept = Timers.at
+    patch.setattr(Timers, "at", lambda times, when, call: kept(times, when + 60, call))
 
 
 def tell_the_conninfo(patch: Patch) -> None:

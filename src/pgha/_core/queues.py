@@ -44,7 +44,7 @@ class Queue(OrderedDict[T, None]):
 
 
 class Timer(Generic[T]):
-    """An entry of `Timers`; ``item`` is None once it was cancelled, so that nothing is kept alive."""
+    """An entry of `TimerHeap`; ``item`` is None once it was cancelled, so that nothing is kept alive."""
 
     __slots__ = ("item", "when")
 
@@ -53,7 +53,7 @@ class Timer(Generic[T]):
         self.item: T | None = item
 
 
-class Timers(Generic[T]):
+class TimerHeap(Generic[T]):
     """A heap of moments. Cancelling is O(1): dead entries are dropped when they come up, or when they
     are more than half of the heap."""
 

@@ -9,7 +9,7 @@ from pgha._core.outcome import GaveUp, Outcome
 from pgha._dispatch.failure import LegLost, given_up, in_doubt
 from pgha._dispatch.races import Races
 from pgha._dispatch.resolution import Resolver
-from pgha._dispatch.timers import Timekeeper
+from pgha._dispatch.timers import Timers
 from pgha._dispatch.tracker import Outcomes
 from pgha._operation.operation import Operation, Stage
 
@@ -25,7 +25,7 @@ class Cancellation:
 
     def __init__(
         self, queues: CancellationCallbacks, outcomes: Outcomes, races: Races, resolver: Resolver,
-        times: Timekeeper, clock: Callable[[], float], proof_time: float,
+        times: Timers, clock: Callable[[], float], proof_time: float,
     ) -> None:  # fmt: skip
         self._queues = queues
         self._outcomes = outcomes

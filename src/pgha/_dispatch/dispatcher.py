@@ -26,7 +26,7 @@ from pgha._dispatch.failure import LegLost, given_up, in_doubt
 from pgha._dispatch.races import Races
 from pgha._dispatch.resolution import Resolver
 from pgha._dispatch.retries import Retries
-from pgha._dispatch.timers import Timekeeper
+from pgha._dispatch.timers import Timers
 from pgha._dispatch.tracker import Outcomes
 from pgha._dispatch.wait_queue import WaitQueue
 from pgha._errors import ClusterClosed, NodeReport, NoNodeAvailable
@@ -47,7 +47,7 @@ class Dispatcher:
     def __init__(self, options: Options, nodes: Mapping[str, Node], clock: Callable[[], float]) -> None:
         self.loop = current_loop()
         self._thread = get_ident()
-        self.times = Timekeeper(clock)
+        self.times = Timers(clock)
         self.outcomes = Outcomes(self.times, clock)
         self.writes_seen = False
         self.closed = False

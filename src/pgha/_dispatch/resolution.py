@@ -34,7 +34,7 @@ from pgha._core.backoff import delay
 from pgha._core.ledger_rules import LIFE, RowMeaning, row_meaning
 from pgha._core.outcome import GaveUp, Outcome
 from pgha._dispatch.failure import in_doubt, note
-from pgha._dispatch.timers import Timekeeper
+from pgha._dispatch.timers import Timers
 from pgha._dispatch.tracker import Outcomes
 from pgha._errors import IdempotencyKeyReused
 from pgha._operation.in_doubt import Doubt
@@ -90,7 +90,7 @@ class Resolver:
     """See the head of this file."""
 
     def __init__(
-        self, runner: OperationCallbacks, callbacks: ResolverCallbacks, outcomes: Outcomes, times: Timekeeper,
+        self, runner: OperationCallbacks, callbacks: ResolverCallbacks, outcomes: Outcomes, times: Timers,
         clock: Callable[[], float], patience: float,
     ) -> None:  # fmt: skip
         self._runner = runner

@@ -15,7 +15,7 @@ from pgha._core.routing import elsewhere
 from pgha._dispatch.failure import Decision, LegLost, classify, error_for, if_not_applied, server_error
 from pgha._dispatch.races import Races
 from pgha._dispatch.resolution import Resolver
-from pgha._dispatch.timers import Timekeeper
+from pgha._dispatch.timers import Timers
 from pgha._dispatch.tracker import Outcomes
 from pgha._node.callbacks import SegmentFailure
 from pgha._node.lane import Lane
@@ -38,7 +38,7 @@ class Retries:
 
     def __init__(
         self, callbacks: RetryCallbacks, nodes: Mapping[str, Node], outcomes: Outcomes, races: Races,
-        resolver: Resolver, times: Timekeeper, clock: Callable[[], float], tuning: Tuning,
+        resolver: Resolver, times: Timers, clock: Callable[[], float], tuning: Tuning,
     ) -> None:  # fmt: skip
         self.budget = RetryBudget(clock())
         self._callbacks = callbacks

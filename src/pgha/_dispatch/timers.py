@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import anyio
 
-from pgha._core.queues import Timer, Timers
+from pgha._core.queues import Timer, TimerHeap
 from pgha._wire.loops import uninterrupted
 
 logger = logging.getLogger("pgha")
@@ -16,12 +16,12 @@ logger = logging.getLogger("pgha")
 Moment: TypeAlias = Timer[Callable[[], None]]
 
 
-class Timekeeper:
+class Timers:
     """Calls what is due, in one task."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._timers: Timers[Callable[[], None]] = Timers()
+        self._timers: TimerHeap[Callable[[], None]] = TimerHeap()
         self._nap: anyio.CancelScope | None = None
         self._wakes_at = float("inf")
 

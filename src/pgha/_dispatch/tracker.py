@@ -13,7 +13,7 @@ import anyio
 from pgha._core.outcome import Outcome
 from pgha._dispatch.events import EventHub
 from pgha._dispatch.failure import Decision, final_outcome, note
-from pgha._dispatch.timers import Timekeeper
+from pgha._dispatch.timers import Timers
 from pgha._errors import CommitInDoubt, OperationCancelled, OperationTimeout, error_info
 from pgha._operation.in_doubt import Doubt
 from pgha._operation.operation import Operation
@@ -43,7 +43,7 @@ class Counters:
 class Outcomes:
     """See the head of this file. The legs of a race are not operations of their own here."""
 
-    def __init__(self, times: Timekeeper, clock: Callable[[], float]) -> None:
+    def __init__(self, times: Timers, clock: Callable[[], float]) -> None:
         self.counters = Counters()
         self.events = EventHub()
         self.open: set[Operation[Any]] = set()

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import anyio
 
 from pgha._core.queues import Queue
-from pgha._dispatch.timers import Timekeeper
+from pgha._dispatch.timers import Timers
 from pgha._node.lane_set import Waiting
 from pgha._node.node import Node
 from pgha._operation.operation import KINDS, Kind, Operation, Stage
@@ -35,7 +35,7 @@ class WaitQueue:
     """See the head of this file."""
 
     def __init__(
-        self, options: Options, nodes: Mapping[str, Node], times: Timekeeper, clock: Callable[[], float],
+        self, options: Options, nodes: Mapping[str, Node], times: Timers, clock: Callable[[], float],
         owner: WaitQueueCallbacks,
     ) -> None:  # fmt: skip
         self.length = 0

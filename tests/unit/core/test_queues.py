@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from pgha._core.queues import Queue, Timer, Timers
+from pgha._core.queues import Queue, Timer, TimerHeap
 
 
 class Item:
@@ -130,13 +130,13 @@ def test_pushing_while_draining_is_for_later() -> None:
     assert list(queue) == [0, 1, 2]
 
 
-# Timers
+# TimerHeap
 
 
 class TimersAgainstList(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.timers: Timers[int] = Timers()
+        self.timers: TimerHeap[int] = TimerHeap()
         self.waiting: dict[int, Timer[int]] = {}
         self.over: list[Timer[int]] = []
         self.count = 0
@@ -211,7 +211,7 @@ TestTimers.settings = settings(deadline=None, max_examples=40, stateful_step_cou
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(0, 20), max_size=60), st.integers(0, 20))
 def test_due_in_order(moments: list[int], now: int) -> None:
-    timers: Timers[tuple[int, int]] = Timers()
+    timers: TimerHeap[tuple[int, int]] = TimerHeap()
     for number, moment in enumerate(moments):
         timers.add(moment, (moment, number))
     expected = sorted((moment, number) for number, moment in enumerate(moments) if moment <= now)
@@ -221,7 +221,7 @@ def test_due_in_order(moments: list[int], now: int) -> None:
 
 def test_what_comes_first_may_cancel_what_is_due_with_it() -> None:
     # An operation's deadline and its wait for a node end at the same moment: the first resolves it.
-    timers: Timers[str] = Timers()
+    timers: TimerHeap[str] = TimerHeap()
     timers.add(1.0, "deadline")
     second = timers.add(1.0, "no node")
     timers.add(1.0, "somebody else's")
@@ -234,7 +234,7 @@ def test_what_comes_first_may_cancel_what_is_due_with_it() -> None:
 
 
 def test_what_is_added_meanwhile_waits_for_its_moment() -> None:
-    timers: Timers[str] = Timers()
+    timers: TimerHeap[str] = TimerHeap()
     timers.add(1.0, "a")
     called: list[str] = []
     for item in timers.due(2.0):
@@ -247,7 +247,7 @@ def test_what_is_added_meanwhile_waits_for_its_moment() -> None:
 
 
 def test_those_left_after_tidying_up_come_in_order() -> None:
-    timers: Timers[int] = Timers()
+    timers: TimerHeap[int] = TimerHeap()
     added = [timers.add(moment, moment) for moment in (number * 37 % 300 for number in range(300))]
     for timer in added:
         if timer.when % 3:
@@ -257,7 +257,7 @@ def test_those_left_after_tidying_up_come_in_order() -> None:
 
 
 def test_a_cancelled_timer_keeps_nothing_alive() -> None:
-    timers: Timers[Item] = Timers()
+    timers: TimerHeap[Item] = TimerHeap()
     item = Item()
     seen = weakref.ref(item)
     timer = timers.add(1.0, item)
@@ -270,7 +270,7 @@ def test_a_cancelled_timer_keeps_nothing_alive() -> None:
 
 
 def test_a_timer_that_was_due_keeps_nothing_alive() -> None:
-    timers: Timers[Item] = Timers()
+    timers: TimerHeap[Item] = TimerHeap()
     item = Item()
     seen = weakref.ref(item)
     timer = timers.add(1.0, item)
@@ -284,7 +284,7 @@ def test_a_timer_that_was_due_keeps_nothing_alive() -> None:
 @pytest.mark.parametrize("oldest_first", [True, False])
 def test_a_million_deadlines_that_were_met_leave_a_small_heap(oldest_first: bool) -> None:
     # In small: each operation has a deadline far away and is done long before.
-    timers: Timers[int] = Timers()
+    timers: TimerHeap[int] = TimerHeap()
     far = [timers.add(1000.0 + number, number) for number in range(5000)]
     for timer in far if oldest_first else reversed(far):
         timers.cancel(timer)
