@@ -20,7 +20,7 @@ from pgha._core.outcome import Outcome
 from pgha._dispatch.failure import LegLost
 from pgha._dispatch.races import Races
 from pgha._dispatch.timers import Timers
-from pgha._dispatch.tracker import Outcomes
+from pgha._dispatch.tracker import Tracker
 from pgha._errors import ErrorInfo, annotate
 from pgha._operation.in_doubt import Doubt
 from pgha._operation.operation import AttemptState, Operation, Request, Stage
@@ -280,8 +280,8 @@ class Race:
 
     def __init__(self) -> None:
         self.track = Track()
-        self.outcomes = Outcomes(Timers(time.monotonic), time.monotonic)
-        self.races = Races(self.track, self.track, self.outcomes, time.monotonic, self.MOST)
+        self.tracker = Tracker(Timers(time.monotonic), time.monotonic)
+        self.races = Races(self.track, self.track, self.tracker, time.monotonic, self.MOST)
         statement = Compiler(AdaptersMap(psycopg.adapters)).compile("SELECT 1", None)
         request = Request((statement,), "read", True, False, pgha.fastest(), tuple_row)
         self.operation: Operation[Any] = Operation(self.track, request, 0.0)
@@ -298,10 +298,10 @@ class Race:
             if not isinstance(end, pgha.NoNodeAvailable):
                 leg.attempts.append(AttemptState(name, 0.0))
             if isinstance(end, str):
-                self.outcomes.succeed(leg, end)
+                self.tracker.succeed(leg, end)
             else:
                 annotate(end, ErrorInfo(name, None, len(leg.attempts), "not applied"))
-                self.outcomes.fail(leg, end, Outcome.NOT_APPLIED, noted=True)
+                self.tracker.fail(leg, end, Outcome.NOT_APPLIED, noted=True)
 
     @property
     def goes_on(self) -> bool:

@@ -317,12 +317,12 @@ class Cluster(Generic[Row]):
         A reader slower than its ``buffer`` loses events, which `Statistics.events_dropped` counts: the
         cluster never waits for it.
         """
-        return self._dispatcher.outcomes.events.subscribe(buffer)
+        return self._dispatcher.tracker.events.subscribe(buffer)
 
     def statistics(self) -> Statistics:
         """A frozen snapshot of the counters."""
-        dispatcher, outcomes = self._dispatcher, self._dispatcher.outcomes
-        counters = outcomes.counters
+        dispatcher, outcomes = self._dispatcher, self._dispatcher.tracker
+        counters = tracker.counters
         return Statistics(
             **{name: getattr(counters, name) for name in counters.__slots__},
             events_dropped=outcomes.events.dropped,
@@ -363,17 +363,17 @@ class Cluster(Generic[Row]):
 
     async def _drain(self) -> None:
         with anyio.move_on_after(self._options.close_timeout):
-            await self._dispatcher.outcomes.idle()
+            await self._dispatcher.tracker.idle()
 
     async def _shut(self) -> None:
         try:
             with anyio.CancelScope(shield=True):
                 self._dispatcher.closed = True
-                for operation in tuple(self._dispatcher.outcomes.open):
+                for operation in tuple(self._dispatcher.tracker.open):
                     self._dispatcher.give_up(operation, "cancelled")
                 await self._dismiss(tuple(self._nodes.values()))
         finally:
             self._dispatcher.fail_all()
-            self._dispatcher.outcomes.events.close()
+            self._dispatcher.tracker.events.close()
             self._tasks = None
             self._service.cancel()

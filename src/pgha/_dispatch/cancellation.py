@@ -10,7 +10,7 @@ from pgha._dispatch.failure import LegLost, given_up, in_doubt
 from pgha._dispatch.races import Races
 from pgha._dispatch.resolution import Resolver
 from pgha._dispatch.timers import Timers
-from pgha._dispatch.tracker import Outcomes
+from pgha._dispatch.tracker import Tracker
 from pgha._operation.operation import Operation, Stage
 
 
@@ -24,11 +24,11 @@ class Cancellation:
     """See the head of this file."""
 
     def __init__(
-        self, queues: CancellationCallbacks, outcomes: Outcomes, races: Races, resolver: Resolver,
+        self, queues: CancellationCallbacks, tracker: Tracker, races: Races, resolver: Resolver,
         times: Timers, clock: Callable[[], float], proof_time: float,
     ) -> None:  # fmt: skip
         self._queues = queues
-        self._outcomes = outcomes
+        self._tracker = tracker
         self._races = races
         self._resolver = resolver
         self._times = times
@@ -44,7 +44,7 @@ class Cancellation:
             operation.gave_up = operation.gave_up or why
             self._resolver.drop(operation)
             error = in_doubt(operation, f"{operation.gave_up} while the ledger was asked")
-            self._outcomes.fail(operation, error, Outcome.IN_DOUBT)
+            self._tracker.fail(operation, error, Outcome.IN_DOUBT)
         if operation.stage is Stage.DONE or operation.gave_up is not None:
             return
         operation.gave_up = why
@@ -55,13 +55,13 @@ class Cancellation:
             self._races.drop(operation)
         elif operation.stage is Stage.QUEUED:
             self._queues.leave_queue(operation)
-        self._outcomes.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
+        self._tracker.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
 
     def _give_up_sent(self, operation: Operation[Any], why: GaveUp) -> None:
         lane, slot = operation.place
         now = self._clock()
         if operation.request.read:
-            self._outcomes.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
+            self._tracker.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
         elif why == "timeout":
             self._times.at(now + self._proof_time, lambda: self._no_proof(operation))
         lane.abandon(slot, now, urgent=True)
@@ -73,7 +73,7 @@ class Cancellation:
             self._resolver.drop(operation)
         if operation.stage is not Stage.DONE:
             reason = f"no answer within {operation.request.timeout:g} s, nor to the cancel"
-            self._outcomes.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
+            self._tracker.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
 
     def take_back(self, operation: Operation[Any]) -> None:
         """A leg that nobody waits for any more."""

@@ -27,7 +27,7 @@ from pgha._dispatch.races import Races
 from pgha._dispatch.resolution import Resolver
 from pgha._dispatch.retries import Retries
 from pgha._dispatch.timers import Timers
-from pgha._dispatch.tracker import Outcomes
+from pgha._dispatch.tracker import Tracker
 from pgha._dispatch.wait_queue import WaitQueue
 from pgha._errors import ClusterClosed, NodeReport, NoNodeAvailable
 from pgha._node.callbacks import SegmentFailure
@@ -48,7 +48,7 @@ class Dispatcher:
         self.loop = current_loop()
         self._thread = get_ident()
         self.times = Timers(clock)
-        self.outcomes = Outcomes(self.times, clock)
+        self.tracker = Tracker(self.times, clock)
         self.writes_seen = False
         self.closed = False
         self._options = options
@@ -57,13 +57,13 @@ class Dispatcher:
         self._wait_queue = WaitQueue(options, nodes, self.times, clock, self)
         self._shared = self._wait_queue.shared
         self._target: dict[Kind, Node | None] = dict.fromkeys(KINDS)
-        self._races = Races(self, self, self.outcomes, clock, options.tuning.max_attempts)
-        self._resolver = Resolver(self, self, self.outcomes, self.times, clock, options.failover_timeout)
+        self._races = Races(self, self, self.tracker, clock, options.tuning.max_attempts)
+        self._resolver = Resolver(self, self, self.tracker, self.times, clock, options.failover_timeout)
         self._retries = Retries(
-            self, nodes, self.outcomes, self._races, self._resolver, self.times, clock, options.tuning
+            self, nodes, self.tracker, self._races, self._resolver, self.times, clock, options.tuning
         )
         self._cancellation = Cancellation(
-            self, self.outcomes, self._races, self._resolver, self.times, clock, options.tuning.proof_time
+            self, self.tracker, self._races, self._resolver, self.times, clock, options.tuning.proof_time
         )
         self._dirty: set[Node] = set()
         self._working = False
@@ -91,7 +91,7 @@ class Dispatcher:
             raise ClusterClosed("the cluster is closed")
         now = operation.started_at
         request = operation.request
-        self.outcomes.begin(operation)
+        self.tracker.begin(operation)
         if request.timeout is not None:
             operation.deadline = now + request.timeout
             operation.timer = self.times.at(operation.deadline, lambda: self.give_up(operation, "timeout"))
@@ -209,7 +209,7 @@ class Dispatcher:
             self._mark(node)
         doubted = operation.doubted and not operation.request.read
         error = in_doubt(operation, message) if doubted else self.no_node(message)
-        self.outcomes.fail(operation, error, Outcome.NOT_APPLIED)
+        self.tracker.fail(operation, error, Outcome.NOT_APPLIED)
 
     def no_node(self, message: str) -> NoNodeAvailable:
         """The error that lists every node."""
@@ -249,7 +249,7 @@ class Dispatcher:
                 )
         except BaseException as error:  # noqa: BLE001 - the user's callback: its error goes to its operation
             if operation.stage is not Stage.DONE:
-                self.outcomes.fail(operation, error, Outcome.NOT_APPLIED)
+                self.tracker.fail(operation, error, Outcome.NOT_APPLIED)
         finally:
             self._working = working
 
@@ -321,9 +321,7 @@ class Dispatcher:
         attempts = operation.attempts
         attempts[-1].outcome = Outcome.APPLIED
         if request.raw:
-            self.outcomes.succeed(
-                operation, [one.get_value(0, 0) if one.ntuples else None for one in results]
-            )
+            self.tracker.succeed(operation, [one.get_value(0, 0) if one.ntuples else None for one in results])
             return
         self._retries.budget.success()
         operation.ended_at = now = self._clock()
@@ -338,11 +336,11 @@ class Dispatcher:
             else:
                 loaded = load(results[0], entry, make, lane.node, count, latency)
         except BaseException as error:  # noqa: BLE001 - of a loader or row factory, even SystemExit: for its operation
-            self.outcomes.fail(operation, error, Outcome.APPLIED)
+            self.tracker.fail(operation, error, Outcome.APPLIED)
             return
         finally:
             self._working = working
-        self.outcomes.succeed(operation, loaded)
+        self.tracker.succeed(operation, loaded)
         if self._dirty:
             self._work()
 
@@ -359,8 +357,8 @@ class Dispatcher:
             self._mark(self._nodes[lane.node])
 
     def lane_broke(self, lane: Lane, reason: str, *, lost: bool) -> None:
-        self.outcomes.counters.connections_lost += 1
-        events = self.outcomes.events
+        self.tracker.counters.connections_lost += 1
+        events = self.tracker.events
         if events.wanted:
             count = lane.in_flight
             events.emit(ConnectionLost(at=self._clock(), node=lane.node, reason=reason, in_flight=count))
@@ -378,7 +376,7 @@ class Dispatcher:
             self._nodes[lane.node].inspect(lane, tell)
 
     def cancel_sent(self) -> None:
-        self.outcomes.counters.cancels_sent += 1
+        self.tracker.counters.cancels_sent += 1
 
     # The nodes report
 
@@ -401,7 +399,7 @@ class Dispatcher:
         self._mark(node)
 
     def health_changed(self, node: Node, moved: Transition, reason: str) -> None:
-        now, events = self._clock(), self.outcomes.events
+        now, events = self._clock(), self.tracker.events
         if moved.state_changed:
             events.emit(
                 NodeStateChanged(
@@ -429,14 +427,14 @@ class Dispatcher:
                         self.place(operation, operation.queued_at, front=True)
                     elif operation.parent is not None and not node.health.usable:
                         lost = LegLost(f"{node.name}: {node.health.reason}")
-                        self.outcomes.fail(operation, lost, Outcome.NOT_APPLIED)
+                        self.tracker.fail(operation, lost, Outcome.NOT_APPLIED)
                     else:
                         self._enqueue(operation, self.node_of(operation), operation.queued_at, front=False)
 
     def clock_changed(self, node: Node) -> None:
         """Its clock and ours have come apart, or together again."""
         clock = node.server.clock
-        self.outcomes.events.emit(
+        self.tracker.events.emit(
             ClockSkewed(at=self._clock(), node=node.name, skew=clock.skew or 0.0, skewed=clock.skewed)
         )
 
@@ -481,7 +479,7 @@ class Dispatcher:
 
     def left(self, operation: Operation[Any]) -> None:
         """Its caller was leaving when it was done."""
-        self.outcomes.left(operation)
+        self.tracker.left(operation)
         if operation.doubt is not None:
             self._resolver.left(operation.doubt, operation.guarded_until)
 
@@ -491,21 +489,21 @@ class Dispatcher:
         return self._resolver.doubt(operation, outstanding=outstanding)
 
     def unretrieved(self, operation: Operation[Any], error: BaseException) -> None:
-        self.outcomes.log_unretrieved(error)
+        self.tracker.log_unretrieved(error)
         if get_ident() == self._thread:
-            self.outcomes.unretrieved(error)
+            self.tracker.unretrieved(error)
         else:
             # The garbage is collected by whichever thread is about to allocate.
-            self.loop.soon(partial(self.outcomes.unretrieved, error))
+            self.loop.soon(partial(self.tracker.unretrieved, error))
 
     def fail_all(self) -> None:
         """The nodes are gone: nothing runs any more that could answer what is left."""
         self._resolver.close()
-        for operation in tuple(self.outcomes.open):
+        for operation in tuple(self.tracker.open):
             sent = operation.stage in (Stage.SENT, Stage.RESOLVING) and not operation.request.read
             operation.doubted = operation.doubted or sent
             operation.gave_up = operation.gave_up or "cancelled"
-            self.outcomes.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
+            self.tracker.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
         self._wait_queue.wake()
         self._tell_changed()
 

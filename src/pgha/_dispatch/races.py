@@ -14,7 +14,7 @@ import psycopg
 
 from pgha._core.outcome import Outcome
 from pgha._dispatch.failure import Decision, LegLost, note
-from pgha._dispatch.tracker import Outcomes
+from pgha._dispatch.tracker import Tracker
 from pgha._errors import NoNodeAvailable, error_info
 from pgha._operation.operation import Operation, OperationCallbacks, Stage
 
@@ -41,13 +41,13 @@ class Races:
         self,
         runner: OperationCallbacks,
         callbacks: RaceCallbacks,
-        outcomes: Outcomes,
+        tracker: Tracker,
         clock: Callable[[], float],
         most: int,
     ) -> None:
         self._runner = runner
         self._callbacks = callbacks
-        self._outcomes = outcomes
+        self._tracker = tracker
         self._clock = clock
         self._most = most
         """Legs in all before lost connections are an answer."""
@@ -77,7 +77,7 @@ class Races:
         if leg.failure is None:
             self.drop(operation)
             operation.ended_at = leg.ended_at
-            self._outcomes.succeed(operation, leg.value)
+            self._tracker.succeed(operation, leg.value)
         elif all(one.done for one in legs):
             for one in legs:
                 operation.attempts.extend(one.attempts)
@@ -88,13 +88,13 @@ class Races:
         for leg in legs:
             if leg.failure is not None and not _without_answer(leg.failure):
                 note(leg.failure, operation, Outcome.NOT_APPLIED, error_info(leg.failure).statement)
-                self._outcomes.fail(operation, leg.failure, Outcome.NOT_APPLIED, noted=True)
+                self._tracker.fail(operation, leg.failure, Outcome.NOT_APPLIED, noted=True)
                 return
         operation.legs = None
         # One race is one try: where all nodes were cut off at once, no leg is to blame.
         operation.suspected_crashes = max(leg.suspected_crashes for leg in legs)
         if len(operation.attempts) >= self._most:
-            self._outcomes.fail(operation, legs[-1].failure or LegLost("lost"), Outcome.NOT_APPLIED)
+            self._tracker.fail(operation, legs[-1].failure or LegLost("lost"), Outcome.NOT_APPLIED)
         else:
             self._callbacks.place(operation, self._clock(), front=True)
 
@@ -102,7 +102,7 @@ class Races:
         """A leg's connection was lost; its operation goes on with the others."""
         error = LegLost(f"{leg.home}: {decision.reason}")
         note(error, leg, decision.outcome)
-        self._outcomes.fail(leg, error, decision.outcome, noted=True)
+        self._tracker.fail(leg, error, decision.outcome, noted=True)
 
     def drop(self, operation: Operation[Any]) -> None:
         """The race is over: nobody waits for the legs that still run."""

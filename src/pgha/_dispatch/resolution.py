@@ -35,7 +35,7 @@ from pgha._core.ledger_rules import LIFE, RowMeaning, row_meaning
 from pgha._core.outcome import GaveUp, Outcome
 from pgha._dispatch.failure import in_doubt, note
 from pgha._dispatch.timers import Timers
-from pgha._dispatch.tracker import Outcomes
+from pgha._dispatch.tracker import Tracker
 from pgha._errors import IdempotencyKeyReused
 from pgha._operation.in_doubt import Doubt
 from pgha._operation.key import Keyed, undecided
@@ -90,12 +90,12 @@ class Resolver:
     """See the head of this file."""
 
     def __init__(
-        self, runner: OperationCallbacks, callbacks: ResolverCallbacks, outcomes: Outcomes, times: Timers,
+        self, runner: OperationCallbacks, callbacks: ResolverCallbacks, tracker: Tracker, times: Timers,
         clock: Callable[[], float], patience: float,
     ) -> None:  # fmt: skip
         self._runner = runner
         self._callbacks = callbacks
-        self._outcomes = outcomes
+        self._tracker = tracker
         self._times = times
         self._clock = clock
         self._patience = patience
@@ -130,24 +130,24 @@ class Resolver:
         self, operation: Operation[Any], found: RowMeaning | None, node: str, reason: str,
         failure: psycopg.Error | None,
     ) -> None:  # fmt: skip
-        outcomes = self._outcomes
+        tracker = self._tracker
         if found is None:
-            outcomes.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
+            tracker.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
         elif found is RowMeaning.APPLIED:
             operation.ended_at = now = self._clock()
-            outcomes.counters.replayed += 1
+            tracker.counters.replayed += 1
             request = operation.request
             lost = Result.lost(node, len(operation.attempts), now - operation.started_at)
-            outcomes.succeed(operation, [lost] * len(request.statements) if request.batch else lost)
+            tracker.succeed(operation, [lost] * len(request.statements) if request.batch else lost)
         elif operation.scattered:
             reason = "a server of another lineage may have applied it"
-            outcomes.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
+            tracker.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
         else:
             operation.doubted = False
             if failure is None or found is RowMeaning.OTHER_BODY:
                 failure = _reused(operation, found, node)
                 note(failure, operation, Outcome.NOT_APPLIED)
-            outcomes.fail(operation, failure, Outcome.NOT_APPLIED, noted=True)
+            tracker.fail(operation, failure, Outcome.NOT_APPLIED, noted=True)
 
     def drop(self, operation: Operation[Any]) -> None:
         """It does not wait any more."""
@@ -220,7 +220,7 @@ class Resolver:
         self._open.discard(doubt)
         if doubt.timer is not None:
             self._times.cancel(doubt.timer)
-        self._outcomes.resolved(doubt)
+        self._tracker.resolved(doubt)
 
     # Asking
 

@@ -16,7 +16,7 @@ from pgha._dispatch.failure import Decision, LegLost, classify, error_for, if_no
 from pgha._dispatch.races import Races
 from pgha._dispatch.resolution import Resolver
 from pgha._dispatch.timers import Timers
-from pgha._dispatch.tracker import Outcomes
+from pgha._dispatch.tracker import Tracker
 from pgha._node.callbacks import SegmentFailure
 from pgha._node.lane import Lane
 from pgha._node.node import Node
@@ -37,13 +37,13 @@ class Retries:
     """See the head of this file."""
 
     def __init__(
-        self, callbacks: RetryCallbacks, nodes: Mapping[str, Node], outcomes: Outcomes, races: Races,
+        self, callbacks: RetryCallbacks, nodes: Mapping[str, Node], tracker: Tracker, races: Races,
         resolver: Resolver, times: Timers, clock: Callable[[], float], tuning: Tuning,
     ) -> None:  # fmt: skip
         self.budget = RetryBudget(clock())
         self._callbacks = callbacks
         self._nodes = nodes
-        self._outcomes = outcomes
+        self._tracker = tracker
         self._races = races
         self._resolver = resolver
         self._times = times
@@ -84,7 +84,7 @@ class Retries:
             case NextStep.RESOLVE:
                 self._resolver.begin(operation, if_not_applied(operation, failure, decision))
             case _:
-                self._outcomes.fail(
+                self._tracker.fail(
                     operation, error_for(operation, failure, decision), decision.outcome, noted=True
                 )
 
@@ -96,7 +96,7 @@ class Retries:
             return
         decision = classify(operation, failure, self._tuning, budget=True)
         error = server_error(operation, failure) or LegLost(f"{lane.node}: {decision.reason}")
-        self._outcomes.fail(operation, error, decision.outcome)
+        self._tracker.fail(operation, error, decision.outcome)
 
     def _again(
         self,
@@ -110,7 +110,7 @@ class Retries:
             self._races.lost(operation, decision)
             return
         self.budget.take()
-        self._outcomes.retried(operation, decision)
+        self._tracker.retried(operation, decision)
         now = self._clock()
         if operation.parent is None and not isinstance(operation.request.route, Pin):
             somewhere = away_from is None or operation.exact

@@ -40,7 +40,7 @@ class Counters:
     connections_lost: int = 0
 
 
-class Outcomes:
+class Tracker:
     """See the head of this file. The legs of a race are not operations of their own here."""
 
     def __init__(self, times: Timers, clock: Callable[[], float]) -> None:

@@ -55,7 +55,7 @@ class Starter:
             call.fail(error)
         except BaseException as error:  # noqa: BLE001 - raised by the thread that waits for it
             if operation.stage is not Stage.DONE:
-                self._dispatcher.outcomes.fail(operation, error, Outcome.IN_DOUBT)
+                self._dispatcher.tracker.fail(operation, error, Outcome.IN_DOUBT)
 
     def _done(self, call: Call, operation: Operation[Any]) -> None:
         if isinstance(operation.failure, CommitInDoubt):
