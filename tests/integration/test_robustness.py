@@ -323,7 +323,7 @@ async def test_what_must_be_alone_is_alone_whatever_on_send_submits(server: Node
 
         def look() -> None:
             slots = lane.pipeline.slots
-            assert len(slots) <= 1 or not any(slot.alone for slot in slots)
+            assert len(slots) <= 1 or not any(slot.exclusive for slot in slots)
 
         def submit(query: str, *more: str) -> None:
             def on_send(_: pgha.SendInfo) -> None:

@@ -68,7 +68,7 @@ class Witness:
         committing = len(statements) == 1 and statements[0].words.self_committing
         request = Request(
             statements, "write", False, len(statements) > 1, nearest(), tuple_row,
-            alone=framed or committing, self_committing=committing, extras=extras,
+            exclusive=framed or committing, self_committing=committing, extras=extras,
         )  # fmt: skip
         operation: Operation[Any] = Operation(cast(OperationCallbacks, self), request, time.monotonic())
         if not self.lane.send(operation, time.monotonic()):

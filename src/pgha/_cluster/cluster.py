@@ -321,11 +321,11 @@ class Cluster(Generic[Row]):
 
     def statistics(self) -> Statistics:
         """A frozen snapshot of the counters."""
-        dispatcher, outcomes = self._dispatcher, self._dispatcher.tracker
+        dispatcher, tracker = self._dispatcher, self._dispatcher.tracker
         counters = tracker.counters
         return Statistics(
             **{name: getattr(counters, name) for name in counters.__slots__},
-            events_dropped=outcomes.events.dropped,
+            events_dropped=tracker.events.dropped,
             queued=dispatcher.queued,
             in_flight=sum(node.in_flight for node in self._nodes.values()),
         )

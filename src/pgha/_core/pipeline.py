@@ -92,27 +92,27 @@ class Slot(Generic[T, S]):
 
     __slots__ = (
         "abandoned_at",
-        "alone",
         "asked",
         "asked_at",
+        "exclusive",
         "head_at",
         "idle_at_mark",
         "item",
         "overlapped",
-        "rerun_alone",
+        "rerun_exclusive",
         "segment",
         "sent_at",
     )
 
-    def __init__(self, item: T, segment: S, alone: bool, now: float) -> None:
+    def __init__(self, item: T, segment: S, exclusive: bool, now: float) -> None:
         self.item = item
         self.segment = segment
-        self.alone = alone
+        self.exclusive = exclusive
         self.sent_at = now
         self.head_at: float | None = None
         self.abandoned_at: float | None = None
         self.overlapped = False
-        self.rerun_alone = False
+        self.rerun_exclusive = False
         self.asked = 0
         self.asked_at = 0.0
         self.idle_at_mark: int | None = None
@@ -141,7 +141,7 @@ class Pipeline(Generic[T, S]):
         if not slots:
             return True
         head = slots[0]
-        if len(slots) >= self._bounds.depth or head.alone or head.head_at is None:
+        if len(slots) >= self._bounds.depth or head.exclusive or head.head_at is None:
             return False
         return now - head.head_at < self._bounds.hold_behind
 
@@ -157,11 +157,11 @@ class Pipeline(Generic[T, S]):
         if not self.slots:
             return False
         head = self.slots[0]
-        return head.alone or (head.head_at is not None and now - head.head_at >= self._bounds.hold_behind)
+        return head.exclusive or (head.head_at is not None and now - head.head_at >= self._bounds.hold_behind)
 
-    def sent(self, item: T, segment: S, now: float, alone: bool = False) -> Slot[T, S]:
+    def sent(self, item: T, segment: S, now: float, exclusive: bool = False) -> Slot[T, S]:
         """Record that a segment was handed to libpq."""
-        slot = Slot(item, segment, alone, now)
+        slot = Slot(item, segment, exclusive, now)
         if not self.slots:
             slot.head_at = now
         self.slots.append(slot)
@@ -247,7 +247,7 @@ class Pipeline(Generic[T, S]):
             return Act.DISCARD if before == moved and not travelling else Act.NOTHING
         if doing is Doing.REPLICATING or len(self.slots) == 1:
             return Act.NOTHING
-        slot.rerun_alone = True
+        slot.rerun_exclusive = True
         return self._cancel(now)
 
     def _tick_cancelling(self, now: float) -> Act:

@@ -31,7 +31,7 @@ class Kind(enum.Enum):
 
     PLAIN = "plain"
     FRAMED = "framed"
-    ALONE = "alone"
+    EXCLUSIVE = "exclusive"
     REFUSED = "refused"
 
 
@@ -76,12 +76,12 @@ def _framed(keyword: str) -> Words:
 
 
 def _alone(keyword: str) -> Words:
-    return Words(Kind.ALONE, keyword, self_committing=True, hint=_NOT_IN_TRANSACTION)
+    return Words(Kind.EXCLUSIVE, keyword, self_committing=True, hint=_NOT_IN_TRANSACTION)
 
 
 def _alone_or_batch(keyword: str) -> Words:
     """Some forms work inside a transaction: a frame keeps them from committing, the rest get a 25001."""
-    return Words(Kind.ALONE, keyword, self_committing=True, in_batch=True, hint=_COMMITS)
+    return Words(Kind.EXCLUSIVE, keyword, self_committing=True, in_batch=True, hint=_COMMITS)
 
 
 def _refused(keyword: str, hint: str) -> Words:

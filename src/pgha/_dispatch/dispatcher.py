@@ -125,7 +125,7 @@ class Dispatcher:
         elif (node := self._nodes.get(home)) is None:
             self._homeless(operation)
             return
-        if front or operation.alone or self._working or node is None or not node.takes(kind):
+        if front or operation.exclusive or self._working or node is None or not node.takes(kind):
             self._enqueue(operation, node, now, front=front)
             return
         lanes = node.sets[kind]
@@ -194,7 +194,7 @@ class Dispatcher:
     def leave_queue(self, operation: Operation[Any]) -> None:
         """Take it out of line, wherever it stands."""
         self._wait_queue.leave(operation)
-        if operation.alone and (node := self.node_of(operation)) is not None:
+        if operation.exclusive and (node := self.node_of(operation)) is not None:
             self._mark(node)
 
     def node_of(self, operation: Operation[Any]) -> Node | None:
@@ -205,7 +205,7 @@ class Dispatcher:
 
     def expired(self, operation: Operation[Any], message: str) -> None:
         """No node is there for it; an attempt before may have ended in doubt."""
-        if operation.alone and (node := self.node_of(operation)) is not None:
+        if operation.exclusive and (node := self.node_of(operation)) is not None:
             self._mark(node)
         doubted = operation.doubted and not operation.request.read
         error = in_doubt(operation, message) if doubted else self.no_node(message)
@@ -284,7 +284,7 @@ class Dispatcher:
         shared = self._shared[kind] if self._target[kind] is node else own
         lanes = node.sets[kind]
         now = self._clock()
-        while queue := own.alone or shared.alone:
+        while queue := own.exclusive or shared.exclusive:
             lane = lanes.quiet()
             if lane is None:
                 lanes.demand(now, quiet=True)
@@ -296,7 +296,7 @@ class Dispatcher:
             lanes.unreserve()
         corked: list[Lane] = []
         try:
-            while queue := own.usual or shared.usual:
+            while queue := own.ordinary or shared.ordinary:
                 lane = lanes.with_capacity(now)
                 if lane is None:
                     lanes.demand(now, quiet=False)

@@ -315,7 +315,7 @@ def _question(resolution: Resolution, now: float) -> Request:
         route=nearest(),
         row_factory=tuple,
         idempotent=False,
-        alone=resolution.look,
+        exclusive=resolution.look,
         extras=_UNDONE if resolution.look else NO_EXTRAS,
         timeout=None if resolution.limit is None else max(0.0, resolution.limit - now),
         raw=True,

@@ -71,7 +71,7 @@ class Retries:
                     node.poke()
                 self._again(operation, decision, pause=True)
             case NextStep.AGAIN_NOW:
-                operation.alone = operation.alone or failure.rerun_alone
+                operation.exclusive = operation.exclusive or failure.rerun_exclusive
                 operation.hits += 1
                 self._again(operation, decision)
             case NextStep.AGAIN_UNPREPARED:

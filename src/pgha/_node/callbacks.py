@@ -30,7 +30,7 @@ class SegmentFailure:
     answer: Answer
     overlapped: bool
     was_head: bool
-    rerun_alone: bool
+    rerun_exclusive: bool
     lost: str | None
     """Why the connection ended, if it did."""
     not_suspected: bool = False

@@ -106,7 +106,7 @@ class Lane:
 
     def takes(self, operation: Operation[Any], now: float) -> bool:
         """It may be sent at this moment."""
-        return self.quiet if operation.alone else self.has_capacity(now)
+        return self.quiet if operation.exclusive else self.has_capacity(now)
 
     def send(self, operation: Operation[Any], now: float) -> bool:
         """Hand ``operation`` to libpq, in the calling task; the lane took it a moment ago (see `takes`).
@@ -196,8 +196,8 @@ class Lane:
             self._flush()
 
     def _sent(self, segment: Segment, operation: Operation[Any] | None, now: float) -> None:
-        alone = operation is None or operation.alone
-        slot = self.pipeline.sent(operation, segment, now, alone)
+        exclusive = operation is None or operation.exclusive
+        slot = self.pipeline.sent(operation, segment, now, exclusive)
         if operation is not None:
             operation.stage = Stage.SENT
             operation.place = (self, slot)
@@ -382,7 +382,7 @@ class Lane:
             at_ledger=answer.at_ledger,
             after_fatal=after_fatal,
         )
-        return SegmentFailure(facts, answer, slot.overlapped, was_head, slot.rerun_alone, lost)
+        return SegmentFailure(facts, answer, slot.overlapped, was_head, slot.rerun_exclusive, lost)
 
     # Ending
 

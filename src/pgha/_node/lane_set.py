@@ -27,21 +27,21 @@ from pgha._wire.loops import uninterrupted
 class Waiting:
     """Operations in line: the usual ones, and those that nothing may be in flight with."""
 
-    __slots__ = ("alone", "usual")
+    __slots__ = ("exclusive", "ordinary")
 
     def __init__(self) -> None:
-        self.usual: Queue[Operation[Any]] = Queue()
-        self.alone: Queue[Operation[Any]] = Queue()
+        self.ordinary: Queue[Operation[Any]] = Queue()
+        self.exclusive: Queue[Operation[Any]] = Queue()
 
     @property
     def queues(self) -> tuple[Queue[Operation[Any]], Queue[Operation[Any]]]:
-        return self.usual, self.alone
+        return self.ordinary, self.exclusive
 
     def of(self, operation: Operation[Any]) -> Queue[Operation[Any]]:
-        return self.alone if operation.alone else self.usual
+        return self.exclusive if operation.exclusive else self.ordinary
 
     def __bool__(self) -> bool:
-        return bool(self.usual or self.alone)
+        return bool(self.ordinary or self.exclusive)
 
 
 class LaneSetCallbacks(Protocol):

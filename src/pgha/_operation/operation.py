@@ -35,7 +35,7 @@ class Request:
     route: Nearest | Pin | Fastest
     row_factory: Callable[[Any], Any]
     idempotent: bool = False
-    alone: bool = False
+    exclusive: bool = False
     """Never pipelined: it commits by itself, or needs a frame."""
     self_committing: bool = False
     extras: Extras = NO_EXTRAS
@@ -133,7 +133,6 @@ class Operation(Generic[T]):
         "_retrieved",
         "_runner",
         "_waiters",
-        "alone",
         "attempts",
         "counted",
         "deadline",
@@ -141,6 +140,7 @@ class Operation(Generic[T]):
         "doubted",
         "ended_at",
         "evidence",
+        "exclusive",
         "expiry",
         "gave_up",
         "guard",
@@ -184,7 +184,7 @@ class Operation(Generic[T]):
         """Attempts that a cancel of ours ended, meant for a neighbour."""
         self.doubted = False
         """An earlier attempt ended in doubt (only reads and idempotent writes go on after that)."""
-        self.alone = request.alone
+        self.exclusive = request.exclusive
         """Nothing may be in flight with it; also set when it blocked others and is run again."""
         self.unprepared = False
         self.gave_up: GaveUp | None = None

@@ -54,12 +54,12 @@ class RequestMaker:
         options = self._options
         statement = self._compiler.compile(query, params)
         found = statement.words
-        framed = alone = False
+        framed = exclusive = False
         if found.kind is not WordKind.PLAIN:
             if found.kind is WordKind.REFUSED:
                 raise SessionRequired(_refusal(found))
             framed = found.kind is WordKind.FRAMED
-            alone = True
+            exclusive = True
         ledger: Keyed | None = None
         if idempotency_key is not None or (self._auto and not read):
             ledger = self._keyed(idempotency_key, (statement,), read)
@@ -81,7 +81,7 @@ class RequestMaker:
             route,
             row_factory or options.row_factory,
             idempotent,
-            alone,
+            exclusive,
             found.self_committing,
             extras,
             options.timeout if timeout is DEFAULT else self._timeout(timeout),
@@ -109,7 +109,7 @@ class RequestMaker:
             route=route,
             row_factory=row_factory or self._options.row_factory,
             idempotent=idempotent,
-            alone=framed,
+            exclusive=framed,
             extras=_extras(framed, self._limit(statement_timeout), False, [s.words for s in statements]),
             timeout=self._timeout(timeout),
             on_send=on_send,

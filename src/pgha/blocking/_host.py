@@ -273,9 +273,9 @@ class Host:
     def unretrieved(self, error: BaseException) -> None:
         """A failure that nobody looked at; from any thread, in the middle of anything."""
         if not self.forked:
-            outcomes = self.cluster._dispatcher.tracker
-            outcomes.log_unretrieved(error)
-            tell = partial(outcomes.unretrieved, error)
+            tracker = self.cluster._dispatcher.tracker
+            tracker.log_unretrieved(error)
+            tell = partial(tracker.unretrieved, error)
             self.post(Job(tell, tell))
 
     # In the cluster's thread

@@ -65,7 +65,7 @@ def test_nothing_behind_an_old_head() -> None:
 
 def test_nothing_behind_what_is_alone() -> None:
     lane = filled()
-    lane.sent("v", "VACUUM", 0.0, alone=True)
+    lane.sent("v", "VACUUM", 0.0, exclusive=True)
     assert not lane.has_capacity(0.0) and lane.stuck(0.0)
     lane.answered(9.0)
     assert lane.quiet and lane.has_capacity(9.0)
@@ -118,7 +118,7 @@ def test_only_the_head_is_cancelled() -> None:
     assert not head.overlapped
     assert lane.tick(5.0) is Act.NOTHING  # the grace counts from when it became the head
     assert lane.tick(5.5) is Act.CANCEL
-    assert not second.rerun_alone
+    assert not second.rerun_exclusive
 
 
 def test_the_grace_of_a_head_counts_from_when_it_was_abandoned() -> None:
@@ -169,8 +169,8 @@ def test_a_head_that_blocks_others_is_cancelled_to_run_alone() -> None:
     assert lane.tick(4.5) is Act.NOTHING
     assert lane.tick(5.0) is Act.INSPECT
     assert lane.inspected(head, Doing.RUNNING, 0, 5.5) is Act.CANCEL
-    assert head.rerun_alone and head.abandoned_at is None
-    assert not lane.slots[1].rerun_alone
+    assert head.rerun_exclusive and head.abandoned_at is None
+    assert not lane.slots[1].rerun_exclusive
 
 
 def test_where_the_server_tells_nothing_a_blocking_head_is_cancelled() -> None:
@@ -184,7 +184,7 @@ def test_a_head_that_blocks_nobody_may_take_its_time(doing: Doing) -> None:
     lane = filled("a")
     assert lane.tick(500.0) is Act.INSPECT
     assert lane.inspected(lane.slots[0], doing, 0, 500.0) is Act.NOTHING
-    assert not lane.slots[0].rerun_alone
+    assert not lane.slots[0].rerun_exclusive
 
 
 def test_a_commit_that_waits_for_its_standby_is_never_cancelled() -> None:
@@ -251,7 +251,7 @@ def test_an_answer_to_a_question_that_a_cancel_overtook_changes_nothing() -> Non
     assert lane.tick(5.0) is Act.INSPECT
     assert lane.abandon(lane.slots[0], 5.0, urgent=True) is Act.CANCEL
     assert lane.inspected(lane.slots[0], Doing.RUNNING, 0, 5.5) is Act.NOTHING
-    assert not lane.slots[0].rerun_alone
+    assert not lane.slots[0].rerun_exclusive
 
 
 def test_a_retired_lane_takes_nothing_and_ends_what_it_has() -> None:
@@ -306,7 +306,7 @@ class Sent:
 
     number: int
     sent_at: float
-    alone: bool
+    exclusive: bool
     slot: Slot[int, str]
     head_at: float | None = None
     abandoned_at: float | None = None
@@ -353,12 +353,12 @@ class LaneAndServer(RuleBasedStateMachine):
         self.retired = False
         self.discarded = False
 
-    @initialize(depth=st.sampled_from([4, 3, 2, 1]), burst=st.integers(1, 4), alone=st.booleans())
-    def begin(self, depth: int, burst: int, alone: bool) -> None:
+    @initialize(depth=st.sampled_from([4, 3, 2, 1]), burst=st.integers(1, 4), exclusive=st.booleans())
+    def begin(self, depth: int, burst: int, exclusive: bool) -> None:
         # Not empty: Hypothesis leaves rules out of whole runs, and without sending nothing is tested.
         self.bounds = replace(BOUNDS, depth=depth)
         self.lane = Pipeline(self.bounds)
-        self.send(burst, alone)
+        self.send(burst, exclusive)
 
     # What the model knows
 
@@ -378,35 +378,35 @@ class LaneAndServer(RuleBasedStateMachine):
         head = self.mine[0]
         assert head.head_at is not None
         young = self.now - head.head_at < self.bounds.hold_behind
-        return len(self.mine) < self.bounds.depth and not head.alone and young
+        return len(self.mine) < self.bounds.depth and not head.exclusive and young
 
     # The shell sends and hears
 
     @precondition(lambda self: not self.discarded and self.lane.has_capacity(self.now))
-    @rule(burst=st.integers(1, 4), alone=st.booleans())
-    def send(self, burst: int, alone: bool) -> None:
-        if alone and self.lane.quiet:
-            self.put(alone=True)
+    @rule(burst=st.integers(1, 4), exclusive=st.booleans())
+    def send(self, burst: int, exclusive: bool) -> None:
+        if exclusive and self.lane.quiet:
+            self.put(exclusive=True)
             return
         for _ in range(burst):
             if self.lane.has_capacity(self.now):
-                self.put(alone=False)
+                self.put(exclusive=False)
 
     @precondition(lambda self: not self.discarded and self.mine)
-    @rule(answers=st.integers(1, 4), burst=st.integers(0, 4), alone=st.booleans())
-    def hear_and_send(self, answers: int, burst: int, alone: bool) -> None:
+    @rule(answers=st.integers(1, 4), burst=st.integers(0, 4), exclusive=st.booleans())
+    def hear_and_send(self, answers: int, burst: int, exclusive: bool) -> None:
         for _ in range(min(answers, len(self.mine))):
             if not self.server.transit:
                 self.server.finish()
             self.hear()
         if burst:
-            self.send(burst, alone)
+            self.send(burst, exclusive)
 
-    def put(self, *, alone: bool) -> None:
+    def put(self, *, exclusive: bool) -> None:
         assert self.has_capacity()
-        assert not (alone and self.mine)
-        slot = self.lane.sent(self.count, f"segment {self.count}", self.now, alone=alone)
-        sent = Sent(self.count, self.now, alone, slot, head_at=None if self.mine else self.now)
+        assert not (exclusive and self.mine)
+        slot = self.lane.sent(self.count, f"segment {self.count}", self.now, exclusive=exclusive)
+        sent = Sent(self.count, self.now, exclusive, slot, head_at=None if self.mine else self.now)
         self.count += 1
         self.mine.append(sent)
         self.server.running.append(sent)
@@ -501,7 +501,7 @@ class LaneAndServer(RuleBasedStateMachine):
         else:
             blocks = len(self.mine) > 1 and doing is not Doing.REPLICATING
             assert act is (Act.CANCEL if blocks else Act.NOTHING)
-            assert not blocks or sent.slot.rerun_alone
+            assert not blocks or sent.slot.rerun_exclusive
         self.perform(act)
 
     @precondition(lambda self: not self.discarded and self.mine)
@@ -572,10 +572,10 @@ class LaneAndServer(RuleBasedStateMachine):
         assert len(lane.slots) <= self.bounds.depth
         for sent in self.mine:
             slot = sent.slot
-            assert (slot.sent_at, slot.alone) == (sent.sent_at, sent.alone)
+            assert (slot.sent_at, slot.exclusive) == (sent.sent_at, sent.exclusive)
             assert (slot.head_at, slot.abandoned_at) == (sent.head_at, sent.abandoned_at)
             assert (slot.head_at is not None) == (sent is self.mine[0])
-        if any(sent.alone for sent in self.mine):
+        if any(sent.exclusive for sent in self.mine):
             assert len(self.mine) == 1
 
     @invariant()

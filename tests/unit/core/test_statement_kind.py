@@ -111,7 +111,7 @@ FRAMED = [
     "DECLARE c CURSOR FOR SELECT 'CURSOR WITH HOLD'",
     "DECLARE cursor NO SCROLL CURSOR FOR SELECT 1",
 ]
-ALONE = [
+EXCLUSIVE = [
     "VACUUM",
     "VACUUM (FULL) t",
     "CREATE DATABASE d",
@@ -232,7 +232,7 @@ ONLY_IN_BATCH = [
     "ROLLBACK WORK TO SAVEPOINT s",
     "rollback transaction to s",
 ]
-EVERYTHING = [*PLAIN, *FRAMED, *ALONE, *ALONE_OR_BATCH, *REFUSED, *ONLY_IN_BATCH]
+EVERYTHING = [*PLAIN, *FRAMED, *EXCLUSIVE, *ALONE_OR_BATCH, *REFUSED, *ONLY_IN_BATCH]
 
 
 def of(text: str) -> Words:
@@ -251,17 +251,17 @@ def test_framed(text: str) -> None:
     assert (found.kind, found.self_committing, found.in_batch) == (Kind.FRAMED, False, False)
 
 
-@pytest.mark.parametrize("text", ALONE)
+@pytest.mark.parametrize("text", EXCLUSIVE)
 def test_alone(text: str) -> None:
     found = of(text)
-    assert (found.kind, found.self_committing, found.in_batch) == (Kind.ALONE, True, False)
+    assert (found.kind, found.self_committing, found.in_batch) == (Kind.EXCLUSIVE, True, False)
     assert found.hint
 
 
 @pytest.mark.parametrize("text", ALONE_OR_BATCH)
 def test_alone_or_in_a_batch(text: str) -> None:
     found = of(text)
-    assert (found.kind, found.self_committing, found.in_batch) == (Kind.ALONE, True, True)
+    assert (found.kind, found.self_committing, found.in_batch) == (Kind.EXCLUSIVE, True, True)
     assert found.hint
 
 
@@ -332,7 +332,7 @@ def test_a_frame_for_the_batch() -> None:
 def test_refusal_in_a_batch() -> None:
     for text in [*PLAIN, *FRAMED, *ONLY_IN_BATCH, *ALONE_OR_BATCH]:
         assert refuse_in_batch(of(text)) is None, text
-    for text in [*ALONE, *REFUSED]:
+    for text in [*EXCLUSIVE, *REFUSED]:
         refusal = refuse_in_batch(of(text))
         assert refusal is not None, text
         assert of(text).keyword in refusal and of(text).hint in refusal
@@ -433,5 +433,5 @@ def test_no_text_raises(text: bytes) -> None:
     assert isinstance(found.kind, Kind)
     assert len(found.keyword) <= 32
     assert (found.hint == "") == (found.kind in (Kind.PLAIN, Kind.FRAMED))
-    assert found.self_committing == (found.kind is Kind.ALONE)
+    assert found.self_committing == (found.kind is Kind.EXCLUSIVE)
     assert statement_kind._decide(text) == found
