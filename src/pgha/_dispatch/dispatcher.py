@@ -183,7 +183,7 @@ class Dispatcher:
         if node is None:
             if kind == "write":
                 for one in self._nodes.values():
-                    one.poke()
+                    one.request_ping()
             return
         node.busy()
         if feed:

@@ -68,7 +68,7 @@ class Retries:
             case NextStep.AGAIN_LATER:
                 if failure.facts.at_ledger and node is not None:
                     # Its guard was too narrow: perhaps its clock was set.
-                    node.poke()
+                    node.request_ping()
                 self._again(operation, decision, pause=True)
             case NextStep.AGAIN_NOW:
                 operation.exclusive = operation.exclusive or failure.rerun_exclusive

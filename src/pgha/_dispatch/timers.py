@@ -22,14 +22,14 @@ class Timers:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._timers: TimerHeap[Callable[[], None]] = TimerHeap()
-        self._nap: anyio.CancelScope | None = None
+        self._sleep: anyio.CancelScope | None = None
         self._wakes_at = float("inf")
 
     def at(self, when: float, call: Callable[[], None]) -> Moment:
         """Call ``call`` at ``when``, unless it is cancelled before."""
         timer = self._timers.add(when, call)
-        if when < self._wakes_at and self._nap is not None:
-            self._nap.cancel()
+        if when < self._wakes_at and self._sleep is not None:
+            self._sleep.cancel()
         return timer
 
     def cancel(self, moment: Moment) -> None:
@@ -46,11 +46,11 @@ class Timers:
                     # A defect in what one operation asked for must not end the time of all others.
                     logger.exception("a timer failed by a defect")
             when = self._timers.next()
-            with anyio.CancelScope() as self._nap:
+            with anyio.CancelScope() as self._sleep:
                 if when is None:
                     self._wakes_at = float("inf")
                     await anyio.sleep_forever()
                 else:
                     self._wakes_at = when
                     await anyio.sleep(max(0.0, when - self._clock()))
-            self._nap = None
+            self._sleep = None

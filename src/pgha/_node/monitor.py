@@ -1,6 +1,6 @@
 """A node's monitor: a connection of its own that pings, and that alone tries a node that is down.
 
-Its loop: connect (with backoff) -> ping -> nap until the next ping is due, somebody is suspicious, or the
+Its loop: connect (with backoff) -> ping -> sleep until the next ping is due, somebody is suspicious, or the
 server says something by itself (a farewell, an end of file) -> ping ... The health of the node is decided by
 `pgha._core.health`; the monitor reports what it saw to its `MonitorCallbacks`.
 """
@@ -96,33 +96,33 @@ class Monitor:
         self._wall = time.time
         self._look_at = 0.0
         """When to look for the ledger again."""
-        self._nap: anyio.CancelScope | None = None
+        self._sleep: anyio.CancelScope | None = None
         self._poked = False
         self._condemned: list[int] = []
         """Backends to be ended with the next ping."""
         self._asked: dict[int, Callable[[Doing], None]] = {}
         """Backends that somebody asks about, and who is to be told."""
 
-    def poke(self) -> None:
+    def request_ping(self) -> None:
         """Ping now rather than later. Synchronous; a ping under way counts."""
         self._poked = True
-        if self._nap is not None:
-            self._nap.cancel()
+        if self._sleep is not None:
+            self._sleep.cancel()
 
     def look_at_ledger(self) -> None:
         """Look for the ledger with the next ping."""
         self._look_at = self._clock()
-        self.poke()
+        self.request_ping()
 
     def terminate(self, pid: int) -> None:
         """End a backend of ours; lost when the node is down, and then there is no backend either."""
         self._condemned.append(pid)
-        self.poke()
+        self.request_ping()
 
     def inspect(self, pid: int, tell: Callable[[Doing], None]) -> None:
         """Ask what a backend of ours does, and tell it; nobody is told when the node is down."""
         self._asked[pid] = tell
-        self.poke()
+        self.request_ping()
 
     @uninterrupted
     async def run(self) -> None:
@@ -182,10 +182,10 @@ class Monitor:
             interval = min(interval, self._options.tuning.probe_no_primary)
         if self._poked:
             return
-        with anyio.move_on_after(interval) as self._nap:
+        with anyio.move_on_after(interval) as self._sleep:
             # Readable while nothing was asked: a notice, or the end. The ping will tell.
             await anyio.wait_readable(pgconn.socket)
-        self._nap = None
+        self._sleep = None
 
     async def _ping(self, pgconn: PGconn) -> None:
         self._poked = False

@@ -132,8 +132,8 @@ class Node:
     def in_a_hurry(self) -> bool:
         return self._host.primary_wanted
 
-    def poke(self) -> None:
-        self._monitor.poke()
+    def request_ping(self) -> None:
+        self._monitor.request_ping()
 
     def terminate(self, lane: Lane) -> None:
         """End a lane's backend by way of the monitor."""
@@ -189,7 +189,7 @@ class Node:
     def doubt(self, reason: str) -> None:
         """A lane was lost: ask whether the node lives, and send nothing meanwhile."""
         moved = self.health.doubted(self._clock(), reason)
-        self._monitor.poke()
+        self._monitor.request_ping()
         if moved.state_changed:
             self._host.health_changed(self, moved, reason)
 
@@ -273,7 +273,7 @@ class Node:
             floor, ceiling = tuning.suspicion_floor, self._options.ping_interval
             if lane.head_age(now) > suspicious_age(self.health.p99, floor, ceiling, lane.asked):
                 lane.asked += 1
-                self._monitor.poke()
+                self._monitor.request_ping()
         elif lanes.additional and now - lane.idle_since > tuning.idle_lane:
             lane.break_off("idle")
 
