@@ -87,7 +87,7 @@ class Tuning:
     """How long a write past its deadline waits for proof."""
     tick: float = 0.02
     """How often lanes with work in flight are looked at."""
-    farewell: float = 0.3
+    drain_timeout: float = 0.3
     """How long a discarded lane may take to say what became of its operations."""
     idle_lane: float = 10.0
     """An additional lane that was idle for so long is closed."""

@@ -21,7 +21,7 @@ def lose(cluster: pgha.Cluster, name: str, pid: int | None = None) -> None:
     """The line of that backend, or of what is in flight, breaks; the server goes on."""
     for lane in list(cluster._nodes[name].sets["write"].lanes):
         if lane.link.pid == pid or (pid is None and lane.in_flight):
-            lane.break_off("the test says so", lost=True)
+            lane.abort("the test says so", lost=True)
 
 
 async def two_nodes(nodes: Any, cluster: pgha.Cluster) -> tuple[Node, Node]:

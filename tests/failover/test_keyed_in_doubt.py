@@ -68,7 +68,7 @@ async def test_a_retry_waits_for_a_zombie(version: int) -> None:
         pid = await started(node, "/* zombie */")
         await node.freeze_backend(pid)
         lane = next(lane for lane in cluster._nodes[node.name].sets["write"].lanes if lane.link.pid == pid)
-        lane.break_off("the test says so", lost=True)
+        lane.abort("the test says so", lost=True)
 
         async def waits() -> bool:
             rows = await node.execute(
@@ -256,7 +256,7 @@ async def test_resolve_decides_against_a_zombie(version: int) -> None:
 
 
 async def test_resolve_without_a_key_hears_a_late_answer(version: int) -> None:
-    patient = Tuning(cancel_deadline=60.0, farewell=60.0)
+    patient = Tuning(cancel_deadline=60.0, drain_timeout=60.0)
     async with one_node(version, installed=False, _tuning=patient) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
@@ -319,7 +319,7 @@ async def test_a_cancelled_write_is_told_of_later(version: int) -> None:
             lane = next(
                 lane for lane in cluster._nodes[node.name].sets["write"].lanes if lane.link.pid == pid
             )
-            lane.break_off("the test says so", lost=True)
+            lane.abort("the test says so", lost=True)
             resolved = await _next_resolved(events)
             while resolved.outcome == "in doubt":
                 resolved = await _next_resolved(events)

@@ -27,7 +27,7 @@ from pgha.chaos import LocalNode, Proxy
 
 pytestmark = pytest.mark.anyio
 
-PATIENT = Tuning(farewell=10.0)
+PATIENT = Tuning(drain_timeout=10.0)
 """Last words are waited for, however slow the machine."""
 
 
@@ -286,7 +286,7 @@ async def test_a_hang_up_of_ours_does_not_count(server: LocalNode) -> None:
     async with (
         nothing_left(server) as application,
         pgha.open_cluster(
-            pgha.Node(server.dsn, "n1"), application_name=application, _tuning=Tuning(farewell=0.05)
+            pgha.Node(server.dsn, "n1"), application_name=application, _tuning=Tuning(drain_timeout=0.05)
         ) as cluster,
         anyio.create_task_group() as tasks,
     ):

@@ -204,7 +204,7 @@ async def test_a_lane_that_is_given_up_is_read_to_its_end(server: LocalNode) -> 
         operations = [cluster.submit(query) for _ in range(12)]
         assert cluster.statistics().in_flight == 12
         answer_all(server, pid, last)
-        operations[0].place[0].break_off("as when a flush fails, or the node falls silent", lost=True)
+        operations[0].place[0].abort("as when a flush fails, or the node falls silent", lost=True)
         with anyio.fail_after(PATIENCE):
             for operation in operations:
                 result = await operation
@@ -221,7 +221,7 @@ async def test_nothing_is_sent_on_a_lane_that_is_given_up(server: LocalNode) -> 
         insert = cluster.submit(f"INSERT INTO {table} VALUES (1) /* {last} */")
         assert cluster.statistics().in_flight == 2
         answer_all(server, pid, last)
-        first.place[0].break_off("as when a flush fails", lost=True)
+        first.place[0].abort("as when a flush fails", lost=True)
         with anyio.fail_after(PATIENCE):
             assert (await first).attempts == 2
             assert (await insert).attempts == 1

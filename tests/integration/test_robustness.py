@@ -371,7 +371,7 @@ async def test_a_role_that_may_not_end_backends(caplog: pytest.LogCaptureFixture
             for kind in (True, False):
                 operation = cluster.submit(f"SELECT pg_sleep(0.1) /* {text} */", read=kind)
                 await started(node, text)
-                operation.place[0].condemn("a cancel had no effect in time", time.monotonic(), terminate=True)
+                operation.place[0].drain("a cancel had no effect in time", time.monotonic(), terminate=True)
                 with within():
                     assert len(await operation) == 1
                 await eventually(lambda: "backends cannot be ended" in caplog.text)

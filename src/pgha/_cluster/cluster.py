@@ -290,10 +290,10 @@ class Cluster(Generic[Row]):
 
     async def _dismiss(self, nodes: Sequence[Node]) -> None:
         """End nodes, and the backends of what is in flight on them, in bounded time."""
-        with anyio.move_on_after(self._options.tuning.farewell + 0.2):
+        with anyio.move_on_after(self._options.tuning.drain_timeout + 0.2):
             async with anyio.create_task_group() as tasks:
                 for node in nodes:
-                    tasks.start_soon(node.farewell)
+                    tasks.start_soon(node.drain)
         for node in nodes:
             node.stop()
         for node in nodes:

@@ -3,7 +3,7 @@
 ======== ==================================================== =========================================
 state    meaning                                              exits
 ======== ==================================================== =========================================
-OPEN     operations may be sent while there is room           cancel sent -> GATED; retire -> DRAINING
+OPEN     operations may be sent while there is room           cancel sent -> GATED; stop_sending -> DRAINING
 GATED    a cancel is in flight: nothing is sent, since the    cancel done and its target answered ->
          cancel could hit whatever the server runs when it    OPEN; no effect within the deadline ->
          arrives                                              action DISCARD
@@ -258,10 +258,10 @@ class Pipeline(Generic[T, S]):
             return Act.CANCEL
         return Act.NOTHING
 
-    def retire(self) -> None:
+    def stop_sending(self) -> None:
         """Send nothing more; close when empty."""
         self.gate = Gate.DRAINING
 
     @property
-    def retired(self) -> bool:
+    def draining(self) -> bool:
         return self.gate is Gate.DRAINING

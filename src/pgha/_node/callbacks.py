@@ -76,4 +76,4 @@ class ServerFacts:
 class LaneBounds:
     pipeline: Bounds
     cancel_deadline: float
-    farewell: float
+    drain_timeout: float

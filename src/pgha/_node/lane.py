@@ -71,10 +71,10 @@ class Lane:
         self._writing = False
         self._ending = False
         """Being given up: what arrives is still handled, nothing more is sent."""
-        self._farewell_at: float | None = None
+        self._drain_until: float | None = None
         self._terminated = False
         """We had its backend ended."""
-        self._farewell_reason = ""
+        self._drain_reason = ""
 
     # What the node and the dispatcher ask
 
@@ -189,7 +189,7 @@ class Lane:
             else:
                 # All of it was handed over: its place in the line tells what becomes of it.
                 self._sent(failure.segment, operation, now)
-                self.break_off(_words_of(failure), lost=True)
+                self.abort(_words_of(failure), lost=True)
             return
         self._sent(segment, operation, now)
         if not self.corked:
@@ -206,7 +206,7 @@ class Lane:
     def _not_sent(self, operation: Operation[Any] | None, framed: bool, failure: SendFailed) -> None:
         """libpq took a part of it at most, without the Sync: the connection is of no use any more."""
         reason = _words_of(failure)
-        self.break_off(reason, lost=True)
+        self.abort(reason, lost=True)
         if operation is not None and operation.stage is not Stage.DONE:
             committing = operation.request.self_committing
             facts = Facts(handed=failure.handed, framed=framed, self_committing=committing)
@@ -225,7 +225,7 @@ class Lane:
             if self.link.flush() or self._writing or self._tasks is None:
                 return
         except psycopg.Error as error:
-            self.break_off(_words_of(error), lost=True)
+            self.abort(_words_of(error), lost=True)
             return
         self._writing = True
         self._tasks.start_soon(self._write_out)
@@ -238,7 +238,7 @@ class Lane:
                 await anyio.wait_writable(self.link.fd)
         except psycopg.Error as error:
             self.take_in(self._clock())
-            self.break_off(_words_of(error), lost=True)
+            self.abort(_words_of(error), lost=True)
         finally:
             self._writing = False
 
@@ -258,7 +258,7 @@ class Lane:
                 await self._owner.loop.serve(self.link.fd, self._readable)
         finally:
             self._tasks = None
-            self.break_off("the lane was closed")
+            self.abort("the lane was closed")
             self.link.finish()
 
     def _readable(self) -> bool:
@@ -306,11 +306,11 @@ class Lane:
 
     def _drained(self, now: float) -> None:
         self.idle_since = now
-        if self.pipeline.retired:
-            self.break_off("retired")
+        if self.pipeline.draining:
+            self.abort("drained")
         elif not self.link.clean():
             # Somebody's statement changed the session, unseen: nobody else may get it.
-            self.break_off("its session was changed by a statement")
+            self.abort("its session was changed by a statement")
 
     def _answered(self, slot: FlightSlot, results: list[PGresult], now: float) -> None:
         operation, segment = slot.item, slot.segment
@@ -325,12 +325,12 @@ class Lane:
         answer = read_answer(segment, results)
         self._learn(answer)
         if answer.misfit:
-            self.break_off("its answers do not fit what was sent")
+            self.abort("its answers do not fit what was sent")
         if segment.framed and answer.commit_tag is None:
             self._roll_back(now)
         if operation is None:
             if answer.fault is not None:
-                self.break_off("a transaction could not be rolled back")
+                self.abort("a transaction could not be rolled back")
         elif wanted:
             good = answer.fault is None and not answer.misfit and not answer.unreplicated
             if good and (not segment.framed or answer.commit_tag == "COMMIT"):
@@ -418,7 +418,7 @@ class Lane:
         if self._tasks is not None:
             self._tasks.cancel_scope.cancel()
 
-    def break_off(self, reason: str, *, lost: bool = False) -> None:
+    def abort(self, reason: str, *, lost: bool = False) -> None:
         """Give the connection up now; what the socket still holds is read before anything is judged."""
         if not self.usable:
             return
@@ -434,20 +434,20 @@ class Lane:
                 break
         self._break(reason, lost=lost)
 
-    def condemn(self, reason: str, now: float, *, terminate: bool) -> None:
+    def drain(self, reason: str, now: float, *, terminate: bool) -> None:
         """Send nothing more, and give the server a moment to say what became of what is in flight.
 
         ``terminate``: end the backend by way of the monitor, which proves what was not applied; a plain
         hang-up would prove nothing.
         """
-        if self.broken is not None or self._farewell_at is not None:
+        if self.broken is not None or self._drain_until is not None:
             return
-        self.pipeline.retire()
+        self.pipeline.stop_sending()
         if not self.pipeline.slots:
-            self.break_off(reason)
+            self.abort(reason)
             return
-        self._farewell_at = now + self._bounds.farewell
-        self._farewell_reason = reason
+        self._drain_until = now + self._bounds.drain_timeout
+        self._drain_reason = reason
         if terminate:
             self._terminated = True
             self._owner.terminate(self)
@@ -456,16 +456,16 @@ class Lane:
 
     def tick(self, now: float) -> None:
         """Look at what time brings; called while anything is in flight."""
-        if self.link.tls or self._farewell_at is not None:
+        if self.link.tls or self._drain_until is not None:
             # Decrypted bytes inside OpenSSL do not wake anybody.
             self.take_in(self._clock())
-        if self._farewell_at is not None and now >= self._farewell_at:
-            self.break_off(self._farewell_reason)
+        if self._drain_until is not None and now >= self._drain_until:
+            self.abort(self._drain_reason)
         if self.broken is not None:
             return
         if self.pipeline.slots and not self.link.settings_kept():
             # Seen before it is drained: no more of it, then.
-            self.pipeline.retire()
+            self.pipeline.stop_sending()
         self._perform(self.pipeline.tick(now), now)
 
     def abandon(self, slot: FlightSlot, now: float, *, urgent: bool) -> None:
@@ -480,7 +480,7 @@ class Lane:
                     self._owner.cancel_sent()
                     self._tasks.start_soon(self._deliver_cancel)
             case Act.DISCARD:
-                self.condemn(reason, now, terminate=True)
+                self.drain(reason, now, terminate=True)
             case Act.INSPECT:
                 slot = self.pipeline.slots[0]
                 self._owner.inspect(self, lambda doing: self._inspected(slot, doing))
@@ -522,10 +522,10 @@ class Lane:
         if self.broken is not None:
             return
         if not certain:
-            self.pipeline.retire()
+            self.pipeline.stop_sending()
         self.pipeline.cancel_done(now)
         if not certain and not self.pipeline.slots:
-            self.break_off("a cancel may still be under way")
+            self.abort("a cancel may still be under way")
         self._owner.capacity_freed(self)
 
 

@@ -93,7 +93,7 @@ class LaneSet:
                 cancel_deadline=tuning.cancel_deadline,
             ),
             tuning.cancel_deadline,
-            tuning.farewell,
+            tuning.drain_timeout,
         )
 
     # Choosing

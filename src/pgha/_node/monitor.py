@@ -1,7 +1,7 @@
 """A node's monitor: a connection of its own that pings, and that alone tries a node that is down.
 
 Its loop: connect (with backoff) -> ping -> sleep until the next ping is due, somebody is suspicious, or the
-server says something by itself (a farewell, an end of file) -> ping ... The health of the node is decided by
+server says something by itself (last words, an end of file) -> ping ... The health of the node is decided by
 `pgha._core.health`; the monitor reports what it saw to its `MonitorCallbacks`.
 """
 

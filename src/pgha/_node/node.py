@@ -106,13 +106,13 @@ class Node:
         while self.in_flight:
             await self._beat.wait()
 
-    async def farewell(self) -> None:
+    async def drain(self) -> None:
         """End the backends of what is in flight: hanging up would leave them working."""
         self.leaving = True
         now = self._clock()
         for lanes in self.sets.values():
             for lane in list(lanes.lanes):
-                lane.condemn("the cluster is closed", now, terminate=True)
+                lane.drain("the cluster is closed", now, terminate=True)
         while any(lanes.lanes for lanes in self.sets.values()):
             await self._beat.wait()
 
@@ -179,12 +179,12 @@ class Node:
         for kind in KINDS:
             for lane in list(self.sets[kind].lanes):
                 if silent:
-                    lane.break_off(reason, lost=True)
+                    lane.abort(reason, lost=True)
                 else:
                     # The monitor's connection ended, and those of the lanes may be about to: their last words
                     # may still be on the way, and they tell which writes were not applied, and whether what
                     # ran there is to blame.
-                    lane.condemn(reason, now, terminate=False)
+                    lane.drain(reason, now, terminate=False)
 
     def doubt(self, reason: str) -> None:
         """A lane was lost: ask whether the node lives, and send nothing meanwhile."""
@@ -275,7 +275,7 @@ class Node:
                 lane.asked += 1
                 self._monitor.request_ping()
         elif lanes.additional and now - lane.idle_since > tuning.idle_lane:
-            lane.break_off("idle")
+            lane.abort("idle")
 
     # Views
 

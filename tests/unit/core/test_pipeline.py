@@ -42,7 +42,7 @@ def gate_of(lane: Pipeline[str, str]) -> Gate:
 def test_a_new_lane_is_open_and_quiet() -> None:
     lane = filled()
     assert gate_of(lane) is Gate.OPEN
-    assert lane.quiet and lane.has_capacity(0.0) and not lane.stuck(99.0) and not lane.retired
+    assert lane.quiet and lane.has_capacity(0.0) and not lane.stuck(99.0) and not lane.draining
     assert lane.tick(99.0) is Act.NOTHING
 
 
@@ -256,20 +256,20 @@ def test_an_answer_to_a_question_that_a_cancel_overtook_changes_nothing() -> Non
 
 def test_a_retired_lane_takes_nothing_and_ends_what_it_has() -> None:
     lane = filled("a", "b")
-    lane.retire()
+    lane.stop_sending()
     assert not lane.has_capacity(0.0) and lane.stuck(0.0)
     assert lane.abandon(lane.slots[0], 0.0, urgent=True) is Act.CANCEL
     assert gate_of(lane) is Gate.DRAINING and lane.slots[1].overlapped
     lane.cancel_done(0.5)
     lane.answered(0.5)
     lane.answered(1.0)
-    assert lane.retired and not lane.quiet and not lane.has_capacity(1.0) and lane.stuck(1.0)
+    assert lane.draining and not lane.quiet and not lane.has_capacity(1.0) and lane.stuck(1.0)
 
 
 def test_retiring_while_gated_is_for_good() -> None:
     lane = filled("a")
     lane.abandon(lane.slots[0], 0.0, urgent=True)
-    lane.retire()
+    lane.stop_sending()
     lane.cancel_done(0.5)
     lane.answered(0.5)
     assert gate_of(lane) is Gate.DRAINING and not lane.quiet
@@ -277,7 +277,7 @@ def test_retiring_while_gated_is_for_good() -> None:
 
 def test_a_retired_lane_cancels_nobody_after_the_target_answered() -> None:
     lane = filled("a", "b")
-    lane.retire()
+    lane.stop_sending()
     lane.abandon(lane.slots[0], 0.0, urgent=True)
     lane.cancel_done(0.5)
     lane.answered(0.5)
@@ -290,7 +290,7 @@ def test_a_retired_lane_cancels_nobody_after_the_target_answered() -> None:
 
 def test_a_retired_lane_has_one_cancel_out_at_a_time() -> None:
     lane = filled("a", "b")
-    lane.retire()
+    lane.stop_sending()
     assert lane.tick(5.0) is Act.INSPECT
     assert lane.inspected(lane.slots[0], Doing.RUNNING, 0, 5.0) is Act.CANCEL
     assert lane.abandon(lane.slots[0], 5.5, urgent=True) is Act.NOTHING
@@ -350,7 +350,7 @@ class LaneAndServer(RuleBasedStateMachine):
         self.cancel_at = 0.0
         self.done_at = 0.0
         self.count = 0
-        self.retired = False
+        self.draining = False
         self.discarded = False
 
     @initialize(depth=st.sampled_from([4, 3, 2, 1]), burst=st.integers(1, 4), exclusive=st.booleans())
@@ -371,7 +371,7 @@ class LaneAndServer(RuleBasedStateMachine):
         return self.delivering or self.target is not None
 
     def has_capacity(self) -> bool:
-        if self.gated or self.retired:
+        if self.gated or self.draining:
             return False
         if not self.mine:
             return True
@@ -542,8 +542,8 @@ class LaneAndServer(RuleBasedStateMachine):
     @rule()
     def cancel_is_uncertain(self) -> None:
         """Its connection broke: it may arrive at any time, so nobody new comes near this lane."""
-        self.lane.retire()
-        self.retired = True
+        self.lane.stop_sending()
+        self.draining = True
         self.done(arrived=False)
 
     def done(self, *, arrived: bool) -> None:
@@ -556,10 +556,10 @@ class LaneAndServer(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.discarded)
     @rule(really=st.integers(0, 5))
-    def retire(self, really: int) -> None:
+    def stop_sending(self, really: int) -> None:
         if really == 0:
-            self.lane.retire()
-            self.retired = True
+            self.lane.stop_sending()
+            self.draining = True
 
     # What always holds
 
@@ -585,8 +585,8 @@ class LaneAndServer(RuleBasedStateMachine):
         lane = self.lane
         assert lane.has_capacity(self.now) == self.has_capacity()
         assert lane.quiet == (self.has_capacity() and not self.mine)
-        assert lane.retired == self.retired
-        if not self.retired:
+        assert lane.draining == self.draining
+        if not self.draining:
             assert lane.gate is (Gate.GATED if self.gated else Gate.OPEN)
         if not lane.stuck(self.now) and self.mine:
             assert lane.has_capacity(self.now) or len(self.mine) == self.bounds.depth

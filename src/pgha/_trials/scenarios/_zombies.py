@@ -132,7 +132,7 @@ async def keyed_left(field: Field) -> None:
             entry, operation = _submitted(field, f"left-{number}", key)
             operation.cancel()
             # An end of file behind the write: a proxy might lose the one or the other on its way.
-            next(lane for lane in lanes if lane.link.pid == pid).break_off("the trial says so", lost=True)
+            next(lane for lane in lanes if lane.link.pid == pid).abort("the trial says so", lost=True)
             await _doubt(field, entry, operation)
             field.waiting_for = "an event that tells of the write"
             async for event in events:
