@@ -328,7 +328,7 @@ FRAMED = Segment([Piece(Kind.HIDDEN), Piece(Kind.USER), Piece(Kind.COMMIT)], fra
 def test_a_wrong_number_of_results_is_no_success(segment: Segment, kinds: list[str]) -> None:
     """Nor are results that were skipped while nothing failed."""
     answer = read_answer(segment, results(*kinds))
-    assert answer.misfit
+    assert answer.protocol_mismatch
     assert (answer.fault, answer.error) == (None, None)
     assert not plain_success(segment, results(*kinds))
 
@@ -348,7 +348,7 @@ def test_a_wrong_number_of_results_is_no_success(segment: Segment, kinds: list[s
 )
 def test_an_error_or_one_result_each_fits(segment: Segment, kinds: list[str]) -> None:
     answer = read_answer(segment, results(*kinds))
-    assert not answer.misfit
+    assert not answer.protocol_mismatch
     assert (answer.fault is not None) == ("error" in kinds)
 
 

@@ -44,7 +44,7 @@ class _Watched(Lane):
         if slot.item is not None:
             answer = read_answer(slot.segment, results)
             owner = cast(Witness, self._owner)
-            owner.facts[slot.item] = self._failure_of(slot, answer, synced=not answer.misfit).facts
+            owner.facts[slot.item] = self._failure_of(slot, answer, synced=not answer.protocol_mismatch).facts
         super()._answered(slot, results, now)
 
 

@@ -114,7 +114,7 @@ class Dispatcher:
     def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None:
         """Send it if that is possible at once, else put it in line."""
         kind = operation.request.kind
-        if operation.lineage is not None and operation.exact:
+        if operation.lineage is not None and operation.exactly_once:
             operation.home = self._in_lineage(operation)
             if operation.home is None:
                 self.expired(operation, "no node is left that can tell")
@@ -150,10 +150,10 @@ class Dispatcher:
             last = operation.attempts[-1].node
         return among([node.candidate("write") for node in nodes], current.name if current else None, last)
 
-    def _place_stranded_again(self) -> None:
+    def _place_waiting_for_lineage(self) -> None:
         """A node may take now what waits for another of its lineage."""
-        for operation in tuple(self._wait_queue.stranded):
-            if operation.stage is Stage.QUEUED and operation.exact:
+        for operation in tuple(self._wait_queue.waiting_for_lineage):
+            if operation.stage is Stage.QUEUED and operation.exactly_once:
                 home = self._in_lineage(operation)
                 node = self._nodes.get(home) if home is not None else None
                 if home == operation.home or node is None or not node.takes("write"):
@@ -162,12 +162,12 @@ class Dispatcher:
                 self.leave_queue(operation)
                 self.place(operation, since, front=True)
             else:
-                self._wait_queue.stranded.discard(operation)
+                self._wait_queue.waiting_for_lineage.discard(operation)
 
     def _homeless(self, operation: Operation[Any]) -> None:
         """Its node was removed while it was between two attempts."""
         if operation.parent is None and not isinstance(operation.request.route, Pin):
-            if operation.exact and self._in_lineage(operation) not in self._nodes:
+            if operation.exactly_once and self._in_lineage(operation) not in self._nodes:
                 self.expired(operation, "its node was removed, and no other can tell")
                 return
             operation.home = None
@@ -258,7 +258,7 @@ class Dispatcher:
         keyed = operation.request.keyed
         if keyed is None or operation.unkeyed:
             return None
-        with_it = not keyed.auto or operation.exact or self._nodes[node].server.ledger
+        with_it = not keyed.auto or operation.exactly_once or self._nodes[node].server.ledger
         return keyed.key if with_it else None
 
     def _mark(self, node: Node) -> None:
@@ -423,7 +423,7 @@ class Dispatcher:
                     self._wait_queue.out(operation)
                     if operation.parent is None and not isinstance(operation.request.route, Pin):
                         operation.home = None
-                    if operation.exact:
+                    if operation.exactly_once:
                         self.place(operation, operation.queued_at, front=True)
                     elif operation.parent is not None and not node.health.usable:
                         lost = LegLost(f"{node.name}: {node.health.reason}")
@@ -449,8 +449,8 @@ class Dispatcher:
                 self._wait_queue.expire_all_later(self._shared[kind], self._clock())
             elif target is not None and target is not before:
                 self._dirty.add(target)
-        if self._wait_queue.stranded:
-            self._place_stranded_again()
+        if self._wait_queue.waiting_for_lineage:
+            self._place_waiting_for_lineage()
         self._work()
 
     async def change(self) -> None:

@@ -122,7 +122,10 @@ def _doubted(operation: Operation[Any], failure: SegmentFailure, reason: str) ->
         facts.unreplicated,
     )
     if last.keyed:
-        operation.scattered = operation.scattered or operation.lineage not in (None, last.system)
+        operation.spread_over_lineages = operation.spread_over_lineages or operation.lineage not in (
+            None,
+            last.system,
+        )
         operation.lineage = last.system
 
 
@@ -130,7 +133,10 @@ def _refused_by_ledger(operation: Operation[Any], facts: Facts) -> None:
     if facts.error is not None and facts.error.sqlstate == EXISTS:
         # The row is where this one met it, whoever put it there.
         system = operation.attempts[-1].system
-        operation.scattered = operation.scattered or operation.lineage not in (None, system)
+        operation.spread_over_lineages = operation.spread_over_lineages or operation.lineage not in (
+            None,
+            system,
+        )
         operation.lineage = system
     elif facts.error is not None and facts.error.sqlstate == LATE:
         operation.refusals += 1

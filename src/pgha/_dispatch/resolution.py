@@ -139,7 +139,7 @@ class Resolver:
             request = operation.request
             lost = Result.lost(node, len(operation.attempts), now - operation.started_at)
             tracker.succeed(operation, [lost] * len(request.statements) if request.batch else lost)
-        elif operation.scattered:
+        elif operation.spread_over_lineages:
             reason = "a server of another lineage may have applied it"
             tracker.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
         else:
@@ -166,7 +166,7 @@ class Resolver:
             system = attempts[-1].system
         doubt = Doubt(
             keyed,
-            None if operation.scattered else system,
+            None if operation.spread_over_lineages else system,
             attempts[-1].node if attempts else None,
             len(attempts),
             operation.started_at,

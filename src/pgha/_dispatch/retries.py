@@ -113,7 +113,7 @@ class Retries:
         self._tracker.retried(operation, decision)
         now = self._clock()
         if operation.parent is None and not isinstance(operation.request.route, Pin):
-            somewhere = away_from is None or operation.exact
+            somewhere = away_from is None or operation.exactly_once
             operation.home = None if somewhere else self._elsewhere(operation, away_from or "")
         if pause or (away_from is not None and operation.home in (None, away_from)):
             operation.stage = Stage.PAUSED

@@ -41,7 +41,7 @@ class WaitQueue:
         self.length = 0
         """Operations in all queues, those of the nodes included."""
         self.shared: dict[Kind, Waiting] = {kind: Waiting() for kind in KINDS}
-        self.stranded: set[Operation[Any]] = set()
+        self.waiting_for_lineage: set[Operation[Any]] = set()
         """For a node that cannot take them, while no server of another lineage may have them."""
         self._most = options.max_queued
         self._failover_timeout = options.failover_timeout
@@ -85,8 +85,8 @@ class WaitQueue:
         operation.queued_at = now
         self.length += 1
         if not served:
-            if operation.exact:
-                self.stranded.add(operation)
+            if operation.exactly_once:
+                self.waiting_for_lineage.add(operation)
             self.expire_later(operation)
 
     def out(self, operation: Operation[Any]) -> None:
@@ -94,8 +94,8 @@ class WaitQueue:
         operation.place = None
         operation.stage = Stage.NEW
         self.length -= 1
-        if self.stranded:
-            self.stranded.discard(operation)
+        if self.waiting_for_lineage:
+            self.waiting_for_lineage.discard(operation)
         if self._capacity_waiters and not self.full:
             self.wake()
         if operation.expiry is not None:
@@ -119,7 +119,9 @@ class WaitQueue:
         """Nobody can take it now: it must not wait without a bound."""
         if operation.expiry is not None or operation.stage is not Stage.QUEUED:
             return
-        if (operation.exact or isinstance(operation.request.route, Pin)) and operation.deadline is not None:
+        if (
+            operation.exactly_once or isinstance(operation.request.route, Pin)
+        ) and operation.deadline is not None:
             return
         when = operation.queued_at + self._failover_timeout
         operation.expiry = self._times.at(when, lambda: self._expire(operation))

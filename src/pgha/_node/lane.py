@@ -136,13 +136,13 @@ class Lane:
             self._put(request.statements, extras, operation, now)
             return True
         attempt.system = self.system
-        if operation.exact and operation.lineage != attempt.system:
+        if operation.exactly_once and operation.lineage != attempt.system:
             self._not_for_here(operation, "57P01", "another server has taken the node's place")
             return True
         ledger = None
         if (keyed := request.keyed) is not None and not operation.unkeyed:
             # Once an attempt may have been applied, only the ledger keeps the next from doubling it.
-            wanted = self.server.ledger or not keyed.auto or operation.exact
+            wanted = self.server.ledger or not keyed.auto or operation.exactly_once
             if attempt.system is not None and wanted:
                 ledger = self._insert(keyed, operation, attempt, now)
             elif not keyed.auto:
@@ -324,7 +324,7 @@ class Lane:
                 return
         answer = read_answer(segment, results)
         self._learn(answer)
-        if answer.misfit:
+        if answer.protocol_mismatch:
             self.abort("its answers do not fit what was sent")
         if segment.framed and answer.commit_tag is None:
             self._roll_back(now)
@@ -332,14 +332,14 @@ class Lane:
             if answer.fault is not None:
                 self.abort("a transaction could not be rolled back")
         elif wanted:
-            good = answer.fault is None and not answer.misfit and not answer.unreplicated
+            good = answer.fault is None and not answer.protocol_mismatch and not answer.unreplicated
             if good and (not segment.framed or answer.commit_tag == "COMMIT"):
                 self._owner.succeeded(self, operation, answer.results, None)
             else:
-                synced = not answer.misfit
+                synced = not answer.protocol_mismatch
                 self._owner.segment_failed(self, operation, self._failure_of(slot, answer, synced=synced))
         elif operation.doubt is not None:
-            self._tell_late(operation, self._failure_of(slot, answer, synced=not answer.misfit))
+            self._tell_late(operation, self._failure_of(slot, answer, synced=not answer.protocol_mismatch))
 
     def _tell_late(self, operation: Operation[Any], failure: SegmentFailure) -> None:
         """Its caller was told that nobody knows, and now somebody does."""

@@ -154,7 +154,7 @@ class Operation(Generic[T]):
         "queued_at",
         "refusals",
         "request",
-        "scattered",
+        "spread_over_lineages",
         "stage",
         "started_at",
         "suspected_crashes",
@@ -205,7 +205,7 @@ class Operation(Generic[T]):
         """No attempt may begin after this."""
         self.guard = 0.0
         """The same by the server's clock, in seconds since 1970."""
-        self.scattered = False
+        self.spread_over_lineages = False
         """Servers of several lineages may have applied it (only idempotent writes go so far)."""
         self.evidence: Evidence | None = None
         """Of the last attempt that ended in doubt."""
@@ -225,7 +225,7 @@ class Operation(Generic[T]):
         return self._runner
 
     @property
-    def exact(self) -> bool:
+    def exactly_once(self) -> bool:
         """For pgha: run twice it does harm, and the ledger tells."""
         return self.lineage is not None and not self.request.idempotent
 

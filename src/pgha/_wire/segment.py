@@ -93,7 +93,7 @@ class Answer:
     """It was the ledger's statement that failed."""
     unreplicated: bool = False
     """It was committed, and the wait for its synchronous standby was broken off."""
-    misfit: bool = False
+    protocol_mismatch: bool = False
     """No error, and other results than the segment must have. Without a Sync that is the connection's end;
     with one, the connection is not to be trusted any more."""
 
@@ -134,7 +134,7 @@ def read_answer(segment: Segment, results: Sequence[PGresult]) -> Answer:
     if len(results) > len(pieces) and answer.error is None:
         # The connection ended with an error after the last statement: at the Sync, or behind it.
         _late_error(answer, results[len(pieces) :])
-    answer.misfit = answer.fault is None and not _fits(pieces, results)
+    answer.protocol_mismatch = answer.fault is None and not _fits(pieces, results)
     return answer
 
 
