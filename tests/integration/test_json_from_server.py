@@ -46,7 +46,7 @@ class Number(str):
         return isinstance(other, Number) and str(self) == str(other)
 
 
-def exactly_once(written: str) -> Any:
+def exact(written: str) -> Any:
     """Read strictly: no NaN, and numbers as their digits."""
 
     def refuse(word: str) -> Any:

@@ -22,7 +22,7 @@ class Tally:
         """By how they ended."""
         self.cuts: Counter[str] = Counter()
         self.violations = 0
-        self.exactly_once: dict[int, Figures] = {}
+        self.exact: dict[int, Figures] = {}
         """By version: what became of keyed writes."""
         self.seconds: dict[str, list[float]] = {}
         """How long the scenarios took, servers included."""
@@ -51,7 +51,7 @@ class Tally:
             f"faults: {self.faults.total()} ({_words(self.faults)})",
             f"cuts: {self.cuts.total()} ({_words(self.cuts)})",
             f"operations: {self.operations.total()} ({_words(self.operations)})",
-            *(f"exactly once, PostgreSQL {version}: {found}" for version, found in self.exactly_once.items()),
+            *(f"exactly once, PostgreSQL {version}: {found}" for version, found in self.exact.items()),
             f"violations: {self.violations}; {time.monotonic() - self.began:.0f} s",
         ]
 

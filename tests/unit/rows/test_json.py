@@ -34,7 +34,7 @@ class Number(str):
         return isinstance(other, Number) and str(self) == str(other)
 
 
-def exactly_once(written: str) -> Any:
+def exact(written: str) -> Any:
     """Read strictly: no NaN, no duplicate keys, and numbers as their digits."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
