@@ -19,7 +19,7 @@ from pgha._core import statement_kind
 from pgha._core.ledger_rules import LIFE
 from pgha._core.outcome import NextStep, Outcome
 from pgha._core.pipeline import Act, Pipeline
-from pgha._core.statement_kind import Kind as WordKind
+from pgha._core.statement_kind import Handling
 from pgha._dispatch import resolution
 from pgha._dispatch.cancellation import Cancellation
 from pgha._dispatch.timers import Timers
@@ -150,10 +150,10 @@ def tell_the_conninfo(patch: Patch) -> None:
 
 
 def let_any_statement_pass(patch: Patch) -> None:
-    def words(query: bytes) -> statement_kind.Words:
-        return replace(statement_kind.words(query), kind=WordKind.PLAIN)
+    def classify_statement(query: bytes) -> statement_kind.StatementKind:
+        return replace(statement_kind.classify_statement(query), handling=Handling.PLAIN)
 
-    patch.setattr(compiler, "words", words)
+    patch.setattr(compiler, "classify_statement", classify_statement)
 
 
 @dataclass(frozen=True)

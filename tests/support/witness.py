@@ -14,7 +14,7 @@ from psycopg.rows import tuple_row
 from pgha import nearest
 from pgha._core.outcome import Facts, Handed
 from pgha._core.pipeline import Bounds, Doing
-from pgha._core.statement_kind import words
+from pgha._core.statement_kind import classify_statement
 from pgha._core.statements import Entry
 from pgha._node.callbacks import FlightSlot, LaneBounds, SegmentFailure
 from pgha._node.lane import Lane
@@ -65,7 +65,7 @@ class Witness:
         """
         statements = tuple(_statement(one) for one in queries)
         extras = Extras(framed=True, undone=undone) if framed else NO_EXTRAS
-        committing = len(statements) == 1 and statements[0].words.self_committing
+        committing = len(statements) == 1 and statements[0].kind.self_committing
         request = Request(
             statements, "write", False, len(statements) > 1, nearest(), tuple_row,
             exclusive=framed or committing, self_committing=committing, extras=extras,
@@ -116,7 +116,7 @@ def _statement(query: Query) -> Statement:
     text, params = query if isinstance(query, tuple) else (query, ())
     encoded = text.encode()
     values = [value if value is MISFIT else str(value).encode() for value in params]
-    return Statement(encoded, cast(Any, values), (0,) * len(values), None, words(encoded))
+    return Statement(encoded, cast(Any, values), (0,) * len(values), None, classify_statement(encoded))
 
 
 @asynccontextmanager

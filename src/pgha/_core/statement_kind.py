@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Final
 
 
-class Kind(enum.Enum):
+class Handling(enum.Enum):
     """What a lane does with a statement; the meanings stand at the head of this module."""
 
     PLAIN = "plain"
@@ -36,10 +36,10 @@ class Kind(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class StatementKind:
     """The verdict on one statement."""
 
-    kind: Kind
+    handling: Handling
     keyword: str
     """First keywords in upper case, for messages; empty when the text does not begin with a word."""
     self_committing: bool = False
@@ -67,35 +67,35 @@ _NOT_IN_TRANSACTION = "it cannot run inside a transaction: give it to execute() 
 _COMMITS = "it may commit by itself: give it to execute() on its own"
 
 
-def _plain(keyword: str) -> Words:
-    return Words(Kind.PLAIN, keyword)
+def _plain(keyword: str) -> StatementKind:
+    return StatementKind(Handling.PLAIN, keyword)
 
 
-def _framed(keyword: str) -> Words:
-    return Words(Kind.FRAMED, keyword)
+def _framed(keyword: str) -> StatementKind:
+    return StatementKind(Handling.FRAMED, keyword)
 
 
-def _alone(keyword: str) -> Words:
-    return Words(Kind.EXCLUSIVE, keyword, self_committing=True, hint=_NOT_IN_TRANSACTION)
+def _alone(keyword: str) -> StatementKind:
+    return StatementKind(Handling.EXCLUSIVE, keyword, self_committing=True, hint=_NOT_IN_TRANSACTION)
 
 
-def _alone_or_batch(keyword: str) -> Words:
+def _alone_or_batch(keyword: str) -> StatementKind:
     """Some forms work inside a transaction: a frame keeps them from committing, the rest get a 25001."""
-    return Words(Kind.EXCLUSIVE, keyword, self_committing=True, in_batch=True, hint=_COMMITS)
+    return StatementKind(Handling.EXCLUSIVE, keyword, self_committing=True, in_batch=True, hint=_COMMITS)
 
 
-def _refused(keyword: str, hint: str) -> Words:
-    return Words(Kind.REFUSED, keyword, hint=hint)
+def _refused(keyword: str, hint: str) -> StatementKind:
+    return StatementKind(Handling.REFUSED, keyword, hint=hint)
 
 
-def _only_in_batch(keyword: str) -> Words:
-    return Words(Kind.REFUSED, keyword, in_batch=True, hint=_SAVEPOINT)
+def _only_in_batch(keyword: str) -> StatementKind:
+    return StatementKind(Handling.REFUSED, keyword, in_batch=True, hint=_SAVEPOINT)
 
 
-_Row = tuple[str, Words]
+_Row = tuple[str, StatementKind]
 
 
-def _each(verdict: Callable[[str], Words], *keywords: str) -> tuple[_Row, ...]:
+def _each(verdict: Callable[[str], StatementKind], *keywords: str) -> tuple[_Row, ...]:
     return tuple((rf"{keyword}\b", verdict(keyword)) for keyword in keywords)
 
 
@@ -172,7 +172,7 @@ _TABLE: Final[tuple[_Row, ...]] = (
     (r"ALTER TABLE .* DETACH PARTITION .* CONCURRENTLY\b", _alone("DETACH PARTITION CONCURRENTLY")),
 )
 
-_Rule = tuple[re.Pattern[bytes], Words]
+_Rule = tuple[re.Pattern[bytes], StatementKind]
 
 
 def _indexed(table: Iterable[_Row]) -> dict[bytes, tuple[_Rule, ...]]:
@@ -221,29 +221,29 @@ _CACHED_LENGTH: Final = 4096
 _KEYWORD_LENGTH: Final = 32
 
 
-def words(query: bytes) -> Words:
+def classify_statement(query: bytes) -> StatementKind:
     """What a lane does with `query`, a single statement as it goes to the server. Never raises."""
     # Longer texts are seldom sent twice and would fill the cache's memory.
     return _cached(query) if len(query) <= _CACHED_LENGTH else _decide(query)
 
 
-def frame_needed(all_words: Iterable[Words]) -> bool:
+def frame_needed(kinds: Iterable[StatementKind]) -> bool:
     """Whether a batch of these must go as BEGIN ... COMMIT rather than as one implicit transaction.
 
     CALL and DO are framed for the batch's sake: as first statement of a segment (on PostgreSQL 16 anywhere in
     it) their COMMIT would commit half of the batch; inside a block it fails with 2D000.
     """
-    return any(one.kind is Kind.FRAMED or one.in_batch for one in all_words)
+    return any(one.handling is Handling.FRAMED or one.in_batch for one in kinds)
 
 
-def refuse_in_batch(words: Words) -> str | None:
+def refuse_in_batch(kind: StatementKind) -> str | None:
     """Why this statement cannot stand in a batch of several, or None when it can."""
-    if words.in_batch or words.kind in (Kind.PLAIN, Kind.FRAMED):
+    if kind.in_batch or kind.handling in (Handling.PLAIN, Handling.FRAMED):
         return None
-    return f"{words.keyword} cannot be part of a batch: {words.hint}"
+    return f"{kind.keyword} cannot be part of a batch: {kind.hint}"
 
 
-def _decide(query: bytes) -> Words:
+def _decide(query: bytes) -> StatementKind:
     # libpq takes a C string: what follows a NUL never reaches the server.
     text = query.partition(b"\0")[0]
     start, word = _first_word(text)
@@ -259,7 +259,7 @@ def _decide(query: bytes) -> Words:
 _cached = functools.lru_cache(maxsize=1024)(_decide)
 
 
-def _no_rule(word: bytes) -> Words:
+def _no_rule(word: bytes) -> StatementKind:
     return _KNOWN.get(word) or _plain(word[:_KEYWORD_LENGTH].decode("ascii", "replace"))
 
 

@@ -20,7 +20,7 @@ from psycopg.adapt import AdaptersMap
 from pgha._core.ledger_rules import EXISTS
 from pgha._core.outcome import Facts, Handed, Outcome, ServerError, outcome
 from pgha._core.pipeline import Act, Doing, Pipeline
-from pgha._core.statement_kind import words
+from pgha._core.statement_kind import classify_statement
 from pgha._node.callbacks import FlightSlot, LaneBounds, LaneCallbacks, SegmentFailure, ServerFacts
 from pgha._operation.key import Keyed
 from pgha._operation.operation import AttemptState, Kind, Operation, Stage
@@ -530,7 +530,7 @@ class Lane:
 
 
 _LOST = "the server has nothing to do for it: a request or its answer was lost on the way"
-_ROLLBACK = Statement(b"ROLLBACK", None, (), None, words(b"ROLLBACK"))
+_ROLLBACK = Statement(b"ROLLBACK", None, (), None, classify_statement(b"ROLLBACK"))
 
 
 def _unprepared(extras: Extras) -> Extras:

@@ -12,7 +12,7 @@ from hashlib import blake2b
 from uuid import UUID
 
 from pgha._core.ledger_rules import TOMBSTONE
-from pgha._core.statement_kind import words
+from pgha._core.statement_kind import classify_statement
 from pgha._errors import ConfigError
 from pgha._wire.compiler import Statement
 
@@ -35,7 +35,7 @@ _DECIDE = (
 )
 """Waits for whoever is inserting the key. It writes also where the row is there: so its commit waits for a
 synchronous standby, and proves that the row has reached it."""
-_INSERTED, _DECIDED = words(_INSERT), words(_DECIDE)
+_INSERTED, _DECIDED = classify_statement(_INSERT), classify_statement(_DECIDE)
 _pack_long = struct.Struct("!q").pack
 
 
@@ -121,8 +121,8 @@ def may_be_keyed(statements: Sequence[Statement]) -> bool:
     """A key of ours does not keep them from doing what they do without: they commit nothing by
     themselves, and do not forbid the ledger's insert."""
     return not any(
-        one.words.self_committing
-        or (one.words.keyword == "SET TRANSACTION" and _READ_ONLY.search(one.query) is not None)
+        one.kind.self_committing
+        or (one.kind.keyword == "SET TRANSACTION" and _READ_ONLY.search(one.query) is not None)
         for one in statements
     )
 
@@ -132,7 +132,7 @@ def keyed(key: UUID, statements: Sequence[Statement], *, auto: bool) -> Keyed:
     behind = 0
     for one in statements:
         # The right to the ledger is the connection's role's.
-        if one.words.keyword not in _HEAD or _OTHER_ROLE.search(one.query) is not None:
+        if one.kind.keyword not in _HEAD or _OTHER_ROLE.search(one.query) is not None:
             break
         behind += 1
     return Keyed(key, fingerprint(statements), auto, behind)

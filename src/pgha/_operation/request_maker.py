@@ -9,8 +9,7 @@ from uuid import UUID
 
 import psycopg
 
-from pgha._core.statement_kind import Kind as WordKind
-from pgha._core.statement_kind import Words, frame_needed, refuse_in_batch
+from pgha._core.statement_kind import Handling, StatementKind, frame_needed, refuse_in_batch
 from pgha._errors import ConfigError, SessionRequired
 from pgha._operation.key import Keyed, checked, keyed, may_be_keyed, new_idempotency_key
 from pgha._operation.operation import Request
@@ -53,12 +52,12 @@ class RequestMaker:
             self._check_route(route, read=read)
         options = self._options
         statement = self._compiler.compile(query, params)
-        found = statement.words
+        found = statement.kind
         framed = exclusive = False
-        if found.kind is not WordKind.PLAIN:
-            if found.kind is WordKind.REFUSED:
+        if found.handling is not Handling.PLAIN:
+            if found.handling is Handling.REFUSED:
                 raise SessionRequired(_refusal(found))
-            framed = found.kind is WordKind.FRAMED
+            framed = found.handling is Handling.FRAMED
             exclusive = True
         ledger: Keyed | None = None
         if idempotency_key is not None or (self._auto and not read):
@@ -100,7 +99,7 @@ class RequestMaker:
         if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
             raise ConfigError("execute_batch takes a list of statements, at least one")
         statements = [self._compile_item(item, index) for index, item in enumerate(items)]
-        framed = frame_needed(one.words for one in statements)
+        framed = frame_needed(one.kind for one in statements)
         return Request(
             tuple(statements),
             "write",
@@ -110,7 +109,7 @@ class RequestMaker:
             row_factory=row_factory or self._options.row_factory,
             idempotent=idempotent,
             exclusive=framed,
-            extras=_extras(framed, self._limit(statement_timeout), False, [s.words for s in statements]),
+            extras=_extras(framed, self._limit(statement_timeout), False, [s.kind for s in statements]),
             timeout=self._timeout(timeout),
             on_send=on_send,
             keyed=self._keyed(idempotency_key, statements, False)
@@ -139,7 +138,7 @@ class RequestMaker:
         else:
             query, params = item, None
         statement = self._compiler.compile(query, params)
-        refusal = refuse_in_batch(statement.words)
+        refusal = refuse_in_batch(statement.kind)
         if refusal is not None:
             raise SessionRequired(f"statement {index} of the batch: {refusal}")
         return statement
@@ -168,11 +167,11 @@ class RequestMaker:
         return statement_limit(given)
 
 
-def _refusal(found: Words) -> str:
+def _refusal(found: StatementKind) -> str:
     return f"{found.keyword} is not possible on a shared connection: {found.hint}"
 
 
-def _extras(framed: bool, limit: float | None, read: bool, found: Sequence[Words]) -> Extras:
+def _extras(framed: bool, limit: float | None, read: bool, found: Sequence[StatementKind]) -> Extras:
     if limit is None:
         return Extras(framed=True) if framed else NO_EXTRAS
     if not framed and any(one.self_committing for one in found):

@@ -15,7 +15,7 @@ from psycopg.sql import Composable
 from psycopg.types.string import BytesDumper
 
 from pgha._core.pace import Pace, Paces
-from pgha._core.statement_kind import Words, words
+from pgha._core.statement_kind import StatementKind, classify_statement
 from pgha._errors import ConfigError
 
 MAX_PARAMS = 65535
@@ -42,7 +42,7 @@ class Statement:
     params: Sequence[Buffer | None] | None
     types: tuple[int, ...]
     formats: Sequence[Any] | None
-    words: Words
+    kind: StatementKind
     pace: Pace | None = None
     """What is known of its duration; None for a text too long to remember."""
 
@@ -70,11 +70,11 @@ def own_adapters() -> AdaptersMap:
 class _Known:
     """What was learned of a text that was sent before: converting it again would give the same."""
 
-    __slots__ = ("formats", "pace", "placeholders", "text", "words")
+    __slots__ = ("formats", "kind", "pace", "placeholders", "text")
 
     def __init__(self, compiled: PostgresQuery, pace: Pace) -> None:
         self.text = compiled.query
-        self.words = words(compiled.query)
+        self.kind = classify_statement(compiled.query)
         self.pace = pace
         self.formats: Any = compiled._want_formats
         self.placeholders = -1
@@ -103,7 +103,7 @@ class Compiler:
                 values = transformer.dump_sequence(params, known.formats)
                 _check_values(values, len(known.text))
                 types, formats = transformer.types or (), transformer.formats
-                return Statement(known.text, values, types, formats, known.words, known.pace)
+                return Statement(known.text, values, types, formats, known.kind, known.pace)
         return self._compile(query, params)
 
     def _compile(self, query: AnyQuery, params: AnyParams | None) -> Statement:
@@ -118,13 +118,13 @@ class Compiler:
         values = compiled.params
         _check_values(values or (), len(text))
         if len(text) > REMEMBERED:
-            return Statement(text, values, compiled.types, compiled.formats, words(text))
+            return Statement(text, values, compiled.types, compiled.formats, classify_statement(text))
         known = _Known(compiled, self._paces.of(text))
         if type(query) is str and 0 <= known.placeholders <= FEW:
             if len(self._known) >= KNOWN:
                 self._known.clear()
             self._known[query] = known
-        return Statement(text, values, compiled.types, compiled.formats, known.words, known.pace)
+        return Statement(text, values, compiled.types, compiled.formats, known.kind, known.pace)
 
 
 def _check_values(values: Sequence[Any], size: int) -> None:

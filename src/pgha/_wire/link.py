@@ -194,7 +194,7 @@ class Link:
 
     def _look(self, statement: Statement) -> Entry | None:
         # What commits by itself cannot be run again when DDL made its plan stale: it goes unprepared.
-        if statement.words.self_committing:
+        if statement.kind.self_committing:
             return None
         return self._cache.look((statement.query, statement.types))
 

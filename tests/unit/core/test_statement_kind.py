@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgha._core import statement_kind
-from pgha._core.statement_kind import Kind, Words, frame_needed, refuse_in_batch, words
+from pgha._core.statement_kind import (
+    Handling,
+    StatementKind,
+    classify_statement,
+    frame_needed,
+    refuse_in_batch,
+)
 
 PLAIN = [
     "SELECT 1",
@@ -235,47 +241,52 @@ ONLY_IN_BATCH = [
 EVERYTHING = [*PLAIN, *FRAMED, *EXCLUSIVE, *ALONE_OR_BATCH, *REFUSED, *ONLY_IN_BATCH]
 
 
-def of(text: str) -> Words:
-    return words(text.encode())
+def of(text: str) -> StatementKind:
+    return classify_statement(text.encode())
 
 
 @pytest.mark.parametrize("text", PLAIN)
 def test_plain(text: str) -> None:
     found = of(text)
-    assert (found.kind, found.self_committing, found.in_batch, found.hint) == (Kind.PLAIN, False, False, "")
+    assert (found.handling, found.self_committing, found.in_batch, found.hint) == (
+        Handling.PLAIN,
+        False,
+        False,
+        "",
+    )
 
 
 @pytest.mark.parametrize("text", FRAMED)
 def test_framed(text: str) -> None:
     found = of(text)
-    assert (found.kind, found.self_committing, found.in_batch) == (Kind.FRAMED, False, False)
+    assert (found.handling, found.self_committing, found.in_batch) == (Handling.FRAMED, False, False)
 
 
 @pytest.mark.parametrize("text", EXCLUSIVE)
 def test_alone(text: str) -> None:
     found = of(text)
-    assert (found.kind, found.self_committing, found.in_batch) == (Kind.EXCLUSIVE, True, False)
+    assert (found.handling, found.self_committing, found.in_batch) == (Handling.EXCLUSIVE, True, False)
     assert found.hint
 
 
 @pytest.mark.parametrize("text", ALONE_OR_BATCH)
 def test_alone_or_in_a_batch(text: str) -> None:
     found = of(text)
-    assert (found.kind, found.self_committing, found.in_batch) == (Kind.EXCLUSIVE, True, True)
+    assert (found.handling, found.self_committing, found.in_batch) == (Handling.EXCLUSIVE, True, True)
     assert found.hint
 
 
 @pytest.mark.parametrize("text", REFUSED)
 def test_refused(text: str) -> None:
     found = of(text)
-    assert (found.kind, found.self_committing, found.in_batch) == (Kind.REFUSED, False, False)
+    assert (found.handling, found.self_committing, found.in_batch) == (Handling.REFUSED, False, False)
     assert found.hint
 
 
 @pytest.mark.parametrize("text", ONLY_IN_BATCH)
 def test_only_in_a_batch(text: str) -> None:
     found = of(text)
-    assert (found.kind, found.self_committing, found.in_batch) == (Kind.REFUSED, False, True)
+    assert (found.handling, found.self_committing, found.in_batch) == (Handling.REFUSED, False, True)
     assert found.hint
 
 
@@ -308,17 +319,17 @@ def test_keyword(text: str, keyword: str) -> None:
 
 
 def test_what_follows_a_nul_is_not_seen_by_the_server() -> None:
-    assert words(b"SELECT 1\0").kind is Kind.PLAIN
-    assert words(b"\0BEGIN").kind is Kind.PLAIN
-    assert words(b"/* \0 */ BEGIN").kind is Kind.PLAIN
-    assert words(b"BEGIN\0 PREPARED").kind is Kind.REFUSED
+    assert classify_statement(b"SELECT 1\0").handling is Handling.PLAIN
+    assert classify_statement(b"\0BEGIN").handling is Handling.PLAIN
+    assert classify_statement(b"/* \0 */ BEGIN").handling is Handling.PLAIN
+    assert classify_statement(b"BEGIN\0 PREPARED").handling is Handling.REFUSED
 
 
 def test_bytes_that_are_not_utf8() -> None:
-    assert words(b"\xff\xfe BEGIN").kind is Kind.PLAIN
-    assert words(b"/* \xff */ BEGIN").kind is Kind.REFUSED
-    assert words(b"CREATE TEMP TABLE \xe9\xff (a int)").kind is Kind.REFUSED
-    assert words(b"SELECT 1 INTO TEMP \xe9").kind is Kind.REFUSED
+    assert classify_statement(b"\xff\xfe BEGIN").handling is Handling.PLAIN
+    assert classify_statement(b"/* \xff */ BEGIN").handling is Handling.REFUSED
+    assert classify_statement(b"CREATE TEMP TABLE \xe9\xff (a int)").handling is Handling.REFUSED
+    assert classify_statement(b"SELECT 1 INTO TEMP \xe9").handling is Handling.REFUSED
 
 
 def test_a_frame_for_the_batch() -> None:
@@ -346,17 +357,17 @@ def test_every_rule_of_the_table_has_an_example() -> None:
 def test_only_short_texts_are_kept() -> None:
     statement_kind._cached.cache_clear()
     short, long = b"SELECT 1" + b" " * 4088, b"SELECT 1" + b" " * 4089
-    assert words(short) is words(short)
-    assert words(long).kind is words(long).kind is Kind.PLAIN
+    assert classify_statement(short) is classify_statement(short)
+    assert classify_statement(long).handling is classify_statement(long).handling is Handling.PLAIN
     assert (statement_kind._cached.cache_info().currsize, statement_kind._cached.cache_info().hits) == (1, 1)
 
 
 def test_a_long_text_is_judged_to_its_end() -> None:
     filler = "a" * 10_000
-    assert of(f"/* {filler} */ BEGIN").kind is Kind.REFUSED
-    assert of(f"CREATE TEMP TABLE t AS SELECT '{filler}'").kind is Kind.REFUSED
-    assert of(f"CREATE TEMP TABLE t (a int /* {filler} */) ON COMMIT DROP").kind is Kind.PLAIN
-    assert of(f"SELECT '{filler}' INTO TEMP t").kind is Kind.REFUSED
+    assert of(f"/* {filler} */ BEGIN").handling is Handling.REFUSED
+    assert of(f"CREATE TEMP TABLE t AS SELECT '{filler}'").handling is Handling.REFUSED
+    assert of(f"CREATE TEMP TABLE t (a int /* {filler} */) ON COMMIT DROP").handling is Handling.PLAIN
+    assert of(f"SELECT '{filler}' INTO TEMP t").handling is Handling.REFUSED
 
 
 @pytest.mark.parametrize(
@@ -378,7 +389,7 @@ def test_a_long_text_is_judged_to_its_end() -> None:
 def test_no_text_stops_the_loop(text: bytes) -> None:
     """Quadratic behaviour on these would take minutes; linear takes milliseconds."""
     started = time.perf_counter()
-    words(text)
+    classify_statement(text)
     assert time.perf_counter() - started < 2
 
 
@@ -417,7 +428,7 @@ def test_case_and_gaps_do_not_matter(text: str, data: st.DataObject) -> None:
 def test_a_word_that_merely_begins_like_a_keyword(text: str, tail: str) -> None:
     first, _, rest = text.partition(" ")
     found = of(f"{first}{tail} {rest}")
-    assert found.kind is Kind.PLAIN or found == of(f"{first}{tail}")
+    assert found.handling is Handling.PLAIN or found == of(f"{first}{tail}")
 
 
 FRAGMENT = st.sampled_from(
@@ -429,9 +440,9 @@ FRAGMENT = st.sampled_from(
 
 @given(st.one_of(st.binary(max_size=60), st.lists(FRAGMENT, max_size=30).map(b"".join)))
 def test_no_text_raises(text: bytes) -> None:
-    found = words(text)
-    assert isinstance(found.kind, Kind)
+    found = classify_statement(text)
+    assert isinstance(found.handling, Handling)
     assert len(found.keyword) <= 32
-    assert (found.hint == "") == (found.kind in (Kind.PLAIN, Kind.FRAMED))
-    assert found.self_committing == (found.kind is Kind.EXCLUSIVE)
+    assert (found.hint == "") == (found.handling in (Handling.PLAIN, Handling.FRAMED))
+    assert found.self_committing == (found.handling is Handling.EXCLUSIVE)
     assert statement_kind._decide(text) == found
