@@ -24,7 +24,7 @@ from support.common import PATIENCE, cluster_of, started, unique, within
 import pgha
 from pgha._core.statements import Entry
 from pgha._options import Tuning
-from pgha._wire.segment import Kind, Piece, Segment, plain_success, read_answer
+from pgha._wire.segment import Piece, PieceKind, Segment, plain_success, read_answer
 from pgha.chaos import LocalNode
 
 pytestmark = pytest.mark.anyio
@@ -307,8 +307,8 @@ def results(*kinds: str) -> Any:
 
 ENTRY = Entry((b"SELECT 1", ()))
 PLAIN = Segment()
-PREPARED = Segment([Piece(Kind.PARSE, ENTRY), Piece(Kind.USER)])
-FRAMED = Segment([Piece(Kind.HIDDEN), Piece(Kind.USER), Piece(Kind.COMMIT)], framed=True)
+PREPARED = Segment([Piece(PieceKind.PARSE, ENTRY), Piece(PieceKind.USER)])
+FRAMED = Segment([Piece(PieceKind.HIDDEN), Piece(PieceKind.USER), Piece(PieceKind.COMMIT)], framed=True)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 from pgha._trials.trial import Sighting, Trial
 from pgha.chaos import ALL_FAULTS, Done
 from pgha.chaos.checkers import Violation
-from pgha.chaos.history import Attempt, Ending, Entry, History, Kind
+from pgha.chaos.history import Attempt, Ending, Entry, History, OperationKind
 
 BEGAN = 1000.0
 """`time.monotonic` seconds at which every one of them began."""
@@ -23,7 +23,7 @@ def entry(
     begun: float,
     ended: float | None,
     ending: Ending | None = "acknowledged",
-    kind: Kind = "read",
+    kind: OperationKind = "read",
     node: str | None = "n1",
     error: str | None = None,
     attempts: Iterable[Attempt] = (),
@@ -99,7 +99,7 @@ def lively(seconds: float, rate: float, faults: int, *, seed: int = 1, errors: f
     at = 0.0
     while (at := at + random.expovariate(rate)) < seconds:
         latency = random.lognormvariate(-6.5, 1.0)
-        kind: Kind = "read" if random.random() < 0.6 else "write"
+        kind: OperationKind = "read" if random.random() < 0.6 else "write"
         ending: Ending = (
             random.choice(["refused", "in doubt"]) if random.random() < errors else "acknowledged"
         )

@@ -25,7 +25,7 @@ from pgha._wire.compiler import Statement
 from pgha._wire.connect import open_pgconn
 from pgha._wire.link import NO_EXTRAS, Extras, Link
 from pgha._wire.loops import current_loop
-from pgha._wire.segment import Kind, Piece, Segment, read_answer
+from pgha._wire.segment import Piece, PieceKind, Segment, read_answer
 from pgha.chaos import Node
 from support.common import PATIENCE, eventually
 
@@ -83,7 +83,7 @@ class Witness:
         request = Request((), "write", False, True, nearest(), tuple_row)
         operation: Operation[Any] = Operation(cast(OperationCallbacks, self), request, time.monotonic())
         operation.attempts.append(AttemptState(self.lane.node, time.monotonic()))
-        self.lane.pipeline.sent(operation, Segment([Piece(Kind.COMMIT)], framed=True), time.monotonic())
+        self.lane.pipeline.sent(operation, Segment([Piece(PieceKind.COMMIT)], framed=True), time.monotonic())
         return operation
 
     async def told(self, operation: Operation[Any]) -> Facts:

@@ -34,7 +34,7 @@ from pgha._node.callbacks import SegmentFailure
 from pgha._node.lane import Lane
 from pgha._node.node import Node
 from pgha._operation.in_doubt import Doubt
-from pgha._operation.operation import KINDS, Kind, Operation, Stage
+from pgha._operation.operation import ACCESS_MODES, AccessMode, Operation, Stage
 from pgha._options import Options
 from pgha._types import ClockSkewed, ConnectionLost, Fastest, NodeStateChanged, Pin, RoleChanged, SendInfo
 from pgha._wire import PGresult
@@ -56,7 +56,7 @@ class Dispatcher:
         self._clock = clock
         self._wait_queue = WaitQueue(options, nodes, self.times, clock, self)
         self._shared = self._wait_queue.shared
-        self._target: dict[Kind, Node | None] = dict.fromkeys(KINDS)
+        self._target: dict[AccessMode, Node | None] = dict.fromkeys(ACCESS_MODES)
         self._races = Races(self, self, self.tracker, clock, options.tuning.max_attempts)
         self._resolver = Resolver(self, self, self.tracker, self.times, clock, options.failover_timeout)
         self._retries = Retries(
@@ -272,13 +272,13 @@ class Dispatcher:
         try:
             while self._dirty:
                 node = self._dirty.pop()
-                for kind in KINDS:
+                for kind in ACCESS_MODES:
                     if node.takes(kind):
                         self._feed(node, kind)
         finally:
             self._working = False
 
-    def _feed(self, node: Node, kind: Kind) -> None:
+    def _feed(self, node: Node, kind: AccessMode) -> None:
         """Send to ``node`` what waits for it, as far as its lanes have room."""
         own = node.waiting[kind]
         shared = self._shared[kind] if self._target[kind] is node else own
@@ -390,7 +390,7 @@ class Dispatcher:
 
     def lanes_changed(self, node: Node) -> None:
         self.reroute()
-        for kind in KINDS:
+        for kind in ACCESS_MODES:
             if node.sets[kind].failing:
                 self._wait_queue.expire_all_later(node.waiting[kind], None)
                 if self._target[kind] is node:
@@ -417,7 +417,7 @@ class Dispatcher:
 
     def _bring_home(self, node: Node) -> None:
         """What was put to this node by us may go to any again; what its caller pinned stays."""
-        for kind in KINDS:
+        for kind in ACCESS_MODES:
             for queue in node.waiting[kind].queues:
                 for operation in queue.drain():
                     self._wait_queue.out(operation)
@@ -440,7 +440,7 @@ class Dispatcher:
 
     def reroute(self) -> None:
         """Choose anew where `nearest` goes."""
-        for kind in KINDS:
+        for kind in ACCESS_MODES:
             views = [node.candidate(kind) for node in self._nodes.values() if not node.leaving]
             before = self._target[kind]
             name = choose(views, before.name if before else None, write=kind == "write")
@@ -510,7 +510,7 @@ class Dispatcher:
     def forget(self, node: Node) -> None:
         """The node was removed: what was pinned to it fails."""
         self.reroute()
-        for kind in KINDS:
+        for kind in ACCESS_MODES:
             for queue in node.waiting[kind].queues:
                 for operation in queue.drain():
                     self._wait_queue.out(operation)

@@ -14,7 +14,7 @@ from pgha._core.queues import Queue
 from pgha._dispatch.timers import Timers
 from pgha._node.lane_set import Waiting
 from pgha._node.node import Node
-from pgha._operation.operation import KINDS, Kind, Operation, Stage
+from pgha._operation.operation import ACCESS_MODES, AccessMode, Operation, Stage
 from pgha._options import Options
 from pgha._types import Pin
 
@@ -40,7 +40,7 @@ class WaitQueue:
     ) -> None:  # fmt: skip
         self.length = 0
         """Operations in all queues, those of the nodes included."""
-        self.shared: dict[Kind, Waiting] = {kind: Waiting() for kind in KINDS}
+        self.shared: dict[AccessMode, Waiting] = {kind: Waiting() for kind in ACCESS_MODES}
         self.waiting_for_lineage: set[Operation[Any]] = set()
         """For a node that cannot take them, while no server of another lineage may have them."""
         self._most = options.max_queued

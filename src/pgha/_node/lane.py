@@ -23,7 +23,7 @@ from pgha._core.pipeline import Act, Doing, Pipeline
 from pgha._core.statement_kind import classify_statement
 from pgha._node.callbacks import FlightSlot, LaneBounds, LaneCallbacks, SegmentFailure, ServerFacts
 from pgha._operation.key import Keyed
-from pgha._operation.operation import AttemptState, Kind, Operation, Stage
+from pgha._operation.operation import AccessMode, AttemptState, Operation, Stage
 from pgha._wire import PGresult
 from pgha._wire.compiler import Statement
 from pgha._wire.connect import cancel
@@ -47,14 +47,14 @@ class Lane:
     """See the head of this file."""
 
     def __init__(
-        self, link: Link, node: str, kind: Kind, adapters: AdaptersMap, owner: LaneCallbacks[Lane],
+        self, link: Link, node: str, kind: AccessMode, adapters: AdaptersMap, owner: LaneCallbacks[Lane],
         bounds: LaneBounds, clock: Callable[[], float], server: ServerFacts | None = None,
         system: int | None = None,
     ) -> None:  # fmt: skip
         self.node = node
         self.server = server or ServerFacts()
         self.system = system
-        self.kind: Kind = kind
+        self.kind: AccessMode = kind
         self.link = link
         self.loader = Loader(link.pgconn, adapters)
         self.pipeline: Pipeline[Operation[Any] | None, Segment] = Pipeline(bounds.pipeline)

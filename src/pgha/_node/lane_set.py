@@ -16,7 +16,7 @@ from pgha._core.pipeline import Bounds
 from pgha._core.queues import Queue
 from pgha._node.callbacks import LaneBounds, LaneCallbacks, ServerFacts
 from pgha._node.lane import Lane
-from pgha._operation.operation import Kind, Operation
+from pgha._operation.operation import AccessMode, Operation
 from pgha._options import NodeConfig, Options
 from pgha._wire import PGconn
 from pgha._wire.connect import ConnectFailed, idle, open_pgconn, set_up, system_of
@@ -61,10 +61,10 @@ class LaneSet:
     """See the head of this file."""
 
     def __init__(
-        self, kind: Kind, config: NodeConfig, options: Options, adapters: AdaptersMap,
+        self, kind: AccessMode, config: NodeConfig, options: Options, adapters: AdaptersMap,
         owner: LaneSetCallbacks, host: LaneCallbacks[Lane], clock: Callable[[], float], server: ServerFacts,
     ) -> None:  # fmt: skip
-        self.kind: Kind = kind
+        self.kind: AccessMode = kind
         self.lanes: list[Lane] = []
         self.opening = 0
         self.failures = 0

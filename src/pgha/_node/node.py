@@ -17,7 +17,7 @@ from pgha._node.callbacks import LaneCallbacks, ServerFacts
 from pgha._node.lane import Lane
 from pgha._node.lane_set import LaneSet, Waiting
 from pgha._node.monitor import Monitor, Ping
-from pgha._operation.operation import KINDS, Kind
+from pgha._operation.operation import ACCESS_MODES, AccessMode
 from pgha._options import NodeConfig, Options
 from pgha._types import NodeStatus
 from pgha._wire.loops import uninterrupted
@@ -51,10 +51,11 @@ class Node:
         self.server = ServerFacts(
             ServerClock(window=tuning.guard_window, margin=tuning.guard_margin, limit=tuning.clock_skew)
         )
-        self.sets: dict[Kind, LaneSet] = {
-            kind: LaneSet(kind, config, options, adapters, self, host, clock, self.server) for kind in KINDS
+        self.sets: dict[AccessMode, LaneSet] = {
+            kind: LaneSet(kind, config, options, adapters, self, host, clock, self.server)
+            for kind in ACCESS_MODES
         }
-        self.waiting: dict[Kind, Waiting] = {kind: Waiting() for kind in KINDS}
+        self.waiting: dict[AccessMode, Waiting] = {kind: Waiting() for kind in ACCESS_MODES}
         self.server_version: int | None = None
         self.leaving = False
         self._options = options
@@ -176,7 +177,7 @@ class Node:
 
     def _drop_lanes(self, reason: str, *, silent: bool) -> None:
         now = self._clock()
-        for kind in KINDS:
+        for kind in ACCESS_MODES:
             for lane in list(self.sets[kind].lanes):
                 if silent:
                     lane.abort(reason, lost=True)
@@ -214,15 +215,15 @@ class Node:
         self.keep_lanes()
         self._host.pump(self)
 
-    def takes(self, kind: Kind) -> bool:
+    def takes(self, kind: AccessMode) -> bool:
         """Operations of this kind may be sent here, as far as the node is concerned."""
         return self.health.sendable and not self.leaving and (kind == "read" or self.health.role == "primary")
 
-    def serves(self, kind: Kind) -> bool:
+    def serves(self, kind: AccessMode) -> bool:
         """It takes operations of this kind now, or as soon as a lane has room."""
         return self.takes(kind) and bool(self.sets[kind].lanes)
 
-    def complete(self, kind: Kind) -> bool:
+    def complete(self, kind: AccessMode) -> bool:
         return self.sets[kind].complete
 
     @property
@@ -279,7 +280,7 @@ class Node:
 
     # Views
 
-    def candidate(self, kind: Kind) -> Candidate:
+    def candidate(self, kind: AccessMode) -> Candidate:
         health = self.health
         latency = float("inf") if health.latency is None else health.latency
         return Candidate(self.name, health.state, health.role, latency, not self.sets[kind].failing)

@@ -20,8 +20,8 @@ from pgha._wire.link import NO_EXTRAS, Extras
 from pgha._wire.loops import Loop, Waiter, uninterrupted
 
 T = TypeVar("T")
-Kind = Literal["read", "write"]
-KINDS: tuple[Kind, Kind] = ("read", "write")
+AccessMode = Literal["read", "write"]
+ACCESS_MODES: tuple[AccessMode, AccessMode] = ("read", "write")
 
 
 @dataclass(slots=True)
@@ -29,7 +29,7 @@ class Request:
     """What is asked; shared by the legs of `fastest`, and never changed."""
 
     statements: Sequence[Statement]
-    kind: Kind
+    kind: AccessMode
     read: bool
     batch: bool
     route: Nearest | Pin | Fastest

@@ -21,7 +21,7 @@ from pgha._core.statements import Entry, StatementCache
 from pgha._wire import tcp_info
 from pgha._wire.compiler import Statement
 from pgha._wire.libpq import pointer_of, sync_unwritten
-from pgha._wire.segment import Kind, Piece, Segment
+from pgha._wire.segment import Piece, PieceKind, Segment
 
 _SYNC = pq.ExecStatus.PIPELINE_SYNC
 _COPIES = frozenset({pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH})
@@ -227,8 +227,8 @@ class Link:
             self._send_unprepared(statement)
             return _UNPREPARED_KEYED
         pieces: list[Piece] = []
-        self._send_found(first, ledger.statement, Kind.LEDGER, pieces)
-        self._send_found(entry, statement, Kind.USER, pieces)
+        self._send_found(first, ledger.statement, PieceKind.LEDGER, pieces)
+        self._send_found(entry, statement, PieceKind.USER, pieces)
         return Segment(pieces)
 
     def _send_many(
@@ -238,32 +238,34 @@ class Link:
         pieces: list[Piece] = []
         for name in closing:
             self._pgconn.send_close_prepared(name)
-            pieces.append(Piece(Kind.CLOSE))
+            pieces.append(Piece(PieceKind.CLOSE))
         hidden = (b"BEGIN", *extras.prologue) if extras.framed else extras.prologue
         self._send_hidden(hidden, pieces)
         for index, statement in enumerate(statements):
             if ledger is not None and index == ledger.behind:
-                self._send_user(ledger.statement, extras.unprepared, pieces, Kind.LEDGER)
+                self._send_user(ledger.statement, extras.unprepared, pieces, PieceKind.LEDGER)
             self._send_user(statement, extras.unprepared, pieces)
         if ledger is not None and ledger.behind == len(statements):
-            self._send_user(ledger.statement, extras.unprepared, pieces, Kind.LEDGER)
+            self._send_user(ledger.statement, extras.unprepared, pieces, PieceKind.LEDGER)
         self._send_hidden(extras.epilogue, pieces)
         if extras.framed:
             self._pgconn.send_query_params(b"ROLLBACK" if extras.undone else b"COMMIT", None)
-            pieces.append(Piece(Kind.COMMIT))
+            pieces.append(Piece(PieceKind.COMMIT))
         return Segment(pieces, framed=extras.framed)
 
     def _send_hidden(self, queries: Sequence[bytes], pieces: list[Piece]) -> None:
         for query in queries:
             self._pgconn.send_query_params(query, None)
-            pieces.append(Piece(Kind.HIDDEN))
+            pieces.append(Piece(PieceKind.HIDDEN))
 
     def _send_user(
-        self, statement: Statement, unprepared: bool, pieces: list[Piece], kind: Kind = Kind.USER
+        self, statement: Statement, unprepared: bool, pieces: list[Piece], kind: PieceKind = PieceKind.USER
     ) -> None:
         self._send_found(None if unprepared else self._look(statement), statement, kind, pieces)
 
-    def _send_found(self, entry: Entry | None, statement: Statement, kind: Kind, pieces: list[Piece]) -> None:
+    def _send_found(
+        self, entry: Entry | None, statement: Statement, kind: PieceKind, pieces: list[Piece]
+    ) -> None:
         if entry is None:
             self._send_unprepared(statement)
             pieces.append(Piece(kind))
@@ -274,11 +276,11 @@ class Link:
             self._parse_and_send(entry, statement, pieces, kind)
 
     def _parse_and_send(
-        self, entry: Entry, statement: Statement, pieces: list[Piece], kind: Kind = Kind.USER
+        self, entry: Entry, statement: Statement, pieces: list[Piece], kind: PieceKind = PieceKind.USER
     ) -> None:
         assert entry.name is not None
         self._pgconn.send_prepare(entry.name, statement.query, statement.types)
-        pieces.append(Piece(Kind.PARSE, entry, of_ledger=kind is Kind.LEDGER))
+        pieces.append(Piece(PieceKind.PARSE, entry, of_ledger=kind is PieceKind.LEDGER))
         self._send_prepared(entry, statement)
         pieces.append(Piece(kind))
 

@@ -28,7 +28,7 @@ PIPELINE_SYNC = pq.ExecStatus.PIPELINE_SYNC
 _GOOD = frozenset({pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY})
 
 
-class Kind(enum.Enum):
+class PieceKind(enum.Enum):
     CLOSE = enum.auto()
     PARSE = enum.auto()
     USER = enum.auto()
@@ -39,7 +39,7 @@ class Kind(enum.Enum):
 
 @dataclass(slots=True)
 class Piece:
-    kind: Kind
+    kind: PieceKind
     entry: Entry | None = None
     reused: bool = False
     of_ledger: bool = False
@@ -63,14 +63,14 @@ class Segment:
         """CommandCompletes that the server owes."""
         if self.pieces is None:
             return 1 + self.keyed
-        return sum(1 for piece in self.pieces if piece.kind not in (Kind.CLOSE, Kind.PARSE))
+        return sum(1 for piece in self.pieces if piece.kind not in (PieceKind.CLOSE, PieceKind.PARSE))
 
     def listed(self) -> list[Piece]:
         """The pieces, also of the usual case."""
         if self.pieces is not None:
             return self.pieces
-        user = Piece(Kind.USER, self.entry, self.entry is not None)
-        return [Piece(Kind.LEDGER, self.ledger, self.ledger is not None), user] if self.keyed else [user]
+        user = Piece(PieceKind.USER, self.entry, self.entry is not None)
+        return [Piece(PieceKind.LEDGER, self.ledger, self.ledger is not None), user] if self.keyed else [user]
 
 
 @dataclass(slots=True)
@@ -124,7 +124,7 @@ def read_answer(segment: Segment, results: Sequence[PGresult]) -> Answer:
     pieces = segment.listed()
     index = -1
     for number, piece in enumerate(pieces):
-        if piece.kind is Kind.USER:
+        if piece.kind is PieceKind.USER:
             index += 1
         result = results[number] if number < len(results) else None
         if result is None or result.status in (FATAL_ERROR, PIPELINE_ABORTED):
@@ -145,29 +145,29 @@ def _fits(pieces: Sequence[Piece], results: Sequence[PGresult]) -> bool:
 
 
 def _succeeded(answer: Answer, piece: Piece, result: PGresult) -> None:
-    if piece.kind is Kind.PARSE:
+    if piece.kind is PieceKind.PARSE:
         assert piece.entry is not None
         answer.parsed.append(piece.entry)
-    elif piece.kind is not Kind.CLOSE:
+    elif piece.kind is not PieceKind.CLOSE:
         answer.completed += 1
-        if piece.kind is Kind.USER:
+        if piece.kind is PieceKind.USER:
             answer.results.append(result)
-        elif piece.kind is Kind.COMMIT:
+        elif piece.kind is PieceKind.COMMIT:
             answer.commit_tag = (result.command_status or b"").decode("ascii", "replace")
 
 
 def _failed(answer: Answer, piece: Piece, result: PGresult | None, index: int) -> None:
-    if piece.kind is Kind.PARSE and piece.entry is not None:
+    if piece.kind is PieceKind.PARSE and piece.entry is not None:
         answer.unparsed.append(piece.entry)
     if result is None or result.status != FATAL_ERROR or answer.error is not None:
         return
     answer.error = result
     answer.fault = fault_of(result, piece.reused)
     # libpq's own error, at the end of the connection, answers whatever piece was to be answered next.
-    answer.at_ledger = answer.fault.genuine and (piece.kind is Kind.LEDGER or piece.of_ledger)
-    if piece.kind is Kind.USER:
+    answer.at_ledger = answer.fault.genuine and (piece.kind is PieceKind.LEDGER or piece.of_ledger)
+    if piece.kind is PieceKind.USER:
         answer.statement = index
-    elif piece.kind is Kind.PARSE and not piece.of_ledger:
+    elif piece.kind is PieceKind.PARSE and not piece.of_ledger:
         answer.statement = index + 1
     if piece.reused:
         answer.spoiled = piece.entry

@@ -25,9 +25,9 @@ from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Literal, Protocol, Self, TypeAlias, final, overload
 from uuid import uuid4
 
-__all__ = ["Ending", "Entry", "History", "Kind", "Open", "Recorder", "Attempt"]
+__all__ = ["Ending", "Entry", "History", "OperationKind", "Open", "Recorder", "Attempt"]
 
-Kind: TypeAlias = Literal["read", "write"]
+OperationKind: TypeAlias = Literal["read", "write"]
 Ending: TypeAlias = Literal["acknowledged", "refused", "in doubt", "lost"]
 """What the caller was told. ``acknowledged``: a result. ``refused``: an error that says that nothing was
 applied. ``in doubt``: an error that says that nobody knows. ``lost``: an error that says nothing of it, as
@@ -59,7 +59,7 @@ class Entry:
 
     key: str
     """Unique in a history; of a read also the nonce that it asked for."""
-    kind: Kind
+    kind: OperationKind
     begun: float
     ended: float | None = None
     """When the caller was told; None: it never was."""
@@ -188,8 +188,8 @@ class Recorder:
         self._entries: dict[str, Open | Entry] = {}
 
     def begin(
-        self, kind: Kind, key: str | None = None, *, timeout: float | None = None, repeatable: bool = False,
-        keyed: bool = False, writer: int | None = None, number: int | None = None,
+        self, kind: OperationKind, key: str | None = None, *, timeout: float | None = None,
+        repeatable: bool = False, keyed: bool = False, writer: int | None = None, number: int | None = None,
     ) -> Open:  # fmt: skip
         """An operation begins now; the arguments are fields of `Entry`, and a key is made if none is given.
 

@@ -28,14 +28,14 @@ app = typer.Typer(
 )
 
 
-class Loop(StrEnum):
+class LoopOption(StrEnum):
     """The event loops that pgha runs on."""
 
     asyncio = "asyncio"
     trio = "trio"
 
 
-class Kind(StrEnum):
+class NodeKindOption(StrEnum):
     """What the nodes of `pgha chaos` run in."""
 
     local = "local"
@@ -65,7 +65,7 @@ def demo(
     seed: Annotated[int | None, typer.Option(help="Of the faults; random by default.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Lines of text, on a terminal too.")] = False,
-    loop: Annotated[Loop, typer.Option(help="The event loop.")] = Loop.asyncio,
+    loop: Annotated[LoopOption, typer.Option(help="The event loop.")] = LoopOption.asyncio,
     port: Annotated[
         int | None, typer.Option(min=1024, max=_LAST_PORT, help="Of the first server; the others follow it.")
     ] = None,
@@ -115,7 +115,7 @@ def soak(
         float | None, typer.Option(min=0.1, help="End by itself after so long; else by Ctrl-C.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON.")] = False,
-    loop: Annotated[Loop, typer.Option(help="The event loop.")] = Loop.asyncio,
+    loop: Annotated[LoopOption, typer.Option(help="The event loop.")] = LoopOption.asyncio,
 ) -> None:
     """Send spikes of operations to nodes that run already until Ctrl-C, and show what becomes of them.
 
@@ -132,10 +132,10 @@ _DSNS = Annotated[
     list[str], typer.Argument(metavar="DSN...", help="Conninfo strings or URIs, of one cluster's nodes.")
 ]
 _JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-_LOOP = Annotated[Loop, typer.Option(help="The event loop.")]
+_LOOP = Annotated[LoopOption, typer.Option(help="The event loop.")]
 
 
-def _do(act: Act, dsns: list[str], json: bool, loop: Loop, **more: Any) -> NoReturn:
+def _do(act: Act, dsns: list[str], json: bool, loop: LoopOption, **more: Any) -> NoReturn:
     raise typer.Exit(run_ledger(Asked(act, tuple(dsns), json, loop=loop.value, **more)))
 
 
@@ -146,7 +146,7 @@ def install(
         list[str] | None, typer.Option("--grant", metavar="ROLE", help="Let this role use and prune it.")
     ] = None,
     json: _JSON = False,
-    loop: _LOOP = Loop.asyncio,
+    loop: _LOOP = LoopOption.asyncio,
 ) -> None:
     """Make the ledger on every node that takes writes; where it is already, only grant.
 
@@ -156,7 +156,7 @@ def install(
 
 
 @ledger.command()
-def status(dsns: _DSNS, json: _JSON = False, loop: _LOOP = Loop.asyncio) -> None:
+def status(dsns: _DSNS, json: _JSON = False, loop: _LOOP = LoopOption.asyncio) -> None:
     """Show every node's ledger. Exit code 1: a node that takes writes has none that can be used."""
     _do("status", dsns, json, loop)
 
@@ -168,7 +168,7 @@ def prune(
         str, typer.Option(metavar="AGE", help="7d, 36h, 90m, 3600s; an hour at least.")
     ] = "7d",
     json: _JSON = False,
-    loop: _LOOP = Loop.asyncio,
+    loop: _LOOP = LoopOption.asyncio,
 ) -> None:
     """Delete the keys that are older than that: they are forgotten, and used again they are new ones.
 
@@ -189,7 +189,7 @@ def uninstall(
         bool, typer.Option("--force", help="Also with keys of the last hour, or in another layout.")
     ] = False,
     json: _JSON = False,
-    loop: _LOOP = Loop.asyncio,
+    loop: _LOOP = LoopOption.asyncio,
 ) -> None:
     """Remove the ledger from every node: all keys are forgotten."""
     _do("uninstall", dsns, json, loop, yes=yes, force=force)
@@ -207,9 +207,9 @@ def chaos(
         str | None, typer.Option(metavar="KIND,...", help="Only these, of random faults; all by default.")
     ] = None,
     minutes: Annotated[float, typer.Option(min=0.01, help="How long random faults go on.")] = 0.5,
-    nodes: Annotated[Kind, typer.Option(help="What the servers run in.")] = Kind.local,
+    nodes: Annotated[NodeKindOption, typer.Option(help="What the servers run in.")] = NodeKindOption.local,
     count: Annotated[int, typer.Option(min=2, max=9, help="Servers to start, of no scenario.")] = 3,
-    loop: Annotated[Loop, typer.Option(help="The event loop.")] = Loop.asyncio,
+    loop: Annotated[LoopOption, typer.Option(help="The event loop.")] = LoopOption.asyncio,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the run: .png or .svg; its JSON goes beside it.")
     ] = None,

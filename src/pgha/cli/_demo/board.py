@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import pgha
-from pgha.cli._demo.faults import Fault, Kind, in_words
+from pgha.cli._demo.faults import DemoFault, Fault, in_words
 from pgha.cli._demo.workload import Move, Recorder, Second
 
 SAMPLES = 30
@@ -18,7 +18,7 @@ _HAPPENINGS = 50
 _AT_ONCE = 0.5
 """Seconds between two changes of a node that are one to the eye."""
 
-Held: TypeAlias = Kind | Literal["returning"]
+Held: TypeAlias = DemoFault | Literal["returning"]
 Sort: TypeAlias = Literal["fault", "change", "move", "back", "no", "note"]
 
 

@@ -13,7 +13,7 @@ import pgha
 from pgha.chaos import Masters, Node
 from pgha.cli._demo.workload import Recorder
 
-Kind: TypeAlias = Literal["kill", "freeze", "restart"]
+DemoFault: TypeAlias = Literal["kill", "freeze", "restart"]
 
 _EVERY = 2.8
 """Seconds from one fault to the next, about."""
@@ -22,7 +22,7 @@ _PATIENCE = 10.0
 """Seconds in which pgha has to use a healed node again."""
 HOLD = 3.0
 """Seconds that a node stays killed or frozen by hand."""
-STRIKES: Mapping[str, Kind] = {"k": "kill", "f": "freeze", "r": "restart"}
+STRIKES: Mapping[str, DemoFault] = {"k": "kill", "f": "freeze", "r": "restart"}
 """By their keys."""
 
 
@@ -31,7 +31,7 @@ class Planned:
     """A fault to be; `at` and `hold` in seconds."""
 
     at: float
-    kind: Kind
+    kind: DemoFault
     hold: float
     """How long the node stays killed or frozen."""
     at_writer: bool
@@ -45,7 +45,7 @@ class Fault:
     """A fault that was."""
 
     at: float
-    kind: Kind
+    kind: DemoFault
     node: str
     at_writer: bool
     by_hand: bool = False
@@ -59,9 +59,9 @@ def plan(random: Random, seconds: float) -> list[Planned]:
     """Faults spread over the time, with a rest before and after; each three have all kinds, in any order."""
     first, span = 0.06 * seconds, 0.86 * seconds
     count = max(1, round(span / _EVERY))
-    kinds: list[Kind] = []
+    kinds: list[DemoFault] = []
     while len(kinds) < count:
-        kinds += random.sample(get_args(Kind), k=3)
+        kinds += random.sample(get_args(DemoFault), k=3)
     slot = span / count
     return [
         Planned(
@@ -106,7 +106,7 @@ class Saboteur:
         self._away: set[str] = set()
         self._permits = anyio.Semaphore(len(nodes) - 1)
         self._stopping = anyio.Event()
-        self._begin: Callable[[Node, Kind, float, bool], None] | None = None
+        self._begin: Callable[[Node, DemoFault, float, bool], None] | None = None
 
     def stop(self) -> None:
         """No more faults; what is away is healed at once, and `run` ends when all are healthy."""
@@ -118,7 +118,7 @@ class Saboteur:
         """
         async with anyio.create_task_group() as tasks:
 
-            def begin(node: Node, kind: Kind, hold: float, by_hand: bool) -> None:
+            def begin(node: Node, kind: DemoFault, hold: float, by_hand: bool) -> None:
                 self._away.add(node.name)
                 tasks.start_soon(self._strike, cluster, node, kind, hold, by_hand)
 
@@ -126,7 +126,7 @@ class Saboteur:
             tasks.start_soon(self._follow, faults, begin)
             await self._stopping.wait()
 
-    def strike(self, kind: Kind, name: str) -> None:
+    def strike(self, kind: DemoFault, name: str) -> None:
         """A fault that was not planned begins now, and is healed after `HOLD` seconds; or `Refused`."""
         if self._begin is None or self._stopping.is_set():
             raise Refused("no faults now")
@@ -138,7 +138,9 @@ class Saboteur:
             raise Refused(f"{name} is the last healthy node: it is spared") from None
         self._begin(self._nodes[name], kind, HOLD, True)
 
-    async def _follow(self, faults: list[Planned], begin: Callable[[Node, Kind, float, bool], None]) -> None:
+    async def _follow(
+        self, faults: list[Planned], begin: Callable[[Node, DemoFault, float, bool], None]
+    ) -> None:
         for planned in faults:
             if await self._stopped_within(planned.at - self._recorder.elapsed):
                 return
@@ -160,7 +162,7 @@ class Saboteur:
         return healthy[int(planned.pick * len(healthy))]
 
     async def _strike(
-        self, cluster: pgha.Cluster, node: Node, kind: Kind, hold: float, by_hand: bool
+        self, cluster: pgha.Cluster, node: Node, kind: DemoFault, hold: float, by_hand: bool
     ) -> None:
         began = self._recorder.elapsed
         fault = Fault(began, kind, node.name, node.name == self._recorder.writer, by_hand)
@@ -190,7 +192,7 @@ class Saboteur:
 
 
 async def afflict(
-    node: Node, kind: Kind, hold: Callable[[], Awaitable[object]], mending: Callable[[], None]
+    node: Node, kind: DemoFault, hold: Callable[[], Awaitable[object]], mending: Callable[[], None]
 ) -> None:
     """Do it to the server, await `hold()`, call `mending()`, and wait until it accepts connections again."""
     match kind:

@@ -25,7 +25,7 @@ from pgha.chaos._topologies.nodes import Step
 from pgha.cli._demo import keyboard as _keys
 from pgha.cli._demo.board import Board, rows
 from pgha.cli._demo.draw import frame
-from pgha.cli._demo.faults import STRIKES, Fault, Kind, Refused, Saboteur
+from pgha.cli._demo.faults import STRIKES, DemoFault, Fault, Refused, Saboteur
 from pgha.cli._demo.glyphs import glyphs_for
 from pgha.cli._demo.summary import Options, Summary
 from pgha.cli._demo.view import TEN_LINES
@@ -188,7 +188,7 @@ class LiveView:
             case _ if key.isdecimal():
                 self._board.choose(int(key) - 1)
 
-    def _strike(self, kind: Kind) -> None:
+    def _strike(self, kind: DemoFault) -> None:
         if self._saboteur is None:
             self._say(f"{kind}: wait until the workload runs")
             return

@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 
 from pgha import chaos
 from pgha.cli._demo import keyboard as _keys
-from pgha.cli._demo.faults import HOLD, STRIKES, Kind, afflict, in_words
+from pgha.cli._demo.faults import HOLD, STRIKES, DemoFault, afflict, in_words
 from pgha.cli._demo.summary import Options
 from pgha.cli._output import OutputClosed, write
 from pgha.cli._run import ending, servers
@@ -123,7 +123,7 @@ class Hand:
         self._chosen = number
         _say(f"{self.nodes[number].name} is chosen")
 
-    def _strike(self, kind: Kind) -> None:
+    def _strike(self, kind: DemoFault) -> None:
         node = self.nodes[self._chosen]
         if node.name in self._away:
             _say(f"{node.name} is away already")
@@ -131,7 +131,7 @@ class Hand:
         self._away.add(node.name)
         self.tasks.start_soon(self._broken, node, kind)
 
-    async def _broken(self, node: chaos.Node, kind: Kind) -> None:
+    async def _broken(self, node: chaos.Node, kind: DemoFault) -> None:
         began = time.monotonic()
         _say(f"{kind} {node.name}" + ("" if kind == "restart" else f" for {HOLD:g} s"))
         try:

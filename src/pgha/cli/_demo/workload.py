@@ -23,7 +23,7 @@ import pgha
 from pgha.chaos import Masters, history
 from pgha.chaos.checkers import Row
 
-Kind: TypeAlias = Literal["read", "write"]
+OperationKind: TypeAlias = Literal["read", "write"]
 _Once: TypeAlias = Callable[[], Coroutine[Any, Any, pgha.Result[Any]]]
 
 READERS, WRITERS = 12, 6
@@ -81,8 +81,10 @@ class Recorder:
     seconds: float
     clock: Callable[[], float] = time.monotonic
     writes: history.Recorder = field(default_factory=history.Recorder)
-    operations: dict[Kind, int] = field(default_factory=lambda: {"read": 0, "write": 0})
-    gaps: dict[Kind | None, float] = field(default_factory=lambda: {None: 0.0, "read": 0.0, "write": 0.0})
+    operations: dict[OperationKind, int] = field(default_factory=lambda: {"read": 0, "write": 0})
+    gaps: dict[OperationKind | None, float] = field(
+        default_factory=lambda: {None: 0.0, "read": 0.0, "write": 0.0}
+    )
     """The longest time between two successes: of any operation, of reads, of writes."""
     errors: int = 0
     in_doubt: int = 0
@@ -95,7 +97,7 @@ class Recorder:
     started: float = 0.0
     _moved: float = 0.0
     """When the writes moved last."""
-    _last: dict[Kind | None, float] = field(default_factory=dict)
+    _last: dict[OperationKind | None, float] = field(default_factory=dict)
     _latencies: list[float] = field(default_factory=list)
     _recent: dict[str, deque[float]] = field(default_factory=dict)
     _looked: float = 0.0
@@ -118,7 +120,7 @@ class Recorder:
         """No new operation is to begin from now on."""
         self.seconds = min(self.seconds, self.elapsed)
 
-    def succeeded(self, kind: Kind, result: pgha.Result[Any]) -> None:
+    def succeeded(self, kind: OperationKind, result: pgha.Result[Any]) -> None:
         self.operations[kind] += 1
         self.answered[result.node] += 1
         self._latencies.append(result.latency)
@@ -127,7 +129,7 @@ class Recorder:
         now = min(self.clock(), self.started + self.seconds)
         if kind == "write":
             self._written(result.node, now, now - result.latency)
-        which: Kind | None
+        which: OperationKind | None
         for which in (None, kind):
             self.gaps[which] = max(self.gaps[which], now - self._last[which])
             self._last[which] = now
@@ -141,7 +143,7 @@ class Recorder:
             self._moved = now
         self.writer = node
 
-    def failed(self, kind: Kind, error: Exception) -> None:
+    def failed(self, kind: OperationKind, error: Exception) -> None:
         self.operations[kind] += 1
         self.complain(
             f"{kind}: {type(error).__name__}: {error}", in_doubt=isinstance(error, pgha.CommitInDoubt)
@@ -189,7 +191,7 @@ async def work(cluster: pgha.Cluster, recorder: Recorder) -> None:
             tasks.start_soon(_repeat, tasks, recorder, "write", _Writer(cluster, recorder))
 
 
-async def _repeat(tasks: TaskGroup, recorder: Recorder, kind: Kind, once: _Once) -> None:
+async def _repeat(tasks: TaskGroup, recorder: Recorder, kind: OperationKind, once: _Once) -> None:
     """One after the other, but for those that take long: a write whose node alone can tell what became of it
     waits for that node, and others are not to wait for the write.
     """
@@ -201,7 +203,7 @@ async def _repeat(tasks: TaskGroup, recorder: Recorder, kind: Kind, once: _Once)
         await anyio.sleep(_PAUSE)
 
 
-async def _perform(recorder: Recorder, kind: Kind, once: _Once, done: anyio.Event) -> None:
+async def _perform(recorder: Recorder, kind: OperationKind, once: _Once, done: anyio.Event) -> None:
     try:
         recorder.succeeded(kind, await once())
     except Exception as error:  # noqa: BLE001 - whatever it is, it reached a caller: that is what is counted
