@@ -22,7 +22,7 @@ from pgha._dispatch.dispatcher import Dispatcher
 from pgha._errors import ClusterClosed, ConfigError, QueueFull
 from pgha._ledger.admin import Ledger
 from pgha._ledger.host import LedgerOperations
-from pgha._node.node import Node
+from pgha._node.node import ManagedNode
 from pgha._operation.operation import Operation, Request
 from pgha._operation.request_maker import DEFAULT, BatchItem, OnSend, RequestMaker, Seconds
 from pgha._options import Node as NodeArgument
@@ -44,7 +44,7 @@ class Cluster(Generic[Row]):
         self._options = options
         self._clock = time.monotonic
         self._adapters = own_adapters()
-        self._nodes: dict[str, Node] = {}
+        self._nodes: dict[str, ManagedNode] = {}
         self._dispatcher = Dispatcher(options, self._nodes, self._clock)
         self._maker = RequestMaker(options, Compiler(self._adapters), self._nodes.__contains__)
         self._tasks: TaskGroup | None = None
@@ -52,8 +52,8 @@ class Cluster(Generic[Row]):
         for config in configs:
             self._nodes[config.name] = self._make_node(config)
 
-    def _make_node(self, config: NodeConfig) -> Node:
-        return Node(config, self._options, self._adapters, self._dispatcher, self._clock)
+    def _make_node(self, config: NodeConfig) -> ManagedNode:
+        return ManagedNode(config, self._options, self._adapters, self._dispatcher, self._clock)
 
     @property
     def adapters(self) -> AdaptersMap:
@@ -288,7 +288,7 @@ class Cluster(Generic[Row]):
                 del self._nodes[name]
             self._dispatcher.forget(node)
 
-    async def _dismiss(self, nodes: Sequence[Node]) -> None:
+    async def _dismiss(self, nodes: Sequence[ManagedNode]) -> None:
         """End nodes, and the backends of what is in flight on them, in bounded time."""
         with anyio.move_on_after(self._options.tuning.drain_timeout + 0.2):
             async with anyio.create_task_group() as tasks:

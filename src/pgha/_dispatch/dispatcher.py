@@ -32,7 +32,7 @@ from pgha._dispatch.wait_queue import WaitQueue
 from pgha._errors import ClusterClosed, NodeReport, NoNodeAvailable
 from pgha._node.callbacks import SegmentFailure
 from pgha._node.lane import Lane
-from pgha._node.node import Node
+from pgha._node.node import ManagedNode
 from pgha._operation.in_doubt import Doubt
 from pgha._operation.operation import ACCESS_MODES, AccessMode, Operation, Stage
 from pgha._options import Options
@@ -44,7 +44,9 @@ from pgha._wire.loops import current_loop, uninterrupted
 class Dispatcher:
     """See the head of this file."""
 
-    def __init__(self, options: Options, nodes: Mapping[str, Node], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, options: Options, nodes: Mapping[str, ManagedNode], clock: Callable[[], float]
+    ) -> None:
         self.loop = current_loop()
         self._thread = get_ident()
         self.times = Timers(clock)
@@ -56,7 +58,7 @@ class Dispatcher:
         self._clock = clock
         self._wait_queue = WaitQueue(options, nodes, self.times, clock, self)
         self._shared = self._wait_queue.shared
-        self._target: dict[AccessMode, Node | None] = dict.fromkeys(ACCESS_MODES)
+        self._target: dict[AccessMode, ManagedNode | None] = dict.fromkeys(ACCESS_MODES)
         self._races = Races(self, self, self.tracker, clock, options.tuning.max_attempts)
         self._resolver = Resolver(self, self, self.tracker, self.times, clock, options.failover_timeout)
         self._retries = Retries(
@@ -65,7 +67,7 @@ class Dispatcher:
         self._cancellation = Cancellation(
             self, self.tracker, self._races, self._resolver, self.times, clock, options.tuning.proof_time
         )
-        self._dirty: set[Node] = set()
+        self._dirty: set[ManagedNode] = set()
         self._working = False
         self._changed: list[anyio.Event] = []
 
@@ -176,7 +178,13 @@ class Dispatcher:
             self.expired(operation, f"node {operation.home} was removed")
 
     def _enqueue(
-        self, operation: Operation[Any], node: Node | None, now: float, *, front: bool, feed: bool = True
+        self,
+        operation: Operation[Any],
+        node: ManagedNode | None,
+        now: float,
+        *,
+        front: bool,
+        feed: bool = True,
     ) -> None:
         kind = operation.request.kind
         self._wait_queue.push(operation, now, front=front, served=node is not None and node.serves(kind))
@@ -197,7 +205,7 @@ class Dispatcher:
         if operation.exclusive and (node := self.node_of(operation)) is not None:
             self._mark(node)
 
-    def node_of(self, operation: Operation[Any]) -> Node | None:
+    def node_of(self, operation: Operation[Any]) -> ManagedNode | None:
         """Where it would be sent now."""
         if operation.home is None:
             return self._target[operation.request.kind]
@@ -219,7 +227,7 @@ class Dispatcher:
 
     # Sending
 
-    def _send(self, lane: Lane, node: Node, operation: Operation[Any], now: float) -> bool:
+    def _send(self, lane: Lane, node: ManagedNode, operation: Operation[Any], now: float) -> bool:
         """False: it is in line again, since the lane has no room any more, or has ended."""
         if operation.request.on_send is not None:
             self._tell(operation, node.name)
@@ -261,7 +269,7 @@ class Dispatcher:
         with_it = not keyed.auto or operation.exactly_once or self._nodes[node].server.ledger
         return keyed.key if with_it else None
 
-    def _mark(self, node: Node) -> None:
+    def _mark(self, node: ManagedNode) -> None:
         self._dirty.add(node)
         self._work()
 
@@ -278,7 +286,7 @@ class Dispatcher:
         finally:
             self._working = False
 
-    def _feed(self, node: Node, kind: AccessMode) -> None:
+    def _feed(self, node: ManagedNode, kind: AccessMode) -> None:
         """Send to ``node`` what waits for it, as far as its lanes have room."""
         own = node.waiting[kind]
         shared = self._shared[kind] if self._target[kind] is node else own
@@ -384,11 +392,11 @@ class Dispatcher:
     def primary_wanted(self) -> bool:
         return self._target["write"] is None and bool(self._shared["write"])
 
-    def pump(self, node: Node) -> None:
+    def pump(self, node: ManagedNode) -> None:
         if self._wait_queue.length:
             self._mark(node)
 
-    def lanes_changed(self, node: Node) -> None:
+    def lanes_changed(self, node: ManagedNode) -> None:
         self.reroute()
         for kind in ACCESS_MODES:
             if node.sets[kind].failing:
@@ -398,7 +406,7 @@ class Dispatcher:
         self._tell_changed()
         self._mark(node)
 
-    def health_changed(self, node: Node, moved: Transition, reason: str) -> None:
+    def health_changed(self, node: ManagedNode, moved: Transition, reason: str) -> None:
         now, events = self._clock(), self.tracker.events
         if moved.state_changed:
             events.emit(
@@ -415,7 +423,7 @@ class Dispatcher:
             self._tell_changed()
         self._mark(node)
 
-    def _bring_home(self, node: Node) -> None:
+    def _bring_home(self, node: ManagedNode) -> None:
         """What was put to this node by us may go to any again; what its caller pinned stays."""
         for kind in ACCESS_MODES:
             for queue in node.waiting[kind].queues:
@@ -431,7 +439,7 @@ class Dispatcher:
                     else:
                         self._enqueue(operation, self.node_of(operation), operation.queued_at, front=False)
 
-    def clock_changed(self, node: Node) -> None:
+    def clock_changed(self, node: ManagedNode) -> None:
         """Its clock and ours have come apart, or together again."""
         clock = node.server.clock
         self.tracker.events.emit(
@@ -507,7 +515,7 @@ class Dispatcher:
         self._wait_queue.wake()
         self._tell_changed()
 
-    def forget(self, node: Node) -> None:
+    def forget(self, node: ManagedNode) -> None:
         """The node was removed: what was pinned to it fails."""
         self.reroute()
         for kind in ACCESS_MODES:

@@ -19,7 +19,7 @@ from pgha._dispatch.timers import Timers
 from pgha._dispatch.tracker import Tracker
 from pgha._node.callbacks import SegmentFailure
 from pgha._node.lane import Lane
-from pgha._node.node import Node
+from pgha._node.node import ManagedNode
 from pgha._operation.operation import Operation, Stage
 from pgha._options import Tuning
 from pgha._types import Pin
@@ -37,7 +37,7 @@ class Retries:
     """See the head of this file."""
 
     def __init__(
-        self, callbacks: RetryCallbacks, nodes: Mapping[str, Node], tracker: Tracker, races: Races,
+        self, callbacks: RetryCallbacks, nodes: Mapping[str, ManagedNode], tracker: Tracker, races: Races,
         resolver: Resolver, times: Timers, clock: Callable[[], float], tuning: Tuning,
     ) -> None:  # fmt: skip
         self.budget = RetryBudget(clock())

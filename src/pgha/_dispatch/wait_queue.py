@@ -13,7 +13,7 @@ import anyio
 from pgha._core.queues import Queue
 from pgha._dispatch.timers import Timers
 from pgha._node.lane_set import Waiting
-from pgha._node.node import Node
+from pgha._node.node import ManagedNode
 from pgha._operation.operation import ACCESS_MODES, AccessMode, Operation, Stage
 from pgha._options import Options
 from pgha._types import Pin
@@ -22,7 +22,7 @@ from pgha._types import Pin
 class WaitQueueCallbacks(Protocol):
     """Who puts operations in line."""
 
-    def node_of(self, operation: Operation[Any]) -> Node | None:
+    def node_of(self, operation: Operation[Any]) -> ManagedNode | None:
         """Where it would be sent now."""
         ...
 
@@ -35,7 +35,7 @@ class WaitQueue:
     """See the head of this file."""
 
     def __init__(
-        self, options: Options, nodes: Mapping[str, Node], times: Timers, clock: Callable[[], float],
+        self, options: Options, nodes: Mapping[str, ManagedNode], times: Timers, clock: Callable[[], float],
         owner: WaitQueueCallbacks,
     ) -> None:  # fmt: skip
         self.length = 0

@@ -10,7 +10,7 @@ from anyio.lowlevel import checkpoint_if_cancelled
 from psycopg.rows import tuple_row
 
 from pgha._dispatch.dispatcher import Dispatcher
-from pgha._node.node import Node
+from pgha._node.node import ManagedNode
 from pgha._operation.operation import Operation, Request
 from pgha._operation.request_maker import DEFAULT, BatchItem, RequestMaker
 from pgha._options import Options
@@ -26,7 +26,7 @@ class LedgerOperations:
     """Of pgha's own, each on one node: without a key, and harmless when run twice."""
 
     def __init__(
-        self, dispatcher: Dispatcher, maker: RequestMaker, nodes: Mapping[str, Node], options: Options,
+        self, dispatcher: Dispatcher, maker: RequestMaker, nodes: Mapping[str, ManagedNode], options: Options,
         clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self._dispatcher = dispatcher
