@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from _pgha_pytest._evidence import Evidence
+from _pgha_pytest._evidence import FailureReport
 from _pgha_pytest._hop import blocking, in_portal
 from _pgha_pytest._options import KINDS, SCOPES, asked, kind_of, unusable
 from _pgha_pytest._shelf import Shelf
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pgha import Cluster
     from pgha.chaos import Injector, Nodes, Proxies, Proxy
 
-_EVIDENCE = pytest.StashKey[Evidence]()
+_EVIDENCE = pytest.StashKey[FailureReport]()
 _MARKER = (
     "pgha(topology='standalone', nodes=1, kind='local', scope='function', version=18, ...): the PostgreSQL"
     " servers of the fixture pgha_nodes; all other keywords are those of pgha.chaos.standalone, masters or"
@@ -103,7 +103,7 @@ def pgha_nodes(
         raise unusable(f"scope is one of {', '.join(SCOPES)}, not {scope!r}")
     shelf: Shelf = request.getfixturevalue(f"_pgha_{scope}")
     nodes = shelf.nodes(options)
-    evidence = request.node.stash[_EVIDENCE] = Evidence(pgha_portal, nodes)
+    evidence = request.node.stash[_EVIDENCE] = FailureReport(pgha_portal, nodes)
     try:
         yield nodes
     finally:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _LINES = 30
 
 
-class Evidence:
+class FailureReport:
     """Of one test. `began`: its times are told from here."""
 
     def __init__(self, portal: BlockingPortal, nodes: Nodes) -> None:

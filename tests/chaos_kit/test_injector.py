@@ -19,7 +19,7 @@ import sniffio
 from support.common import PATIENCE, eventually, started
 
 from pgha.chaos import ChaosError, Done, FaultKind, Injector, Nodes, Schedule, Step, standalone
-from pgha.chaos._faults.acts import Line
+from pgha.chaos._faults.acts import ProxyLike
 from pgha.chaos._faults.kinds import NODE_FAULTS, TRAITS, WIRE_FAULTS
 from pgha.chaos._proxy.direction import Wire
 from pgha.chaos._proxy.group import proxied
@@ -94,7 +94,7 @@ def fakes(count: int = 3) -> tuple[list[FakeNode], list[FakeLine]]:
 
 
 def injector_of(nodes: list[FakeNode], lines: list[FakeLine] | None = None, spare: int = 0) -> Injector:
-    return Injector(cast("list[Node]", nodes), cast("list[Line] | None", lines), spare=spare)
+    return Injector(cast("list[Node]", nodes), cast("list[ProxyLike] | None", lines), spare=spare)
 
 
 async def answers(node: Node) -> bool:

@@ -14,7 +14,7 @@ from support.common import PATIENCE, cluster_of, eventually, started, stopped, u
 
 import pgha
 from pgha.chaos import Node, standalone
-from pgha.chaos.checkers import Evidence, disordered
+from pgha.chaos.checkers import Observations, disordered
 from pgha.chaos.history import Recorder
 
 pytestmark = pytest.mark.anyio
@@ -241,4 +241,4 @@ async def test_time_never_runs_backwards(server: Node) -> None:
     history = recorder.history()
     assert {entry.ending for entry in history} == {"acknowledged", "refused"}
     assert len(history) == 600
-    assert list(disordered(Evidence(history))) == []
+    assert list(disordered(Observations(history))) == []

@@ -24,7 +24,7 @@ from typing import TypeAlias
 
 from pgha.chaos._verify.evidence import (
     ALWAYS,
-    Evidence,
+    Observations,
     Promise,
     Row,
     Rows,
@@ -36,7 +36,7 @@ from pgha.chaos.history import Attempt, Entry, History
 
 __all__ = [
     "RULES",
-    "Evidence",
+    "Observations",
     "Promise",
     "Row",
     "Rows",
@@ -60,7 +60,7 @@ __all__ = [
     "unproven_retry",
 ]
 
-Rule: TypeAlias = Callable[[Evidence], Iterator[Violation]]
+Rule: TypeAlias = Callable[[Observations], Iterator[Violation]]
 
 
 def check(history: History, rows: Rows | None = None, promise: Promise = ALWAYS) -> list[Violation]:
@@ -68,14 +68,14 @@ def check(history: History, rows: Rows | None = None, promise: Promise = ALWAYS)
 
     `rows` None: the nodes were not looked at, and only what callers and clients saw is judged.
     """
-    evidence = Evidence(history, rows, promise)
+    evidence = Observations(history, rows, promise)
     return sorted(violation for rule in RULES.values() for violation in rule(evidence))
 
 
 # What is there
 
 
-def lost(evidence: Evidence) -> Iterator[Violation]:
+def lost(evidence: Observations) -> Iterator[Violation]:
     """An acknowledged write is not where it was promised to be; `Promise.everywhere`, `Promise.may_lose`."""
     if evidence.rows is None:
         return
@@ -97,7 +97,7 @@ def lost(evidence: Evidence) -> Iterator[Violation]:
         yield Violation("lost", entry.key, f"write {entry.key}, acknowledged{_by(entry)}, is {where}")
 
 
-def doubled(evidence: Evidence) -> Iterator[Violation]:
+def doubled(evidence: Observations) -> Iterator[Violation]:
     """A write was applied more than once; a repeatable one more often than it was tried."""
     for entry in evidence.writes():
         times = evidence.times.get(entry.key, 0)
@@ -110,7 +110,7 @@ def doubled(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("doubled", entry.key, text)
 
 
-def in_doubt_twice(evidence: Evidence) -> Iterator[Violation]:
+def in_doubt_twice(evidence: Observations) -> Iterator[Violation]:
     """A write whose caller was told "perhaps", or nothing, was applied more than once."""
     for entry in evidence.writes():
         times = evidence.times.get(entry.key, 0)
@@ -122,7 +122,7 @@ def in_doubt_twice(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("in_doubt_twice", entry.key, text)
 
 
-def refused_present(evidence: Evidence) -> Iterator[Violation]:
+def refused_present(evidence: Observations) -> Iterator[Violation]:
     """A write is there, though its caller was told that it was not applied."""
     for entry in evidence.writes():
         if _refused(entry) and entry.key in evidence.times:
@@ -133,7 +133,7 @@ def refused_present(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("refused_present", entry.key, text)
 
 
-def wrongly_resolved(evidence: Evidence) -> Iterator[Violation]:
+def wrongly_resolved(evidence: Observations) -> Iterator[Violation]:
     """What a caller in doubt learned later is not what is there."""
     if evidence.rows is None:
         return
@@ -148,7 +148,7 @@ def wrongly_resolved(evidence: Evidence) -> Iterator[Violation]:
         yield Violation("wrongly_resolved", entry.key, f"write {entry.key}, resolved as {told}, {found}")
 
 
-def unasked(evidence: Evidence) -> Iterator[Violation]:
+def unasked(evidence: Observations) -> Iterator[Violation]:
     """A row is there that no write asked for."""
     asked = {entry.key for entry in evidence.writes()}
     for key in evidence.times:
@@ -160,7 +160,7 @@ def unasked(evidence: Evidence) -> Iterator[Violation]:
 # What the callers saw
 
 
-def crossed(evidence: Evidence) -> Iterator[Violation]:
+def crossed(evidence: Observations) -> Iterator[Violation]:
     """The answer to another operation: the nonce that came back is not the one that was asked for."""
     for entry in evidence.history:
         if entry.answer is not None and entry.answer != entry.key:
@@ -168,7 +168,7 @@ def crossed(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("crossed", entry.key, text)
 
 
-def late(evidence: Evidence) -> Iterator[Violation]:
+def late(evidence: Observations) -> Iterator[Violation]:
     """An operation with a timeout ended later than that, and `Promise.grace` more."""
     for entry in evidence.history:
         if entry.timeout is None or entry.ended is None:
@@ -179,7 +179,7 @@ def late(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("late", entry.key, text)
 
 
-def unended(evidence: Evidence) -> Iterator[Violation]:
+def unended(evidence: Observations) -> Iterator[Violation]:
     """An operation never ended, with or without a timeout."""
     for entry in evidence.history:
         if entry.ended is None:
@@ -187,7 +187,7 @@ def unended(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("unended", entry.key, f"{entry.kind} {entry.key} never ended ({promised})")
 
 
-def stale(evidence: Evidence) -> Iterator[Violation]:
+def stale(evidence: Observations) -> Iterator[Violation]:
     """A read missed a write that its node had acknowledged before the read began.
 
     Only what the answering node applied itself counts (`Entry.number`): a node has its own commits at once,
@@ -207,7 +207,7 @@ def stale(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("stale", entry.key, text)
 
 
-def _acknowledged(evidence: Evidence) -> dict[tuple[int, str | None], tuple[list[float], list[int]]]:
+def _acknowledged(evidence: Observations) -> dict[tuple[int, str | None], tuple[list[float], list[int]]]:
     """By writer and node: when it acknowledged, and the highest number that it had acknowledged then."""
     found: dict[tuple[int, str | None], list[tuple[float, int]]] = defaultdict(list)
     for entry in evidence.writes():
@@ -228,7 +228,7 @@ def _acknowledged(evidence: Evidence) -> dict[tuple[int, str | None], tuple[list
 # What the client did
 
 
-def unproven_retry(evidence: Evidence) -> Iterator[Violation]:
+def unproven_retry(evidence: Observations) -> Iterator[Violation]:
     """A write, neither repeatable nor keyed, was sent again though nothing proved that it was not applied."""
     for entry in evidence.writes():
         for number, (one, after) in enumerate(pairwise(entry.attempts), 1):
@@ -241,7 +241,7 @@ def unproven_retry(evidence: Evidence) -> Iterator[Violation]:
                 break
 
 
-def unproven_refusal(evidence: Evidence) -> Iterator[Violation]:
+def unproven_refusal(evidence: Observations) -> Iterator[Violation]:
     """A write was called not applied, though one of its attempts was, or may have been; of a keyed one the
     key tells."""
     for entry in evidence.writes():
@@ -254,7 +254,7 @@ def unproven_refusal(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("unproven_refusal", entry.key, text)
 
 
-def disordered(evidence: Evidence) -> Iterator[Violation]:
+def disordered(evidence: Observations) -> Iterator[Violation]:
     """The times of a try run backwards: sent, head of its connection, answered; then a write's next try.
 
     The attempts of a read may be a race, and overlap.
@@ -277,7 +277,7 @@ def _moments(one: Attempt, number: int) -> list[tuple[float, str]]:
     return [(at, f"try {number} was {what}") for at, what in times if at is not None]
 
 
-def too_many_attempts(evidence: Evidence) -> Iterator[Violation]:
+def too_many_attempts(evidence: Observations) -> Iterator[Violation]:
     """An operation was handed to nodes more often than `Promise.max_attempts`."""
     most = evidence.promise.max_attempts
     for entry in evidence.history:

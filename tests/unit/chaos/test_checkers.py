@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pgha.chaos.checkers import (
     RULES,
-    Evidence,
+    Observations,
     Promise,
     Row,
     Violation,
@@ -328,7 +328,7 @@ def test_every_rule_has_its_cases() -> None:
 def test_each_rule_catches_its_own_violation_and_no_other_fires(rule: str, case: Case) -> None:
     found = check(History(case.entries), case.rows, case.promise)
     assert rules_of(found) == {rule}
-    assert found == list(RULES[rule](Evidence(History(case.entries), case.rows, case.promise)))
+    assert found == list(RULES[rule](Observations(History(case.entries), case.rows, case.promise)))
     assert len({violation.key for violation in found}) == len(found), "one for each entry"
     assert any(case.says in violation.text for violation in found)
     for violation in found:
@@ -351,7 +351,7 @@ def test_rows_may_be_read_only_once() -> None:
     rows = {name: iter([("w", "n1")]) for name in NODES}
     assert check(History((write(),)), rows) == []
     rows = {name: iter([("w", "n1")]) for name in NODES}
-    assert list(lost(Evidence(History((write(),)), rows))) == []
+    assert list(lost(Observations(History((write(),)), rows))) == []
 
 
 def test_how_often_keys_were_applied_is_the_most_that_any_node_saw() -> None:

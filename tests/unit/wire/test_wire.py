@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgha.chaos import ChaosError
-from pgha.chaos._proxy.direction import CLEAN, Cut, Ending, Line, Wire
+from pgha.chaos._proxy.direction import CLEAN, ByteStream, Cut, Ending, Wire
 
 seconds = st.floats(min_value=0, max_value=3)
 wires = st.builds(
@@ -36,7 +36,7 @@ class Rig:
 
     def __init__(self, wire: Wire = CLEAN, cut: Cut | None = None, start: float = 100.0) -> None:
         self.now = self.start = start
-        self.line = Line(wire, cut, random.Random(1).random)
+        self.line = ByteStream(wire, cut, random.Random(1).random)
         self.fed, self.out = b"", b""
         self.log: list[tuple[float, bytes]] = []
         self.ended: Ending | Cut | None = None

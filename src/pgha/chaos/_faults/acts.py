@@ -20,7 +20,7 @@ _CLIENTS = (
 _TERMINATE = "SELECT pg_terminate_backend(pid) FROM (" + _CLIENTS + ") client"
 
 
-class Line(Protocol):
+class ProxyLike(Protocol):
     """What can be done to the line before a node; `Proxy` is one."""
 
     @property
@@ -38,7 +38,7 @@ class Line(Protocol):
 
 NodeAct: TypeAlias = Callable[[Node, float], Awaitable[object]]
 NodeHeal: TypeAlias = Callable[[Node], Awaitable[object]]
-WireAct: TypeAlias = Callable[[Line, float], object]
+WireAct: TypeAlias = Callable[[ProxyLike, float], object]
 
 
 async def _kill(node: Node, _: float) -> None:
@@ -108,21 +108,21 @@ NODE_ACTS: dict[NodeFault, tuple[NodeAct, NodeHeal]] = {
 }
 
 
-def _both(line: Line, wire: Wire) -> None:
+def _both(line: ProxyLike, wire: Wire) -> None:
     line.set(up=wire, down=wire)
 
 
-def _refuse(line: Line, _: float) -> None:
+def _refuse(line: ProxyLike, _: float) -> None:
     line.refuse()
     line.reset()
 
 
-def _mute(line: Line, _: float) -> None:
+def _mute(line: ProxyLike, _: float) -> None:
     line.mute()
     line.reset()
 
 
-# All of them are healed by `Line.heal`.
+# All of them are healed by `ProxyLike.heal`.
 WIRE_ACTS: dict[WireFault, WireAct] = {
     "latency": lambda line, amount: _both(line, Wire(latency=amount)),
     "bandwidth": lambda line, amount: _both(line, Wire(bandwidth=amount)),

@@ -12,7 +12,7 @@ import anyio
 import psycopg
 
 from pgha.chaos._errors import ChaosError
-from pgha.chaos._faults.acts import NODE_ACTS, WIRE_ACTS, Line, mend
+from pgha.chaos._faults.acts import NODE_ACTS, WIRE_ACTS, ProxyLike, mend
 from pgha.chaos._faults.kinds import TRAITS, FaultKind, Layer, NodeFault, WireFault
 from pgha.chaos._faults.schedule import Done, Schedule, Step
 from pgha.chaos._servers.protocol import Node
@@ -52,7 +52,7 @@ class Injector:
     """
 
     def __init__(
-        self, nodes: Iterable[Node], proxies: Iterable[Line] | None = None, *, spare: int = 0
+        self, nodes: Iterable[Node], proxies: Iterable[ProxyLike] | None = None, *, spare: int = 0
     ) -> None:
         self._nodes = {node.name: node for node in nodes}
         self._names = tuple(self._nodes)

@@ -131,7 +131,7 @@ class _Piece:
         self.data, self.since, self.draw = data, since, draw
 
 
-class Line:
+class ByteStream:
     """The bytes of one direction of one connection.
 
     Whoever drives it gives what came in to `feed`, and `end`; asks `ready` what may leave now, and `due` when

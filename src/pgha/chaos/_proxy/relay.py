@@ -19,7 +19,7 @@ import anyio.lowlevel
 
 from pgha.chaos._errors import ChaosError
 from pgha.chaos._proxy import sockets as sockets
-from pgha.chaos._proxy.direction import CLEAN, Cut, Direction, Ending, Line, Wire
+from pgha.chaos._proxy.direction import CLEAN, ByteStream, Cut, Direction, Ending, Wire
 
 _PIECE = 1 << 16
 _LIMIT = 1 << 20
@@ -83,7 +83,7 @@ class Pause:
 class Flow:
     """One direction: from `source` to `sink`, by `line`."""
 
-    def __init__(self, link: Link, source: socket.socket, sink: socket.socket, line: Line) -> None:
+    def __init__(self, link: Link, source: socket.socket, sink: socket.socket, line: ByteStream) -> None:
         self.line = line
         self.done = False  # the end has left, or the sink is gone
         self._link, self._source, self._sink = link, source, sink
@@ -196,10 +196,10 @@ class Link:
         self._pause = Pause()
         self._scope = anyio.CancelScope()
         self._flows: list[Flow] = []
-        self._lines: dict[Direction, Line] = {}
+        self._lines: dict[Direction, ByteStream] = {}
         for direction in ("up", "down"):
             draw = random.Random(f"{seed} {number} {direction}").random
-            self._lines[direction] = Line(*self._settings(direction), draw)
+            self._lines[direction] = ByteStream(*self._settings(direction), draw)
 
     def _settings(self, direction: Direction) -> tuple[Wire, Cut | None]:
         cut = self._terms.cut

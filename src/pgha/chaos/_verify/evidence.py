@@ -58,7 +58,7 @@ ALWAYS = Promise()
 
 
 @final
-class Evidence:
+class Observations:
     """What the rules look at; what several of them count is counted once."""
 
     def __init__(self, history: History, rows: Rows | None = None, promise: Promise = ALWAYS) -> None:

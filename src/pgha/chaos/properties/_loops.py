@@ -18,7 +18,7 @@ Main: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 Backend: TypeAlias = Literal["asyncio", "trio"]
 
 
-class Loop(Protocol):
+class LoopDriver(Protocol):
     """A loop with one main task."""
 
     @property
@@ -139,7 +139,7 @@ class TrioLoop:
         """It has ended with its main task."""
 
 
-def new_loop(backend: str, stray: Callable[[BaseException], None], options: dict[str, Any]) -> Loop:
+def new_loop(backend: str, stray: Callable[[BaseException], None], options: dict[str, Any]) -> LoopDriver:
     """`ValueError` for a backend that there is not."""
     if backend == "asyncio":
         return AsyncioLoop(stray, **options)

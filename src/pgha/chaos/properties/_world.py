@@ -10,7 +10,7 @@ import anyio
 import sniffio
 
 from pgha.chaos.properties._life import Living, alive, finished
-from pgha.chaos.properties._loops import Loop, new_loop
+from pgha.chaos.properties._loops import LoopDriver, new_loop
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class World:
     ) -> None:
         self._machine, self._teardown = machine, teardown
         self._backend, self._options = backend, options
-        self._loop: Loop | None = None
+        self._loop: LoopDriver | None = None
         self._jobs: deque[_Job[Any]] = deque()
         self._strays: list[BaseException] = []
         self._closing = False
@@ -86,7 +86,7 @@ class World:
         if not had_ended:
             self._raise_end()
 
-    def _start(self) -> Loop:
+    def _start(self) -> LoopDriver:
         if (running := sniffio.current_async_library_cvar.get() or sniffio.thread_local.name) is not None:
             raise RuntimeError(f"a state machine has a loop of its own and cannot run in one of {running}")
         loop = new_loop(self._backend, self._strays.append, self._options)
@@ -166,7 +166,7 @@ class World:
             raise RuntimeError("the world ended before the rule did")
 
 
-def _run_out(loop: Loop) -> None:
+def _run_out(loop: LoopDriver) -> None:
     """Let the main task end; a Ctrl-C must not keep it from that, three do."""
     interrupts: list[KeyboardInterrupt] = []
     while not loop.ended:
