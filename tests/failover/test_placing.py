@@ -22,7 +22,7 @@ from pgha._dispatch.races import Races
 from pgha._dispatch.timers import Timers
 from pgha._dispatch.tracker import Tracker
 from pgha._errors import ErrorInfo, annotate
-from pgha._operation.in_doubt import Doubt
+from pgha._operation.in_doubt import InDoubtOutcome
 from pgha._operation.operation import AttemptState, Operation, Request, Stage
 from pgha._options import Tuning
 from pgha._wire.compiler import Compiler
@@ -267,7 +267,7 @@ class Track:
 
     def left(self, operation: Operation[Any]) -> None: ...
 
-    def in_doubt(self, operation: Operation[Any]) -> Doubt:
+    def in_doubt(self, operation: Operation[Any]) -> InDoubtOutcome:
         raise AssertionError("a read is never in doubt")
 
     def unretrieved(self, operation: Operation[Any], error: BaseException) -> None: ...

@@ -33,7 +33,7 @@ from pgha._errors import ClusterClosed, NodeReport, NoNodeAvailable
 from pgha._node.callbacks import SegmentFailure
 from pgha._node.lane import Lane
 from pgha._node.node import ManagedNode
-from pgha._operation.in_doubt import Doubt
+from pgha._operation.in_doubt import InDoubtOutcome
 from pgha._operation.operation import ACCESS_MODES, AccessMode, Operation, Stage
 from pgha._options import Options
 from pgha._types import ClockSkewed, ConnectionLost, Fastest, NodeStateChanged, Pin, RoleChanged, SendInfo
@@ -491,7 +491,7 @@ class Dispatcher:
         if operation.doubt is not None:
             self._resolver.left(operation.doubt, operation.guarded_until)
 
-    def in_doubt(self, operation: Operation[Any]) -> Doubt:
+    def in_doubt(self, operation: Operation[Any]) -> InDoubtOutcome:
         place = operation.place
         outstanding = operation.stage is Stage.SENT and place[1] in place[0].pipeline.slots
         return self._resolver.doubt(operation, outstanding=outstanding)

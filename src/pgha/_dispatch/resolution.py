@@ -37,7 +37,7 @@ from pgha._dispatch.failure import in_doubt, note
 from pgha._dispatch.timers import Timers
 from pgha._dispatch.tracker import Tracker
 from pgha._errors import IdempotencyKeyReused
-from pgha._operation.in_doubt import Doubt
+from pgha._operation.in_doubt import InDoubtOutcome
 from pgha._operation.key import Keyed, undecided
 from pgha._operation.operation import Operation, OperationCallbacks, Request, Stage
 from pgha._rows.result import Result
@@ -102,7 +102,7 @@ class Resolver:
         """Seconds for an operation without a deadline."""
         self._running: dict[object, Resolution] = {}
         """By the operation or the doubt that it is for."""
-        self._open: WeakSet[Doubt] = WeakSet()
+        self._open: WeakSet[InDoubtOutcome] = WeakSet()
         """Not known, and somebody holds the error: who waits is told when the cluster is left."""
         self._closed = False
 
@@ -156,7 +156,7 @@ class Resolver:
 
     # For a caller who was told "in doubt"
 
-    def doubt(self, operation: Operation[Any], *, outstanding: bool) -> Doubt:
+    def doubt(self, operation: Operation[Any], *, outstanding: bool) -> InDoubtOutcome:
         """What may still be learned of an operation that is about to fail; ``outstanding``: its lane may yet
         bring an answer."""
         attempts = operation.attempts
@@ -164,7 +164,7 @@ class Resolver:
         system = operation.lineage
         if system is None and attempts and attempts[-1].keyed:
             system = attempts[-1].system
-        doubt = Doubt(
+        doubt = InDoubtOutcome(
             keyed,
             None if operation.spread_over_lineages else system,
             attempts[-1].node if attempts else None,
@@ -182,12 +182,12 @@ class Resolver:
             self.left(doubt, operation.guarded_until)
         return doubt
 
-    def left(self, doubt: Doubt, at: float) -> None:
+    def left(self, doubt: InDoubtOutcome, at: float) -> None:
         """Nobody waits for it: what became of it is an event, once no attempt can begin any more."""
         if doubt.resolvable and doubt.outcome is None and doubt.timer is None and not self._closed:
             doubt.timer = self._times.at(at, lambda: self._look_later(doubt))
 
-    def _asked(self, doubt: Doubt) -> None:
+    def _asked(self, doubt: InDoubtOutcome) -> None:
         if not doubt.resolvable or self._closed:
             return
         running = self._running.get(doubt)
@@ -197,11 +197,13 @@ class Resolver:
             self._stop(running)
         self._follow(doubt, look=False, limit=None, wanted=lambda: doubt.asked > 0)
 
-    def _look_later(self, doubt: Doubt) -> None:
+    def _look_later(self, doubt: InDoubtOutcome) -> None:
         if doubt.outcome is None and not self._closed and doubt not in self._running:
             self._follow(doubt, look=True, limit=self._clock() + self._patience, wanted=lambda: True)
 
-    def _follow(self, doubt: Doubt, *, look: bool, limit: float | None, wanted: Callable[[], bool]) -> None:
+    def _follow(
+        self, doubt: InDoubtOutcome, *, look: bool, limit: float | None, wanted: Callable[[], bool]
+    ) -> None:
         keyed, system = doubt.keyed, doubt.system
         assert keyed is not None and system is not None
 
@@ -216,7 +218,7 @@ class Resolver:
             doubt, Resolution(keyed, system, doubt.started_at, wanted, told, limit, look, doubt.guard)
         )
 
-    def _told(self, doubt: Doubt) -> None:
+    def _told(self, doubt: InDoubtOutcome) -> None:
         self._open.discard(doubt)
         if doubt.timer is not None:
             self._times.cancel(doubt.timer)

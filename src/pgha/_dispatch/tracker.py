@@ -15,7 +15,7 @@ from pgha._dispatch.events import EventHub
 from pgha._dispatch.failure import Decision, final_outcome, note
 from pgha._dispatch.timers import Timers
 from pgha._errors import CommitInDoubt, OperationCancelled, OperationTimeout, error_info
-from pgha._operation.in_doubt import Doubt
+from pgha._operation.in_doubt import InDoubtOutcome
 from pgha._operation.operation import Operation
 from pgha._types import FailureUnretrieved, OperationInDoubt, OperationResolved, OperationRetried
 from pgha._types import Outcome as PublicOutcome
@@ -100,7 +100,7 @@ class Tracker:
         failure = operation.failure
         self._emit_resolved_later(operation, "applied" if failure is None else error_info(failure).outcome)
 
-    def resolved(self, doubt: Doubt) -> None:
+    def resolved(self, doubt: InDoubtOutcome) -> None:
         """What became of a write that had ended in doubt."""
         if doubt.outcome is not None:
             key = None if doubt.keyed is None else doubt.keyed.key

@@ -13,7 +13,7 @@ from pgha._operation.key import Keyed
 
 
 @final
-class Doubt:
+class InDoubtOutcome:
     """Shared by a caller's error, the lane that may still bring an answer, and who asks the ledger.
 
     Open until a verdict is known or nobody can bring one any more (``hopeless``).
@@ -38,7 +38,7 @@ class Doubt:
 
     def __init__(
         self, keyed: Keyed | None, system: int | None, node: str | None, attempts: int, started_at: float,
-        guard: float, pursue: Callable[[Doubt], None], told: Callable[[Doubt], None],
+        guard: float, pursue: Callable[[InDoubtOutcome], None], told: Callable[[InDoubtOutcome], None],
     ) -> None:  # fmt: skip
         self.keyed = keyed
         self.system = system

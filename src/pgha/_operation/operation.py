@@ -12,7 +12,7 @@ from anyio.lowlevel import checkpoint
 
 from pgha._core.outcome import GaveUp, Outcome
 from pgha._core.pace import Pace
-from pgha._operation.in_doubt import Doubt
+from pgha._operation.in_doubt import InDoubtOutcome
 from pgha._operation.key import Keyed
 from pgha._types import Attempt, Evidence, Fastest, Nearest, Pin, Record, SendInfo
 from pgha._wire.compiler import Statement
@@ -107,7 +107,7 @@ class OperationCallbacks(Protocol):
         """Its caller was leaving when it was done, and does not learn what became of it."""
         ...
 
-    def in_doubt(self, operation: Operation[Any]) -> Doubt:
+    def in_doubt(self, operation: Operation[Any]) -> InDoubtOutcome:
         """It is about to fail without proof: what may still be learned of it."""
         ...
 
@@ -209,7 +209,7 @@ class Operation(Generic[T]):
         """Servers of several lineages may have applied it (only idempotent writes go so far)."""
         self.evidence: Evidence | None = None
         """Of the last attempt that ended in doubt."""
-        self.doubt: Doubt | None = None
+        self.doubt: InDoubtOutcome | None = None
         """It failed without proof, and this may still learn the truth."""
         self.counted = True
         """A user's; False: a part of another operation, or pgha's own."""
