@@ -14,7 +14,7 @@ import anyio
 import pytest
 
 from pgha._cluster.cluster import Cluster
-from pgha._core import outcome as failure
+from pgha._core import outcome as outcome_rules
 from pgha._core import statement_kind
 from pgha._core.ledger_rules import LIFE
 from pgha._core.outcome import NextStep, Outcome
@@ -34,7 +34,7 @@ Patch = pytest.MonkeyPatch
 
 
 def retry_without_proof(patch: Patch) -> None:
-    patch.setattr(failure, "_after_loss", lambda case, proof: NextStep.AGAIN_ELSEWHERE)
+    patch.setattr(outcome_rules, "_after_loss", lambda case, proof: NextStep.AGAIN_ELSEWHERE)
 
 
 def forget_the_key(patch: Patch) -> None:
@@ -49,7 +49,7 @@ def forget_the_key(patch: Patch) -> None:
 
 def take_any_master_for_another(patch: Patch) -> None:
     """A keyed write in doubt goes on where its key is not known."""
-    patch.setattr(Operation, "exact", property(lambda operation: False))
+    patch.setattr(Operation, "exactly_once", property(lambda operation: False))
 
 
 def guard_nothing(patch: Patch) -> None:
