@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 
 import anyio
 import pytest
+from support import servers
 
 from pgha.chaos import LocalNode
 
 if "TMPDIR" not in os.environ and os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 4 << 30:
     # Hundreds of servers come and go, 30 MB each: in memory they do so several times as fast.
     os.environ["TMPDIR"] = tempfile.tempdir = "/dev/shm"
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell ignores interrupts for what it starts in the background; tests and the programs that they start
+    # send them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -32,23 +39,28 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-async def _start(node: LocalNode) -> None:
-    await node.__aenter__()
-    await node.start()
+@pytest.fixture(scope="session", autouse=True)
+def borrowed_servers() -> Iterator[None]:
+    """The servers of `support.servers` end with the worker."""
+    yield
+    anyio.run(servers.remove_all)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_borrowed_servers(request: pytest.FixtureRequest) -> None:
+    """The kit's own tests count this program's servers and processes: idle ones are removed before."""
+    if "chaos_kit" in request.path.parts:
+        anyio.run(servers.remove_all)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LocalNode]:
-    """A running server, for all tests of the module: they must leave it as it was.
-
-    Not for the whole session: other modules count this program's servers.
-    """
-    node = LocalNode("shared", settings={"log_min_messages": "fatal"})
+    """A running server, for all tests of the module: they must leave it as it was."""
+    node = anyio.run(servers.borrow, "shared", None, servers.QUIET)
     try:
-        anyio.run(_start, node)
         yield node
     finally:
-        anyio.run(node.close)
+        anyio.run(servers.give_back, node)
 
 
 @pytest.fixture(autouse=True)

@@ -15,10 +15,11 @@ import anyio.abc
 import psycopg
 import pytest
 from support.common import PATIENCE, eventually, started
+from support.servers import standalone
 from support.witness import MISFIT, Witness, applied, terminate, waits, witnessed
 
 from pgha._core.outcome import RULES, Facts, Handed, Outcome, Rule, outcome
-from pgha.chaos import Cut, Node, Proxy, replicas, standalone
+from pgha.chaos import Cut, Node, Proxy, replicas
 
 pytestmark = pytest.mark.anyio
 

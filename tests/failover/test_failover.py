@@ -21,9 +21,10 @@ from support.common import (
     started,
     unique,
 )
+from support.servers import standalone
 
 import pgha
-from pgha.chaos import Node, StopMode, standalone
+from pgha.chaos import Node, StopMode
 
 pytestmark = pytest.mark.anyio
 

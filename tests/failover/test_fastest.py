@@ -8,9 +8,9 @@ import anyio
 import psycopg
 import pytest
 from support.common import PATIENCE, cluster_of, eventually, running, started, stopped, unique
+from support.servers import standalone
 
 import pgha
-from pgha.chaos import standalone
 
 pytestmark = pytest.mark.anyio
 

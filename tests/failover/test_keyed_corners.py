@@ -9,10 +9,11 @@ import psycopg
 import pytest
 from support.common import eventually, within
 from support.keyed import SLOW_COMMIT, TABLE, WRITE, ids, keys_of, napping, one_node, replicating
+from support.servers import standalone
 
 import pgha
 from pgha._options import Tuning
-from pgha.chaos import Node, standalone
+from pgha.chaos import Node
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]
 

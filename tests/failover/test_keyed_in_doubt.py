@@ -13,10 +13,11 @@ import psycopg
 import pytest
 from support.common import PATIENCE, eventually, started, within
 from support.keyed import NAPS_ONCE, SLOW_COMMIT, TABLE, WRITE, ids, keys_of, napping, one_node, replicating
+from support.servers import standalone
 
 import pgha
 from pgha._options import Tuning
-from pgha.chaos import masters, proxied, replicas, standalone
+from pgha.chaos import masters, proxied, replicas
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]
 

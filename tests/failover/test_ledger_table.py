@@ -14,10 +14,11 @@ import pytest
 from anyio.lowlevel import checkpoint
 from support.common import PATIENCE, asyncio_only, eventually, within
 from support.keyed import TABLE, WRITE, ids, keys_of, one_node
+from support.servers import standalone
 
 import pgha
 from pgha._ledger.admin import LedgerHost
-from pgha.chaos import Node, masters, replicas, standalone
+from pgha.chaos import Node, masters, replicas
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]
 

@@ -16,9 +16,10 @@ import psycopg
 import pytest
 from support.common import PATIENCE, backends, eventually, nothing_left, started
 from support.keyed import ids
+from support.servers import standalone
 
 import pgha
-from pgha.chaos import Node, standalone
+from pgha.chaos import Node
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]
 

@@ -14,6 +14,7 @@ from psycopg.adapt import AdaptersMap
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import tuple_row
 from support.common import PATIENCE, backends, cluster_of, eventually, nothing_left, started, unique, within
+from support.servers import standalone
 
 import pgha
 from pgha._core.outcome import Outcome
@@ -26,7 +27,7 @@ from pgha._operation.in_doubt import InDoubtOutcome
 from pgha._operation.operation import AttemptState, Operation, Request, Stage
 from pgha._options import Tuning
 from pgha._wire.compiler import Compiler
-from pgha.chaos import Node, standalone
+from pgha.chaos import Node
 
 pytestmark = pytest.mark.anyio
 

@@ -12,9 +12,10 @@ import anyio
 import psycopg
 import pytest
 from support.common import PATIENCE, cluster_of, eventually, unique
+from support.servers import standalone
 
 import pgha
-from pgha.chaos import Node, replicas, standalone
+from pgha.chaos import Node, replicas
 
 pytestmark = pytest.mark.anyio
 

@@ -19,10 +19,11 @@ import pytest
 from anyio.from_thread import start_blocking_portal
 from support.common import PATIENCE, unique
 from support.keyed import TABLE, WRITE, ids
+from support.servers import standalone
 from support.threads import Backend, ask, cluster_of, crew, soon
 
 import pgha.blocking
-from pgha.chaos import LocalNode, Node, proxied, standalone
+from pgha.chaos import LocalNode, Node, proxied
 
 DAY = 86400.0
 OWN = "(SELECT system_identifier FROM pg_control_system())"

@@ -12,9 +12,10 @@ import anyio
 import psycopg
 import pytest
 from support.common import PATIENCE, asyncio_only, cluster_of, eventually, started, stopped, unique, within
+from support.servers import standalone
 
 import pgha
-from pgha.chaos import Node, standalone
+from pgha.chaos import Node
 
 pytestmark = pytest.mark.anyio
 

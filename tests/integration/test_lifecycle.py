@@ -23,10 +23,11 @@ from support.common import (
     tasks,
     unique,
 )
+from support.servers import standalone
 
 import pgha
 from pgha._operation.operation import AttemptState
-from pgha.chaos import Node, standalone
+from pgha.chaos import Node
 
 pytestmark = pytest.mark.anyio
 SLEEP = "SELECT pg_sleep(60)"

@@ -14,9 +14,10 @@ import pytest
 from psycopg import sql
 from psycopg.rows import class_row, dict_row, namedtuple_row, scalar_row
 from support.common import PATIENCE, cluster_of, eventually, started, stopped, unique
+from support.servers import standalone
 
 import pgha
-from pgha.chaos import LocalNode, standalone
+from pgha.chaos import LocalNode
 
 pytestmark = pytest.mark.anyio
 

@@ -17,10 +17,11 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 from support.common import PATIENCE, backends, cluster_of, eventually, nothing_left, started, unique
+from support.servers import standalone
 
 import pgha
 from pgha._options import NodeConfig
-from pgha.chaos import LocalNode, Node, standalone
+from pgha.chaos import LocalNode, Node
 
 pytestmark = pytest.mark.anyio
 
@@ -421,7 +422,7 @@ async def test_what_no_waiting_mends_is_raised_at_once(
     (report,) = caught.value.nodes
     assert (report.name, report.state) == ("n1", "rejected")
     assert reason in report.reason
-    assert f"n1: refused for {report.state_for:.1f} s" in str(caught.value)
+    assert f"n1: rejected for {report.state_for:.1f} s" in str(caught.value)
     assert report.reason in str(caught.value)
     assert SECRET not in _told(caught.value)
     assert SECRET not in caplog.text
@@ -450,7 +451,7 @@ async def test_a_wrong_password_on_one_node_of_two(guarded: Node, server: Node) 
             assert (status.read_connections, status.write_connections) == (0, 0)
             with pytest.raises(pgha.OperationTimeout):
                 await cluster.fetch("SELECT 1", route=pgha.pin("wrong"), timeout=0.05)
-        with pytest.raises(pgha.NoNodeAvailable, match="wrong: refused"), anyio.fail_after(PATIENCE):
+        with pytest.raises(pgha.NoNodeAvailable, match="wrong: rejected"), anyio.fail_after(PATIENCE):
             async with pgha.open_cluster(wrong, right, application_name=application, min_ready=2):
                 pytest.fail("entered")
 

@@ -11,9 +11,10 @@ import anyio
 import psycopg
 import pytest
 from support.common import PATIENCE, cluster_of, eventually, started, stopped, unique, within
+from support.servers import standalone
 
 import pgha
-from pgha.chaos import Node, standalone
+from pgha.chaos import Node
 from pgha.chaos.checkers import Observations, disordered
 from pgha.chaos.history import Recorder
 

@@ -19,11 +19,12 @@ from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 from psycopg.conninfo import make_conninfo
 from support.common import PATIENCE, backends, cluster_of, eventually, nothing_left, started, unique, within
+from support.servers import standalone
 
 import pgha
 from pgha._dispatch.timers import Timers
 from pgha._options import Tuning
-from pgha.chaos import Node, standalone
+from pgha.chaos import Node
 
 pytestmark = pytest.mark.anyio
 

@@ -9,9 +9,10 @@ import anyio
 import psycopg
 import pytest
 from support.common import PATIENCE, cluster_of, eventually, started, stopped, unique
+from support.servers import standalone
 
 import pgha
-from pgha.chaos import Node, standalone
+from pgha.chaos import Node
 
 pytestmark = pytest.mark.anyio
 

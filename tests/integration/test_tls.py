@@ -14,9 +14,10 @@ import pytest
 import trustme
 from psycopg.conninfo import make_conninfo
 from support.common import PATIENCE, eventually, nothing_left, unique
+from support.servers import standalone
 
 import pgha
-from pgha.chaos import LocalNode, Node, StopMode, standalone
+from pgha.chaos import LocalNode, Node, StopMode
 
 pytestmark = pytest.mark.anyio
 

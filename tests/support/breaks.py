@@ -69,12 +69,12 @@ def look_without_deciding(patch: Patch) -> None:
 
 
 def acknowledge_at_command_complete(patch: Patch) -> None:
-    kept = failure.outcome
+    kept = outcome_rules.outcome
 
-    def outcome(facts: failure.Facts) -> Outcome:
+    def outcome(facts: outcome_rules.Facts) -> Outcome:
         return Outcome.APPLIED if facts.completed >= facts.statements else kept(facts)
 
-    patch.setattr(failure, "outcome", outcome)
+    patch.setattr(outcome_rules, "outcome", outcome)
 
 
 def believe_a_broken_wait(patch: Patch) -> None:

@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pgha
-from pgha.chaos import Node, standalone
+from pgha.chaos import Node
 from support.common import eventually, nothing_left
+from support.servers import standalone
 
 TABLE = "CREATE TABLE t (id text)"
 WRITE = "INSERT INTO t VALUES (%s)"

@@ -20,10 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.common import eventually
 from support.keyed import keys_of
+from support.servers import standalone
 from support.terminal import Terminal, left_over
 
 import pgha
-from pgha.chaos import Node, masters, replicas, standalone
+from pgha.chaos import Node, masters, replicas
 from pgha.cli._ledger import age, table
 
 COMMAND = Path(sys.executable).with_name("pgha")

@@ -23,10 +23,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.common import PATIENCE, eventually, no_backends
+from support.servers import standalone
 from typer.testing import CliRunner
 
 import pgha
-from pgha.chaos import Node, standalone
+from pgha.chaos import Node
 from pgha.cli import main
 from pgha.cli._app import app
 from pgha.cli._soak.tally import Latencies, Tally
