@@ -83,7 +83,7 @@ async def give_back(node: LocalNode) -> None:
                 await node.start()
             await node.wait_ready()
             clean = await anyio.to_thread.run_sync(_empty, node.dsn)
-        except (ChaosError, psycopg.Error):
+        except (ChaosError, psycopg.OperationalError, psycopg.errors.DependentObjectsStillExist):
             clean = False
         if clean:
             _idle.setdefault(_keys[node], []).append(node)
@@ -94,7 +94,7 @@ async def give_back(node: LocalNode) -> None:
 
 def _empty(dsn: str) -> bool:
     """Undo what a borrower did; False if something is left."""
-    with psycopg.connect(dsn, autocommit=True, client_min_messages="warning") as connection:
+    with psycopg.connect(dsn, autocommit=True, options="-c client_min_messages=warning") as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
             " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
