@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -15,20 +17,51 @@ from support import servers
 
 from pgha.chaos import LocalNode
 
+if TYPE_CHECKING:
+    from support.tally import Tally
+
 if "TMPDIR" not in os.environ and os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 4 << 30:
     # Hundreds of servers come and go, 30 MB each: in memory they do so several times as fast.
     os.environ["TMPDIR"] = tempfile.tempdir = "/dev/shm"
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # A shell ignores interrupts for what it starts in the background; tests and the programs that they start
-    # send them.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+    # A shell has what it starts in the background ignore these; tests and the programs they start send them.
+    if signal.getsignal(_number) == signal.SIG_IGN:
+        signal.signal(_number, _usual)
+
+
+def _tally() -> Tally | None:
+    """What the chaos suite did in this process, if it ran."""
+    suite = sys.modules.get("support.tally")
+    return None if suite is None else suite.TALLY
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a worker of pytest-xdist: hand over what the chaos suite did."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None and (tally := _tally()) is not None:
+        output["tally"] = pickle.dumps(tally)
+
+
+class _Workers:
+    """Hooks of pytest-xdist, for the process that the workers report to."""
+
+    def pytest_testnodedown(self, node: Any, error: object) -> None:
+        if found := getattr(node, "workeroutput", {}).get("tally"):
+            from support.tally import TALLY
+
+            TALLY.add(pickle.loads(found))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.pluginmanager.hasplugin("dsession"):
+        config.pluginmanager.register(_Workers())
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What the chaos suite did, if it ran."""
-    suite = sys.modules.get("support.tally")
-    if suite is not None and (lines := suite.TALLY.lines()):
+    """Tell what the chaos suite did, if it ran."""
+    tally = _tally()
+    if tally is not None and (lines := tally.lines()):
         terminalreporter.section("chaos")
         for line in lines:
             terminalreporter.write_line(line)

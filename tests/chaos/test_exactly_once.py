@@ -29,25 +29,26 @@ def _seed(number: int) -> int:
     return Random().randrange(1 << 30) if os.environ.get("PGHA_LONG") == "1" else number
 
 
+@pytest.mark.parametrize("topology", get_args(Topology))
 @pytest.mark.parametrize("version", [16, 18])
-def test_each_write_once_through_two_hundred_faults(version: int) -> None:
-    """On each topology and each loop; what is asserted of a trial is what its checkers find."""
+def test_each_write_once_through_many_faults(version: int, topology: Topology) -> None:
+    """On each loop; what is asserted of a trial is what its checkers find."""
     trials: list[Trial] = []
-    for number, topology in enumerate(get_args(Topology)):
-        for loop in LOOPS:
-            began, seed = time.monotonic(), _seed(number)
-            play = partial(exactly_once, topology, version, faults=FAULTS, seed=seed)
-            trial = anyio.run(play, backend=loop)
-            TALLY.trial("exactly once", trial, time.monotonic() - began)
-            assert trial.kept, f"{topology} on {loop}, seed {seed}:\n{trial.complaint()}"
-            trials.append(trial)
+    for loop in LOOPS:
+        began, seed = time.monotonic(), _seed(get_args(Topology).index(topology))
+        play = partial(exactly_once, topology, version, faults=FAULTS, seed=seed)
+        trial = anyio.run(play, backend=loop)
+        TALLY.trial("exactly once", trial, time.monotonic() - began)
+        assert trial.kept, f"{topology} on {loop}, seed {seed}:\n{trial.complaint()}"
+        trials.append(trial)
     found = figures(trials)
-    TALLY.exact[version] = found
-    assert found.faults >= 200
-    assert found.keyed >= 2000
+    TALLY.exact.setdefault(version, []).append(found)
+    # Together, the three topologies see more than 200 faults and 2000 keyed writes on each version.
+    assert found.faults >= 67
+    assert found.keyed >= 667
     assert found.acknowledged + found.left == found.keyed, "all but those whose callers left"
-    assert found.doubted > 50, "answers were lost, or nothing was proven"
-    assert found.replayed > 10, "writes had been applied whose answers were lost"
-    assert found.plain_in_doubt > 20, "and without a key their callers were told so"
+    assert found.doubted > 16, "answers were lost, or nothing was proven"
+    assert found.replayed > 3, "writes had been applied whose answers were lost"
+    assert found.plain_in_doubt > 6, "and without a key their callers were told so"
     assert found.in_doubt == 0
     assert found.violations == 0

@@ -24,6 +24,7 @@ import psutil
 import psycopg
 import pytest
 import trustme
+from support.common import both_versions
 
 from pgha.chaos import ChaosError, LocalNode, Masters, Node, StopMode, find_installation, masters, standalone
 from pgha.chaos._servers import binaries
@@ -262,7 +263,7 @@ async def test_every_node_has_its_own_system_identifier() -> None:
         assert len({node.system_identifier for node in nodes}) == 3
 
 
-@pytest.mark.parametrize("version", [16, 18])
+@both_versions
 async def test_versions(version: int) -> None:
     async with standalone(version=version, settings={"work_mem": "5MB", "pgha.odd": "it's \\ so"}) as nodes:
         number, memory, odd = (

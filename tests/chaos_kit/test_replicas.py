@@ -21,7 +21,7 @@ import psutil
 import psycopg
 import pytest
 import trustme
-from support.common import demand_engine, eventually, within
+from support.common import both_versions, demand_engine, eventually, within
 
 from pgha.chaos import ChaosError, Node
 from pgha.chaos._topologies.replicas import Replicas, replicas
@@ -83,7 +83,7 @@ def names(nodes: tuple[Node, ...]) -> list[str]:
 # --- streaming ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", [16, 18])
+@both_versions
 async def test_rows_arrive(version: int) -> None:
     steps: list[tuple[str, str]] = []
     async with replicas(2, version=version, progress=lambda *step: steps.append(step)) as nodes:
@@ -375,7 +375,7 @@ async def waiting(node: Node) -> list[int]:
     return [row[0] for row in rows]
 
 
-@pytest.mark.parametrize("version", [16, 18])
+@both_versions
 async def test_a_commit_waits_for_its_standby(version: int) -> None:
     async with filled(synchronous=1, version=version) as nodes:
         n1, n2 = nodes

@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+from support.common import BOTH_VERSIONS
 from support.raw_connections import ENTER, LOST, SKIPPED, SYNC, ask, gate, gone, raw_server, waiting, wire
 
 from pgha.chaos import LocalNode
@@ -35,7 +36,7 @@ SLEEP = "SELECT pg_sleep(60)"
 WARNED = "notice: WARNING 25P01"
 
 
-@pytest.fixture(scope="module", params=[16, 18])
+@pytest.fixture(scope="module", params=BOTH_VERSIONS)
 def server(request: pytest.FixtureRequest) -> Iterator[LocalNode]:
     with raw_server(request.param, SCHEMA) as node:
         yield node

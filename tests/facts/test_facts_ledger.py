@@ -14,6 +14,7 @@ from pathlib import Path
 import anyio
 import psycopg
 import pytest
+from support.common import BOTH_VERSIONS
 from support.raw_connections import ENTER, SKIPPED, SYNC, ask, gate, gone, raw_server, waiting, wire
 
 from pgha.chaos import LocalNode
@@ -47,7 +48,7 @@ INSERTED = "INSERT 0 1"
 Params = tuple[object, ...]
 
 
-@pytest.fixture(scope="module", params=[16, 18])
+@pytest.fixture(scope="module", params=BOTH_VERSIONS)
 def server(request: pytest.FixtureRequest) -> Iterator[LocalNode]:
     with raw_server(request.param, SCHEMA) as node:
         yield node

@@ -10,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
+from support.common import BOTH_VERSIONS, both_versions
 from support.raw_connections import LOST, SYNC, ask, gone, waiting, wire
 
 from pgha.chaos import Node, Replicas, replicas
@@ -72,7 +73,7 @@ def pair(version: int, synchronous: int) -> Iterator[Pair]:
         yield one
 
 
-@pytest.fixture(scope="module", params=[16, 18])
+@pytest.fixture(scope="module", params=BOTH_VERSIONS)
 def synchronous(request: pytest.FixtureRequest) -> Iterator[Pair]:
     with pair(request.param, 1) as one:
         yield one
@@ -165,7 +166,7 @@ def test_a_question_that_changes_nothing_does_not_wait(synchronous: Pair) -> Non
 # A lineage
 
 
-@pytest.mark.parametrize("version", [16, 18])
+@both_versions
 def test_a_standby_keeps_its_primarys_system_identifier(version: int) -> None:
     """As a standby and once promoted, and for a role without any right."""
     with pair(version, 0) as one:
@@ -176,7 +177,7 @@ def test_a_standby_keeps_its_primarys_system_identifier(version: int) -> None:
         assert ask(one.standby.dsn.replace("user=postgres", "user=stranger"), IDENTIFIER) == [tuple(before)]
 
 
-@pytest.mark.parametrize("version", [16, 18])
+@both_versions
 def test_the_status_of_a_transaction_lies_across_a_failover(version: int) -> None:
     """A lost transaction's id is another's later, and is said to be committed."""
     insert = "INSERT INTO t VALUES (%s) RETURNING pg_current_xact_id()::text::bigint"

@@ -14,7 +14,7 @@ import anyio
 import anyio.abc
 import psycopg
 import pytest
-from support.common import PATIENCE, eventually, started
+from support.common import PATIENCE, both_versions, eventually, started
 from support.servers import standalone
 from support.witness import MISFIT, Witness, applied, terminate, waits, witnessed
 
@@ -361,7 +361,7 @@ async def the_second_statement_could_not_be_sent(version: int) -> Seen:
 # What they show
 
 
-@pytest.mark.parametrize("version", [16, 18])
+@both_versions
 @pytest.mark.parametrize(
     ("evidence", "of"), [pytest.param(*one, id=f"{one[0]}: {one[1].__name__}") for one in SITUATIONS]
 )
@@ -385,7 +385,7 @@ def test_every_line_has_a_situation() -> None:
     assert {line.evidence for line in RULES} == {evidence for evidence, _ in SITUATIONS}
 
 
-@pytest.mark.parametrize("version", [16, 18])
+@both_versions
 async def test_the_connection_ended_without_these(version: int) -> None:
     """Behind the head of a connection that just ended there is no evidence, and the row is there."""
     async with scene(version) as (node, _), Proxy(node) as proxy, witnessed(proxy.dsn) as witness:

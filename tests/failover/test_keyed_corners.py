@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
-from support.common import eventually, within
+from support.common import both_versions, eventually, within
 from support.keyed import SLOW_COMMIT, TABLE, WRITE, ids, keys_of, napping, one_node, replicating
 from support.servers import standalone
 
@@ -15,7 +15,7 @@ import pgha
 from pgha._options import Tuning
 from pgha.chaos import Node
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]
+pytestmark = [pytest.mark.anyio, both_versions]
 
 
 def lose(cluster: pgha.Cluster, name: str, pid: int | None = None) -> None:

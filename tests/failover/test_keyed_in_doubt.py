@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 import psycopg
 import pytest
-from support.common import PATIENCE, eventually, started, within
+from support.common import PATIENCE, both_versions, eventually, started, within
 from support.keyed import NAPS_ONCE, SLOW_COMMIT, TABLE, WRITE, ids, keys_of, napping, one_node, replicating
 from support.servers import standalone
 
@@ -19,7 +19,7 @@ import pgha
 from pgha._options import Tuning
 from pgha.chaos import masters, proxied, replicas
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]
+pytestmark = [pytest.mark.anyio, both_versions]
 
 
 # Answers that are lost

@@ -12,7 +12,7 @@ import anyio
 import psycopg
 import pytest
 from anyio.lowlevel import checkpoint
-from support.common import PATIENCE, asyncio_only, eventually, within
+from support.common import PATIENCE, asyncio_only, both_versions, eventually, within
 from support.keyed import TABLE, WRITE, ids, keys_of, one_node
 from support.servers import standalone
 
@@ -20,7 +20,7 @@ import pgha
 from pgha._ledger.admin import LedgerHost
 from pgha.chaos import Node, masters, replicas
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]
+pytestmark = [pytest.mark.anyio, both_versions]
 
 T = TypeVar("T")
 Act: TypeAlias = Callable[[pgha.Ledger], Awaitable[object]]

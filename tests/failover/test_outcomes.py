@@ -14,14 +14,14 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
-from support.common import PATIENCE, backends, eventually, nothing_left, started
+from support.common import PATIENCE, backends, both_versions, eventually, nothing_left, started
 from support.keyed import ids
 from support.servers import standalone
 
 import pgha
 from pgha.chaos import Node
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]
+pytestmark = [pytest.mark.anyio, both_versions]
 
 SLOW_COMMIT = """
     CREATE TABLE slow (id int, nap float);

@@ -158,7 +158,7 @@ def test_the_face_is_that_of_the_async_one() -> None:
         ours, theirs = ([*inspect.signature(one).parameters.values()] for one in faces)
         assert ours == theirs
     for name in ("execute", "execute_batch", "submit"):
-        assert "key" in inspect.signature(getattr(pgha.blocking.Cluster, name)).parameters
+        assert "idempotency_key" in inspect.signature(getattr(pgha.blocking.Cluster, name)).parameters
 
 
 def test_made_looked_at_pruned_and_removed(node: LocalNode, backend: Backend) -> None:

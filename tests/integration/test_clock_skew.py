@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 
 import pytest
-from support.common import eventually, within
+from support.common import both_versions, eventually, within
 from support.keyed import TABLE, WRITE, ids, one_node
 
 import pgha
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]
+pytestmark = [pytest.mark.anyio, both_versions]
 
 
 async def test_a_clock_that_is_off_is_told_and_told_again_when_it_is_right(version: int) -> None:

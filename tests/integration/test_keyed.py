@@ -7,12 +7,12 @@ from uuid import uuid4
 
 import psycopg
 import pytest
-from support.common import eventually
+from support.common import both_versions, eventually
 from support.keyed import TABLE, WRITE, ids, keys_of, one_node
 
 import pgha
 
-pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("version", [16, 18])]
+pytestmark = [pytest.mark.anyio, both_versions]
 
 
 # Nothing goes wrong

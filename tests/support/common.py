@@ -21,6 +21,10 @@ PATIENCE = 10.0
 asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 """For what only asyncio has, such as `Task.cancel`."""
 
+BOTH_VERSIONS = (pytest.param(16, marks=pytest.mark.thorough), 18)
+"""PostgreSQL's major versions, for what a server decides; `just test` tries the newer one alone."""
+both_versions = pytest.mark.parametrize("version", BOTH_VERSIONS)
+
 _numbers = itertools.count(1)
 
 

@@ -43,6 +43,7 @@ _NEW_PUBLIC = (
     "CREATE SCHEMA public AUTHORIZATION pg_database_owner",
     "GRANT USAGE ON SCHEMA public TO PUBLIC",
 )
+_OWN_SETTINGS = "-c client_min_messages=warning -c default_transaction_read_only=off"
 _DEFAULTS = (
     "ALTER SYSTEM RESET ALL",
     "ALTER ROLE ALL RESET ALL",
@@ -94,7 +95,7 @@ async def give_back(node: LocalNode) -> None:
 
 def _empty(dsn: str) -> bool:
     """Undo what a borrower did; False if something is left."""
-    with psycopg.connect(dsn, autocommit=True, options="-c client_min_messages=warning") as connection:
+    with psycopg.connect(dsn, autocommit=True, options=_OWN_SETTINGS) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
             " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 
-from pgha._trials.exactly import Figures
+from pgha._trials.exactly import Figures, total
 from pgha._trials.sweep import Swept
 from pgha._trials.trial import Trial
 
@@ -22,7 +22,7 @@ class Tally:
         """By how they ended."""
         self.cuts: Counter[str] = Counter()
         self.violations = 0
-        self.exact: dict[int, Figures] = {}
+        self.exact: dict[int, list[Figures]] = {}
         """By version: what became of keyed writes."""
         self.seconds: dict[str, list[float]] = {}
         """How long the scenarios took, servers included."""
@@ -39,6 +39,18 @@ class Tally:
         self.operations.update(entry.ending or "never ended" for entry in swept.history)
         self.violations += len(swept.violations)
 
+    def add(self, other: Tally) -> None:
+        """Count in what another worker did."""
+        self.trials += other.trials
+        self.faults += other.faults
+        self.operations += other.operations
+        self.cuts += other.cuts
+        self.violations += other.violations
+        for version, found in other.exact.items():
+            self.exact.setdefault(version, []).extend(found)
+        for what, taken in other.seconds.items():
+            self.seconds.setdefault(what, []).extend(taken)
+
     def lines(self) -> list[str]:
         """[] when nothing was counted."""
         if not self.trials and not self.cuts:
@@ -51,7 +63,7 @@ class Tally:
             f"faults: {self.faults.total()} ({_words(self.faults)})",
             f"cuts: {self.cuts.total()} ({_words(self.cuts)})",
             f"operations: {self.operations.total()} ({_words(self.operations)})",
-            *(f"exactly once, PostgreSQL {version}: {found}" for version, found in self.exact.items()),
+            *(f"exactly once, PostgreSQL {version}: {total(self.exact[version])}" for version in self.exact),
             f"violations: {self.violations}; {time.monotonic() - self.began:.0f} s",
         ]
 

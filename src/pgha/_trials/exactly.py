@@ -7,7 +7,7 @@ their callers would have been told without it; and how many callers were told so
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from pgha import chaos
 from pgha._trials.field import Field
@@ -125,3 +125,9 @@ def figures(trials: Iterable[Trial]) -> Figures:
         plain_in_doubt=sum(not entry.keyed for entry in told),
         violations=sum(len(trial.violations) for trial in played),
     )
+
+
+def total(found: Iterable[Figures]) -> Figures:
+    """Add up the figures of several groups of trials."""
+    groups = list(found)
+    return Figures(**{one.name: sum(getattr(group, one.name) for group in groups) for one in fields(Figures)})
