@@ -1,4 +1,4 @@
-"""The page for contributors names what exists, and every package. Each check is tried on a wrong page too."""
+"""The pages for contributors name what exists, and every package. Each check is tried on a wrong page too."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ def picture() -> dict[str, Any]:
     return runpy.run_path(str(ROOT / "docs" / "make_architecture_picture.py"))
 
 
-def test_every_path_exists() -> None:
-    assert architecture.missing_files(TEXT) == []
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_every_path_exists(page: str) -> None:
+    assert architecture.missing_files((ROOT / page).read_text()) == []
 
 
 def test_every_name_exists(known: Names) -> None:

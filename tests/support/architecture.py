@@ -12,8 +12,10 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "pgha"
 PAGE = ROOT / "docs" / "architecture.md"
 
-_FILE = re.compile(r"[\w./-]+\.(?:py|md|svg|toml)|[\w./-]+/[\w./-]*")
+_FILE = re.compile(r"[\w./-]+\.(?:py|md|svg|toml|yaml|yml)|[\w./-]+/[\w./-]*")
 _STEP = re.compile(r"^\| (\d+) \| `([^`]+)` \| ((?:`[^`]+`(?:, )?)+) \| .+ \|$", re.MULTILINE)
+_MADE = frozenset({"docs/_build"})
+"""Paths that a recipe makes."""
 _ELSEWHERE = frozenset({"sys.setprofile", "Protocol", "Callbacks"})
 """Names on the page that are Python's own, or a part of a name."""
 
@@ -52,8 +54,8 @@ def steps(page: str) -> list[Step]:
 
 def files_passed(page: str) -> list[str]:
     """Return the page's list of the files that one `execute` passes through."""
-    (block,) = re.findall(r"^```text\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
-    return str(block).splitlines()
+    blocks = re.findall(r"^```text\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
 
 
 def layers(page: str) -> list[set[str]]:
@@ -103,7 +105,8 @@ def missing_files(page: str, root: Path = ROOT) -> list[str]:
     paths = [one for one in code(page) if _FILE.fullmatch(one)]
     paths += re.findall(r"\]\(([^)#:]+)\)", page)
     paths += files_passed(page)
-    return [path for path in paths if not any((base / path).exists() for base in bases)]
+    own = [path for path in paths if not path.startswith("/") and path not in _MADE]
+    return [path for path in own if not any((base / path).exists() for base in bases)]
 
 
 def missing_names(page: str, known: Names) -> list[str]:
