@@ -8,9 +8,16 @@ default:
 demo *args:
     uv run pgha demo "$@"
 
-# every test of behaviour, on both loops, against real servers; the chaos suite has a recipe of its own
+# tests wait for servers most of the time: several workers per core
+workers := env("PGHA_WORKERS", "8")
+
+# every behaviour once on each loop, against real servers, in less than five minutes
 test *args:
-    uv run pytest "$@"
+    uv run pytest -n {{workers}} --dist worksteal -m "not thorough" "$@"
+
+# all tests of behaviour: both major versions, containers, the wheel; the chaos suite has a recipe of its own
+test-all *args:
+    uv run pytest -n {{workers}} --dist worksteal "$@"
 
 # formatting, lint, types, layers, the pure core, the public face
 check:
@@ -20,13 +27,16 @@ check:
     uv run lint-imports
     uv run pytest -q tests/packaging/test_breaks_fit.py tests/packaging/test_import_rules.py tests/packaging/test_prose.py tests/packaging/test_public_api.py
 
+# a trial keeps a core busy; its rules know how late an answer may be
+chaos_workers := env("PGHA_CHAOS_WORKERS", "3")
+
 # the chaos suite: all scenarios, random schedules on local nodes and in containers, the cut sweep (25 minutes)
 chaos *args:
-    uv run pytest tests/chaos "$@"
+    uv run pytest -n {{chaos_workers}} --dist worksteal tests/chaos "$@"
 
 # the same for hours: so many times as many schedules, new ones, and the whole sweep on both loops
 chaos-long times="20" *args:
-    shift; PGHA_LONG=1 PGHA_SCHEDULES={{times}} uv run pytest tests/chaos "$@"
+    shift; PGHA_LONG=1 PGHA_SCHEDULES={{times}} uv run pytest -n {{chaos_workers}} --dist worksteal tests/chaos "$@"
 
 # make the image of nodes in containers, offline, from the servers that are here; prints its name
 image *args:
