@@ -21,8 +21,8 @@ from pgha.cli._soak.command import soak as run_soak
 
 _LAST_PORT = 65_535
 
-# Plain messages: they must look right in a pipe. No pretty tracebacks: those show local variables, and with
-# them passwords.
+# Plain messages look right in a pipe, too. Pretty tracebacks are off because they show local variables, which
+# may hold passwords.
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
@@ -36,7 +36,7 @@ class LoopOption(StrEnum):
 
 
 class NodeKindOption(StrEnum):
-    """What the nodes of `pgha chaos` run in."""
+    """The places where the nodes of `pgha chaos` can run."""
 
     local = "local"
     container = "container"
@@ -57,30 +57,44 @@ def pgha(
     """A high-availability PostgreSQL client for trio and asyncio."""
 
 
-@app.command()
+@app.command(epilog="Example: pgha demo --seconds 60 --nodes 5")
 def demo(
     context: typer.Context,
-    seconds: Annotated[int, typer.Option(min=1, help="How long the workload runs.")] = 15,
-    nodes: Annotated[int, typer.Option(min=2, max=9, help="Servers to start.")] = 3,
-    seed: Annotated[int | None, typer.Option(help="Of the faults; random by default.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON.")] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Lines of text, on a terminal too.")] = False,
-    loop: Annotated[LoopOption, typer.Option(help="The event loop.")] = LoopOption.asyncio,
+    seconds: Annotated[int, typer.Option(min=1, help="Duration of the workload, in seconds.")] = 15,
+    nodes: Annotated[int, typer.Option(min=2, max=9, help="Number of servers to start.")] = 3,
+    seed: Annotated[int | None, typer.Option(help="Seed of the faults. Random by default.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print only the summary, as JSON.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Print lines of text, even on a terminal.")] = False,
+    loop: Annotated[LoopOption, typer.Option(help="Event loop to run on.")] = LoopOption.asyncio,
     port: Annotated[
-        int | None, typer.Option(min=1024, max=_LAST_PORT, help="Of the first server; the others follow it.")
+        int | None,
+        typer.Option(
+            min=1024,
+            max=_LAST_PORT,
+            help="Port of the first server. The other servers use the next ports. Free ports by default.",
+        ),
     ] = None,
     serve: Annotated[
-        bool, typer.Option("--serve", help="No workload: print the servers' DSNs and keep them up.")
+        bool,
+        typer.Option(
+            "--serve", help="Run no workload: print the servers' DSNs and keep the servers running."
+        ),
     ] = False,
 ) -> None:
-    """Start servers that replicate to each other, kill, freeze and restart them under a workload, and show
-    what became of every operation.
+    """Show how pgha behaves while servers fail.
 
-    Exit code 1: a write was lost or doubled, or an error reached a caller. With --serve: 0 when Ctrl-C,
-    SIGTERM or the key q ends it.
+    Start PostgreSQL servers that replicate to each other, run a workload, and kill, freeze and restart the
+    servers. At the end, show the outcome of every operation. The servers are removed.
+
+    Exit code: 0 if no write was lost or applied twice and no caller saw an error, else 1. With --serve, 0 if
+    Ctrl-C, SIGTERM or the key q ended the command.
     """
     if port is not None and port + nodes - 1 > _LAST_PORT:
-        raise typer.BadParameter(f"{nodes} servers need ports up to {_LAST_PORT}", param_hint="--port")
+        last = port + nodes - 1
+        raise typer.BadParameter(
+            f"{nodes} servers would need ports {port} to {last}; choose at most {_LAST_PORT - nodes + 1}",
+            param_hint="--port",
+        )
     chosen = random.SystemRandom().randrange(1_000_000) if seed is None else seed
     options = Options(seconds, nodes, chosen, loop.value, port)
     if serve:
@@ -90,89 +104,116 @@ def demo(
 
 
 def _refuse(context: typer.Context, *names: str) -> None:
-    """With --serve there is no workload for them to say something of."""
+    """Reject the options `names`, which describe the workload: --serve runs none."""
     for name in names:
         if _given(context, name):
-            raise typer.BadParameter("not with --serve, which runs no workload", param_hint=f"--{name}")
+            raise typer.BadParameter(
+                "cannot be used with --serve, which runs no workload", param_hint=f"--{name}"
+            )
 
 
-@app.command()
+@app.command(epilog="Example: pgha soak postgresql://db1/shop postgresql://db2/shop --rate 2000 --seconds 60")
 def soak(
     dsns: Annotated[
-        list[str], typer.Argument(metavar="DSN...", help="Conninfo strings or URIs, of one cluster's nodes.")
+        list[str],
+        typer.Argument(metavar="DSN...", help="Conninfo strings or URIs of the nodes of one cluster."),
     ],
-    spike: Annotated[int, typer.Option(min=1, max=100_000, help="Operations submitted at once.")] = 999,
+    spike: Annotated[int, typer.Option(min=1, max=100_000, help="Operations per spike.")] = 999,
     rate: Annotated[
-        float | None, typer.Option(min=0.001, help="Operations a second at most, over all spikes.")
+        float | None,
+        typer.Option(min=0.001, help="Maximum operations per second, on average. No limit by default."),
     ] = None,
     pin: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Send all to one node, by its name: host:port.")
+        str | None,
+        typer.Option(metavar="NAME", help="Send every operation to the node with this name (host:port)."),
     ] = None,
     write: Annotated[
-        bool, typer.Option("--write", help="Insert into a table pgha_soak, made and dropped for it.")
+        bool,
+        typer.Option("--write", help="Insert rows into the table pgha_soak, which is created and dropped."),
     ] = False,
     seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="End by itself after so long; else by Ctrl-C.")
+        float | None,
+        typer.Option(min=0.1, help="Stop after this many seconds. By default, run until Ctrl-C."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the summary alone, as JSON.")] = False,
-    loop: Annotated[LoopOption, typer.Option(help="The event loop.")] = LoopOption.asyncio,
+    json: Annotated[bool, typer.Option("--json", help="Print only the summary, as JSON.")] = False,
+    loop: Annotated[LoopOption, typer.Option(help="Event loop to run on.")] = LoopOption.asyncio,
 ) -> None:
-    """Send spikes of operations to nodes that run already until Ctrl-C, and show what becomes of them.
+    """Send spikes of operations to running nodes until Ctrl-C, and count the results.
 
-    A spike begins when the one before is done, and with --rate not before its time either. Exit code 1:
-    errors reached the caller (a write in doubt is counted apart, and is none).
+    All operations of a spike are submitted at once. The next spike begins when they are all done; with
+    --rate, it may begin later.
+
+    Exit code: 0 without errors, else 1. A write in doubt is counted separately, not as an error.
     """
     options = SoakOptions(tuple(dsns), spike, rate, pin, write, seconds, loop.value, json)
     raise typer.Exit(run_soak(options))
 
 
 ledger = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-app.add_typer(ledger, name="ledger", help="The table that makes keyed writes exactly once.")
+app.add_typer(
+    ledger,
+    name="ledger",
+    help="Manage the ledger: the table of idempotency keys. A write with a key is applied exactly once.",
+    epilog="Example: pgha ledger install postgresql://db1/shop postgresql://db2/shop",
+)
 _DSNS = Annotated[
-    list[str], typer.Argument(metavar="DSN...", help="Conninfo strings or URIs, of one cluster's nodes.")
+    list[str], typer.Argument(metavar="DSN...", help="Conninfo strings or URIs of the nodes of one cluster.")
 ]
 _JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-_LOOP = Annotated[LoopOption, typer.Option(help="The event loop.")]
+_LOOP = Annotated[LoopOption, typer.Option(help="Event loop to run on.")]
 
 
 def _do(act: Act, dsns: list[str], json: bool, loop: LoopOption, **more: Any) -> NoReturn:
     raise typer.Exit(run_ledger(Asked(act, tuple(dsns), json, loop=loop.value, **more)))
 
 
-@ledger.command()
+@ledger.command(epilog="Example: pgha ledger install postgresql://db1/shop --grant app")
 def install(
     dsns: _DSNS,
     grant: Annotated[
-        list[str] | None, typer.Option("--grant", metavar="ROLE", help="Let this role use and prune it.")
+        list[str] | None,
+        typer.Option(
+            "--grant", metavar="ROLE", help="Allow this role to use and prune the ledger. Can be repeated."
+        ),
     ] = None,
     json: _JSON = False,
     loop: _LOOP = LoopOption.asyncio,
 ) -> None:
-    """Make the ledger on every node that takes writes; where it is already, only grant.
+    """Create the table of idempotency keys on every node that takes writes.
 
-    All nodes have to be up: else nothing is done.
+    If a node already has the table, only the privileges are granted. All nodes must be up; otherwise nothing
+    is changed.
     """
     _do("install", dsns, json, loop, grants=tuple(grant or ()))
 
 
-@ledger.command()
+@ledger.command(epilog="Example: pgha ledger status postgresql://db1/shop")
 def status(dsns: _DSNS, json: _JSON = False, loop: _LOOP = LoopOption.asyncio) -> None:
-    """Show every node's ledger. Exit code 1: a node that takes writes has none that can be used."""
+    """Show each node's table of idempotency keys.
+
+    Exit code: 0 if every node that takes writes has a usable table, else 1.
+    """
     _do("status", dsns, json, loop)
 
 
-@ledger.command()
+@ledger.command(epilog="Example: pgha ledger prune postgresql://db1/shop --older-than 36h")
 def prune(
     dsns: _DSNS,
     older_than: Annotated[
-        str, typer.Option(metavar="AGE", help="7d, 36h, 90m, 3600s; an hour at least.")
+        str,
+        typer.Option(
+            metavar="AGE", help="Minimum age of the keys to delete: 7d, 36h, 90m, 3600s. At least one hour."
+        ),
     ] = "7d",
     json: _JSON = False,
     loop: _LOOP = LoopOption.asyncio,
 ) -> None:
-    """Delete the keys that are older than that: they are forgotten, and used again they are new ones.
+    """Delete idempotency keys older than AGE.
 
-    Writes go on meanwhile, and others may do it at the same time. Exit code 1: not all could be pruned.
+    A deleted key can be used again, for a new write. Writes continue meanwhile, and several prunes may run at
+    the same time.
+
+    Exit code: 0 if every node was pruned, else 1.
     """
     try:
         seconds = age(older_than)
@@ -181,52 +222,69 @@ def prune(
     _do("prune", dsns, json, loop, older_than=seconds)
 
 
-@ledger.command()
+@ledger.command(epilog="Example: pgha ledger uninstall postgresql://db1/shop --yes")
 def uninstall(
     dsns: _DSNS,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Also with keys of the last hour, or in another layout.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Remove the table even if keys were used within the last hour, or if its layout is unknown.",
+        ),
     ] = False,
     json: _JSON = False,
     loop: _LOOP = LoopOption.asyncio,
 ) -> None:
-    """Remove the ledger from every node: all keys are forgotten."""
+    """Remove the table of idempotency keys, and all keys in it, from every node."""
     _do("uninstall", dsns, json, loop, yes=yes, force=force)
 
 
-@app.command()
+@app.command(epilog="Example: pgha chaos --minutes 5 --seed 7 --report page.png")
 def chaos(
     context: typer.Context,
     scenario: Annotated[
-        str | None, typer.Argument(help="One of --list; without a name, faults that the seed gives.")
+        str | None, typer.Argument(help="Name of a scenario (see --list). Random faults by default.")
     ] = None,
-    listing: Annotated[bool, typer.Option("--list", help="Show the scenarios, and end.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Of faults and load; random by default.")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the scenarios and exit.")] = False,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the faults and the workload. Random by default.")
+    ] = None,
     faults: Annotated[
-        str | None, typer.Option(metavar="KIND,...", help="Only these, of random faults; all by default.")
+        str | None, typer.Option(metavar="KIND,...", help="Kinds of random faults. All kinds by default.")
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.01, help="How long random faults go on.")] = 0.5,
-    nodes: Annotated[NodeKindOption, typer.Option(help="What the servers run in.")] = NodeKindOption.local,
-    count: Annotated[int, typer.Option(min=2, max=9, help="Servers to start, of no scenario.")] = 3,
-    loop: Annotated[LoopOption, typer.Option(help="The event loop.")] = LoopOption.asyncio,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Duration of random faults, in minutes.")] = 0.5,
+    nodes: Annotated[NodeKindOption, typer.Option(help="Where the servers run.")] = NodeKindOption.local,
+    count: Annotated[
+        int, typer.Option(min=2, max=9, help="Number of servers to start. A scenario has its own number.")
+    ] = 3,
+    loop: Annotated[LoopOption, typer.Option(help="Event loop to run on.")] = LoopOption.asyncio,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the run: .png or .svg; its JSON goes beside it.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Draw the run as .png or .svg. The numbers go into a .json file next to it."
+        ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the report's JSON, and nothing else.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print only the report, as JSON.")] = False,
     schedule: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Faults to play again, in JSON; - is standard input.")
+        str | None,
+        typer.Option(metavar="FILE", help="Replay the faults in this JSON file; - reads standard input."),
     ] = None,
     shrink: Annotated[
-        float, typer.Option(min=0.0, help="Seconds to look for a shorter schedule that fails too.")
+        float,
+        typer.Option(
+            min=0.0, help="After a failure, search this many seconds for a shorter schedule that also fails."
+        ),
     ] = 60.0,
 ) -> None:
-    """Try pgha under faults: a named scenario, those of a seed, or those of a schedule; then check every
-    promise.
+    """Test pgha under faults, and check every promise.
 
-    Exit code 1: a promise was broken. Then the seed is told, and a schedule to play again.
+    The faults are those of a named scenario, random faults from a seed, or a recorded schedule.
+
+    Exit code: 0 if every promise was kept, else 1. After a broken promise, the command prints the seed and a
+    schedule that replays the run.
     """
-    # Not above: the other commands have no use for it, nor for the time that it takes.
+    # Imported here because the other commands do not need these modules, and importing them takes time.
     from pgha.cli._chaos.arguments import Unusable, checked, listed
     from pgha.cli._chaos.command import run as run_chaos
     from pgha.cli._chaos.text import ChaosOptions
@@ -255,7 +313,7 @@ def chaos(
 
 
 def _print(text: str) -> int:
-    """On standard output; the exit code, also for a reader who left."""
+    """Print `text` on standard output, and return the exit code, even if the reader closed the output."""
     try:
         write(text, sys.stdout)
     except OutputClosed as closed:
@@ -264,6 +322,6 @@ def _print(text: str) -> int:
 
 
 def _given(context: typer.Context, name: str) -> bool:
-    """Whether it stood on the command line."""
+    """Return whether the option was given on the command line."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"

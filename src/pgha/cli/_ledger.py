@@ -1,4 +1,4 @@
-"""`pgha ledger`: make, look at, prune and remove the table that makes keyed writes exactly once."""
+"""`pgha ledger`: create, show, prune and remove the table of idempotency keys."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from pgha.cli._run import ending
 Act: TypeAlias = Literal["install", "status", "prune", "uninstall"]
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _CONNECT = 10.0
-"""Seconds for a node to answer."""
+"""Seconds within which a node has to answer."""
 _WIDTHS = (22, 8, 12, 9, 19)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is to be done."""
+    """The subcommand to run, and its options."""
 
     act: Act
     dsns: tuple[str, ...]
@@ -38,29 +38,32 @@ class Asked:
     older_than: float = 7 * 86400.0
     """Seconds."""
     yes: bool = False
-    """Nobody is to be asked."""
+    """Do not ask for confirmation."""
     force: bool = False
     loop: str = "asyncio"
 
 
 def age(text: str) -> float:
-    """``7d``, ``36h``, ``90m``, ``3600s`` or plain seconds, as seconds; ValueError for anything else."""
+    """Return the seconds of ``7d``, ``36h``, ``90m``, ``3600s`` or a plain number of seconds.
+
+    Raise ValueError for any other text, and for an age that is too short or too long.
+    """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhdw]?)\s*", text)
     if found is None:
-        raise ValueError(f"{text!r} is no length of time: 7d, 36h, 90m, 3600s")
+        raise ValueError(f"{text!r} is not a length of time: use for example 7d, 36h, 90m or 3600s")
     seconds = float(found[1]) * _UNITS[found[2]]
     if seconds < LIFE:
-        raise ValueError(f"{text} is too short: keys are kept for an hour at least, writes may still run")
+        raise ValueError(f"{text} is too short: use 1h or more, since younger writes may still run")
     if seconds > LONGEST:
-        raise ValueError(f"{text} is too long: 36500d at most")
+        raise ValueError(f"{text} is too long: use 36500d or less")
     return seconds
 
 
 def run(asked: Asked) -> int:
-    """Do it; the exit code.
+    """Run a subcommand, and return the exit code.
 
-    0: all is as it was asked for. 1: it is not, for a reason that is told in a line. 2: arguments that cannot
-    be used. 130 and 143: ended by a signal.
+    0: the request was carried out. 1: it was not; the reason is printed in one line. 2: unusable arguments.
+    130 and 143: ended by a signal.
     """
     try:
         nodes = [node.name for node in parse_nodes(asked.dsns)]
@@ -96,16 +99,16 @@ def _on_one_line(what: object) -> str:
 
 
 def _refused(nodes: Sequence[str]) -> int:
-    """Ask whoever sits at the terminal; 0 if it is to be done, else the exit code."""
+    """Ask the user at the terminal for confirmation; return 0 if the answer is yes, else the exit code."""
     if sys.stdin is None or not sys.stdin.isatty():
-        _complain("nobody can be asked here whether to forget all keys: say --yes")
+        _complain("standard input is not a terminal: pass --yes to confirm that all keys are deleted")
         return 2
     before = signal.getsignal(signal.SIGINT)
     if before is signal.SIG_DFL:
-        # That would end the program by the signal, in the middle of a line.
+        # SIG_DFL would kill the program by the signal and leave the cursor in the middle of the line.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        sys.stderr.write(f"Remove the ledger from {', '.join(nodes)}, and forget all keys? [y/N] ")
+        sys.stderr.write(f"Remove the ledger from {', '.join(nodes)}, and delete all keys? [y/N] ")
         sys.stderr.flush()
         answer = sys.stdin.readline()
     except KeyboardInterrupt:
@@ -130,7 +133,7 @@ async def _status(cluster: pgha.Cluster, asked: Asked) -> int:
 
 
 async def _prune(cluster: pgha.Cluster, asked: Asked) -> int:
-    """Node by node: what is in the way on one is no reason to leave the others."""
+    """Prune node by node, so that a problem on one node does not keep the others from being pruned."""
     found: list[pgha.Pruned] = []
     standbys: psycopg.Error | None = None
     for name in cluster.nodes:
@@ -180,7 +183,11 @@ _ACTS: Mapping[Act, Callable[[pgha.Cluster, Asked], Awaitable[int]]] = {
 
 
 def _show(found: Mapping[str, pgha.LedgerStatus], asked: Asked) -> int:
-    """Every node's ledger; 0 when all that take writes can be used (all, where none does)."""
+    """Print each node's ledger, and return the exit code.
+
+    The code is 0 if the ledger of every node that takes writes is usable; if none takes writes, of every
+    node.
+    """
     if asked.json:
         _json([asdict(one) for one in found.values()])
     else:
@@ -191,7 +198,7 @@ def _show(found: Mapping[str, pgha.LedgerStatus], asked: Asked) -> int:
 
 
 def table(found: Sequence[pgha.LedgerStatus]) -> list[str]:
-    """Lines of less than 80 columns, but for what is wrong."""
+    """Return the lines of the table. Each has less than 80 columns, except the description of a problem."""
     lines = [_line("node", "role", "keys", "given up", "oldest", "size")]
     for one in found:
         keys, given_up = _number(one.keys), _number(one.given_up)

@@ -1,4 +1,4 @@
-"""What every command writes with, and how it ends when nobody can read it."""
+"""Functions that write the output of every command, and end a command whose output cannot be written."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import TextIO
 
 
 class OutputClosed(Exception):
-    """Whoever read the output has left; or, with words, it cannot be written. Not an `OSError`: one of a
-    connection would look the same.
+    """The reader of the output has closed it; or, with a message, the output cannot be written.
+
+    This is not an `OSError`, because an `OSError` of a connection would look the same.
     """
 
 
 def write(text: str, file: TextIO, end: str = "\n") -> None:
-    """Print it at once, or `OutputClosed`."""
+    """Print `text` without buffering, or raise `OutputClosed`."""
     try:
         print(text, file=file, end=end, flush=True)
     except OSError as error:
-        # What is still buffered must not complain once more when the interpreter flushes it at its end.
+        # Otherwise the interpreter would flush the buffer at its exit and report the same error again.
         with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - os.devnull is no path of ours
             os.dup2(nowhere.fileno(), file.fileno())
         words = () if isinstance(error, BrokenPipeError) else (error.strerror or str(error),)
@@ -27,7 +28,10 @@ def write(text: str, file: TextIO, end: str = "\n") -> None:
 
 
 def output_closed(error: OutputClosed | BaseExceptionGroup[OutputClosed], name: str) -> int:
-    """The exit code of the command ``name``; what its user does not know by himself is told in a line."""
+    """Return the exit code of the command `name`. Report an output that cannot be written in one line.
+
+    A reader that closed the output is not reported: the user knows.
+    """
     if words := str(first_of(error)):
         sys.stderr.write(f"pgha {name}: the output cannot be written: {words}\n")
         return 1
@@ -35,7 +39,7 @@ def output_closed(error: OutputClosed | BaseExceptionGroup[OutputClosed], name: 
 
 
 def first_of(error: BaseException) -> BaseException:
-    """The first of a group, of groups perhaps; an error that is none, itself."""
+    """Return the first error of a group, which may contain groups, or `error` itself if it is no group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -1,4 +1,4 @@
-"""What the commands share: the loop that each runs in, how a signal ends it, and the servers it starts."""
+"""Functions that the commands share: run an event loop until a signal, and start servers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from pgha.cli._output import OutputClosed, first_of, output_closed
 
 
 def ending(loop: str, body: Callable[[], Awaitable[int]], name: str = "demo") -> int:
-    """Run `body` in a loop of its own; its exit code, or the one for what ended it: a signal, a reader of the
-    output that left, or servers that did not start, which is told in a line. `name`: the command's.
+    """Run `body` in a new event loop, and return an exit code.
+
+    The code is the one that `body` returns, or tells what ended `body`: a signal, a closed output, or servers
+    that did not start. The last is also reported in one line, as an error of the command `name`.
     """
     code = 1
     try:
@@ -31,14 +33,14 @@ def ending(loop: str, body: Callable[[], Awaitable[int]], name: str = "demo") ->
 
 
 async def _until_signalled(body: Callable[[], Awaitable[int]]) -> int:
-    """The exit code of `body`, or, when a signal ends it, 128 and the signal's number.
+    """Return the exit code of `body`, or 128 plus the signal's number if a signal ends `body`.
 
-    The signal is an ordinary cancellation: a KeyboardInterrupt would come up in whatever task runs. Further
-    signals change nothing: an impatient second Ctrl-C must not keep the servers from being removed, which is
-    bounded in time.
+    A signal becomes an ordinary cancellation, since a KeyboardInterrupt would be raised in an arbitrary task.
+    Further signals are ignored: an impatient second Ctrl-C must not stop the removal of the servers, which
+    takes a bounded time.
     """
     code = 1
-    # What a terminal ends its programs by. `nohup` has them ignored.
+    # A terminal sends these signals to end its programs. `nohup` makes programs ignore them.
     more = [one for one in (signal.SIGHUP, signal.SIGQUIT) if signal.getsignal(one) != signal.SIG_IGN]
 
     async def listen(signals: AsyncIterable[signal.Signals], work: anyio.CancelScope) -> None:
@@ -60,7 +62,10 @@ async def _until_signalled(body: Callable[[], Awaitable[int]]) -> int:
 async def servers(
     count: int, first_port: int | None, progress: Progress = unheard
 ) -> AsyncGenerator[chaos.Masters]:
-    """Start `count` masters, on the ports from `first_port` on; the error of a taken port says what to do."""
+    """Start `count` masters, on the ports from `first_port` on.
+
+    If a port is taken, the error message says what to do.
+    """
     ports = None if first_port is None else range(first_port, first_port + count)
     async with AsyncExitStack() as stack:
         try:
@@ -69,5 +74,5 @@ async def servers(
         except chaos.ChaosError as error:
             if first_port is None or not str(error).endswith("is taken"):
                 raise
-            raise chaos.ChaosError(f"{error}: choose another --port, or none for any free ones") from None
+            raise chaos.ChaosError(f"{error}: choose another --port, or omit it to use free ports") from None
         yield nodes

@@ -46,15 +46,15 @@ def asked(*arguments: str, stdin: str | None = None) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--faults", "kill,kil"), "--faults: no fault is called kil; there are kill, freeze, "),
-        (("--faults", ","), "--faults: none is named; there are kill, freeze, "),
+        (("--faults", "kill,kil"), "--faults: no fault is named kil; the faults are kill, freeze, "),
+        (("--faults", ","), "--faults: no fault is given; the faults are kill, freeze, "),
         (("kill-a-bakend",), "there is no scenario 'kill-a-bakend': did you mean kill-a-backend"),
-        (("freeze-the-node", "--minutes", "1"), "--minutes: not with a scenario"),
-        (("freeze-the-node", "--schedule", "-"), "--schedule: not with a scenario"),
-        (("--schedule", "x.json", "--faults", "kill"), "--faults: not with --schedule"),
+        (("freeze-the-node", "--minutes", "1"), "--minutes: cannot be used with a scenario"),
+        (("freeze-the-node", "--schedule", "-"), "--schedule: cannot be used with a scenario"),
+        (("--schedule", "x.json", "--faults", "kill"), "--faults: cannot be used with --schedule"),
         (("--schedule", "nowhere.json"), "--schedule nowhere.json: No such file or directory"),
-        (("--report", "page.pdf"), "--report page.pdf: its name has to end in .png or .svg"),
-        (("--report", "page"), "--report page: its name has to end in .png or .svg"),
+        (("--report", "page.pdf"), "--report page.pdf: the file name must end in .png or .svg"),
+        (("--report", "page"), "--report page: the file name must end in .png or .svg"),
         (("--report", "nowhere/page.png"), "--report nowhere/page.png: No such file or directory"),
         (("big-through-tls", "--nodes", "container"), "big-through-tls cannot be played on container nodes"),
     ],
@@ -227,10 +227,10 @@ def test_the_summary_tells_all_in_few_columns() -> None:
     assert max(len(line) for line in text.splitlines()) < 80
     rows = {line[2:13].strip(): line[13:].split(maxsplit=1) for line in text.splitlines()}
     assert rows["operations"] == ["2", "2 reads, 0 writes"]
-    assert rows["faults"] == ["2", "2 kill, and 1 that could not be done"]
+    assert rows["faults"] == ["2", "2 kill, 1 more could not be done"]
     assert rows["retried"][0] == "3"
     assert "p99.9 2.00 ms" in text
-    assert "8.00 s   without an answer, from 1.0 s on" in text
+    assert "8.00 s   without an answer, beginning at 1.0 s" in text
     assert rows["violations"] == ["0", "every promise was kept"]
     assert summary(trial(0.0)).splitlines()[0].split()[:2] == ["operations", "0"]
 
@@ -241,7 +241,7 @@ def test_violations_stand_in_a_line_each() -> None:
     assert first == "  ! doubled: write w0 is there twice, and was tried once"
     assert second.startswith("  ! doubled: write w1")
     assert summary(trial(10.0, violations=violations(1200))).endswith(
-        "\n  ! and 1,100 more, which the JSON has"
+        "\n  ! and 1,100 more, listed in the JSON report"
     )
 
 
@@ -288,7 +288,7 @@ def test_a_kept_promise_is_code_0_and_a_report(loop: str, tmp_path: Path, comes_
     assert (said.exit_code, said.stderr) == (0, "")
     assert said.stdout.startswith(f"Random faults for 30 s, on 3 local nodes, {loop}; seed 9.\n")
     assert "violations" in said.stdout
-    assert said.stdout.endswith(f"Report: {report}, and its numbers: {tmp_path / 'page.json'}\n")
+    assert said.stdout.endswith(f"Report: {report} (numbers: {tmp_path / 'page.json'})\n")
     assert report.read_text().startswith("<?xml")
     numbers = json.loads((tmp_path / "page.json").read_text())
     assert (numbers["seed"], numbers["kept"], numbers["title"]) == (9, True, "random faults")
@@ -300,10 +300,14 @@ def test_a_broken_promise_is_code_1_and_is_shrunk(tmp_path: Path, comes_out: Any
     said = asked("--seed", "9", "--report", str(tmp_path / "page.png"))
     assert said.exit_code == 1
     assert (
-        "2 promises were broken. The same again (seed 9):\npgha chaos --minutes 0.5 --seed 9 " in said.stdout
+        "2 promises were broken. To replay the run (seed 9):\npgha chaos --minutes 0.5 --seed 9 "
+        in said.stdout
     )
-    assert "try 1: could not be played: no servers this time\n" in said.stdout
-    assert "Shrunk from 3 faults to 1, for a shell:\npgha chaos --schedule - --seed 9 " in said.stdout
+    assert "attempt 1: could not be played: no servers this time\n" in said.stdout
+    assert (
+        "To replay the faults (shrunk from 3 faults to 1), in a shell:\npgha chaos --schedule - --seed 9 "
+        in said.stdout
+    )
     steps = said.stdout.split("<<'END'\n")[1].split("\nEND\n")[0]
     shrunk = Schedule.from_json(steps)
     assert [step.kind for step in shrunk.steps] == ["freeze"]
@@ -318,7 +322,7 @@ def test_without_time_for_it_the_whole_schedule_is_told(comes_out: Any) -> None:
     said = asked("--shrink", "0")
     assert said.exit_code == 1
     assert tried == []
-    assert "All of 3 faults, for a shell:\n" in said.stdout
+    assert "To replay the faults (all of 3 faults), in a shell:\n" in said.stdout
     assert f"\n{THREE.to_json()}\nEND\n" in said.stdout
 
 
@@ -345,7 +349,7 @@ def test_a_schedule_is_played_again_on_as_many_nodes_as_it_needs(comes_out: Any)
     steps = Schedule((Step(0.0, "kill", 4, 0.1),))
     said = asked("--schedule", "-", stdin=steps.to_json())
     assert said.exit_code == 0
-    assert said.stdout.startswith("1 fault of a schedule within 0.1 s, on 5 local nodes, ")
+    assert said.stdout.startswith("Schedule of 1 fault in 0.1 s, on 5 local nodes, ")
     few = asked("--schedule", "-", "--count", "3", stdin=steps.to_json())
     assert few.exit_code == 2
     assert "there are 3 nodes" in few.stderr

@@ -61,7 +61,7 @@ def busy(nodes: int = 3, rate: float = 2345.6) -> Board:
         row.port, row.status = 54321, status(row.name)
         row.rates.extend([rate] * 40)
         row.latencies.extend([0.0021, None] * 20)
-    board.tell(None, "note", "n1, n2, n3 replicate to each other, after 0.8 s.")
+    board.tell(None, "note", "n1, n2, n3 started in 0.8 s and replicate to each other.")
     board.fault(Fault(6.5, "kill", "n2", at_writer=True))
     board.rows[1].status = status("n2", "down")
     board.changed(6.51, changed("n2", "up", "down", "server closed the connection unexpectedly\n" * 9), "->")
@@ -83,7 +83,7 @@ def test_no_line_is_wider_than_the_terminal_and_none_is_too_many(
     board = busy(nodes)
     if stage != "load":
         board.running, board.over = False, stage == "end"
-        board.stage = "All is healed. Replication catches up, then every node is checked"
+        board.stage = "The faults are over. Waiting for replication, then checking every node"
     if stage == "start":
         for row in board.rows:
             row.status = row.port = None
@@ -366,14 +366,14 @@ async def test_a_fault_by_hand_spares_the_last_healthy_node_and_is_healed() -> N
             recorder, view = Recorder(60.0), Silent()
             recorder.begin()
             saboteur = Saboteur(nodes, recorder, view)
-            with pytest.raises(Refused, match="no faults now"):
+            with pytest.raises(Refused, match="no faults while no workload runs"):
                 saboteur.strike("kill", "n1")
             named = [pgha.Node(node.dsn, name=node.name) for node in nodes]
             async with pgha.open_cluster(*named, min_ready=2) as cluster, cluster.events() as events:
                 tasks.start_soon(saboteur.run, cluster, [])
                 await anyio.wait_all_tasks_blocked()
                 saboteur.strike("kill", "n1")
-                with pytest.raises(Refused, match="n1 is away already"):
+                with pytest.raises(Refused, match="n1 is already away"):
                     saboteur.strike("freeze", "n1")
                 with pytest.raises(Refused, match="n2 is the last healthy node"):
                     saboteur.strike("freeze", "n2")
@@ -393,7 +393,7 @@ async def test_a_fault_by_hand_spares_the_last_healthy_node_and_is_healed() -> N
                 ("kill", "n1", True)
             ]
             assert recorder.errors == 0
-            with pytest.raises(Refused, match="no faults now"):
+            with pytest.raises(Refused, match="no faults while no workload runs"):
                 saboteur.strike("kill", "n2")
 
 
@@ -409,7 +409,7 @@ def test_a_key_kills_a_node_under_load_and_nobody_notices(loop: str) -> None:
         terminal.press("k")
         terminal.until("kill n2 by hand", "✗ killed")
         terminal.press("\x1a")
-        terminal.until("Ctrl-Z would stop")
+        terminal.until("Ctrl-Z would spoil")
         assert terminal.end() == 0, terminal.text
         assert terminal.unchanged
     everything = terminal.everything

@@ -222,8 +222,8 @@ async def test_a_dead_node_and_a_wrong_password() -> None:
         (["status"], "Missing argument"),
         (["status", f"hst=db password={SECRET}"], "bad conninfo"),
         (["prune", "host=db", "--older-than", "5m"], "too short"),
-        (["prune", "host=db", "--older-than", "soon"], "no length of time"),
-        (["uninstall", "host=db"], "say --yes"),
+        (["prune", "host=db", "--older-than", "soon"], "not a length of time"),
+        (["uninstall", "host=db"], "not a terminal: pass --yes to confirm"),
         (["remove", "host=db"], "No such command"),
     ],
 )
@@ -246,7 +246,7 @@ async def test_at_a_terminal_it_asks() -> None:
         ]:
             assert (await keys_of(node)) == 0
             shown, ended = await anyio.to_thread.run_sync(answered, node.dsn, keys)
-            assert f"Remove the ledger from 127.0.0.1:{node.port}, and forget all keys? [y/N]" in shown
+            assert f"Remove the ledger from 127.0.0.1:{node.port}, and delete all keys? [y/N]" in shown
             assert (shown.endswith(said), ended) == (True, code), shown
         assert await node.execute("SELECT to_regclass('pgha.ledger') IS NULL") == [(True,)]
 

@@ -181,7 +181,7 @@ def test_keys_break_nodes_which_come_back(loop: str) -> None:
         terminal.press("2k")
         terminal.until("n2 is chosen", "kill n2 for 3 s")
         terminal.press("k\x1b[Ar")
-        terminal.until("n2 is away already", "n1 is chosen", "restart n1", "n1 is back")
+        terminal.until("n2 is already away", "n1 is chosen", "restart n1", "n1 is back")
         terminal.until("n2 is back after 3.")
         assert [answers(dsn) for dsn in dsns] == [True, True]
         terminal.press("x")

@@ -100,7 +100,7 @@ def test_the_summary_tells_all() -> None:
     errors = "3 errors (NoNodeAvailable 2, ValueError 1), 1 in doubt, 1 unfinished"
     assert first == f"10 operations in 2 spikes and 4.0 s: 4 finished, {errors}"
     assert second.startswith("1 ops/s, p50 10.")
-    assert second.endswith(", 7 times run again")
+    assert second.endswith(", 7 retries")
     assert third == "answered by n1 3, n2 1"
     assert samples == ["! NoNodeAvailable: first of them", "! ValueError: bad", "! CommitInDoubt: perhaps"]
     numbers = json.loads(one.json(104.0, 7, {"loop": "trio"}))
@@ -430,7 +430,7 @@ def test_errors_are_counted_by_class_and_are_the_exit_code(server: Node) -> None
 
 def test_writes_need_every_node_at_the_start(server: Node) -> None:
     done = ended(server.dsn, f"host=127.0.0.1 port=1 password={SECRET}", "--write")
-    complaint = "pgha soak: --write makes its table on every node first, and 127.0.0.1:1 is down ("
+    complaint = "pgha soak: --write needs every node up, to create its table: 127.0.0.1:1 is down ("
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith(complaint)
     assert SECRET not in done.stderr
@@ -443,7 +443,7 @@ async def test_writes_need_a_primary() -> None:
     async with standalone(1, settings={"default_transaction_read_only": "on"}) as nodes:
         done = await anyio.to_thread.run_sync(ended, nodes.dsns[0], "--write")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "pgha soak: --write needs a primary, and all nodes are standbys\n"
+    assert done.stderr == "pgha soak: --write needs a primary, but all nodes are standbys\n"
 
 
 # What cannot be used
@@ -464,7 +464,10 @@ def test_a_dsn_that_points_nowhere() -> None:
     [
         ((f"host=h password='{SECRET}",), "bad conninfo: "),
         ((f"postgresql://u:{SECRET}@h:x/d",), "port must be a number"),
-        (("host=a", "host=b port=1", "--pin", "b"), "no node is called 'b': there are a:5432, b:1\n"),
+        (
+            ("host=a", "host=b port=1", "--pin", "b"),
+            "--pin: no node is named 'b'; the nodes are a:5432, b:1\n",
+        ),
         (("host=a", "host=a"), "two nodes are called 'a:5432'"),
     ],
 )

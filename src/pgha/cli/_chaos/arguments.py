@@ -1,4 +1,4 @@
-"""What `pgha chaos` was asked for, looked at before anything is started."""
+"""The arguments of `pgha chaos`, checked before anything is started."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from pgha.chaos import ALL_FAULTS, FaultKind, Schedule
 from pgha.cli._chaos.text import ChaosOptions
 
 _SPARED = 1
-"""Nodes without a fault at any moment: if there is none, nobody can answer, and nothing is promised."""
+"""Nodes without a fault at any moment.
+
+Without a healthy node no operation can be answered, so pgha promises nothing.
+"""
 
 
 class Unusable(Exception):
-    """It cannot be done as it was asked for. `code`: to exit with."""
+    """The arguments cannot be used. `code` is the exit code."""
 
     def __init__(self, why: str, code: int = 2) -> None:
         super().__init__(why)
@@ -27,7 +30,7 @@ class Unusable(Exception):
 
 
 def listed() -> str:
-    """A line for each scenario: its number, name, where it can be played, what it is."""
+    """Return a line per scenario: number, name, the kinds of nodes it can be played on, and description."""
     width = max(map(len, SCENARIOS))
     lines = [
         f"{one.number or '-':>3}  {name:<{width}}  {'/'.join(one.kinds):<15}  {one.text}"
@@ -37,11 +40,20 @@ def listed() -> str:
 
 
 def checked(options: ChaosOptions, faults: str | None, schedule: str | None, given: set[str]) -> ChaosOptions:
-    """The options with what stands in words and files, or `Unusable`. `given`: those that were named, without
-    their dashes.
+    """Return the options with `faults` and `schedule` parsed.
+
+    Args:
+        options: The options that need no parsing.
+        faults: The kinds of faults, separated by commas.
+        schedule: The name of a file with a schedule, or - for standard input.
+        given: The options on the command line, without their dashes.
+
+    Raises:
+        Unusable: An argument cannot be used.
     """
     for name in sorted(given & _meaningless(options.scenario, schedule)):
-        raise Unusable(f"--{name}: not with {'a scenario' if options.scenario else '--schedule'}")
+        other = "a scenario" if options.scenario else "--schedule"
+        raise Unusable(f"--{name}: cannot be used with {other}")
     if options.scenario is not None:
         _check_scenario(options.scenario, options)
     if faults is not None:
@@ -69,12 +81,12 @@ def _check_scenario(name: str, options: ChaosOptions) -> None:
 
 
 def kinds_of(words: str) -> tuple[FaultKind, ...]:
-    """The kinds of faults that are named, with commas between; `Unusable` when one is unknown."""
+    """Return the kinds of faults in `words`, separated by commas; raise `Unusable` for an unknown kind."""
     names = [name.strip() for name in words.split(",") if name.strip()]
     unknown = [name for name in names if name not in ALL_FAULTS]
     if unknown or not names:
-        what = f"no fault is called {', '.join(unknown)}" if unknown else "none is named"
-        raise Unusable(f"--faults: {what}; there are {', '.join(ALL_FAULTS)}")
+        what = f"no fault is named {', '.join(unknown)}" if unknown else "no fault is given"
+        raise Unusable(f"--faults: {what}; the faults are {', '.join(ALL_FAULTS)}")
     return tuple(cast(FaultKind, name) for name in dict.fromkeys(names))
 
 
@@ -87,9 +99,13 @@ def _scheduled(options: ChaosOptions, schedule: Schedule, counted: bool) -> Chao
 
 
 def schedule_of(source: str) -> Schedule:
-    """Read a schedule: its own JSON, or that of a report, of which the shrunk one is taken if there is one.
+    """Read a schedule from a file, or from standard input if `source` is -.
 
-    `source`: the name of a file, or - for standard input. `Unusable` when it has none.
+    The text is the JSON of a schedule or of a report. A report's shrunk schedule is preferred to its full
+    one.
+
+    Raises:
+        Unusable: There is no usable schedule.
     """
     try:
         text = sys.stdin.read() if source == "-" else Path(source).read_text()
@@ -102,23 +118,23 @@ def schedule_of(source: str) -> Schedule:
     except (ValueError, chaos.ChaosError) as error:
         raise Unusable(f"--schedule {source}: {error}") from error
     if not all(isinstance(step.node, int) for step in schedule.steps):
-        raise Unusable(f"--schedule {source}: nodes are whole numbers, from 0")
+        raise Unusable(f"--schedule {source}: nodes must be whole numbers, counted from 0")
     if not schedule.steps:
-        raise Unusable(f"--schedule {source}: there are no faults in it")
+        raise Unusable(f"--schedule {source}: the schedule has no faults")
     return schedule
 
 
 def check_report(report: Path) -> None:
-    """`Unusable` when it could not be written after the run.
+    """Raise `Unusable` if the report could not be written after the run.
 
-    Imports matplotlib, which takes a second: whatever is wrong with it is to be known before the run.
+    This imports matplotlib, which takes a second, so that a problem with it is reported before the run.
     """
     try:
         suffixes = import_module("pgha.cli._chaos.figure").SUFFIXES
     except ImportError as error:
         raise Unusable(f"--report needs matplotlib: pip install 'pgha[demo]' ({error})", 1) from None
     if report.suffix.lower() not in suffixes:
-        raise Unusable(f"--report {report}: its name has to end in {' or '.join(suffixes)}")
+        raise Unusable(f"--report {report}: the file name must end in {' or '.join(suffixes)}")
     for path in (report, beside(report)):
         try:
             _try_to_write(path)
@@ -127,7 +143,7 @@ def check_report(report: Path) -> None:
 
 
 def _try_to_write(path: Path) -> None:
-    """Open it as it will be opened, and leave no file that was not there."""
+    """Open the file for writing without changing it, and remove it if it did not exist."""
     there = path.exists()
     with path.open("ab"):
         pass
@@ -136,5 +152,5 @@ def _try_to_write(path: Path) -> None:
 
 
 def beside(report: Path) -> Path:
-    """Where the numbers of a report are."""
+    """Return the path of the JSON file with the numbers of a report."""
     return report.with_suffix(".json")

@@ -1,4 +1,4 @@
-"""`pgha chaos`: pgha under faults, by a scenario, a seed or a schedule; what became of every operation."""
+"""`pgha chaos`: run pgha under the faults of a scenario, a seed or a schedule, and check every promise."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ _VERSIONS = ("pgha", "anyio", "trio", "psycopg")
 
 
 def run(options: ChaosOptions) -> int:
-    """Play what was asked for, judge it and write the report; the exit code.
+    """Play the requested run, check it, write the report, and return the exit code.
 
-    0: every promise was kept. 1: one was broken, or the servers or the report could not be had. Nothing is
-    left behind, whatever ends it.
+    0: every promise was kept. 1: a promise was broken, servers did not start, or the report could not be
+    written. No processes or files are left behind, whatever ends the run.
     """
     return ending(options.loop, lambda: _chaos(options), "chaos")
 
@@ -62,16 +62,17 @@ async def _chaos(options: ChaosOptions) -> int:
 
 
 def _say(options: ChaosOptions, text: str) -> None:
-    """With --json standard output is for that alone."""
+    """Print `text`. With --json, standard output is only for the JSON."""
     write(text, sys.stderr if options.json else sys.stdout)
 
 
 async def _played(options: ChaosOptions) -> Trial:
-    """The trial itself, with a line a second about it."""
+    """Play the trial, and print a line per second meanwhile."""
     _say(options, options.beginning())
     looked_on = _LookedOn()
     async with anyio.create_task_group() as tasks:
-        # Before the trial begins: it takes whatever is begun while it lasts, and goes on, for its own.
+        # Started before the trial, because the trial reports every task that begins during it and outlives it
+        # as left behind.
         tasks.start_soon(looked_on.tell, options)
         trial = await _trial(options, looked_on.watch)
         tasks.cancel_scope.cancel()
@@ -79,7 +80,7 @@ async def _played(options: ChaosOptions) -> Trial:
 
 
 class _LookedOn:
-    """A trial that may have begun."""
+    """Watches a trial, which may not have begun."""
 
     def __init__(self) -> None:
         self._begun = anyio.Event()
@@ -87,12 +88,12 @@ class _LookedOn:
         self._faults: Sequence[Done] = ()
 
     def watch(self, cluster: pgha.Cluster, recorder: Recorder, faults: Sequence[Done]) -> None:
-        """The load begins now."""
+        """Note that the load begins now."""
         self._cluster, self._faults = cluster, faults
         self._begun.set()
 
     async def tell(self, options: ChaosOptions) -> None:
-        """A line a second, while there is a load."""
+        """Print a line per second while the load runs."""
         await self._begun.wait()
         cluster, began, second = self._cluster, time.monotonic(), 0
         assert cluster is not None
@@ -126,7 +127,7 @@ async def _trial(options: ChaosOptions, watch: Watch) -> Trial:
 
 @contextmanager
 def _defects() -> Iterator[list[str]]:
-    """What pgha logs as an error is a defect, even where no caller saw one."""
+    """Collect the errors that pgha logs: each is a defect, even if no caller saw an error."""
     found: list[str] = []
 
     class Collecting(logging.StreamHandler[TextIO]):
@@ -147,7 +148,7 @@ def _defects() -> Iterator[list[str]]:
 
 
 async def _reported(options: ChaosOptions, trial: Trial, more: dict[str, Any], *, page: bool = True) -> None:
-    """Write what was asked for. In a thread, so that a signal is heard meanwhile."""
+    """Write the report, in a thread so that signals are handled meanwhile."""
     report = options.report
     if report is None:
         return
@@ -156,7 +157,7 @@ async def _reported(options: ChaosOptions, trial: Trial, more: dict[str, Any], *
     except OSError as error:
         raise chaos.ChaosError(f"--report {report}: {error.strerror or error}") from error
     if page:
-        _say(options, f"Report: {report}, and its numbers: {beside(report)}")
+        _say(options, f"Report: {report} (numbers: {beside(report)})")
 
 
 def _write_report(trial: Trial, report: Path, more: dict[str, Any], page: bool) -> None:
@@ -179,12 +180,12 @@ def _versions() -> dict[str, str]:
 
 
 async def _again(options: ChaosOptions, trial: Trial) -> dict[str, Any]:
-    """Tell how to play it again, as short as it can be had; the same for the report."""
+    """Print how to replay the run, with the shortest schedule that was found. Return it for the report."""
     count = len(trial.violations)
     broken = "1 promise was broken" if count == 1 else f"{count:,} promises were broken"
     _say(
         options,
-        f"{broken}. The same again (seed {options.seed}):\n{played_again(options, options.schedule)}\n",
+        f"{broken}. To replay the run (seed {options.seed}):\n{played_again(options, options.schedule)}\n",
     )
     if trial.schedule is None or not trial.schedule.steps:
         return {}
@@ -192,11 +193,11 @@ async def _again(options: ChaosOptions, trial: Trial) -> dict[str, Any]:
     again = played_again(options, shrunk)
     before, after = len(trial.schedule.steps), len(shrunk.steps)
     what = (
-        f"Shrunk from {counted(before, 'fault')} to {after}"
+        f"shrunk from {counted(before, 'fault')} to {after}"
         if shrunk != trial.schedule
-        else f"All of {counted(before, 'fault')}"
+        else f"all of {counted(before, 'fault')}"
     )
-    _say(options, f"{what}, for a shell:\n{again}\n")
+    _say(options, f"To replay the faults ({what}), in a shell:\n{again}\n")
     return {"shrunk": asdict(shrunk), "again": again}
 
 
@@ -205,18 +206,18 @@ async def _shrunk(options: ChaosOptions, trial: Trial, schedule: Schedule) -> Sc
     tries = 0
 
     async def broken(candidate: Schedule) -> bool:
-        """Whether it breaks one of the rules that were broken: another defect is another story."""
+        """Return whether `candidate` breaks a rule that the first run broke; other defects do not count."""
         nonlocal tries
         tries += 1
         try:
             again = await replay(candidate, kind=options.kind, nodes=options.count, seed=options.seed)
         except chaos.ChaosError as error:
-            _say(options, f"  try {tries}: could not be played: {error}")
+            _say(options, f"  attempt {tries}: could not be played: {error}")
             return False
         found = bool(rules & {one.rule for one in again.violations})
-        told = "broken as well" if found else "kept"
-        _say(options, f"  try {tries}: {counted(len(candidate.steps), 'fault')}, {told}")
+        told = "fails too" if found else "passes"
+        _say(options, f"  attempt {tries}: {counted(len(candidate.steps), 'fault')}, {told}")
         return found
 
-    _say(options, f"Looking for a shorter schedule that breaks it too, for {options.shrink:g} s at most ...")
+    _say(options, f"Looking for a shorter schedule that fails too, for at most {options.shrink:g} s ...")
     return await shrink(schedule, broken, seconds=options.shrink)

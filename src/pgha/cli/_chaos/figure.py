@@ -1,7 +1,7 @@
-"""The page of a chaos run: answers, latencies and nodes on one axis of time, with the faults behind them.
+"""The page of a chaos run: answers, latencies and nodes on one time axis, with the faults behind them.
 
-Colours are those of Okabe and Ito, which the colour-blind can tell apart; where they are near each other in
-grey, the form differs too. No pyplot, and nothing global: a figure of its own.
+The colours are those of Okabe and Ito, which colour-blind people can tell apart. Marks whose colours look
+alike in grey also differ in shape. The figure uses neither pyplot nor global state.
 """
 
 from __future__ import annotations
@@ -46,31 +46,34 @@ SUFFIXES = (".png", ".svg")
 _WIDE, _HIGH, _DPI = 16.0, 10.0, 100
 _SHADE, _EDGE = "#DDDDDD", "#AAAAAA"
 _ROWS = 5
-"""Most rows of the faults' labels."""
+"""The maximum number of rows of fault labels."""
 _ROW = 0.0185
-"""The height of one, as a part of the page."""
+"""The height of a row of labels, as a fraction of the page."""
 _TOLD = 3
-"""Most violations in the title, ..."""
+"""The maximum number of violations in the title."""
 _LONG = 190
-"""... and most characters of each."""
+"""The maximum number of characters of a violation in the title."""
 _BACKEND = ("kill_backend", "terminate", "freeze_backend")
 _SERVER = ("kill", "crash", "restart", "freeze")
 _STYLE = {"font.size": 10.0, "svg.fonttype": "none", "svg.hashsalt": "pgha"}
 
 
 def save(trial: Trial, path: Path) -> None:
-    """Draw the page into a file, whose name ends in `.png` (1600 x 1000 pixels) or `.svg` (text is text).
+    """Draw the page into a file. Block for a second or two.
 
-    Blocks for a second or two. `OSError` when the file cannot be written.
+    The name ends in `.png` (1600 x 1000 pixels) or `.svg` (whose text stays text, not outlines).
+
+    Raises:
+        OSError: The file cannot be written.
     """
     metadata: dict[str, Any] = {"Date": None} if path.suffix.lower() == ".svg" else {}
-    # What a user's own matplotlibrc says is for the user's own figures.
+    # The default style, so that the user's own matplotlibrc does not change the page.
     with style.context(["default", _STYLE]):
         page(trial).savefig(path, dpi=_DPI, metadata=metadata)
 
 
 def page(trial: Trial) -> Figure:
-    """The figure itself."""
+    """Return the page as a figure."""
     figure = Figure(figsize=(_WIDE, _HIGH), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
     seconds = span(trial) or 1.0
@@ -99,19 +102,22 @@ def page(trial: Trial) -> Figure:
 
 @dataclass(slots=True)
 class _Panels:
-    """Axes one below the other, on one axis of time."""
+    """Axes placed one below the other, on a common time axis."""
 
     figure: Figure
     seconds: float
     rest: float
-    """How much of the page is left below."""
+    """The fraction of the page that is still free below."""
     axes: list[Axes]
 
     def __init__(self, figure: Figure, seconds: float, top: float) -> None:
         self.figure, self.seconds, self.rest, self.axes = figure, seconds, top, []
 
     def add(self, height: float, gap: float = 0.033) -> Axes:
-        """`gap`: above it, a part of `height` unless it is that of the faults."""
+        """Add axes below the others.
+
+        `gap` is the space above them. It is taken from `height`, except for the first axes (the faults).
+        """
         if self.axes:
             height -= gap
         self.rest -= height + gap
@@ -124,7 +130,7 @@ class _Panels:
 
 
 def _draw_title(figure: Figure, trial: Trial, found: Totals) -> float:
-    """What the page is about; where it ends."""
+    """Draw the title, and return the position of its lower end."""
     seed = "" if trial.seed is None else f", seed {trial.seed}"
     title = shorten(trial.title, 90, placeholder=" ...") + seed
     figure.text(LEFT, 0.975, title, size=16, weight="bold", va="top")
@@ -161,18 +167,18 @@ def _facts(trial: Trial, found: Totals) -> list[str]:
 def _told(trial: Trial) -> list[str]:
     told = [shorten(f"{one.rule}: {one.text}", _LONG, placeholder=" ...") for one in trial.violations[:_TOLD]]
     more = len(trial.violations) - len(told)
-    return [*told, f"and {more} more, which the JSON beside this page has"] if more else told
+    return [*told, f"and {more} more, listed in the JSON next to this page"] if more else told
 
 
 @cache
 def _width(label: str) -> float:
-    """How wide the label of a fault is, with a gap behind it, as a part of the axis of time."""
+    """Return the width of a fault's label and the gap after it, as a fraction of the time axis."""
     inches = TextPath((0, 0), label, size=SMALL).get_extents().x1 / 72 + 0.1
     return float(inches / (_WIDE * (RIGHT - LEFT)))
 
 
 def _draw_faults(axes: Axes, placed: Sequence[Placed]) -> None:
-    """A row of labels or more; below each a line, as long as the fault was on."""
+    """Draw the rows of labels, with a line below each label for the duration of its fault."""
     rows = max([1, *(one.row + 1 for one in placed)])
     axes.set_ylim(rows, 0)
     axes.spines[:].set_visible(False)
@@ -182,7 +188,7 @@ def _draw_faults(axes: Axes, placed: Sequence[Placed]) -> None:
     for one in placed:
         color = _color(one.band)
         axes.hlines(one.row + 0.92, one.band.begin, one.band.end, color=color, lw=2.0)
-        # Those that were over at once have no length: each shows where it began.
+        # A fault that was over at once has no length, so a mark shows its beginning.
         axes.vlines(one.band.begin, one.row + 0.2, one.row + 0.98, color=color, lw=1.2)
         if one.at is not None:
             axes.text(one.at, one.row + 0.52, f" {one.band.label}", size=SMALL, va="center", gid="fault")
@@ -191,15 +197,16 @@ def _draw_faults(axes: Axes, placed: Sequence[Placed]) -> None:
 
 
 def _color(band: Band) -> str:
-    """By what is hit: a server, a backend, the network."""
+    """Return the colour of what the fault hits: a server, a backend or the network."""
     if band.kind in _SERVER:
         return BLACK
     return PURPLE if band.kind in _BACKEND else BLUE
 
 
 def _shade(axes: Axes, shown: Sequence[Band], *, over: bool) -> None:
-    """The same through all rows: what happens in it has to do with a fault. `over`: the row has an area that
-    would cover it.
+    """Shade the times of faults in a row, so that their effects can be related to them.
+
+    With `over`, shade above the row's own drawing too, which would otherwise cover the shade.
     """
     whole = axes.get_xaxis_transform()
     ranges = [(begin, end - begin) for begin, end in union(shown)]
@@ -207,6 +214,6 @@ def _shade(axes: Axes, shown: Sequence[Band], *, over: bool) -> None:
     if over:
         axes.broken_barh(ranges, (0, 1), transform=whole, facecolor=_EDGE, alpha=0.25, lw=0, zorder=2.5)
     if shown:
-        # Where each begins; those that were over at once have nothing else.
+        # A line where each fault begins: a fault that was over at once has no shaded area.
         width = 0.7 if len(shown) < 100 else 0.3
         axes.vlines([one.begin for one in shown], 0, 1, transform=whole, color=_EDGE, lw=width, zorder=0.3)

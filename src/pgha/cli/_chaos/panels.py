@@ -1,4 +1,4 @@
-"""The rows of a chaos run's page, each drawn on axes that know their time already."""
+"""The rows of a chaos run's page. The axes are passed in with their time range already set."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, RED, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 
 LEFT, RIGHT = 0.062, 0.912
-"""Of the axes, as parts of the page's width. Right of them stands what is said beside a row."""
+"""The ends of the axes, as fractions of the page's width. Notes about a row stand right of them."""
 SMALL = 8.5
 _RASTERIZED = 2_000
-"""So many dots make an SVG that nobody can open."""
+"""Dots above which they are drawn as a bitmap: programs cannot open an SVG with so many."""
 _FLOOR = 1e-5
-"""Seconds; a logarithmic axis has no 0."""
+"""Seconds. Shorter latencies are drawn here, since a logarithmic axis has no 0."""
 _APART = 0.085
-"""Of the percentiles' values, as a part of the row's height."""
+"""The minimum distance between the percentiles' values, as a fraction of the row's height."""
 
 _EDGED = 80
-"""So many bars of a node have no edges any more."""
+"""The number of bars per node from which bars are drawn without edges."""
 _STEPS = (15, 30, 60, 120, 300, 600, 1800, 3600, 10**9)
-"""Seconds between two times below, of a long run."""
+"""Seconds between two labels of the time axis of a long run."""
 
 _LOOKS: Mapping[Condition, tuple[str, str | None, float]] = {
     "up": (SKY, None, 0.62),
@@ -37,7 +37,7 @@ _LOOKS: Mapping[Condition, tuple[str, str | None, float]] = {
     "down": (RED, "////", 0.62),
     "connecting": ("#FFFFFF", None, 0.25),
 }
-"""How a node is drawn: its colour, hatching, height."""
+"""The colour, hatching and height of a node's bar."""
 _DOTS: Mapping[Sort, tuple[str, str, str]] = {
     "left": ("#777777", ".", "left by its caller"),
     "read": (BLUE, ".", "read"),
@@ -45,11 +45,11 @@ _DOTS: Mapping[Sort, tuple[str, str, str]] = {
     "error": (RED, "x", "error"),
     "in doubt": (PURPLE, "D", "in doubt"),
 }
-"""How an operation is drawn: its colour, mark and name."""
+"""The colour, mark and name of an operation's dot."""
 
 
 def aside(axes: Axes, text: str, at: float) -> None:
-    """Say something right of a row, `at` a part of its height."""
+    """Write `text` right of a row, `at` a fraction of the row's height."""
     axes.text(1.008, at, text, transform=axes.transAxes, size=SMALL, va="center")
 
 
@@ -58,7 +58,7 @@ def _step(seconds: float) -> str:
 
 
 def _headed(axes: Axes, text: str, handles: Sequence[Line2D | Patch] = ()) -> None:
-    """What a row shows, above it."""
+    """Write the title of a row above the row, with a legend."""
     axes.set_title(text, loc="left", size=10, pad=4)
     if handles:
         axes.legend(
@@ -80,7 +80,7 @@ def _nothing(axes: Axes, text: str) -> None:
 
 
 def draw_answers(axes: Axes, rates: Series, found: Totals, seconds: float) -> None:
-    """How many results a second there were."""
+    """Draw the number of results per second."""
     values = [count / rates.width if rates.width else 0.0 for count in rates.answered]
     edges = [number * rates.width for number in range(len(values) + 1)]
     axes.stairs(values, edges, fill=True, color=SKY, alpha=0.6, lw=0, zorder=2)
@@ -91,13 +91,14 @@ def draw_answers(axes: Axes, rates: Series, found: Totals, seconds: float) -> No
     axes.grid(axis="y", color="#CCCCCC", lw=0.5)
     if not found.answered:
         _nothing(axes, "no answers")
-    _headed(axes, f"answers a second, in steps of {_step(rates.width)}")
-    aside(axes, f"{found.answered / seconds:,.0f} a second\non average", 0.5)
+    _headed(axes, f"answers per second, in steps of {_step(rates.width)}")
+    aside(axes, f"{found.answered / seconds:,.0f} per second\non average", 0.5)
 
 
 def draw_errors(axes: Axes, rates: Series, found: Totals) -> None:
-    """How many operations ended with an error or in doubt; a row of its own, since among thousands of answers
-    one would not be seen.
+    """Draw the numbers of operations that ended with an error or in doubt.
+
+    They have a row of their own, because a single one could not be seen among thousands of answers.
     """
     tops = [sum(pair) for pair in zip(rates.errors, rates.in_doubt, strict=True)]
     bars = [
@@ -119,23 +120,23 @@ def _draw_bars(
         if value
     ]
     if some:
-        # With an edge, so that a bar that is narrower than a pixel is seen.
+        # The edge makes a bar visible that is narrower than a pixel.
         lefts, heights, starts = zip(*some, strict=True)
         axes.bar(lefts, heights, width, starts, align="edge", color=color, edgecolor=color, lw=1.0, zorder=2)
     return Patch(color=color, label=name)
 
 
 def draw_latencies(axes: Axes, dots: Mapping[Sort, Dots], found: Totals) -> None:
-    """How long each operation took, where it ended."""
+    """Draw each operation's latency at the time when the operation ended."""
     _headed(
-        axes, "latency, each operation where it ended", [_key(sort) for sort, some in dots.items() if some.at]
+        axes, "latency, each operation when it ended", [_key(sort) for sort, some in dots.items() if some.at]
     )
     every = [max(latency, _FLOOR) for some in dots.values() for latency in some.latency]
     if not every:
         axes.set_yticks([])
         _nothing(axes, "no operation ended")
         return
-    # Few are drawn large enough to be found, many small enough to be told from each other.
+    # Few dots are drawn large enough to be found, many small enough to be told apart.
     size = 8.0 if len(every) < 400 else 5.0 if len(every) < 4_000 else 2.6
     for sort, some in dots.items():
         color, mark, _ = _DOTS[sort]
@@ -156,7 +157,7 @@ def draw_latencies(axes: Axes, dots: Mapping[Sort, Dots], found: Totals) -> None
 
 
 def _scale(axes: Axes, low: float, high: float) -> None:
-    """A logarithmic axis with two values on it at least."""
+    """Make the axis logarithmic, with at least two labelled values."""
     axes.set_yscale("log")
     if high < 30 * low:
         low, high = 10 ** floor(log10(low)), 10 ** ceil(log10(high * 1.01))
@@ -198,7 +199,7 @@ def draw_lanes(
     promoted: Sequence[Promotion],
     faults: Sequence[Band],
 ) -> None:
-    """What pgha thought of each node, and below it the faults that it really had."""
+    """Draw the state of each node as pgha saw it, and below it the faults that the node had."""
     names = list(lanes)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_yticks(range(len(names)), names)
@@ -209,7 +210,7 @@ def draw_lanes(
         here = [band for band in faults if band.node == name]
         begins, ends = [band.begin for band in here], [band.end for band in here]
         axes.hlines([row + 0.41] * len(here), begins, ends, color=BLACK, lw=2.5, zorder=3)
-        # The resets and kills, which are over at once.
+        # A mark for faults that are over at once, such as resets and kills.
         axes.plot(begins, [row + 0.41] * len(here), "|", color=BLACK, markersize=4, zorder=3)
     for one in promoted:
         axes.plot(one.at, names.index(one.node), "^", color=BLACK, markersize=9, mec="white", zorder=4)
@@ -217,7 +218,7 @@ def draw_lanes(
 
 
 def _draw_lane(axes: Axes, row: int, bars: Sequence[Bar]) -> None:
-    # Edges help while there are few; of many they would be all that is seen.
+    # Edges help to tell few bars apart; with many bars only the edges would be visible.
     edge = 0.4 if len(bars) < _EDGED else 0.0
     for condition, (color, hatch, height) in _LOOKS.items():
         ranges = [(bar.begin, bar.end - bar.begin) for bar in bars if bar.condition == condition]
@@ -240,12 +241,12 @@ def _conditions(lanes: Mapping[str, Sequence[Bar]], promoted: bool, faults: bool
     if promoted:
         found.append(Line2D([], [], ls="", marker="^", color=BLACK, markersize=7, label="promoted"))
     if faults:
-        found.append(Line2D([], [], color=BLACK, lw=2.5, label="a fault of this node"))
+        found.append(Line2D([], [], color=BLACK, lw=2.5, label="fault of this node"))
     return found
 
 
 def time_axis(axes: Axes, seconds: float, *, labelled: bool) -> None:
-    """Times below a row: seconds, or minutes and seconds when there are many."""
+    """Label the time axis below a row: in seconds, or for more than 180 s in minutes and seconds."""
     axes.tick_params(labelbottom=labelled)
     if seconds <= 180:
         axes.xaxis.set_major_locator(MaxNLocator(12))

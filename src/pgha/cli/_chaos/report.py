@@ -1,7 +1,8 @@
 """The numbers of a chaos run's report. Pure: everything comes from the `Trial`.
 
-Times are seconds since the load began, unless they are said to be `time.monotonic` seconds. An operation
-counts where it ended: what was silent during a fault shows as a gap, and what waited for its end behind it.
+Times are seconds since the load began, unless documented as `time.monotonic` seconds. An operation is counted
+at the time when it ended: a fault shows as a gap, and operations that waited for the end of the fault follow
+the gap.
 """
 
 from __future__ import annotations
@@ -19,33 +20,36 @@ if TYPE_CHECKING:
     from pgha.chaos.history import Entry
 
 Sort: TypeAlias = Literal["left", "read", "write", "error", "in doubt"]
-"""As what an operation is drawn; left: its caller did not wait for its end."""
+"""How an operation is drawn. "left" means that its caller did not wait for the end."""
 SORTS: tuple[Sort, ...] = get_args(Sort)
 _LEFT = ("left by ", "OperationCancelled")
-"""How the error of such a one begins."""
+"""The beginnings of the errors of operations that are drawn as "left"."""
 
 _BINS = 300
-"""About as many of them over the whole run, between the shortest and the longest bin."""
+"""The approximate number of bins in a run, if bins of that length are neither too short nor too long."""
 _SHORTEST, _LONGEST = 0.1, 1.0
 _MOST_DOTS = 50_000
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What became of the operations. Latencies in seconds, of those with a result; None without any."""
+    """The outcomes of the operations.
+
+    Latencies are in seconds, and those of operations with a result; None if there are none.
+    """
 
     operations: int
     reads: int
     writes: int
     answered: int
-    """Those with a result."""
+    """Operations with a result."""
     errors: int
-    """Those that ended with an error which is no doubt."""
+    """Operations that ended with an error; writes in doubt are not counted here."""
     in_doubt: int
     left: int
-    """Those that their callers did not wait for, on purpose: in doubt, and no surprise."""
+    """Operations that their callers left on purpose: their outcomes are unknown, as expected."""
     unfinished: int
-    """Those that ran still when the history was closed."""
+    """Operations that were still running when the history was closed."""
     retried: int
     p50: float | None
     p99: float | None
@@ -53,12 +57,12 @@ class Totals:
     longest_gap: float
     """The longest time without a result, from the beginning of the load to its end."""
     gap_at: float
-    """When it began."""
+    """The time when the longest gap began."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """How many operations ended in each bin, and how; all bins are of `width` seconds."""
+    """The number of operations that ended in each bin, by outcome. Each bin is `width` seconds long."""
 
     width: float
     answered: tuple[int, ...]
@@ -68,20 +72,20 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Dots:
-    """Operations as points: when each ended, and how many seconds it had taken."""
+    """Operations as points: the time when each ended, and its latency in seconds."""
 
     at: tuple[float, ...]
     latency: tuple[float, ...]
 
 
 def span(trial: Trial) -> float:
-    """Seconds from the beginning of the load to its end, and to the last answer if that was later."""
+    """Return the seconds from the beginning of the load to its end, or to the last answer if later."""
     last = max((entry.ended for entry in trial.history if entry.ended is not None), default=trial.ended)
     return max(trial.ended, last) - trial.began
 
 
 def sort_of(entry: Entry) -> Sort | None:
-    """As what it is drawn; None when it never ended."""
+    """Return how the operation is drawn; None if it never ended."""
     if entry.ended is None or entry.ending is None:
         return None
     if entry.error is not None and entry.error.startswith(_LEFT):
@@ -90,14 +94,14 @@ def sort_of(entry: Entry) -> Sort | None:
         case "acknowledged":
             return entry.kind
         case "in doubt":
-            # A read that failed was perhaps carried out, which is nothing to its caller: it has an error.
+            # Whether a failed read was carried out does not matter to its caller, who got an error.
             return "in doubt" if entry.kind == "write" else "error"
         case "refused" | "lost":
             return "error"
 
 
 def totals(trial: Trial) -> Totals:
-    """Count the operations of a run, and measure them."""
+    """Return the counts and latencies of a run's operations."""
     kinds = Counter(entry.kind for entry in trial.history)
     sorts = Counter(sort_of(entry) for entry in trial.history)
     ordered = sorted(latency for _, latency in _answers(trial))
@@ -121,22 +125,25 @@ def totals(trial: Trial) -> Totals:
 
 
 def _answers(trial: Trial) -> Iterable[tuple[float, float]]:
-    """When each result came, and the latency of its operation."""
+    """Yield the time of each result and the latency of its operation."""
     for entry in trial.history:
         if entry.ending == "acknowledged" and entry.ended is not None:
             yield entry.ended - trial.began, entry.ended - entry.begun
 
 
 def percentile(ordered: Sequence[float], part: float) -> float | None:
-    """The smallest of `ordered` that `part` of them (above 0, at most 1) do not exceed; None of none."""
+    """Return the smallest value that the fraction `part` (above 0, at most 1) of `ordered` does not exceed.
+
+    Return None if `ordered` is empty.
+    """
     return ordered[ceil(part * len(ordered)) - 1] if ordered else None
 
 
 def longest_gap(answers: Iterable[float], end: float) -> tuple[float, float]:
-    """When the longest time without an answer began, and how long it was.
+    """Return when the longest time without an answer began, and how long it was.
 
-    It may begin with the load and may last until `end`; past that nothing is asked for any more, and silence
-    is no gap.
+    The gap may begin with the load and may last until `end`. After `end` no operations are submitted, so that
+    silence is not a gap.
     """
     longest, last = (0.0, 0.0), 0.0
     for at in [*sorted(min(at, end) for at in answers), end]:
@@ -147,15 +154,17 @@ def longest_gap(answers: Iterable[float], end: float) -> tuple[float, float]:
 
 
 def bins(seconds: float) -> tuple[int, float]:
-    """How many bins there are in so many seconds, and how long each is: 0.1 to 1 second, or shorter when all
-    of it is. They fill the time exactly, so that the last one is as good as the others.
+    """Return the number of bins in `seconds`, and the length of each.
+
+    The length is 0.1 to 1 second, or less for a shorter run. The bins fill the time exactly, so that the last
+    bin is as long as the others.
     """
     count = max(1, round(seconds / min(max(seconds / _BINS, _SHORTEST), _LONGEST)))
     return count, seconds / count
 
 
 def series(trial: Trial) -> Series:
-    """What ended in each bin."""
+    """Return the number of operations that ended in each bin."""
     count, width = bins(span(trial))
     answered, errors, in_doubt, left = ([0] * count for _ in range(4))
     kept = {"read": answered, "write": answered, "error": errors, "in doubt": in_doubt, "left": left}
@@ -168,10 +177,10 @@ def series(trial: Trial) -> Series:
 
 
 def dots(trial: Trial, most: int = _MOST_DOTS) -> dict[Sort, Dots]:
-    """The operations that ended, as points, `most` of them at most (at least one of each sort).
+    """Return the operations that ended as points: at most `most`, but at least one of each sort.
 
-    Where there are more, of those that would be drawn on each other the slowest alone is kept. So nothing is
-    left out that would be seen, and no outlier.
+    If there are more, then of the points that would be drawn over each other only the slowest is kept. So
+    neither visible points nor outliers are lost.
     """
     ended = [
         (sort, entry.ended - trial.began, entry.ended - entry.begun)
@@ -187,7 +196,7 @@ def dots(trial: Trial, most: int = _MOST_DOTS) -> dict[Sort, Dots]:
 def _thinned(
     ended: list[tuple[Sort, float, float]], most: int, seconds: float
 ) -> Collection[tuple[Sort, float, float]]:
-    columns, rows = 1200.0, 120.0  # cells over the time, and to a power of ten of latency
+    columns, rows = 1200.0, 120.0  # cells over the whole time, and per power of ten of latency
     kept: Collection[tuple[Sort, float, float]] = ended
     while len(kept) > most and columns >= 1.0:
         cells: dict[tuple[Sort, int, int], tuple[Sort, float, float]] = {}
@@ -205,9 +214,9 @@ def _columns(points: list[tuple[float, float]]) -> tuple[tuple[float, ...], tupl
 
 
 def numbers(trial: Trial, more: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the page shows, and what it was made of, for JSON; `more` is added to it.
+    """Return all numbers of the page, and the data behind them, for JSON. `more` is added.
 
-    Seconds but for the latencies, which are milliseconds as their names say.
+    Times are in seconds, except values named `..._ms`, which are in milliseconds.
     """
     return {
         "title": trial.title,
@@ -250,19 +259,19 @@ def _over_time(trial: Trial) -> dict[str, Any]:
 
 
 def faults_by_kind(trial: Trial) -> dict[str, int]:
-    """How many of each kind were done, the most frequent first."""
+    """Return the number of faults of each kind, the most frequent first."""
     return dict(Counter(band.kind for band in bands(trial)).most_common())
 
 
 def in_words(seconds: float) -> str:
-    """A time to read: 0.45 ms, 45 ms, 3.1 s."""
+    """Return a time as text: 0.45 ms, 45 ms, 3.10 s."""
     if seconds >= 0.9995:
         return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
     return f"{seconds * 1000:.2f} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
 
 
 def counted(count: int, word: str) -> str:
-    """1 read, 2,000 reads."""
+    """Return a count as text: 1 read, 2,000 reads."""
     return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 

@@ -1,4 +1,4 @@
-"""What the nodes of a chaos run were like, and when which fault was on. Pure, as `_chaos_report`.
+"""The states of a chaos run's nodes over time, and the times of its faults. Pure, like `report`.
 
 Times are seconds since the load began.
 """
@@ -24,16 +24,16 @@ _CONDITIONS: dict[str, Condition] = {
     "connecting": "connecting",
 }
 _SLOW_BIN = 0.25
-"""Seconds: so long a time of a node is slow, or is not."""
+"""Seconds. Each interval of this length of a node is slow or not."""
 _SLOWER = 10.0
-"""Times the node's own median, ..."""
+"""A node is slow from this many times the median of its own answers on."""
 _NOTICED = 0.02
-"""... and so many seconds at least: below that a busy machine alone makes the difference."""
+"""Seconds from which answers can be slow: below, a busy machine alone makes the difference."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """What a node was like from `begin` to `end`."""
+    """The condition of a node from `begin` to `end`."""
 
     begin: float
     end: float
@@ -42,7 +42,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """A standby became a primary."""
+    """The moment when a standby became a primary."""
 
     at: float
     node: str
@@ -50,7 +50,7 @@ class Promotion:
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """A fault was on from `begin` to `end`, healing included."""
+    """The time of a fault from `begin` to `end`, healing included."""
 
     begin: float
     end: float
@@ -64,7 +64,7 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Where the label of a fault is, left-aligned at `at`; None where there was no room for it."""
+    """The position of a fault's label, left-aligned at `at`; None if there was no room for the label."""
 
     band: Band
     row: int
@@ -72,7 +72,7 @@ class Placed:
 
 
 def topology(trial: Trial) -> str:
-    """As what the nodes were first seen: 3 primaries, 1 primary and 2 standbys."""
+    """Return the first known roles of the nodes as text: 3 primaries, 1 primary and 2 standbys."""
     roles: dict[str, str] = {}
     for sighting in sorted(trial.sightings, key=lambda one: one.at):
         if sighting.role != "unknown":
@@ -89,7 +89,7 @@ def topology(trial: Trial) -> str:
 
 
 def promotions(trial: Trial) -> list[Promotion]:
-    """When a node that was known as a standby was first seen as a primary."""
+    """Return the times when a node that was known as a standby was first seen as a primary."""
     known: dict[str, str] = {}
     found = []
     for sighting in sorted(trial.sightings, key=lambda one: one.at):
@@ -101,11 +101,11 @@ def promotions(trial: Trial) -> list[Promotion]:
 
 
 def lanes(trial: Trial, span: float) -> dict[str, list[Bar]]:
-    """What each node was like, from 0 to `span`, one bar after the other.
+    """Return the condition of each node from 0 to `span` as consecutive bars.
 
-    Slow is a node that pgha suspects; and one that is up where the 99th percentile of its answers within a
-    quarter of a second is above 10 times its median of the whole run, and above 20 ms. Before a node was seen
-    it counts as connecting.
+    A node is slow while pgha suspects it. A node that is up is also slow in each quarter of a second in which
+    the 99th percentile of its answers is above 10 times its median of the whole run and above 20 ms. A node
+    counts as connecting until it is first seen.
     """
     slow = _slow(trial)
     found = {}
@@ -126,7 +126,7 @@ def _between(changes: Sequence[tuple[float, Condition]], span: float) -> Iterato
 
 
 def _with_slow(bars: Iterable[Bar], slow: set[int], span: float) -> Iterator[Bar]:
-    """Each bar that is up, cut where a slow quarter of a second begins or ends."""
+    """Yield the bars, with each bar that is up cut where a slow quarter of a second begins or ends."""
     for bar in bars:
         if bar.condition != "up" or not slow:
             yield bar
@@ -149,7 +149,7 @@ def _merged(bars: Iterable[Bar]) -> list[Bar]:
 
 
 def _slow(trial: Trial) -> dict[str, set[int]]:
-    """The numbers of the quarters of a second in which each node was slow, by what it answered then."""
+    """Return the numbers of the quarters of a second in which each node's answers were slow."""
     by_bin: dict[str, dict[int, list[float]]] = {node: defaultdict(list) for node in trial.nodes}
     for entry in trial.history:
         for node, sent_at, answered_at in _answers(entry):
@@ -164,9 +164,10 @@ def _slow(trial: Trial) -> dict[str, set[int]]:
 
 
 def _answers(entry: Entry) -> list[tuple[str, float, float]]:
-    """Which node answered, when it was asked, and when it did.
+    """Return the node, the time of sending and the time of the answer, for each answer.
 
-    By the attempts, since what waited for a node that is down was not slow on the one that answered.
+    The times are those of the attempts: an operation that waited for a node that is down was not slow on the
+    node that answered.
     """
     attempts = [
         (one.node, one.sent_at, one.answered_at) for one in entry.attempts if one.answered_at is not None
@@ -181,7 +182,10 @@ def _p99(latencies: list[float]) -> float:
 
 
 def bands(trial: Trial) -> list[Band]:
-    """The faults that were done, in the order of their beginning; what never was healed lasts to the end."""
+    """Return the faults that were done, in the order of their beginnings.
+
+    A fault that never was healed lasts to the end of the run.
+    """
     found = [
         Band(
             fault.at - trial.began,
@@ -196,7 +200,7 @@ def bands(trial: Trial) -> list[Band]:
 
 
 def union(found: Iterable[Band]) -> list[tuple[float, float]]:
-    """When any fault was on: disjoint, in order."""
+    """Return the times when any fault was on, as disjoint intervals in order."""
     merged: list[tuple[float, float]] = []
     for band in sorted(found, key=lambda one: one.begin):
         begin, end = band.begin, band.end
@@ -210,11 +214,11 @@ def union(found: Iterable[Band]) -> list[tuple[float, float]]:
 def place(
     found: Sequence[Band], span: float, rows: int, width_of: Callable[[str], float]
 ) -> tuple[list[Placed], int]:
-    """Put the faults, in the order of their beginning, into rows: nothing in a row covers anything else.
+    """Place the faults into rows in which nothing overlaps. Also return the number of faults without a label.
 
-    `width_of` says how many seconds wide a label is. A label begins with its fault, or ends with the time.
-    Where there is no room for a label, the fault stands without one; where there is none for that either, it
-    is left out. The second value: how many have no label.
+    `found` is in the order of the faults' beginnings, and `width_of` returns the width of a label in seconds.
+    A label begins with its fault, or earlier so that it ends within the time axis. If there is no room for
+    the label, the fault is placed without one; if there is no room for the fault either, it is left out.
     """
     ends = [0.0] * rows
     placed = []

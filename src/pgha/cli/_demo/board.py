@@ -1,4 +1,4 @@
-"""What the live view knows: each node, its last seconds, and what happened. No terminal, no clock."""
+"""The data of the live view: nodes, their last seconds, and events. The board needs no terminal or clock."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pgha.cli._demo.workload import Move, Recorder, Second
 
 SAMPLES = 30
 SAMPLE = 0.5
-"""Seconds of one sample: thirty are the fifteen seconds of a demo."""
+"""Seconds per sample: thirty samples cover the fifteen seconds of a demo."""
 _HAPPENINGS = 50
 _AT_ONCE = 0.5
-"""Seconds between two changes of a node that are one to the eye."""
+"""Seconds within which two changes of a node share a line."""
 
 Held: TypeAlias = DemoFault | Literal["returning"]
 Sort: TypeAlias = Literal["fault", "change", "move", "back", "no", "note"]
@@ -24,52 +24,52 @@ Sort: TypeAlias = Literal["fault", "change", "move", "back", "no", "note"]
 
 @dataclass(slots=True)
 class Row:
-    """A node."""
+    """A node of the table."""
 
     name: str
     step: str = "preparing"
-    """How far it is while the servers come up."""
+    """The progress of the server's start."""
     port: int | None = None
     status: pgha.NodeStatus | None = None
-    """What pgha thinks of it; None before the workload."""
+    """The node's status as pgha sees it; None before the workload."""
     held: Held | None = None
-    """What the demo is doing to it."""
+    """The fault that the demo is inflicting on the node, or its recovery."""
     rates: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
-    """Operations a second that it answered, a value for each sample."""
+    """Operations per second that the node answered, one value per sample."""
     latencies: deque[float | None] = field(default_factory=lambda: deque(maxlen=SAMPLES))
-    """Seconds: the median of what it answered, or of pgha's pings when it answered nothing."""
+    """Median latency of the node's answers in seconds, or the latency of pgha's pings if there were none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Happening:
-    """One line of what happened."""
+    """A line of the list of events."""
 
     at: float | None
     """Seconds since the workload began; None before and after it."""
     sort: Sort
     text: str
     mark: str = ""
-    """The name of its symbol."""
+    """The name of the symbol before the text."""
     change: tuple[str | None, str] | None = None
-    """Of which node, and the state that it is in then."""
+    """For a change of state: the node, and its new state."""
 
 
 @dataclass(slots=True)
 class Board:
-    """Everything that a frame shows."""
+    """The data of a frame."""
 
     title: str
     rows: list[Row]
     seconds: float
-    """How long the workload is to run."""
+    """The duration of the workload."""
     keys: bool = False
     """Whether there is a keyboard."""
     stage: str = ""
-    """What is going on while there is no workload."""
+    """The current activity while no workload runs."""
     waited: float = 0.0
     """Seconds since the stage began."""
     running: bool = False
-    """Whether the workload is."""
+    """Whether the workload is running."""
     over: bool = False
     elapsed: float = 0.0
     chosen: int = 0
@@ -77,7 +77,7 @@ class Board:
     errors: int = 0
     retried: int = 0
     gap: float = 0.0
-    """The longest, in seconds."""
+    """The longest time without an answer, in seconds."""
     second: Second | None = None
     happenings: list[Happening] = field(default_factory=list)
     _sampled: float = 0.0
@@ -86,26 +86,26 @@ class Board:
 
     @property
     def rate(self) -> float:
-        """Operations a second of all nodes, in the last sample."""
+        """Operations per second of all nodes, in the last sample."""
         return sum(row.rates[-1] for row in self.rows if row.rates)
 
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.name == name)
 
     def choose(self, number: int) -> None:
-        """The keys are for the node of this index from now on, if there is one."""
+        """Apply the keys to the node with the index `number` from now on, if there is one."""
         if 0 <= number < len(self.rows):
             self.chosen = number
 
     def step(self, by: int) -> None:
-        """Choose the next node, or with -1 the one before."""
+        """Choose the next node, or with -1 the previous one."""
         self.chosen = (self.chosen + by) % len(self.rows)
 
     def tell(self, at: float | None, sort: Sort, text: str, mark: str = "") -> None:
         self._add(Happening(at, sort, _one_line(text), mark))
 
     def _add(self, happening: Happening) -> None:
-        """In the order of time: what is heard of later may have been before."""
+        """Insert an event in the order of time, since an earlier event may be reported later."""
         at = happening.at
         place = len(self.happenings)
         while at is not None and place and (self.happenings[place - 1].at or 0.0) > at:
@@ -129,8 +129,10 @@ class Board:
         self.tell(at, "back", f"{node} is back after {in_words(away)}", "back")
 
     def changed(self, at: float, event: pgha.NodeStateChanged, arrow: str) -> None:
-        """A line for a node's whole way down, with the first reason: the steps follow each other at once, and
-        what came of the first tells no more.
+        """Add a line for a node's change of state.
+
+        Changes that follow each other at once share one line, with the first reason: the reasons of the later
+        steps say no more.
         """
         if event.state == "up" and self._told_back(event.node):
             return
@@ -145,13 +147,13 @@ class Board:
         self._add(Happening(at, "change", _one_line(text), change=(event.node, event.state)))
 
     def _told_back(self, node: str | None) -> bool:
-        """Whether its way up is told by `back`, just now or soon."""
+        """Return whether `back` has just reported, or will soon report, that the node is up again."""
         last = self.happenings[-1] if self.happenings else None
         just = last is not None and last.sort == "back" and last.text.startswith(f"{node} ")
         return just or any(row.name == node and row.held is not None for row in self.rows)
 
     def look(self, recorder: Recorder, statuses: Mapping[str, pgha.NodeStatus], retried: int) -> None:
-        """Take over what the workload and pgha say at this moment; a sample when one is due."""
+        """Update the board from the workload and from pgha, and take a sample if one is due."""
         self.elapsed = min(recorder.elapsed, recorder.seconds)
         self.seconds = recorder.seconds
         self.writer, self.errors = recorder.writer, recorder.errors + recorder.in_doubt

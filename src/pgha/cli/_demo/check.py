@@ -1,4 +1,4 @@
-"""What became of the demo's writes: the kit's rules, in the demo's words."""
+"""The check of the demo's writes by the rules of `pgha.chaos`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class Verdict:
     """The keys that broke a rule, and those that were applied more than once."""
 
     lost: tuple[str, ...] = ()
-    """Acknowledged, and not on every node."""
+    """Keys of writes that were acknowledged but are not on every node."""
     doubled: tuple[str, ...] = ()
-    """Applied more than once, or never asked for, or said to be not applied."""
+    """Keys that were applied more than once, never submitted, or applied though reported as not applied."""
     repeated: tuple[str, ...] = ()
-    """Applied more than once; the ledger is to keep them from it."""
+    """Keys that were applied more than once, which the ledger should prevent."""
     others: tuple[Violation, ...] = ()
-    """Of the other rules."""
+    """Violations of the other rules."""
 
 
 def judge(history: History, rows: Rows) -> Verdict:
-    """Judge the writes by the rows of every node, taken after replication caught up."""
+    """Check the writes against the rows of every node, read after replication caught up."""
     held = {node: list(found) for node, found in rows.items()}
     found = check(history, held)
     return Verdict(

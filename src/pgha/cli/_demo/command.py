@@ -1,4 +1,4 @@
-"""`pgha demo`: real servers, a workload, faults under it, and what became of every operation."""
+"""`pgha demo`: real servers, a workload, faults, and the outcome of every operation."""
 
 from __future__ import annotations
 
@@ -27,17 +27,23 @@ from pgha.cli._run import ending, servers
 __all__ = ["Options", "ending", "log_counted", "run", "servers", "watched"]
 
 _TIMEOUT = 10.0
-"""Seconds for one operation. None takes as long unless pgha fails: so that a failure ends, and is counted."""
+"""Seconds for one operation.
+
+An operation takes as long only if pgha fails, and is then counted as an error.
+"""
 
 
 def run(options: Options, *, json: bool, plain: bool = False) -> int:
-    """Run the demo to its end; the exit code. Nothing is left behind, whatever ends it."""
+    """Run the demo, and return the exit code.
+
+    No processes or files are left behind, whatever ends the demo.
+    """
     view = JsonView() if json else _view(options, plain)
     return ending(options.loop, lambda: _demo(options, view))
 
 
 def _view(options: Options, plain: bool) -> View:
-    """Pictures for a terminal that can move its cursor, lines for all else."""
+    """Return the live view for a terminal that can move its cursor, else the view in lines of text."""
     console = Console(highlight=False, markup=False, emoji=False)
     if plain or sys.stdout is None or not sys.stdout.isatty() or not console.is_interactive:
         return PlainView()
@@ -52,13 +58,13 @@ async def _demo(options: Options, view: View) -> int:
 
 
 async def watched(options: Options, view: View) -> Summary:
-    """The demo itself, told to `view`; the servers are gone afterwards."""
+    """Run the demo and report it to `view`; the servers are removed afterwards."""
     began = time.monotonic()
     view.stage(f"Starting {options.nodes} PostgreSQL servers on this machine")
     async with servers(options.nodes, options.port, view.progress) as nodes:
         await nodes.create(TABLES)
         names = ", ".join(nodes.names)
-        view.note(f"{names} replicate to each other, after {time.monotonic() - began:.1f} s.")
+        view.note(f"{names} started in {time.monotonic() - began:.1f} s and replicate to each other.")
         recorder = Recorder(options.seconds)
         saboteur = Saboteur(nodes, recorder, view)
         with log_counted(recorder):
@@ -73,13 +79,13 @@ async def watched(options: Options, view: View) -> Summary:
 async def _load(
     nodes: chaos.Masters, recorder: Recorder, saboteur: Saboteur, view: View, options: Options
 ) -> pgha.Statistics:
-    """The workload and the faults, all healed at the end; what the cluster counted."""
+    """Run the workload under faults, heal all faults, and return the cluster's statistics."""
     named = [pgha.Node(node.dsn, name=node.name) for node in nodes]
     async with pgha.open_cluster(*named, min_ready=len(named), timeout=_TIMEOUT) as cluster:
         await fill(cluster, nodes)
         view.note(
-            f"{READERS} tasks read and {WRITERS} write for {options.seconds} s, under faults;"
-            f" seed {options.seed}, {options.loop}."
+            f"{READERS} tasks read and {WRITERS} tasks write for {options.seconds} s, under faults"
+            f" (seed {options.seed}, {options.loop})."
         )
         async with cluster.events() as events, anyio.create_task_group() as watchers:
             recorder.begin()
@@ -91,13 +97,13 @@ async def _load(
                 await work(cluster, recorder)
                 saboteur.stop()
             watchers.cancel_scope.cancel()
-            view.stage("All is healed. Replication catches up, then every node is checked")
+            view.stage("The faults are over. Waiting for replication, then checking every node")
         return cluster.statistics()
 
 
 @contextmanager
 def log_counted(recorder: Recorder) -> Iterator[None]:
-    """What pgha logs as an error is a defect, even where no caller saw one: it must not pass unnoticed."""
+    """Count the errors that pgha logs: each is a defect, even if no caller saw an error."""
 
     class Counting(logging.StreamHandler[TextIO]):
         def emit(self, record: logging.LogRecord) -> None:

@@ -1,7 +1,7 @@
 """A frame of the live view, drawn from the board alone: lines that never exceed the terminal.
 
-Columns have fixed widths, so that nothing moves while numbers change. In a narrow terminal they are left out,
-the least important first; what is left of the width goes to the sparklines.
+Columns have fixed widths, so that nothing moves while numbers change. In a narrow terminal the least
+important columns are left out. The remaining width goes to the sparklines.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _GAP = 2
 _HAPPENINGS = 8
 _NARROW = 60
 _SHORTEST = 6
-"""Cells of a sparkline: a shorter one says nothing."""
+"""The minimum number of cells of a sparkline: a shorter one would show nothing."""
 _LATENCY_STEPS = (0.0004, 0.4)
-"""Seconds at the lowest and the highest step of a latency's sparkline."""
+"""Seconds at the lowest and at the highest step of a sparkline of latencies."""
 _STYLES = {
     "up": "green",
     "suspect": "yellow",
@@ -39,7 +39,7 @@ _SORTS = {"change": "dim", "back": "green", "no": "yellow", "note": "dim"}
 
 
 def frame(board: Board, width: int, height: int, glyphs: Glyphs, tick: int = 0) -> list[Text]:
-    """The lines: at most `width` cells each, and at most `height` of them. `tick` turns the spinner."""
+    """Return at most `height` lines of at most `width` cells each. `tick` turns the spinner."""
     top = _head(board, width, glyphs, tick)
     table = _table(board, width, glyphs)
     foot = [] if board.over else [Text(), _foot(board, width, glyphs) if board.running else Text()]
@@ -79,7 +79,7 @@ def _progress(board: Board, width: int, glyphs: Glyphs, tick: int) -> Text:
 
 
 def _numbers(board: Board, width: int, glyphs: Glyphs) -> Text:
-    """The most important first; as many as fit."""
+    """Return the line of numbers: as many as fit, the most important first."""
     if not (board.running or board.over):
         return Text()
     errors = Text(f"{board.errors} error{'' if board.errors == 1 else 's'}")
@@ -87,7 +87,7 @@ def _numbers(board: Board, width: int, glyphs: Glyphs) -> Text:
     items = [errors]
     if board.running:
         items.insert(0, Text(f"{board.rate:,.0f} ops/s".rjust(11), "bold"))
-    items.append(Text(f"{board.retried} run again"))
+    items.append(Text(f"{board.retried} retries"))
     items.append(Text(f"longest gap {board.gap * 1000:.0f} ms"))
     if board.second is not None and board.running:
         items.append(Text(f"p50 {board.second.p50 * 1000:.1f} ms"))
@@ -112,7 +112,7 @@ class _Column:
     title: str
     width: int
     cell: Callable[[Row, int], Text]
-    """Of a row and the width."""
+    """The function that draws a cell, given the row and the width."""
     right: bool = False
     gap: int = _GAP
 
@@ -138,10 +138,10 @@ def _put(line: Text, cell: Text, column: _Column) -> None:
 
 
 def _columns(board: Board, width: int, glyphs: Glyphs) -> list[tuple[int, _Column]]:
-    """From left to right, each with its rank: the lowest ranks are the last to be left out.
+    """Return the columns from left to right, each with its rank: the highest ranks are left out first.
 
-    In a wide terminal what was done to a server and what pgha thinks of it stand side by side, otherwise the
-    first takes the place of the second.
+    In a wide terminal, a server's fault and the node's state as pgha sees it stand side by side. In a narrow
+    one they share a column: a fault hides the state.
     """
     wide = width >= 99
     top = max((rate for row in board.rows for rate in row.rates), default=0.0)
@@ -178,7 +178,10 @@ def _columns(board: Board, width: int, glyphs: Glyphs) -> list[tuple[int, _Colum
 
 
 def _fitted(ranked: Sequence[tuple[int, _Column]], width: int) -> list[_Column]:
-    """The columns that fit, the sparklines (those without a title, but the first) stretched to the width."""
+    """Return the columns that fit, with the sparklines stretched to fill the width.
+
+    The sparklines are the columns without a title, except the first column.
+    """
     taken: set[int] = set()
     left = width
     for _, column in sorted(ranked, key=lambda pair: pair[0]):
@@ -230,7 +233,7 @@ def _latency(row: Row) -> Text:
 
 
 def _happenings(board: Board, room: int, narrow: bool, glyphs: Glyphs) -> list[Text]:
-    """The newest last, and as many lines as there is room for: what is below stands still."""
+    """Return exactly `room` lines, the newest event last, so that the lines below never move."""
     if room <= 0:
         return []
     lines = [_happening(one, narrow, glyphs) for one in board.happenings[-room:]]

@@ -1,4 +1,4 @@
-"""The faults of the demo: planned from the seed alone, then done to the nodes under the workload."""
+"""The faults of the demo: planned from the seed alone, then inflicted on the nodes under the workload."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from pgha.cli._demo.workload import Recorder
 DemoFault: TypeAlias = Literal["kill", "freeze", "restart"]
 
 _EVERY = 2.8
-"""Seconds from one fault to the next, about."""
+"""Approximate seconds from one fault to the next."""
 _SHARE_AT_WRITER = 0.75
 _PATIENCE = 10.0
-"""Seconds in which pgha has to use a healed node again."""
+"""Seconds within which pgha has to use a healed node again."""
 HOLD = 3.0
-"""Seconds that a node stays killed or frozen by hand."""
+"""Seconds for which a node stays killed or frozen after a key."""
 STRIKES: Mapping[str, DemoFault] = {"k": "kill", "f": "freeze", "r": "restart"}
-"""By their keys."""
+"""The faults by the keys that begin them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A fault to be; `at` and `hold` in seconds."""
+    """A planned fault; `at` and `hold` are in seconds."""
 
     at: float
     kind: DemoFault
     hold: float
-    """How long the node stays killed or frozen."""
+    """The time for which the node stays killed or frozen."""
     at_writer: bool
-    """Whether it is for the node that takes the writes at that moment, when it is healthy."""
+    """Whether the fault hits the node that takes the writes at that moment, if that node is healthy."""
     pick: float
-    """Else: where among the healthy nodes it is, from 0 to 1."""
+    """If not: the position, from 0 to 1, of the hit node among the healthy ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault that was."""
+    """A fault that was inflicted."""
 
     at: float
     kind: DemoFault
@@ -52,11 +52,14 @@ class Fault:
 
 
 class Refused(Exception):
-    """The fault may not be now; the text says why."""
+    """The fault is not allowed now, for the reason in the message."""
 
 
 def plan(random: Random, seconds: float) -> list[Planned]:
-    """Faults spread over the time, with a rest before and after; each three have all kinds, in any order."""
+    """Return faults that are spread over the time, with a pause before the first and after the last.
+
+    Each group of three faults has all three kinds, in random order.
+    """
     first, span = 0.06 * seconds, 0.86 * seconds
     count = max(1, round(span / _EVERY))
     kinds: list[DemoFault] = []
@@ -76,26 +79,27 @@ def plan(random: Random, seconds: float) -> list[Planned]:
 
 
 class FaultView(Protocol):
-    """Who is shown the faults. `at`: seconds since the workload began."""
+    """A view that shows the faults. `at` is in seconds since the workload began."""
 
     def fault(self, fault: Fault) -> None:
-        """A node is about to be killed, frozen or restarted."""
+        """Show that a node is about to be killed, frozen or restarted."""
         ...
 
     def mending(self, node: str) -> None:
-        """Its server is being started or thawed again."""
+        """Show that the node's server is being started or thawed again."""
         ...
 
     def back(self, node: str, at: float, away: float) -> None:
-        """pgha uses it again, `away` seconds after the fault."""
+        """Show that pgha uses the node again, `away` seconds after the fault."""
         ...
 
 
 class Saboteur:
-    """Does what is planned or asked for, and heals it again; one node at least is healthy at each moment.
+    """Inflicts planned and requested faults, and heals them. At least one node is healthy at each moment.
 
-    Healthy means that its server accepts connections and pgha uses it. Several nodes may be away at once: a
-    permit for each but one is taken before the fault, and given back when its node is healthy again.
+    A node is healthy if its server accepts connections and pgha uses the node. Several nodes may be away at
+    once. There is one permit less than nodes: each fault takes a permit, and returns it when the node is
+    healthy again.
     """
 
     def __init__(self, nodes: Masters, recorder: Recorder, view: FaultView) -> None:
@@ -109,12 +113,13 @@ class Saboteur:
         self._begin: Callable[[Node, DemoFault, float, bool], None] | None = None
 
     def stop(self) -> None:
-        """No more faults; what is away is healed at once, and `run` ends when all are healthy."""
+        """Begin no more faults, and heal all nodes at once. `run` returns when all nodes are healthy."""
         self._stopping.set()
 
     async def run(self, cluster: pgha.Cluster, faults: list[Planned]) -> None:
-        """Do `faults` in their order, and what `strike` asks for; returns when it was stopped and all nodes
-        are healthy again.
+        """Inflict `faults` in their order, and the faults that `strike` requests.
+
+        Return when `stop` was called and all nodes are healthy again.
         """
         async with anyio.create_task_group() as tasks:
 
@@ -127,15 +132,19 @@ class Saboteur:
             await self._stopping.wait()
 
     def strike(self, kind: DemoFault, name: str) -> None:
-        """A fault that was not planned begins now, and is healed after `HOLD` seconds; or `Refused`."""
+        """Begin a fault that was not planned, and heal it after `HOLD` seconds.
+
+        Raises:
+            Refused: The fault is not allowed now.
+        """
         if self._begin is None or self._stopping.is_set():
-            raise Refused("no faults now")
+            raise Refused("no faults while no workload runs")
         if name in self._away:
-            raise Refused(f"{name} is away already")
+            raise Refused(f"{name} is already away: wait until it is back")
         try:
             self._permits.acquire_nowait()
         except anyio.WouldBlock:
-            raise Refused(f"{name} is the last healthy node: it is spared") from None
+            raise Refused(f"{name} is the last healthy node: wait until another is back") from None
         self._begin(self._nodes[name], kind, HOLD, True)
 
     async def _follow(
@@ -176,7 +185,7 @@ class Saboteur:
         self._view.back(node.name, now, now - began)
 
     async def _until_used(self, cluster: pgha.Cluster, name: str) -> None:
-        """Wait until pgha uses the node again; that it does not is a defect to be counted."""
+        """Wait until pgha uses the node again. If that takes too long, count a defect."""
         with anyio.move_on_after(_PATIENCE):
             async with cluster.events() as events:
                 if cluster.nodes[name].state == "up":
@@ -188,13 +197,16 @@ class Saboteur:
                         and event.state == "up"
                     ):
                         return
-        self._recorder.complain(f"{name} is back, and pgha did not use it for {_PATIENCE:g} s")
+        self._recorder.complain(f"{name} is back, but pgha did not use it within {_PATIENCE:g} s")
 
 
 async def afflict(
     node: Node, kind: DemoFault, hold: Callable[[], Awaitable[object]], mending: Callable[[], None]
 ) -> None:
-    """Do it to the server, await `hold()`, call `mending()`, and wait until it accepts connections again."""
+    """Inflict a fault, await `hold()`, call `mending()`, heal the fault, and wait until the server is ready.
+
+    A restart heals itself, so `hold()` is not awaited.
+    """
     match kind:
         case "kill":
             await node.kill()
@@ -213,5 +225,5 @@ async def afflict(
 
 
 def in_words(seconds: float) -> str:
-    """A time to read: 45 ms, 3.1 s."""
+    """Return a time as text: 45 ms, 3.1 s."""
     return f"{seconds:.1f} s" if seconds >= 1.0 else f"{seconds * 1000:.0f} ms"

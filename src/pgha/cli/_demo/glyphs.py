@@ -1,4 +1,4 @@
-"""The characters of the live view: Unicode's, or ASCII's where the terminal shows no others."""
+"""The characters of the live view: Unicode, or ASCII if the terminal shows no others."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ _COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
 
 @dataclass(frozen=True, slots=True)
 class Glyphs:
-    """One cell wide each."""
+    """A set of characters, each one cell wide except the ASCII arrow."""
 
     bars: str
     """The steps of a sparkline, lowest first."""
     nothing: str
-    """In a sparkline: there was no value."""
+    """A missing value in a sparkline."""
     done: str
-    """The part of the time that is over."""
+    """The part of the progress bar for the elapsed time."""
     left: str
+    """The part of the progress bar for the remaining time."""
     spinner: str
     chosen: str
-    """Before the node that the keys are for."""
+    """The mark before the node that the keys apply to."""
     writes: str
-    """After the node that takes the writes."""
+    """The mark after the node that takes the writes."""
     ellipsis: str
     arrow: str
     dot: str
-    """Between the items of a line."""
+    """The separator between the items of a line."""
     marks: Mapping[str, str]
-    """By the state of a node."""
+    """Symbols of the states of a node and of the events."""
 
 
 UNICODE = Glyphs(
@@ -87,9 +88,9 @@ ASCII = Glyphs(
 
 
 def glyphs_for(encoding: str, environment: Mapping[str, str]) -> Glyphs:
-    """What a terminal shows: `encoding` is standard output's.
+    """Return the characters that the terminal can show. `encoding` is that of standard output.
 
-    That alone does not tell: in the C locale Python writes UTF-8 all the same, and sets LC_CTYPE itself.
+    The encoding alone does not tell: in the C locale Python writes UTF-8 too, and sets LC_CTYPE itself.
     """
     if encoding.lower() not in UTF8:
         return ASCII
@@ -99,7 +100,10 @@ def glyphs_for(encoding: str, environment: Mapping[str, str]) -> Glyphs:
 
 
 def sparkline(values: Iterable[float | None], low: float, high: float, glyphs: Glyphs) -> str:
-    """One character a value; None is shown as nothing. `low` is the lowest step, `high` the highest."""
+    """Return one character per value, from `low` (the lowest step) to `high` (the highest).
+
+    None is shown as `Glyphs.nothing`.
+    """
     steps = len(glyphs.bars) - 1
     span = high - low
     return "".join(
@@ -113,6 +117,6 @@ def sparkline(values: Iterable[float | None], low: float, high: float, glyphs: G
 
 
 def log_sparkline(values: Iterable[float | None], low: float, high: float, glyphs: Glyphs) -> str:
-    """As `sparkline`, for what differs by powers of ten; `low` and `high` are above zero."""
+    """Return a sparkline on a logarithmic scale; `low` and `high` must be above zero."""
     logs = (None if value is None else log(max(value, low)) for value in values)
     return sparkline(logs, log(low), log(high), glyphs)

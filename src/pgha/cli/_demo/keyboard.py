@@ -1,4 +1,4 @@
-"""Keys pressed at the terminal: one at a time, without Enter and without an echo."""
+"""Keys pressed at the terminal, read one at a time, without Enter and without an echo."""
 
 from __future__ import annotations
 
@@ -27,26 +27,27 @@ _CHUNK = 256
 
 
 def keyboard() -> int | None:
-    """The file descriptor to read keys from: standard input, when it is the terminal of a program that runs
-    in the foreground, else None.
+    """Return the file descriptor to read keys from, or None if there is none.
+
+    The descriptor is standard input, if that is a terminal and the program runs in the foreground.
     """
-    # None: whoever started the program closed it.
+    # Standard input is None if the parent process closed it.
     if sys.stdin is None or sys.stdin.closed or not sys.stdin.isatty():
         return None
     descriptor = sys.stdin.fileno()
     try:
-        # In the background, changing the terminal would stop the program.
+        # A background program would be stopped when it changes the terminal's settings.
         return descriptor if os.tcgetpgrp(descriptor) == os.getpgrp() else None
-    except OSError:  # a terminal, but not the one that controls this program
+    except OSError:  # a terminal, but not this program's controlling terminal
         return descriptor
 
 
 @contextmanager
 def unbuffered(descriptor: int) -> Iterator[None]:
-    """Keys come one by one; afterwards the terminal is as it was.
+    """Make the terminal deliver keys one by one, and restore its settings afterwards.
 
-    Ctrl-C stays a signal. Ctrl-Z and Ctrl-S are keys: a program that stands still would measure itself as a
-    pause of the servers, and one whose output stands still could not end.
+    Ctrl-C stays a signal. Ctrl-Z and Ctrl-S become keys: a stopped program would measure its own pause as one
+    of the servers, and a program whose output is stopped could not end.
     """
     before = termios.tcgetattr(descriptor)
     now = termios.tcgetattr(descriptor)
@@ -65,13 +66,13 @@ def unbuffered(descriptor: int) -> Iterator[None]:
 
 
 class Decoder:
-    """Bytes of a terminal to names of keys: a character in lower case, or up, down, suspend."""
+    """Decodes a terminal's bytes to names of keys: a character in lower case, or up, down, suspend."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[str]:
-        """The keys that are complete; what is not one of ours is left out."""
+        """Return the keys that are complete. Keys that the demo does not use are left out."""
         self._rest += data
         found = []
         while self._rest:
@@ -81,15 +82,16 @@ class Decoder:
             key, self._rest = self._rest[:length], self._rest[length:]
             if key in _SEQUENCES:
                 found.append(_SEQUENCES[key])
-            elif key.isalnum():  # of ASCII: bytes have no other
+            elif key.isalnum():  # `bytes.isalnum` is true for ASCII characters alone
                 found.append(key.decode("ascii").lower())
         return found
 
 
 def _length(data: bytes) -> int:
-    """How many bytes the first key has; more than there are when it is not complete.
+    """Return the number of bytes of the first key; more than `data` has if the key is incomplete.
 
-    An arrow comes as ESC [ A, or in application mode ESC O A; other keys as ESC [, parameters, a letter or ~.
+    An arrow arrives as ESC [ A, or in application mode as ESC O A; other keys as ESC [, parameters, and a
+    letter or ~.
     """
     if data[:1] != b"\x1b":
         return 1
@@ -98,7 +100,7 @@ def _length(data: bytes) -> int:
     if data[1:2] == b"O":
         return 3
     if data[1:2] != b"[":
-        return 1  # ESC itself, and then another key
+        return 1  # the key ESC, followed by another key
     for index, byte in enumerate(data[2:_LONGEST], 2):
         if 0x40 <= byte <= 0x7E:
             return index + 1
@@ -106,13 +108,13 @@ def _length(data: bytes) -> int:
 
 
 async def listen(descriptor: int, pressed: Callable[[str], None]) -> None:
-    """Call `pressed` with each key; returns when the terminal is closed."""
+    """Call `pressed` with each key, and return when the terminal is closed."""
     decoder = Decoder()
     while True:
         await anyio.wait_readable(descriptor)
         try:
             data = os.read(descriptor, _CHUNK)
-        except OSError:  # EIO: it hung up
+        except OSError:  # EIO: the terminal hung up
             return
         if not data:
             return

@@ -1,6 +1,6 @@
-"""The demo on a terminal: a picture that changes eight times a second, and keys to break things with.
+"""The demo on a terminal: a picture that is updated eight times per second, and keys that begin faults.
 
-Not on the alternate screen: the last picture and the summary stay in the scrollback.
+The view does not use the alternate screen, so that the last picture and the summary stay in the scrollback.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _MUST_BE_ZERO = ("in doubt", "errors", "lost", "doubled")
 
 @final
 class LiveView:
-    """See `View`. `keyboard` is the file descriptor of the terminal's keys, None without any."""
+    """A view (see `View`) on a terminal. `keyboard` is the file descriptor of its keys; None: no keys."""
 
     def __init__(self, options: Options, console: Console, keyboard: int | None) -> None:
         self._console = console
         self._keyboard = keyboard
         self._glyphs = glyphs_for(console.encoding, os.environ)
         title = f"{options.nodes} masters, {options.loop}, seed {options.seed}"
-        names = [f"n{number}" for number in range(1, options.nodes + 1)]  # as `chaos.masters` calls them
+        names = [f"n{number}" for number in range(1, options.nodes + 1)]  # the names in `chaos.masters`
         self._board = Board(title, rows(names), options.seconds, keys=keyboard is not None)
         self._cluster: pgha.Cluster | None = None
         self._recorder: Recorder | None = None
@@ -55,11 +55,11 @@ class LiveView:
         self._tick = 0
         self._width = console.width
         self._drawn: list[int] = []
-        """The cells of each line of the last picture."""
+        """The number of cells of each line of the last picture."""
 
     @asynccontextmanager
     async def shown(self) -> AsyncGenerator[None]:
-        """Draw until the end of the block, and leave the terminal as it was."""
+        """Draw until the end of the block, and restore the terminal."""
         live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
         keys = nullcontext() if self._keyboard is None else _keys.unbuffered(self._keyboard)
         with keys, _hanging_up_told(), live:
@@ -71,15 +71,15 @@ class LiveView:
                     yield
                     tasks.cancel_scope.cancel()
             except BaseException:
-                self._board.stage = "Ended early. The servers are removed."
+                self._board.stage = "Ended early. The servers have been removed."
                 raise
             else:
-                self._board.stage = "Every node was checked. The servers are removed."
+                self._board.stage = "Every node was checked. The servers have been removed."
             finally:
                 self._finish(live)
 
     def _finish(self, live: Live) -> None:
-        """The last picture stays, unless there was no workload yet: then it says nothing."""
+        """Leave the last picture on the terminal, unless there was no workload that it could show."""
         self._board.running, self._board.over = False, True
         if self._recorder is not None:
             live.transient = False
@@ -88,16 +88,16 @@ class LiveView:
     async def _paint(self, live: Live) -> None:
         while True:
             live.update(self.picture())
-            # In a thread, since a slow terminal must not hold up what is measured.
+            # Written in a thread, since a slow terminal must not delay the measured operations.
             await anyio.to_thread.run_sync(self._write, live)
             await anyio.sleep(_FRAME)
             self._tick += 1
 
     def picture(self) -> Group:
-        """The picture of this moment."""
+        """Return the current picture."""
         self._look()
         width, height = self._console.size
-        # The last column stays empty, since some terminals wrap there; so does the last line.
+        # The last column and the last line stay empty, since some terminals wrap or scroll there.
         lines = frame(self._board, width - 1, height - 1, self._glyphs, self._tick)
         return Group(*lines)
 
@@ -115,18 +115,20 @@ class LiveView:
         live.refresh()
 
     def _unwrap(self, width: int) -> None:
-        """A terminal that became narrower has wrapped the last picture: what is drawn next must cover all of
-        it, while rich goes up by the number of its lines alone.
+        """Erase the last picture after the terminal became narrower.
+
+        The terminal has wrapped the picture's lines, so that it covers more rows. Rich would move up only by
+        the number of lines, and leave some rows.
         """
         height = len(self._drawn)
         wrapped = sum(max(1, math.ceil(cells / width)) for cells in self._drawn)
         if wrapped > height:
-            # Line by line: some terminals keep in the scrollback what is erased all at once.
+            # Erased line by line: some terminals keep text in the scrollback that is erased all at once.
             erased = "\r\x1b[2K" + "\x1b[1A\x1b[2K" * (wrapped - 1)
             down = f"\x1b[{height - 1}B" if height > 1 else ""
             self._console.file.write(erased + down)
 
-    # What it is told
+    # The methods of `View`
 
     def stage(self, text: str) -> None:
         self._look()
@@ -163,11 +165,11 @@ class LiveView:
         self._board.changed(at, event, self._glyphs.arrow)
 
     def result(self, summary: Summary) -> None:
-        """Of ordinary lines: they are for copying."""
+        """Print the summary and the example as ordinary lines, which can be copied."""
         with _hanging_up_told():
             for line in _summary_lines(summary, self._console.width):
                 self._console.print(line, soft_wrap=True)
-            self._console.print("\nTen lines to go on with:\n")
+            self._console.print("\nTry pgha yourself with these ten lines:\n")
             code = Syntax("", "python", theme="ansi_dark", background_color="default").highlight(TEN_LINES)
             self._console.print(code, end="", soft_wrap=True)
 
@@ -184,7 +186,7 @@ class LiveView:
             case "q":
                 self._end()
             case "suspend":
-                self._say("Ctrl-Z would stop the clock with the demo: q ends it")
+                self._say("Ctrl-Z would spoil the measurement: press q to end the demo")
             case _ if key.isdecimal():
                 self._board.choose(int(key) - 1)
 
@@ -216,7 +218,7 @@ def _lines(live: Live) -> list[Text]:
 
 @contextmanager
 def _hanging_up_told() -> Iterator[None]:
-    """A terminal that is gone refuses what is written to it."""
+    """Raise `OutputClosed` if writing fails because the terminal is gone."""
     try:
         yield
     except OSError as error:
@@ -224,7 +226,7 @@ def _hanging_up_told() -> Iterator[None]:
 
 
 def _summary_lines(summary: Summary, width: int) -> Iterator[Text]:
-    """A line for each number, without its explanation where there is no room for it."""
+    """Yield a line per number, without its explanation if there is no room for it."""
     yield Text()
     for name, value, remark in summary.rows():
         style = "bold"

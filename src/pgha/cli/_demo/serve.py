@@ -1,4 +1,4 @@
-"""`pgha demo --serve`: the servers alone, for programs of one's own, and keys to break them with."""
+"""`pgha demo --serve`: the servers alone, for the user's own programs, and keys that begin faults."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _INTENDED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 @dataclass(slots=True)
 class Served:
-    """How far it is."""
+    """The progress of the command."""
 
     up: bool = False
-    """The nodes were there to be used."""
+    """Whether the nodes were ready for use."""
 
 
 def serve(options: Options) -> int:
-    """Start masters, print their names and DSNs, and keep them up until a signal or the key q; the exit code.
+    """Start masters, print their names and DSNs, and keep them running until a signal or the key q.
 
-    0 when it was ended by SIGINT, SIGTERM or the key while the nodes were up: that is how it is meant to end.
+    Return the exit code: 0 if SIGINT, SIGTERM or the key q ended the command while the nodes were up.
     """
     served = Served()
     code = ending(options.loop, lambda: _serve(options, served))
@@ -57,20 +57,20 @@ async def _serve(options: Options, served: Served) -> int:
 def _advice(nodes: chaos.Masters, seconds: float) -> str:
     first, *others = (f"127.0.0.1:{node.port}" for node in nodes)
     return (
-        f"They replicate to each other, after {seconds:.1f} s, and stay until Ctrl-C or SIGTERM.\n\n"
+        f"They started in {seconds:.1f} s, replicate to each other, and run until Ctrl-C or SIGTERM.\n\n"
         f"    {shlex.quote(_psql(nodes[0]))} postgresql://postgres@{first}/postgres\n"
         f"    pgha soak postgresql://postgres@{','.join([first, *others])}/postgres\n"
     )
 
 
 def _psql(node: chaos.Node) -> str:
-    """The one on the path, or that of the servers."""
+    """Return the name of psql: the one on the path if there is one, else the servers' own."""
     own = node.bindir / "psql"
     return "psql" if shutil.which("psql") or not own.exists() else str(own)
 
 
 async def _until_ended(nodes: chaos.Masters) -> None:
-    """Until the key q; whoever reads the DSNs through a pipe ends it by closing it."""
+    """Wait until the key q is pressed, or until the reader of the DSNs closes its end of the pipe."""
     keyboard = _keys.keyboard()
     async with anyio.create_task_group() as tasks:
         if sys.stdout is not None and stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
@@ -87,14 +87,14 @@ async def _until_ended(nodes: chaos.Masters) -> None:
 
 
 async def _closed(descriptor: int) -> None:
-    # The writing end of a pipe is never readable, unless its reader is gone.
+    # The writing end of a pipe becomes readable only when its reader has closed the other end.
     await anyio.wait_readable(descriptor)
     raise OutputClosed
 
 
 @dataclass(slots=True)
 class Hand:
-    """What the keys do: any node may be broken at any time, all of them too."""
+    """Carries out the keys. Any node may be broken at any time, even all of them."""
 
     nodes: chaos.Masters
     tasks: TaskGroup
@@ -104,7 +104,7 @@ class Hand:
 
     @property
     def keys(self) -> str:
-        return f"1-{len(self.nodes)} choose a node, k kill, f freeze, r restart it, q end"
+        return f"1-{len(self.nodes)} choose a node, k kill, f freeze, r restart, q end"
 
     def pressed(self, key: str) -> None:
         match key:
@@ -126,7 +126,7 @@ class Hand:
     def _strike(self, kind: DemoFault) -> None:
         node = self.nodes[self._chosen]
         if node.name in self._away:
-            _say(f"{node.name} is away already")
+            _say(f"{node.name} is already away: wait until it is back")
             return
         self._away.add(node.name)
         self.tasks.start_soon(self._broken, node, kind)
@@ -137,7 +137,7 @@ class Hand:
         try:
             await afflict(node, kind, partial(anyio.sleep, HOLD), lambda: None)
         except chaos.ChaosError as error:
-            # Somebody else may have done something to it, as they are welcome to.
+            # The user may have stopped or killed the server by other means.
             _say(f"{node.name}: {error}")
         else:
             _say(f"{node.name} is back after {in_words(time.monotonic() - began)}")
@@ -145,5 +145,5 @@ class Hand:
 
 
 def _say(text: str) -> None:
-    """On standard error: standard output is for the DSNs alone."""
+    """Print `text` on standard error. Standard output is only for the DSNs."""
     write(text, sys.stderr)

@@ -1,4 +1,4 @@
-"""What the demo says at its end."""
+"""The summary at the end of the demo."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pgha.cli._demo.workload import Recorder
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked for."""
+    """The options of the command."""
 
     seconds: int
     nodes: int
     seed: int
     loop: str
     port: int | None = None
-    """Of the first node; the others follow it. None: any free ones."""
+    """The port of the first node; the other nodes use the next ports. None: free ports."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Everything that is counted."""
+    """The counted results of a demo."""
 
     options: Options
     recorder: Recorder
@@ -34,17 +34,17 @@ class Summary:
     faults: tuple[Fault, ...]
     verdict: Verdict
     replayed: int = 0
-    """Writes that the ledger knew to be applied by an earlier attempt."""
+    """Writes that an earlier attempt had applied, as the ledger showed."""
 
     @property
     def good(self) -> bool:
-        """Nothing lost, repeated or doubled, and no error reached a caller."""
+        """Whether no write was lost, repeated or doubled, and no error reached a caller."""
         verdict, recorder = self.verdict, self.recorder
         bad = verdict.lost or verdict.doubled or verdict.repeated or recorder.errors or recorder.in_doubt
         return not bad
 
     def numbers(self) -> dict[str, Any]:
-        """The keys of the JSON output."""
+        """Return the names and values of the JSON output."""
         recorder, verdict, options = self.recorder, self.verdict, self.options
         operations, gaps = recorder.operations, recorder.gaps
         return {
@@ -74,18 +74,18 @@ class Summary:
         return json.dumps(self.numbers(), indent=2)
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """What is counted: its name, the number, what it means."""
+        """Return a row per number: its name, the number, and its meaning."""
         n = self.numbers()
         rows = [
             ("operations", n["operations"], f"{n['reads']} reads, {n['writes']} writes"),
             ("faults", n["faults"], self._faults()),
-            ("retried", n["retried"], "run again, which their callers did not notice"),
-            ("replayed", n["replayed"], "had been applied, said the ledger: not done again"),
+            ("retried", n["retried"], "times an operation was run again"),
+            ("replayed", n["replayed"], "retries of applied writes, stopped by the ledger"),
             ("repeated", n["repeated"], "writes that were applied more than once"),
-            ("in doubt", n["in_doubt"], "writes of which the caller was told: perhaps"),
-            ("errors", n["errors"], "that reached a caller"),
+            ("in doubt", n["in_doubt"], "writes that may or may not have been applied"),
+            ("errors", n["errors"], "errors that reached a caller"),
             ("lost", n["lost"], "acknowledged writes that are not on every node"),
-            ("doubled", n["doubled"], "repeated, not asked for, or said not to be applied"),
+            ("doubled", n["doubled"], "writes that were repeated, or should not be there"),
             ("longest gap", f"{n['longest_gap_ms']} ms", _gaps(n)),
         ]
         return [(name, str(value), remark) for name, value, remark in rows]
@@ -98,18 +98,18 @@ class Summary:
         return ", ".join(words)
 
     def text(self) -> str:
-        """At most 79 columns wide, samples of errors excepted."""
+        """Return the summary as text, at most 79 columns wide except the samples of errors."""
         lines = [f"  {name:<12} {value:>9}   {remark}".rstrip() for name, value, remark in self.rows()]
         lines += [f"  ! {sample}" for sample in self.recorder.samples]
         return "\n".join([*lines, "", self.last_words()])
 
     def last_words(self) -> str:
-        """The judgement, and how to see a bad end again."""
+        """Return the verdict. After a failure, include the command that repeats the faults."""
         if self.good:
             return "Nothing was lost, nothing doubled, and no caller saw an error."
         o = self.options
         again = f"pgha demo --seed {o.seed} --seconds {o.seconds} --nodes {o.nodes} --loop {o.loop}"
-        return f"That must not happen. The same plan of faults again:\n{again}"
+        return f"This must not happen. To repeat the same plan of faults:\n{again}"
 
 
 def _ms(seconds: float) -> float:

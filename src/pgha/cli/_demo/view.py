@@ -1,6 +1,6 @@
-"""How the demo is shown while it runs: as lines of text, or not at all until the JSON at the end.
+"""The views of a running demo: lines of text, or only the JSON at the end.
 
-Another way of showing it is one more class with these methods: see `_live`.
+Another view is one more class with the methods of `View`: see `live`.
 """
 
 from __future__ import annotations
@@ -38,57 +38,58 @@ anyio.run(main)
 
 
 class View(Protocol):
-    """What the demo tells while it runs. Every method may raise `OutputClosed`. Times are seconds since the
-    workload began.
+    """A view of a running demo.
+
+    Every method may raise `OutputClosed`. Times are seconds since the workload began.
     """
 
     def shown(self) -> AbstractAsyncContextManager[None]:
-        """Around all but the result."""
+        """Return a context manager that surrounds all other calls except `result`."""
         ...
 
     def stage(self, text: str) -> None:
-        """Something begins that takes its time."""
+        """Show that a longer activity begins."""
         ...
 
     def note(self, text: str) -> None:
-        """Something worth knowing."""
+        """Show a piece of information."""
         ...
 
     def progress(self, node: str, step: Step) -> None:
-        """A server comes up; see `pgha.chaos.masters`."""
+        """Show a step of a server's start; see `pgha.chaos.masters`."""
         ...
 
     def load(self, cluster: pgha.Cluster, nodes: Masters, recorder: Recorder, saboteur: Saboteur) -> None:
-        """The workload begins. It goes on until the next stage."""
+        """Show that the workload begins. It runs until the next stage."""
         ...
 
     def second(self, second: Second, nodes: Mapping[str, pgha.NodeStatus]) -> None:
-        """Once a second, under load."""
+        """Show the last second; called once per second during the workload."""
         ...
 
     def fault(self, fault: Fault) -> None:
-        """A node is about to be killed, frozen or restarted."""
+        """Show that a node is about to be killed, frozen or restarted."""
         ...
 
     def mending(self, node: str) -> None:
-        """Its server is being started or thawed again."""
+        """Show that the node's server is being started or thawed again."""
         ...
 
     def back(self, node: str, at: float, away: float) -> None:
-        """pgha uses it again, `away` seconds after the fault."""
+        """Show that pgha uses the node again, `away` seconds after the fault."""
         ...
 
     def changed(self, at: float, event: pgha.NodeStateChanged) -> None:
-        """pgha holds another opinion of a node."""
+        """Show that the state of a node changed, as pgha sees it."""
         ...
 
     def result(self, summary: Summary) -> None:
-        """All is over."""
+        """Show the summary of the finished demo."""
         ...
 
 
 class _Quiet:
-    """Shows nothing; what it has in common is here."""
+    """A base class whose methods show nothing."""
 
     @asynccontextmanager
     async def shown(self) -> AsyncGenerator[None]:
@@ -141,10 +142,11 @@ class PlainView(_Quiet):
         self._at(at, f"     {event.node}: {event.before} -> {event.state}{reason}")
 
     def result(self, summary: Summary) -> None:
-        write(f"\n{summary.text()}\n\nTen lines to go on with:\n\n{TEN_LINES}", sys.stdout, end="")
+        text = f"\n{summary.text()}\n\nTry pgha yourself with these ten lines:\n\n{TEN_LINES}"
+        write(text, sys.stdout, end="")
 
     def _at(self, at: float, text: str) -> None:
-        # One line, whatever the server wrote: its messages come in several.
+        # On one line, even if a message of the server has several.
         room = _WIDTH - len("99.99 s  ")
         text = text.rstrip() if len(text) <= room and "\n" not in text else _squeezed(text, room)
         write(f"{at:5.2f} s  {text}", sys.stdout)

@@ -1,9 +1,9 @@
-"""The load of the demo: tasks that read and write through pgha, and the record of what they saw.
+"""The workload of the demo: tasks that read and write through pgha, and the record of the results.
 
-A write's key is made by the client, so that the check can tell afterwards what became of it. Its row names
-the server that applied it, by the server's own port, since pgha sends the same SQL wherever it runs it again;
-and it counts how often that server did. So a repetition would be visible, and never stops the replication, as
-two masters which insert the same key would. That key is the ledger's, too.
+The client makes the key of each write, so that the check can find the write's outcome afterwards. The same
+key is the idempotency key. The row of a write holds the port of the server that applied it (a default of the
+column, since pgha sends the same SQL to whichever node), and counts how often that server did. So a
+repetition is visible, and does not stop the replication, as two masters inserting the same primary key would.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _Once: TypeAlias = Callable[[], Coroutine[Any, Any, pgha.Result[Any]]]
 
 READERS, WRITERS = 12, 6
 _PAUSE = 0.005
-"""Seconds between two operations of a task: the servers share the machine with their client."""
+"""Seconds between two operations of a task, since the servers share the machine with their client."""
 _LONG = 0.25
-"""Seconds that a task waits for an operation until it begins with another beside it."""
+"""Seconds for which a task waits for an operation before it begins another one in parallel."""
 _ITEMS = 1000
 _SAMPLES = 5
 _RECENT = 256
@@ -51,32 +51,32 @@ _WRITE = (
 
 @dataclass(frozen=True, slots=True)
 class Second:
-    """What was answered since the last one."""
+    """The answers since the previous `Second`."""
 
     at: float
     """Seconds since the workload began."""
     rate: float
-    """Operations a second."""
+    """Operations per second."""
     p50: float
-    """Median latency in seconds, from the call to its answer; 0 when nothing was answered."""
+    """Median latency in seconds, from the call to its answer; 0 without answers."""
     p99: float
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """The writes went from one node to another."""
+    """The moment when the writes moved from one node to another."""
 
     at: float
     """Seconds since the workload began."""
     node: str
-    """The one that takes them now."""
+    """The node that takes the writes now."""
     gap: float
-    """Seconds since the last write was acknowledged before."""
+    """Seconds since the previous acknowledged write."""
 
 
 @dataclass(slots=True)
 class Recorder:
-    """What the callers saw. Times are `time.monotonic` seconds, as in pgha's events."""
+    """Records the results that callers saw. Times are `time.monotonic` seconds, as in pgha's events."""
 
     seconds: float
     clock: Callable[[], float] = time.monotonic
@@ -85,7 +85,7 @@ class Recorder:
     gaps: dict[OperationKind | None, float] = field(
         default_factory=lambda: {None: 0.0, "read": 0.0, "write": 0.0}
     )
-    """The longest time between two successes: of any operation, of reads, of writes."""
+    """The longest time between two successes of any operation (None), of reads, and of writes."""
     errors: int = 0
     in_doubt: int = 0
     samples: list[str] = field(default_factory=list)
@@ -93,17 +93,17 @@ class Recorder:
     """The node that took the last write."""
     moves: list[Move] = field(default_factory=list)
     answered: Counter[str] = field(default_factory=Counter)
-    """Operations that each node answered, since the workload began."""
+    """The number of operations that each node answered since the workload began."""
     started: float = 0.0
     _moved: float = 0.0
-    """When the writes moved last."""
+    """The time when the writes last moved."""
     _last: dict[OperationKind | None, float] = field(default_factory=dict)
     _latencies: list[float] = field(default_factory=list)
     _recent: dict[str, deque[float]] = field(default_factory=dict)
     _looked: float = 0.0
 
     def begin(self) -> None:
-        """The workload begins now."""
+        """Note that the workload begins now."""
         self.started = self._looked = self.clock()
         self._last = dict.fromkeys(self.gaps, self.started)
 
@@ -113,11 +113,11 @@ class Recorder:
 
     @property
     def over(self) -> bool:
-        """No new operation is to begin."""
+        """Whether the time is over, so that no new operation may begin."""
         return self.elapsed >= self.seconds
 
     def stop(self) -> None:
-        """No new operation is to begin from now on."""
+        """Let no new operation begin from now on."""
         self.seconds = min(self.seconds, self.elapsed)
 
     def succeeded(self, kind: OperationKind, result: pgha.Result[Any]) -> None:
@@ -125,7 +125,7 @@ class Recorder:
         self.answered[result.node] += 1
         self._latencies.append(result.latency)
         self._recent.setdefault(result.node, deque(maxlen=_RECENT)).append(result.latency)
-        # Past the end nothing was asked any more: silence then is no gap.
+        # After the end no operations are submitted, so silence is not a gap.
         now = min(self.clock(), self.started + self.seconds)
         if kind == "write":
             self._written(result.node, now, now - result.latency)
@@ -136,7 +136,7 @@ class Recorder:
 
     def _written(self, node: str, now: float, begun: float) -> None:
         if self.writer == node or begun < self._moved:
-            # Begun before the writes moved: a straggler, of which its own node alone could tell.
+            # A write that began before the writes moved, and whose outcome only its own node could tell.
             return
         if self.writer is not None:
             self.moves.append(Move(now - self.started, node, now - self._last["write"]))
@@ -150,7 +150,7 @@ class Recorder:
         )
 
     def complain(self, message: str, *, in_doubt: bool = False) -> None:
-        """Something that a user of pgha must not see was seen."""
+        """Count an error that a user of pgha must not see, and keep the first few messages."""
         if in_doubt:
             self.in_doubt += 1
         else:
@@ -159,7 +159,7 @@ class Recorder:
             self.samples.append(f"at {self.elapsed:.2f} s, {message}")
 
     def second(self) -> Second:
-        """What was answered since the last call."""
+        """Return the rate and the latencies of the answers since the last call."""
         now = self.clock()
         ordered, self._latencies = sorted(self._latencies), []
         spent, self._looked = now - self._looked, now
@@ -167,23 +167,24 @@ class Recorder:
         return Second(now - self.started, len(ordered) / spent if spent else 0.0, p50, p99)
 
     def medians(self) -> dict[str, float]:
-        """The median latency in seconds of what each node answered since the last call, or of the newest few
-        hundred; a node that answered nothing is left out.
+        """Return each node's median latency in seconds, for its answers since the last call.
+
+        Of many answers only the last few hundred count. A node without answers is left out.
         """
         recent, self._recent = self._recent, {}
         return {node: sorted(found)[len(found) // 2] for node, found in recent.items()}
 
 
 async def fill(cluster: pgha.Cluster, nodes: Masters) -> None:
-    """Make the ledger, write what is read later, and wait until every node has it."""
+    """Install the ledger, write the rows to be read, and wait until every node has them."""
     await cluster.ledger.install()
-    await nodes.create("SELECT 1")  # the others are to receive the ledger's rows, too
+    await nodes.create("SELECT 1")  # updates the replication, so that it includes the ledger's table
     await cluster.execute(_FILL, [_ITEMS])
     await nodes.wait_replicated()
 
 
 async def work(cluster: pgha.Cluster, recorder: Recorder) -> None:
-    """Read and write until the recorder says that it is over; every operation is awaited to its end."""
+    """Read and write until the recorder's time is over, and await the end of every operation."""
     async with anyio.create_task_group() as tasks:
         for number in range(READERS):
             tasks.start_soon(_repeat, tasks, recorder, "read", _Reader(cluster, number))
@@ -192,8 +193,10 @@ async def work(cluster: pgha.Cluster, recorder: Recorder) -> None:
 
 
 async def _repeat(tasks: TaskGroup, recorder: Recorder, kind: OperationKind, once: _Once) -> None:
-    """One after the other, but for those that take long: a write whose node alone can tell what became of it
-    waits for that node, and others are not to wait for the write.
+    """Run one operation after the other, but do not wait for a slow one before beginning the next.
+
+    A write may have to wait for the node that alone knows its outcome. Other writes shall not wait for that
+    write.
     """
     while not recorder.over:
         done = anyio.Event()
@@ -206,14 +209,14 @@ async def _repeat(tasks: TaskGroup, recorder: Recorder, kind: OperationKind, onc
 async def _perform(recorder: Recorder, kind: OperationKind, once: _Once, done: anyio.Event) -> None:
     try:
         recorder.succeeded(kind, await once())
-    except Exception as error:  # noqa: BLE001 - whatever it is, it reached a caller: that is what is counted
+    except Exception as error:  # noqa: BLE001 - every error that reaches a caller is counted
         recorder.failed(kind, error)
     finally:
         done.set()
 
 
 class _Reader:
-    """Reads random items, and knows what the answer has to be."""
+    """Reads random items, and checks the answers."""
 
     def __init__(self, cluster: pgha.Cluster, seed: int) -> None:
         self._cluster = cluster
@@ -223,12 +226,12 @@ class _Reader:
         number = self._random.randrange(_ITEMS)
         result = await self._cluster.fetch(_READ, [number])
         if list(result) != [(number, f"item {number}")]:
-            raise AssertionError(f"asked for item {number} and was given {list(result)}")
+            raise AssertionError(f"the read of item {number} returned {list(result)}")
         return result
 
 
 class _Writer:
-    """Writes keys of its own making, and notes what became of each."""
+    """Writes new keys, and records the outcome of each."""
 
     def __init__(self, cluster: pgha.Cluster, recorder: Recorder) -> None:
         self._cluster = cluster
@@ -248,8 +251,9 @@ class _Writer:
 
 
 async def applied(nodes: Masters) -> dict[str, list[Row]]:
-    """Wait until replication has caught up; then what every node holds: a row for each time that a key was
-    applied.
+    """Wait until replication has caught up, and return the rows of every node.
+
+    There is one row for each time that a key was applied.
     """
     await nodes.wait_replicated(60.0)
     names = {node.port: node.name for node in nodes}

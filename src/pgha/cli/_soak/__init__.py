@@ -1,4 +1,4 @@
-"""`pgha soak`: bursts of operations on nodes that run already, each answer checked.
+"""`pgha soak`: spikes of operations on running nodes, each answer checked.
 
 `command` runs them, `tally` counts and prints. Begin with `command`.
 """

@@ -1,8 +1,8 @@
-"""`pgha soak`: spikes of operations over nodes that run already, until somebody ends it.
+"""`pgha soak`: spikes of operations on running nodes, until the user ends it.
 
-A spike is submitted at once, and the next one begins when all of it is done: never is more than one spike in
-flight. With a rate, a spike does not begin before its time either; time that was lost is not made up. Every
-answer is checked.
+All operations of a spike are submitted at once. The next spike begins when they are all done, so at most one
+spike is in flight. With a rate, a spike also waits for its time; lost time is not made up. Every answer is
+checked.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from pgha.cli._soak.tally import Tally
 
 _FAILOVER_TIMEOUT = 5.0
 _TIMEOUT = 30.0
-"""Seconds for one operation: one that hangs is counted, not waited for."""
+"""Seconds for one operation. One that hangs is counted as an error instead of being waited for."""
 _DRAIN = 2.0
-"""Seconds that the end waits for what is in flight, and once more for what it then cancels."""
+"""Seconds to wait, at the end, for operations in flight; and again after cancelling the remaining ones."""
 _TABLE_TIMEOUT = 5.0
 
 _READ = "SELECT %s::int"
@@ -41,15 +41,15 @@ _DROP = "DROP TABLE pgha_soak"
 
 @dataclass(frozen=True, slots=True)
 class SoakOptions:
-    """What was asked for."""
+    """The options of the command."""
 
     dsns: tuple[str, ...] = field(repr=False)
-    """Each one node, or several; they may hold passwords."""
+    """Conninfo strings or URIs. Each names one node or several, and may hold a password."""
     spike: int = 999
     rate: float | None = None
-    """Operations a second at most; None for as many as there can be."""
+    """Maximum operations per second; None: no limit."""
     pin: str | None = None
-    """The name of the node that all go to."""
+    """The name of the node that receives every operation; None: any node."""
     write: bool = False
     seconds: float | None = None
     loop: str = "asyncio"
@@ -57,18 +57,18 @@ class SoakOptions:
 
 
 class WrongAnswer(Exception):
-    """An operation was given what it did not ask for."""
+    """An operation returned a result that does not belong to its query."""
 
 
 class _Unusable(Exception):
-    """The soak cannot begin; the message says why."""
+    """The soak cannot begin, for the reason in the message."""
 
 
 def soak(options: SoakOptions) -> int:
-    """Run until SIGINT, SIGTERM or the time that was asked for; the exit code.
+    """Run until SIGINT, SIGTERM or the end of the requested time, and return the exit code.
 
-    0: no error (writes in doubt are none: the soak says that they are not idempotent). 1: errors, or no node.
-    2: arguments that cannot be used. 130 or 143: ended before it began.
+    0: no errors. A write in doubt is not an error, because the soak does not declare its writes idempotent.
+    1: errors, or no usable node. 2: unusable arguments. 130 or 143: a signal arrived before the load began.
     """
     run = _Run(options)
     try:
@@ -86,10 +86,10 @@ def soak(options: SoakOptions) -> int:
 
 
 def _check(options: SoakOptions) -> None:
-    """Raise `pgha.ConfigError` for what cannot be used, before anything is connected."""
+    """Raise `pgha.ConfigError` for unusable options, before any connection is opened."""
     names = [node.name for node in parse_nodes(options.dsns)]
     if options.pin is not None and options.pin not in names:
-        raise pgha.ConfigError(f"no node is called {options.pin!r}: there are {', '.join(names)}")
+        raise pgha.ConfigError(f"--pin: no node is named {options.pin!r}; the nodes are {', '.join(names)}")
 
 
 class _Run:
@@ -110,7 +110,10 @@ class _Run:
             self._route = pgha.pin(options.pin)
 
     async def until_ended(self) -> None:
-        """The first signal ends the soak in good order, the second does not wait for what is in flight."""
+        """Run the soak until a signal ends it.
+
+        The first signal ends the soak in good order. The second ends the wait for operations in flight.
+        """
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with anyio.create_task_group() as tasks:
                 with anyio.CancelScope() as self._opening:
@@ -138,7 +141,7 @@ class _Run:
             application_name="pgha soak",
         )
         async with opened as cluster, _table(cluster, wanted=options.write):
-            # From here on a signal is no reason to leave: it ends the load.
+            # From here on a signal ends the load; it no longer cancels the opening.
             self._opening = None
             await self._load(cluster)
             now, retried = time.monotonic(), cluster.statistics().retried
@@ -187,13 +190,13 @@ class _Run:
         self._pending.discard(operation)
         result, error = operation.value, operation.failure
         if isinstance(error, pgha.OperationCancelled):
-            self._tally.unfinished += 1  # by us, at the end: nobody else cancels
+            self._tally.unfinished += 1  # only `_drain` cancels operations
         elif result is None:
-            self._tally.ended_with(error or WrongAnswer("none at all"))
+            self._tally.ended_with(error or WrongAnswer(f"operation {number} returned no result"))
         elif self._right(result, number):
             self._tally.succeeded(result.node, result.latency)
         else:
-            self._tally.ended_with(WrongAnswer(f"{result!r} to operation {number}"))
+            self._tally.ended_with(WrongAnswer(f"operation {number} returned {result!r}"))
         if not self._pending:
             self._all_done.set()
 
@@ -201,7 +204,7 @@ class _Run:
         return result.rowcount == 1 if self._options.write else list(result) == [(number,)]
 
     async def _drain(self) -> None:
-        """Wait for what is in flight; then cancel it. `open_cluster` sees to what is still left."""
+        """Wait for operations in flight, then cancel them. `open_cluster` handles any that still remain."""
         for _ in range(2):
             if not self._pending:
                 return
@@ -241,7 +244,7 @@ class _Run:
 
 @asynccontextmanager
 async def _table(cluster: pgha.Cluster, *, wanted: bool) -> AsyncGenerator[None]:
-    """The table of `--write` on every primary; where it was made here, it is dropped at the end."""
+    """Create the table of `--write` on every primary. At the end, drop each table that was created here."""
     made: list[str] = []
     try:
         if wanted:
@@ -258,29 +261,30 @@ async def _make_tables(cluster: pgha.Cluster, made: list[str]) -> None:
     with anyio.move_on_after(_FAILOVER_TIMEOUT):
         await cluster.wait_ready()
     nodes = cluster.nodes.values()
-    # A node that came up later would have no table, and every write that it takes would fail.
+    # A node that came up later would have no table, and every write sent to it would fail.
     if absent := [f"{node.name} is {node.state} ({node.reason})" for node in nodes if node.state != "up"]:
-        raise _Unusable(f"--write makes its table on every node first, and {', '.join(absent)}")
+        raise _Unusable(f"--write needs every node up, to create its table: {', '.join(absent)}")
     primaries = [node.name for node in nodes if node.role == "primary"]
     if not primaries:
-        raise _Unusable("--write needs a primary, and all nodes are standbys")
+        raise _Unusable("--write needs a primary, but all nodes are standbys")
     for name in primaries:
         route = pgha.pin(name)
         try:
             if await cluster.fetch_value(_THERE, route=route):
                 continue
-            made.append(name)  # before it is made: a cancellation does not tell whether it was
+            made.append(name)  # before the CREATE, since a cancellation leaves open whether it was applied
             await cluster.execute(_CREATE, route=route, timeout=_TABLE_TIMEOUT)
         except psycopg.Error as error:
             if name in made and not isinstance(error, pgha.CommitInDoubt):
                 made.remove(name)
-            raise _Unusable(f"no table pgha_soak on {name}: {error}") from error
+            raise _Unusable(f"table pgha_soak could not be created on {name}: {error}") from error
 
 
 async def _drop_table(cluster: pgha.Cluster, name: str) -> None:
     try:
         await cluster.execute(_DROP, idempotent=True, route=pgha.pin(name), timeout=_TABLE_TIMEOUT)
     except psycopg.errors.UndefinedTable:
-        return  # it was run again after a lost answer, or somebody else did it
+        return  # the DROP was retried after a lost answer, or another program dropped the table
     except psycopg.Error as error:
-        sys.stderr.write(f"pgha soak: table pgha_soak is left on {name}: {' '.join(str(error).split())}\n")
+        reason = " ".join(str(error).split())
+        sys.stderr.write(f"pgha soak: table pgha_soak could not be dropped on {name}: {reason}\n")

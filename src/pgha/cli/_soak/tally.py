@@ -1,7 +1,7 @@
-"""What `pgha soak` counts, and how it says it. Pure: the time and what happened are given to it.
+"""The counters of `pgha soak`, and their text. Pure: the caller passes in the time and every event.
 
-In bounded memory, however long it goes on: of latencies a histogram is kept, of errors the first of each
-class.
+The memory is bounded however long a soak runs: latencies are kept as a histogram, and of the errors only the
+first message per class.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import pgha
 
 _STEPS = 48
-"""Buckets of the histogram from one power of ten to the next: an error of 2.5 percent at most."""
+"""Buckets of the histogram per power of ten, for an error of at most 2.5 percent."""
 _FLOOR = 1e-7
-"""Seconds; what took less counts as this."""
+"""Seconds. Shorter times are counted as this."""
 
 
 class Latencies:
@@ -31,7 +31,7 @@ class Latencies:
         self._buckets[math.floor(math.log10(max(seconds, _FLOOR)) * _STEPS)] += 1
 
     def quantile(self, part: float) -> float:
-        """Seconds that `part` (0 to 1) of them did not exceed; 0 when there are none."""
+        """Return the seconds that `part` (0 to 1) of the values did not exceed; 0 without values."""
         rank = part * self._buckets.total()
         for bucket in sorted(self._buckets):
             rank -= self._buckets[bucket]
@@ -42,26 +42,26 @@ class Latencies:
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the operations so far. Times are `time.monotonic` seconds."""
+    """The outcomes of the operations so far. Times are `time.monotonic` seconds."""
 
     began: float
     submitted: int = 0
     finished: int = 0
-    """Those with a result."""
+    """Operations with a result."""
     in_doubt: int = 0
-    """Writes of which nobody can say whether they were applied."""
+    """Writes that may or may not have been applied."""
     unfinished: int = 0
-    """Those that the end of the soak cancelled."""
+    """Operations that were cancelled at the end of the soak."""
     spikes: int = 0
     errors: Counter[str] = field(default_factory=Counter)
-    """By class."""
+    """Errors by class."""
     samples: dict[str, str] = field(default_factory=dict)
-    """The first message of each class, and of those in doubt."""
+    """The first message of each class of error, including writes in doubt."""
     by_node: Counter[str] = field(default_factory=Counter)
-    """Results by the node that gave them."""
+    """Results by the node that returned them."""
     latencies: Latencies = field(default_factory=Latencies)
     _recent: Latencies = field(default_factory=Latencies)
-    """Since the last line."""
+    """Latencies since the last line."""
     _looked: float = field(init=False)
     _ended_then: int = 0
 
@@ -70,23 +70,23 @@ class Tally:
 
     @property
     def failed(self) -> int:
-        """Operations that ended with an error."""
+        """The number of operations that ended with an error."""
         return self.errors.total()
 
     @property
     def in_flight(self) -> int:
-        """Submitted, and not done."""
+        """The number of operations that were submitted and are not done."""
         return self.submitted - self.finished - self.failed - self.in_doubt - self.unfinished
 
     def succeeded(self, node: str, latency: float) -> None:
-        """`latency` in seconds, from submission on."""
+        """Count a result of `node`. `latency` is in seconds since the submission."""
         self.finished += 1
         self.by_node[node] += 1
         self.latencies.add(latency)
         self._recent.add(latency)
 
     def ended_with(self, error: BaseException) -> None:
-        """An operation ended with `error`."""
+        """Count an operation that ended with `error`."""
         name = type(error).__name__
         self.samples.setdefault(name, " ".join(str(error).split()))
         if isinstance(error, pgha.CommitInDoubt):
@@ -95,7 +95,7 @@ class Tally:
             self.errors[name] += 1
 
     def line(self, now: float, nodes: Mapping[str, pgha.NodeStatus]) -> str:
-        """So far, and what was since the last line."""
+        """Return a line with the totals so far, and the rate and latencies since the last line."""
         spent, self._looked = now - self._looked, now
         ended, self._ended_then = self.finished - self._ended_then, self.finished
         recent, self._recent = self._recent, Latencies()
@@ -113,7 +113,7 @@ class Tally:
         )
 
     def text(self, now: float, retried: int) -> str:
-        """The summary in words."""
+        """Return the summary as text."""
         seconds = now - self.began
         rest = f", {self.unfinished:,} unfinished" if self.unfinished else ""
         quantiles = ", ".join(_quantiles(self.latencies))
@@ -121,13 +121,13 @@ class Tally:
         lines = [
             f"{self.submitted:,} operations in {self.spikes:,} spikes and {seconds:.1f} s:"
             f" {self._counts()}{rest}",
-            f"{self._rate(now):,.0f} ops/s, {quantiles}, {retried:,} times run again",
-            f"answered by {nodes or 'nobody'}",
+            f"{self._rate(now):,.0f} ops/s, {quantiles}, {retried:,} retries",
+            f"answered by {nodes or 'no node'}",
         ]
         return "\n".join([*lines, *(f"! {name}: {message}" for name, message in self.samples.items())])
 
     def json(self, now: float, retried: int, asked: Mapping[str, Any]) -> str:
-        """The summary, and what was `asked` for, as JSON."""
+        """Return the summary and the `asked` options as JSON."""
         numbers = {
             "submitted": self.submitted,
             "finished": self.finished,
