@@ -1,5 +1,5 @@
-"""pgha itself under the kit's faults: workloads, named scenarios, random schedules and the cut sweep.
+"""Tests of pgha under the faults of `pgha.chaos`: workloads, scenarios, random schedules and the cut sweep.
 
-For the command `pgha chaos` and for pgha's own chaos suite. Other programs are tested with `pgha.chaos`,
-which knows nothing of pgha.
+The command `pgha chaos` and pgha's own chaos suite use this package. Users test other programs with
+`pgha.chaos`, which does not depend on pgha.
 """

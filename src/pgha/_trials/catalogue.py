@@ -1,4 +1,4 @@
-"""The named scenarios: what each does, and where it can be played."""
+"""The named scenarios: their descriptions, and the kinds of nodes on which each can be played."""
 
 from __future__ import annotations
 
@@ -17,32 +17,36 @@ Act: TypeAlias = Callable[[Field], Awaitable[None]]
 @final
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One fault, or a few of a kind, done to servers under load."""
+    """A fault, or several faults of a kind, inflicted on servers under load."""
 
     name: str
     number: int
-    """In the list of faults that a suite should try; 0: beside the list."""
+    """The number of the fault in the list of faults that a suite should try; 0: not in the list."""
     text: str
     setup: Setup
     act: Act
     kinds: tuple[NodeKind, ...]
-    """Nodes on which it can be played."""
+    """The kinds of nodes on which the scenario can be played."""
 
     async def run(self, kind: NodeKind = "local", seed: int = 0, watch: Watch = unwatched) -> Trial:
-        """Play it from the start of its servers to the judgement. `ChaosError` when servers cannot be had."""
+        """Play the scenario, from the start of the servers to the final checks.
+
+        Raises:
+            ChaosError: The servers cannot be started, or not on nodes of this `kind`.
+        """
         if kind not in self.kinds:
             raise ChaosError(f"{self.name} cannot be played on {kind} nodes, only on {', '.join(self.kinds)}")
         return await play(self.name, self.setup.on(kind), self.act, seed=seed, watch=watch)
 
 
 SCENARIOS: Final[dict[str, Scenario]] = {}
-"""By name, in the order of their numbers once all are registered (see `pgha._trials.scenarios`)."""
+"""The scenarios by name, sorted by number once all are registered (see `pgha._trials.scenarios`)."""
 
 
 def scenario(
     number: int, name: str, text: str, *, setup: Setup | None = None, kinds: Sequence[NodeKind] = ("local",)
 ) -> Callable[[Act], Act]:
-    """Register a scenario."""
+    """Register the decorated function as a scenario."""
 
     def register(act: Act) -> Act:
         SCENARIOS[name] = Scenario(name, number, text, setup or Setup(), act, tuple(kinds))
@@ -52,7 +56,7 @@ def scenario(
 
 
 def find(name: str) -> Scenario:
-    """The scenario of that name, or `ChaosError` with those that look like it."""
+    """Return the scenario with this name, or raise `ChaosError` with the similar names."""
     if name in SCENARIOS:
         return SCENARIOS[name]
     import difflib

@@ -1,4 +1,4 @@
-"""Trials by a schedule of faults, one that a seed gives or one that is to be played again."""
+"""Trials with a schedule of faults, which is either made from a seed or replayed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pgha._trials.trial import Setup, Topology, Trial, Watch, unwatched
 from pgha.chaos import FaultKind, NodeKind, Schedule, Workload
 
 _AROUND = 90.0
-"""Seconds beside the schedule's own until a trial is given up as stuck."""
+"""Seconds, in addition to the schedule's own, until a trial is given up as stuck."""
 
 
 def drawn(seed: int, *, seconds: float, nodes: int, kinds: Sequence[FaultKind] | None = None) -> Schedule:
-    """The schedule of a seed. At least one node is always spared."""
+    """Return the schedule of a seed. At least one node has no fault at any moment."""
     return Schedule.random(
         Random(seed), nodes=nodes, seconds=seconds, kinds=tuple(kinds or chaos.ALL_FAULTS), pace=1.0, hold=1.5
     )
@@ -31,7 +31,10 @@ async def random_trial(
     kinds: Sequence[FaultKind] | None = None,
     watch: Watch = unwatched,
 ) -> Trial:
-    """Masters under load, and the faults that ``seed`` gives for so many seconds (of these kinds)."""
+    """Run masters under load, with random faults from `seed` for `seconds`.
+
+    Use only these `kinds` if given.
+    """
     schedule = drawn(seed, seconds=seconds, nodes=nodes, kinds=kinds)
     return await replay(schedule, kind=kind, nodes=nodes, seed=seed, watch=watch)
 
@@ -47,7 +50,7 @@ async def replay(
     version: int | None = None,
     watch: Watch = unwatched,
 ) -> Trial:
-    """Servers under load (a primary has one synchronous standby), and the faults of ``schedule``."""
+    """Run servers under load, with the faults of `schedule`. A primary has one synchronous standby."""
     setup = Setup(
         topology=topology,
         nodes=max(nodes, schedule.nodes, 1 if topology == "standalone" else 2),

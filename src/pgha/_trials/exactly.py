@@ -1,7 +1,8 @@
-"""The proof of the ledger: keyed and plain writes side by side, through many faults, on each topology.
+"""The test of the ledger: keyed and plain writes side by side, through many faults, on each topology.
 
-What is counted of keyed writes is what the ledger is for: how many had an attempt that ended in doubt, which
-their callers would have been told without it; and how many callers were told so with it.
+The figures of keyed writes show the ledger's use. One is the number of writes with an attempt that ended in
+doubt: without the ledger, their callers would have been told so. The other is the number of callers who were
+told so with the ledger.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pgha._trials.trial import Setup, Topology, Trial
 from pgha.chaos import FaultKind, Workload
 
 _LOAD = Workload(readers=1, writers=6, batchers=1, cancellers=2, idempotent=0.0, keyed=0.7)
-# Those that leave writes without an answer: backends and servers that die or stand still, lines that swallow
+# The faults that leave writes without an answer: backends and servers die or freeze, connections lose
 # acknowledgements or break.
 _FAULTS: tuple[FaultKind, ...] = (
     "kill", "drop_down", "freeze_backend", "crash", "cut", "kill_backend", "drop_both", "freeze", "terminate",
@@ -25,14 +26,15 @@ _FAULTS: tuple[FaultKind, ...] = (
 )  # fmt: skip
 _AROUND = 120.0
 _PER_FAULT = 8.0
-"""Seconds until a trial is given up as stuck."""
+"""A trial is given up as stuck after `_AROUND` seconds, plus `_PER_FAULT` seconds per fault."""
 _BETWEEN = 12
-"""Operations that are acknowledged between two faults, at least."""
+"""The minimum number of operations that are acknowledged between two faults."""
 
 
 async def exactly_once(topology: Topology, version: int, *, faults: int, seed: int) -> Trial:
-    """So many faults, one after the other, on the node that takes the writes. Every third of a primary with
-    a synchronous standby is its death and the promotion of that standby.
+    """Inflict this number of faults, one after the other, on the node that takes the writes.
+
+    With topology "replicas", every third fault kills the primary and promotes its synchronous standby.
     """
     setup = Setup(
         topology=topology,
@@ -57,7 +59,7 @@ async def exactly_once(topology: Topology, version: int, *, faults: int, seed: i
 
 
 async def _strike(field: Field, kind: FaultKind) -> None:
-    """It lasts for as long as it takes to be seen, or is over before."""
+    """Inflict a fault for a random time: pgha may notice the fault, or the fault is over before."""
     victim = field.victim
     async with field.struck(kind, victim):
         await field.pause(field.random.choice([0.02, 0.1, 0.4]))
@@ -65,7 +67,7 @@ async def _strike(field: Field, kind: FaultKind) -> None:
 
 
 async def _fail_over(field: Field) -> None:
-    """The primary dies in the middle of its writes, its standby takes over; it comes back as a standby."""
+    """Kill the primary under load and promote its standby; the old primary returns as a standby."""
     nodes = field.nodes
     assert isinstance(nodes, chaos.Replicas)
     old, new = nodes.primary, nodes.standbys[0]
@@ -73,29 +75,30 @@ async def _fail_over(field: Field) -> None:
     await nodes.promote(new)
     await field.more(_BETWEEN, node=new)
     await gathered(field, old)
-    await field.heal(old)  # it runs: that fault is over
+    await field.heal(old)  # the node runs again, so the fault "kill" is over
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What some trials were about."""
+    """The figures of some trials."""
 
     trials: int
     faults: int
-    """Those that were done."""
+    """The number of faults that were inflicted."""
     keyed: int
-    """Keyed writes."""
+    """The number of keyed writes."""
     left: int
-    """Those of them whose callers left before they were told."""
+    """Keyed writes whose callers left before they were told the outcome."""
     acknowledged: int
+    """Keyed writes that were acknowledged."""
     replayed: int
-    """Operations that the ledger knew to be applied by an earlier attempt."""
+    """Operations that an earlier attempt had applied, as the ledger showed."""
     doubted: int
-    """Keyed writes with an attempt that ended in doubt: without the ledger their callers were told so."""
+    """Keyed writes with an attempt that ended in doubt: their callers would be told so without the ledger."""
     in_doubt: int
-    """Keyed writes whose callers were told so all the same."""
+    """Keyed writes whose callers were told "in doubt" despite the ledger."""
     plain_in_doubt: int
-    """Writes without a key whose callers were told so."""
+    """Writes without a key whose callers were told "in doubt"."""
     violations: int
 
     def __str__(self) -> str:
@@ -108,7 +111,7 @@ class Figures:
 
 
 def figures(trials: Iterable[Trial]) -> Figures:
-    """Of all of them."""
+    """Return the figures of all `trials` together."""
     played = list(trials)
     writes = [entry for trial in played for entry in trial.history if entry.kind == "write"]
     keyed = [entry for entry in writes if entry.keyed]

@@ -1,4 +1,4 @@
-"""The field of a trial: servers, proxies, a cluster and its load, and what a scenario works with."""
+"""The field of a trial: servers, proxies, a cluster and its load, and the methods that scenarios use."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ _SIBLING = "SELECT pg_sleep(60) /* sibling */"
 
 @dataclass(slots=True)
 class Field:
-    """What a scenario has in hand. Nothing in here has a bound of its own: the trial has, and says then what
-    was waited for (`waiting_for`).
+    """The servers, the cluster and the load of a trial, for a scenario.
+
+    No method here has a time limit of its own. The trial has one, and reports what the scenario was waiting
+    for (`waiting_for`).
     """
 
     setup: Setup
@@ -44,31 +46,35 @@ class Field:
     violations: list[Violation] = field(default_factory=list)
     sightings: list[Sighting] = field(default_factory=list)
     expected: set[str] = field(default_factory=set)
-    """Keys of operations whose failure the scenario provokes itself."""
+    """Keys of operations whose failure the scenario itself provokes."""
     splitted: bool = False
-    """Two primaries: replication does not make them the same any more."""
+    """Whether there are two primaries, whose data replication no longer makes equal."""
     survivors: set[str] | None = None
-    """The nodes whose data counts in the end; None: all."""
+    """The nodes whose data is checked at the end; None: all nodes."""
     tail: bool = False
-    """The scenario loses the newest writes of a node that it forgives."""
+    """Whether the scenario loses the newest writes of a forgiven node (see `forgive`)."""
     shown: list[str] = field(default_factory=list)
-    """What pgha told, in its own words: events, log records."""
+    """The texts of pgha's events and log records."""
     serial: int = 0
     waiting_for: str = "the scenario's end"
 
     # Claims
 
     def claim(self, holds: bool, rule: str, text: str) -> None:
-        """A promise that the scenario looks at by itself."""
+        """Record a violation of `rule` if `holds` is false."""
         if not holds:
             self.violations.append(violation(rule, text))
 
     def forgive(self, node: chaos.Node) -> None:
-        """It is about to be lost with writes that no other has: asynchronous replication promises no more."""
+        """Allow that writes of `node` are lost.
+
+        The node is about to be lost with writes that no other node has. Asynchronous replication does not
+        prevent that.
+        """
         self.promise = replace(self.promise, may_lose=frozenset({*self.promise.may_lose, node.name}))
 
     def lost_its_tail(self, history: History, rows: Mapping[str, Iterable[Row]]) -> Iterator[str]:
-        """The keys of what was acknowledged by those who were forgiven, and is nowhere."""
+        """Yield the keys of writes that forgiven nodes acknowledged and that are on no node."""
         there = {key for found in rows.values() for key, _ in found}
         return (
             entry.key
@@ -78,12 +84,12 @@ class Field:
         )
 
     def survivor(self, node: chaos.Node) -> None:
-        """The only node whose data counts in the end."""
+        """Declare that only the data of `node` is checked at the end."""
         self.survivors = {node.name}
         self.splitted = True
 
     def split(self, *primaries: chaos.Node) -> None:
-        """There are several primaries from now on: each keeps what it acknowledged itself."""
+        """Declare that there are several primaries now, each with the writes that it acknowledged itself."""
         self.promise = replace(self.promise, everywhere=False)
         self.splitted = True
 
@@ -97,7 +103,7 @@ class Field:
 
     @property
     def proxy(self) -> chaos.Proxy:
-        """The proxy before the victim."""
+        """The proxy in front of the victim."""
         return self.proxy_of(self.victim)
 
     def proxy_of(self, node: chaos.Node) -> chaos.Proxy:
@@ -117,8 +123,9 @@ class Field:
         )
 
     async def running(self, node: chaos.Node, text: str, wait_event: str | None = None) -> int:
-        """Wait until one of the cluster's backends runs a statement with ``text`` in it (and waits for that
-        event); its process id.
+        """Wait until a backend of the cluster runs a statement that contains `text`; return its process id.
+
+        With `wait_event`, the backend must also wait for that event.
         """
         found: list[int] = []
 
@@ -135,7 +142,7 @@ class Field:
         return found[0]
 
     async def none_runs(self, node: chaos.Node, text: str) -> None:
-        """Wait until none of the cluster's backends runs a statement with ``text`` in it."""
+        """Wait until none of the cluster's backends runs a statement that contains `text`."""
 
         async def look() -> bool:
             rows = await node.execute(
@@ -150,26 +157,26 @@ class Field:
     # Faults
 
     async def strike(self, kind: chaos.FaultKind, node: chaos.Node) -> None:
-        """Do it, and heal it at once (a restart comes back by itself)."""
+        """Inflict a fault and heal it at once (a restart heals itself)."""
         async with self.struck(kind, node):
             pass
 
     @asynccontextmanager
     async def struck(self, kind: chaos.FaultKind, node: chaos.Node) -> AsyncGenerator[None]:
-        """The fault is there in the body, and healed behind it."""
+        """Inflict a fault during the body, and heal it afterwards."""
         await self.begin(kind, node)
         yield
         await self.heal(node)
 
     async def begin(self, kind: chaos.FaultKind, node: chaos.Node) -> None:
-        """Do it; `heal` or the end of the trial heals it."""
+        """Inflict a fault, which `heal` or the end of the trial heals."""
         await self.injector.strike(kind, node.name)
 
     async def heal(self, node: chaos.Node) -> None:
         await self.injector.heal(node.name)
 
     async def heal_all(self) -> None:
-        """Every node runs and every line is clean afterwards; cancellation waits for it."""
+        """Heal the faults of all nodes and proxies. Cancellation does not interrupt this."""
         with anyio.CancelScope(shield=True):
             for proxy in self.proxies or ():
                 proxy.heal()
@@ -178,12 +185,12 @@ class Field:
 
     @asynccontextmanager
     async def sibling(self, node: chaos.Node) -> AsyncGenerator[int]:
-        """The process id of somebody else's backend, busy."""
+        """Open a connection that is not the cluster's, and yield the process id of its busy backend."""
         async with self.crowd(node, 1):
             yield await self.others_run(node, _SIBLING)
 
     async def others_run(self, node: chaos.Node, query: str) -> int:
-        """Wait until somebody's backend runs just that; its process id."""
+        """Wait until any backend runs exactly `query`; return its process id."""
         rows: list[Any] = []
 
         async def look() -> bool:
@@ -197,14 +204,14 @@ class Field:
 
     @asynccontextmanager
     async def crowd(self, node: chaos.Node, count: int) -> AsyncGenerator[None]:
-        """So many others try to have a connection each."""
+        """Let `count` other clients try to keep one connection each."""
 
         async def one() -> None:
             while True:
                 try:
                     await node.execute(_SIBLING, timeout=120)
                 except psycopg.OperationalError:
-                    await anyio.sleep(0.05)  # refused, or thrown out: it comes again
+                    await anyio.sleep(0.05)  # refused, or disconnected: try again
 
         async with anyio.create_task_group() as tasks:
             for _ in range(count):
@@ -213,7 +220,7 @@ class Field:
             tasks.cancel_scope.cancel()
 
     async def until_refused(self, node: chaos.Node) -> None:
-        """Wait until it has no connection left."""
+        """Wait until the node refuses connections because none is left."""
 
         async def refused() -> bool:
             try:
@@ -227,12 +234,12 @@ class Field:
     # Time
 
     async def more(self, count: int = 50, *, node: chaos.Node | None = None) -> None:
-        """Wait for so many more acknowledged operations (of that node)."""
+        """Wait for `count` more acknowledged operations (of `node`, if given)."""
         self.waiting_for = f"{count} more answers{f' of {node.name}' if node is not None else ''}"
         await self.load.more(count, node=None if node is None else node.name)
 
     async def until(self, condition: Callable[[], bool | Awaitable[bool]], what: str) -> None:
-        """Ask until it is so."""
+        """Poll `condition` until it is true. `what` describes it."""
         self.waiting_for = what
         while True:
             answer = condition()
@@ -241,7 +248,7 @@ class Field:
             await anyio.sleep(_POLL)
 
     async def pause(self, seconds: float) -> None:
-        """Let a fault last: its length is a part of the scenario."""
+        """Sleep while a fault lasts: its duration is a part of the scenario."""
         await anyio.sleep(seconds)
 
     # Operations of the scenario's own
@@ -257,12 +264,20 @@ class Field:
         timeout: float | None = None,
         **options: Any,
     ) -> Ending:
-        """One recorded write, called ``name`` in history and table, and how it ended. ``may_fail``: the
-        scenario provokes an error. ``alone``: the name is its only parameter.
+        """Do one recorded write, and return its outcome.
+
+        Args:
+            name: The key of the write in the history and in the table.
+            query: The statement.
+            writer: The number of the writer in the table.
+            may_fail: Whether the scenario provokes an error.
+            alone: Whether `name` is the only parameter of the statement.
+            timeout: The caller's deadline in seconds.
+            options: More arguments of `Cluster.submit`.
         """
         if may_fail:
             self.expected.add(name)
-        keyed = options.get("key") is not None
+        keyed = options.get("idempotency_key") is not None
         entry = self.recorder.begin("write", name, keyed=keyed, timeout=timeout)
         params = [name] if alone else [name, writer, 1]
         operation = self.cluster.submit(query, params, timeout=timeout, **options)
@@ -270,7 +285,7 @@ class Field:
 
     @asynccontextmanager
     async def writing(self, name: str, **options: Any) -> AsyncGenerator[list[Ending]]:
-        """A `write` goes on beside the body; how it ended is in the list behind it."""
+        """Run a `write` concurrently with the body. Afterwards, the yielded list holds its outcome."""
         ended: list[Ending] = []
 
         async def write() -> None:
@@ -280,7 +295,7 @@ class Field:
             yield ended
 
     async def ending_of(self, entry: Open, operation: pgha.Operation[Any]) -> Ending:
-        """Await it and write down how it ended."""
+        """Await the operation, record its outcome, and return it."""
         try:
             result = await operation
         except psycopg.Error as error:
@@ -290,7 +305,7 @@ class Field:
         return "acknowledged"
 
     async def refused(self, query: str, error: type[Exception]) -> None:
-        """The statement has to be refused, with that class of error."""
+        """Run a statement that must be refused with this class of error."""
         try:
             await self.cluster.execute(query)
         except error:
@@ -302,7 +317,7 @@ class Field:
 
     @asynccontextmanager
     async def aside(self, work: Callable[[], Awaitable[object]]) -> AsyncGenerator[None]:
-        """``work`` goes on beside the body; leaving waits for its end."""
+        """Run `work` concurrently with the body, and wait for its end when the body is left."""
         async with anyio.create_task_group() as tasks:
 
             async def run() -> None:

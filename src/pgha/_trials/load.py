@@ -1,7 +1,7 @@
-"""The load under which pgha is tried: readers, writers, batches and those who change their mind.
+"""The load of a trial: readers, writers, batches, and callers that cancel their operations.
 
-Every operation carries a key of its own. What becomes of each is recorded as its caller was told it, with the
-core's own record of the attempts; the table shows afterwards what the servers made of it.
+Every operation carries a key of its own. Its outcome is recorded as its caller was told, together with pgha's
+own record of the attempts. Afterwards the table shows what the servers applied.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CREATE TABLE pgha_trial (
 );
 CREATE INDEX ON pgha_trial (writer, origin, number)
 """
-"""Without a unique key: what is applied twice shall be seen, not refused."""
+"""The table has no unique key, so that a write that is applied twice is visible instead of being rejected."""
 WRITE = "INSERT INTO pgha_trial (key, writer, number) VALUES (%s, %s, %s)"
 READ = (
     "SELECT %s::text, coalesce(max(number), 0) FROM pgha_trial"
@@ -36,30 +36,30 @@ ROWS = "SELECT key, origin FROM pgha_trial"
 
 
 class Load:
-    """Runs a workload on a cluster until it is told to stop, and notes every operation."""
+    """Runs a workload on a cluster until `stop` is called, and records every operation."""
 
     def __init__(self, cluster: pgha.Cluster, recorder: Recorder, workload: Workload, seed: int) -> None:
         self.cluster = cluster
         self.recorder = recorder
         self.answers = 0
         self.answered: dict[str, int] = {}
-        """Acknowledged operations by node."""
+        """The number of acknowledged operations by node."""
         self.writer: str | None = None
         """The node that answered the last write."""
         self.reader: str | None = None
         self.doubts: list[tuple[Open, pgha.CommitInDoubt]] = []
-        """Keyed writes of which somebody can still tell."""
+        """Keyed writes in doubt, whose outcomes `settle` asks for."""
         self._left: dict[UUID, Open] = {}
-        """Keyed writes whose callers left, by their keys."""
+        """Keyed writes whose callers left, by idempotency key."""
         self._told: dict[UUID, set[str]] = {}
-        """What events told of writes that nobody waits for, by their keys."""
+        """The outcomes that events reported of writes whose callers left, by idempotency key."""
         self._workload = workload
         self._random = Random(seed)
         self._stopping = False
         self._news = anyio.Event()
 
     async def run(self) -> None:
-        """Until `stop` was called and every operation has ended."""
+        """Run the workload until `stop` was called and every operation has ended."""
         workload = self._workload
         async with anyio.create_task_group() as tasks:
             for number in range(workload.readers):
@@ -72,11 +72,11 @@ class Load:
                 tasks.start_soon(self._repeat, 2000 + number, self._change_mind)
 
     def stop(self) -> None:
-        """No operation is begun any more."""
+        """Let no further operation begin."""
         self._stopping = True
 
     async def more(self, count: int = 50, *, node: str | None = None) -> None:
-        """Wait for so many more acknowledged operations (of that node)."""
+        """Wait for `count` more acknowledged operations (of `node`, if given)."""
         before = self._count(node)
         while self._count(node) < before + count:
             await self._news.wait()
@@ -138,7 +138,7 @@ class Load:
         self._tell(result.node)
 
     async def _batch(self, writer: int, number: int) -> None:
-        """All rows or none: their keys differ in the part behind the dot."""
+        """Write a batch, of which all rows or none must be applied. Its keys differ only after the dot."""
         keys = [f"b{writer}-{number}.{part}" for part in range(self._workload.batch)]
         keyed = self._keyed()
         entries = [self.recorder.begin("write", key, keyed=keyed, timeout=self._timeout) for key in keys]
@@ -158,8 +158,9 @@ class Load:
         self._tell(results[0].node)
 
     async def _change_mind(self, writer: int, number: int) -> None:
-        """Leave the operation's scope at a random moment: whether it was applied is then anybody's guess,
-        but it was not applied twice.
+        """Leave the operation's scope at a random moment.
+
+        The write may or may not have been applied, but must not have been applied twice.
         """
         patience = self._random.choice([0.0, 0.0005, 0.002, 0.01, 0.05])
         keyed = self._keyed()
@@ -188,13 +189,14 @@ class Load:
             self.doubts += [(entry, error) for entry in entries if entry.entry.ending == "in doubt"]
 
     def told(self, event: pgha.OperationResolved) -> None:
-        """An event tells what became of a write that nobody waits for."""
+        """Record the outcome that an event reports of a write whose caller left."""
         if event.idempotency_key is not None and event.outcome != "in doubt":
             self._told.setdefault(event.idempotency_key, set()).add(event.outcome)
 
     async def settle(self, timeout: float) -> None:
-        """Ask what became of each keyed write in doubt: so many seconds for all of them. And note what was
-        told of those that their callers left.
+        """Resolve each keyed write in doubt, within `timeout` seconds for all of them.
+
+        Also record the outcomes that events reported of writes whose callers left.
         """
         end = anyio.current_time() + timeout
         for entry, error in self.doubts:
@@ -215,7 +217,10 @@ class Load:
 
 
 def _echo(result: pgha.Result[Any]) -> tuple[str, int | None]:
-    """The nonce and the number that came back. Another's answer may have any shape: it is shown as it is."""
+    """Return the nonce and the number in a read's answer.
+
+    An answer that belongs to another operation may have any shape, and is returned as text.
+    """
     rows = list(result)
     if len(rows) == 1 and [type(value) for value in rows[0]] == [str, int]:
         return str(rows[0][0]), int(rows[0][1])
@@ -223,14 +228,17 @@ def _echo(result: pgha.Result[Any]) -> tuple[str, int | None]:
 
 
 def applied_by(result: pgha.Result[Any], record: pgha.Record) -> str:
-    """The node that applied a write: where it was in doubt, if the ledger told of it elsewhere."""
+    """Return the node that applied a write.
+
+    If the ledger on another node answered, that is the node on which the write was in doubt.
+    """
     if result.replayed:
         return next((one.node for one in record.attempts if one.outcome == "in doubt"), result.node)
     return result.node
 
 
 def note_failure(entry: Open, error: psycopg.Error, operation: pgha.Operation[Any] | None = None) -> Ending:
-    """Write down what the caller was told: an outcome that pgha stands by."""
+    """Record the outcome that the caller was told, and return it."""
     record = operation.record if operation is not None else None
     entry.failed(error, pgha.error_info(error).outcome, record=record)
     return entry.entry.ending or "lost"
@@ -239,5 +247,5 @@ def note_failure(entry: Open, error: psycopg.Error, operation: pgha.Operation[An
 def by_origin(
     found: Mapping[str, list[tuple[Any, ...]]], ports: Mapping[int, str]
 ) -> dict[str, list[tuple[str, str]]]:
-    """The rows of every node, with the name of the node that applied each."""
+    """Return the rows of every node as pairs: the key, and the name of the node that applied the write."""
     return {name: [(key, ports[origin]) for key, origin in rows] for name, rows in found.items()}

@@ -1,8 +1,8 @@
-"""One trial from the start of its servers to the judgement.
+"""A trial, from the start of its servers to the final checks.
 
-The order at the end matters: first the load stops and every operation ends, then all faults are healed, then
-the cluster is left and must leave nothing behind, then replication catches up, and only then are the rows of
-all nodes read and everything is judged.
+The order at the end matters. The load is told to stop, all faults are healed, and every operation ends. Then
+the cluster is closed, and must leave nothing behind. Then replication catches up, and only then the rows of
+all nodes are read and checked.
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ from pgha.chaos.checkers import check
 from pgha.chaos.history import Recorder
 
 _ACT_BOUND = 60.0
-"""Seconds that a scenario's act may take: generous, since what hangs is to be seen as that."""
+"""Seconds that a scenario may take. They are generous, so that only a scenario that hangs exceeds them."""
 _END_BOUND = 40.0
-"""Seconds in which every operation has to end once the load stops and all is healed: above
-`failover_timeout`."""
+"""Seconds within which every operation must end once all faults are healed: above `failover_timeout`."""
 _SETTLE_BOUND = 30.0
-"""Seconds for the ledger to tell what became of all writes in doubt, once all is healed."""
+"""Seconds for resolving all writes in doubt by the ledger, once all faults are healed."""
 
 
 async def play(
@@ -56,9 +55,12 @@ async def play(
     bound: float = _ACT_BOUND,
     schedule: chaos.Schedule | None = None,
 ) -> Trial:
-    """Run ``act`` on a field of ``setup`` and judge what happened.
+    """Run `act` on a field made from `setup`, and check the results.
 
-    `ChaosError` when the servers cannot be had. What pgha does wrong comes out as violations, not as errors.
+    Broken promises of pgha are returned as violations, not raised.
+
+    Raises:
+        ChaosError: The servers cannot be started.
     """
     async with AsyncExitStack() as stack:
         nodes = await stack.enter_async_context(servers(setup))
@@ -82,7 +84,7 @@ async def play(
     found = check(history, rows, field.promise)
     secret = betrayed(setup.password, [*field.shown, *(str(entry.error) for entry in history)])
     if field.tail and not any(field.lost_its_tail(history, rows)):
-        field.claim(False, "setup", "no write was lost with the former primary: nothing was tried")
+        field.claim(False, "setup", "no write was lost with the former primary, so the trial tested nothing")
     doubts = [*undecided(history, field.expected), *unfounded(history), *fickle(history)]
     if setup.topology == "masters":
         doubts += strayed(history)
@@ -119,7 +121,7 @@ async def _create(nodes: chaos.Nodes, ddl: str) -> None:
 async def _fielded(
     setup: Setup, nodes: chaos.Nodes, proxies: chaos.Proxies | None, application: str, seed: int
 ) -> AsyncGenerator[Field]:
-    """The open cluster and everything around it."""
+    """Open the cluster, and yield the field around it."""
     reached = [(one.name, one.dsn) for one in (proxies or nodes)]
     named = [pgha.Node(dsn, name) for name, dsn in reached]
     options = {"min_ready": len(named), **setup.options}
@@ -127,7 +129,7 @@ async def _fielded(
     async with pgha.open_cluster(*named, application_name=application, **options) as cluster:
         if setup.keyed:
             await cluster.ledger.install()
-            await _create(nodes, "SELECT 1")  # masters publish the new table, too
+            await _create(nodes, "SELECT 1")  # so that masters also replicate the new table
         recorder = Recorder()
         load = Load(cluster, recorder, setup.workload, seed)
         field = Field(
@@ -162,7 +164,7 @@ async def _watch(events: AsyncIterable[pgha.Event], field: Field) -> None:
 
 
 async def _perform(field: Field, act: Callable[[Field], Awaitable[None]], bound: float) -> None:
-    """The load, and the act under it; what the act broke is healed before the last operations must end."""
+    """Run the load, and `act` under it. All faults are healed before the last operations must end."""
     ended = anyio.Event()
 
     async def load() -> None:
@@ -178,11 +180,12 @@ async def _perform(field: Field, act: Callable[[Field], Awaitable[None]], bound:
                 field.load.stop()
                 await field.heal_all()
         if scope.cancelled_caught:
-            field.violations.append(violation("stuck", f"{field.waiting_for}: not in {bound:g} s"))
+            text = f"after {bound:g} s the scenario was still waiting for this: {field.waiting_for}"
+            field.violations.append(violation("stuck", text))
         with anyio.move_on_after(_END_BOUND):
             await ended.wait()
         if not ended.is_set():
-            # The history shows which did not end.
+            # The history shows the operations that did not end.
             tasks.cancel_scope.cancel()
 
 
@@ -192,7 +195,7 @@ async def _rows(field: Field) -> dict[str, list[TupleRow]]:
 
 
 async def _settle(field: Field) -> None:
-    """Wait until what is to be on every node is there."""
+    """Wait until the writes are replicated to every node, unless the primaries have diverged."""
     nodes = field.nodes
     if isinstance(nodes, chaos.Masters | chaos.Replicas) and not field.splitted:
         await nodes.wait_replicated(60.0)

@@ -1,4 +1,4 @@
-"""What pgha promises beyond the kit's rules: no error is shown, and a batch is never torn."""
+"""The rules of pgha in addition to those of `pgha.chaos`: no error reaches a caller, for example."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _SHOWN: Final = {"read": ("refused", "lost", "in doubt"), "write": ("refused", "
 
 
 def promise_of(setup: Setup) -> Promise:
-    """What a topology keeps of what was acknowledged, while nobody loses data for good."""
+    """Return what a topology promises of acknowledged writes, as long as no node loses data for good."""
     return Promise(everywhere=setup.topology != "standalone", max_attempts=MAX_TRIES)
 
 
 def shown(history: Iterable[Entry], expected: Container[str] = ()) -> list[Violation]:
-    """An error reached a caller, though another node could have answered.
+    """Return a violation for each error that reached a caller though another node could have answered.
 
-    A write in doubt is no such error, nor what the caller's own deadline brought, nor what the scenario
-    provoked (``expected`` keys). A read is never in doubt.
+    A write in doubt does not count, nor an error by the caller's own deadline, nor an error that the scenario
+    provoked (keys in `expected`). A read in doubt does count.
     """
     return [
         violation("shown", f"{entry.kind} {entry.key} ended with {entry.error}", entry.key)
@@ -40,7 +40,11 @@ def shown(history: Iterable[Entry], expected: Container[str] = ()) -> list[Viola
 
 
 def undecided(history: Iterable[Entry], expected: Container[str] = ()) -> list[Violation]:
-    """A keyed write ended in doubt before its time was over; or nobody could tell when all was healed."""
+    """Return a violation for each keyed write that must not be in doubt.
+
+    Without a deadline, a keyed write must not end in doubt. With a deadline, it may, but must be resolved
+    once all faults are healed.
+    """
     found = []
     for entry in history:
         doubted = entry.keyed and _in_doubt(entry) and entry.key not in expected
@@ -48,15 +52,15 @@ def undecided(history: Iterable[Entry], expected: Container[str] = ()) -> list[V
             text = f"keyed write {entry.key} was in doubt, without a deadline: {entry.error}"
             found.append(violation("undecided", text, entry.key))
         elif doubted and entry.resolved not in ("applied", "not applied"):
-            text = f"keyed write {entry.key} stays in doubt when all is healed: {entry.error}"
+            text = f"keyed write {entry.key} stays in doubt after all faults were healed: {entry.error}"
             found.append(violation("undecided", text, entry.key))
     return found
 
 
 def unfounded(history: Iterable[Entry]) -> list[Violation]:
-    """A write was said to be in doubt, though each of its attempts was proven to be applied, or not to be."""
+    """Return a violation for each write reported in doubt though the outcome of each attempt was proven."""
     return [
-        violation("unfounded", f"write {entry.key} is no matter of doubt: {entry.error}", entry.key)
+        violation("unfounded", f"write {entry.key} has a proven outcome: {entry.error}", entry.key)
         for entry in history
         if _in_doubt(entry) and entry.timeout is None and entry.attempts
         if all(one.outcome in ("applied", "not applied") for one in entry.attempts)
@@ -64,33 +68,37 @@ def unfounded(history: Iterable[Entry]) -> list[Violation]:
 
 
 def fickle(history: Iterable[Entry]) -> list[Violation]:
-    """Of one write two things were told, one after the other."""
+    """Return a violation for each write of which two different outcomes were reported."""
     return [
-        violation("fickle", f"write {entry.key} was told to be {entry.resolved}", entry.key)
+        violation("fickle", f"write {entry.key} was reported as {entry.resolved}", entry.key)
         for entry in history
         if entry.resolved is not None and " and " in entry.resolved
     ]
 
 
 def strayed(history: Iterable[Entry]) -> list[Violation]:
-    """A keyed write that one master may have applied was given to another: each knows its own keys."""
+    """Return a violation for each keyed write that was sent to another master while it was in doubt on one.
+
+    Each master knows only its own keys, so that the write could be applied twice.
+    """
     found = []
     for entry in history:
         doubtful = {one.node for one in entry.attempts if one.outcome == "in doubt"}
         after = entry.attempts[-1].node if entry.attempts else None
         if entry.keyed and entry.kind == "write" and doubtful and not doubtful <= {after}:
-            text = f"keyed write {entry.key}, in doubt on {', '.join(sorted(doubtful))}, went on to {after}"
+            where = ", ".join(sorted(doubtful))
+            text = f"keyed write {entry.key} was in doubt on {where} and was sent to {after}"
             found.append(violation("strayed", text, entry.key))
     return found
 
 
 def _in_doubt(entry: Entry) -> bool:
-    """By an error of pgha's, not since its caller left."""
+    """Return whether pgha reported the write as in doubt. A write that its caller left does not count."""
     return entry.ending == "in doubt" and str(entry.error).startswith("CommitInDoubt")
 
 
 def betrayed(password: str | None, texts: Iterable[str]) -> list[Violation]:
-    """The password stands in something that pgha showed."""
+    """Return a violation for each text of pgha that shows the password."""
     if password is None:
         return []
     found = [text for text in texts if password in text]
@@ -99,7 +107,7 @@ def betrayed(password: str | None, texts: Iterable[str]) -> list[Violation]:
 
 @contextmanager
 def logged(texts: list[str]) -> Iterator[None]:
-    """What pgha logs meanwhile is added to ``texts``."""
+    """Add the messages that pgha logs during the body to `texts`."""
 
     class Taking(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -114,15 +122,19 @@ def logged(texts: list[str]) -> Iterator[None]:
 
 
 def _poisonous(entry: Entry) -> bool:
-    """It was first in line on two connections that broke: it is not sent a third time, since it may be what
-    breaks them.
+    """Return whether the operation was running on two connections when they were lost.
+
+    pgha does not retry such an operation, since it may be crashing the server.
     """
     broke = [one for one in entry.attempts if one.head_at is not None and one.outcome == "in doubt"]
     return len(broke) >= 2 and "the connection was lost" in str(entry.error)
 
 
 def torn(history: History, rows: Mapping[str, Iterable[tuple[str, str]]]) -> list[Violation]:
-    """The rows of a batch (their keys differ behind the dot) are on a node all, or none."""
+    """Return a violation for each batch of which a node has some rows but not all.
+
+    The keys of a batch's rows differ only after the dot.
+    """
     batches: dict[str, set[str]] = defaultdict(set)
     for entry in history:
         name, dot, _ = entry.key.partition(".")

@@ -1,4 +1,4 @@
-"""The servers of a trial, and certificates for those that speak TLS."""
+"""The servers of a trial, and certificates for servers with TLS."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from pgha.chaos._servers.account import ask
 
 
 def missing(setup: Setup) -> str:
-    """What this machine lacks for the servers of ``setup``, and what to do about it; "" if nothing. Blocks
-    shortly.
+    """Return what this machine lacks for the servers of `setup`, and what to do about it; "" if nothing.
+
+    Block for a short time.
     """
     if setup.version is not None:
         try:
@@ -26,11 +27,14 @@ def missing(setup: Setup) -> str:
         except chaos.ChaosError as error:
             return str(error)
     if setup.tls and shutil.which("openssl") is None:
-        return "certificates need the command openssl: install it"
+        return "the command openssl, which makes certificates, was not found: install OpenSSL"
     language = setup.settings.get("lc_messages")
     if language is not None and not _known(language):
         name, _, encoding = language.partition(".")
-        return f"no locale {language}: localedef -i {name} -f {encoding} {language} (Debian: package locales)"
+        return (
+            f"locale {language} is missing: run localedef -i {name} -f {encoding} {language}"
+            " (Debian: package locales)"
+        )
     return ""
 
 
@@ -44,7 +48,7 @@ def _known(language: str) -> bool:
 
 @asynccontextmanager
 async def servers(setup: Setup) -> AsyncGenerator[chaos.Nodes]:
-    """The topology that the setup asks for, running; gone afterwards."""
+    """Start the servers of the setup's topology, and remove them afterwards."""
     common: dict[str, Any] = {
         "version": setup.version,
         "settings": {"log_min_messages": "fatal", **setup.settings},
@@ -69,11 +73,11 @@ async def servers(setup: Setup) -> AsyncGenerator[chaos.Nodes]:
 
 
 def _certificate(folder: Path) -> tuple[Path, Path]:
-    """A self-signed certificate and its key, by OpenSSL's command."""
+    """Make a self-signed certificate and its key with the command openssl; return their paths."""
     certificate, key = folder / "server.crt", folder / "server.key"
     command = ["openssl", "req", "-new", "-x509", "-days", "30", "-nodes", "-newkey", "rsa:2048"]
     command += ["-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate)]
     asked = ask(*command)
     if asked.returncode != 0:
-        raise chaos.ChaosError(f"openssl made no certificate: {asked.stderr.strip()}")
+        raise chaos.ChaosError(f"openssl could not make a certificate: {asked.stderr.strip()}")
     return certificate, key

@@ -1,7 +1,8 @@
-"""A schedule of faults that breaks a promise, made as short as it can be in the time that there is.
+"""Shortens a schedule of faults that breaks a promise, as far as possible in the given time.
 
-Hypothesis shrinks what it found itself. This is for a run by `pgha chaos`, whose schedule came from a seed:
-each try plays servers and faults anew, so a try costs seconds, and a schedule need not fail every time.
+Hypothesis shrinks the failures that it finds itself. This module is for `pgha chaos`, whose schedule came
+from a seed. Each attempt starts servers and plays the faults anew, so an attempt takes seconds, and a
+schedule need not fail every time.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import anyio
 from pgha.chaos import Schedule, Step
 
 _SHORT = 0.25
-"""Seconds: a hold below is not made shorter."""
+"""Seconds. A fault that lasts no longer than this is not made shorter."""
 
 
 def simpler(schedule: Schedule) -> Iterator[Schedule]:
-    """Schedules that are simpler than this one, the boldest first; none of them is equal to it."""
+    """Yield schedules that are simpler than `schedule`, those with the greatest changes first."""
     steps = schedule.steps
     size = len(steps) // 2
     while size >= 1:
@@ -42,7 +43,7 @@ def _shorter(step: Step) -> Step:
 async def shrink(
     schedule: Schedule, broken: Callable[[Schedule], Awaitable[bool]], *, seconds: float
 ) -> Schedule:
-    """The simplest schedule found in ``seconds`` that still is ``broken``; at worst the given one."""
+    """Return the simplest schedule found within `seconds` that is still `broken`; at worst the given one."""
     with anyio.move_on_after(seconds):
         candidates = simpler(schedule)
         while (candidate := next(candidates, None)) is not None:

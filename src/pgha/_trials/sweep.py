@@ -1,10 +1,10 @@
-"""The cut sweep: three operations through a proxy, cut at every byte of every connection, in each direction,
-by end of file, by reset and by stall.
+"""The cut sweep: three operations through a proxy that cuts connections at every possible byte.
 
-A first run without a cut tells which connections there are, in their order (the monitor's, one for reads, one
-for writes), and how many bytes each carries. Then the same script is run once for each of those bytes and
-each way of cutting, many at a time, each with a proxy and a cluster of its own, on one server. What was
-recorded of all of them, and the rows that are there at the end, are judged together.
+Each connection is cut in each direction, by end of file, by reset and by stall. A first run without a cut
+counts the bytes of each connection, in the order of opening: the monitor's, one for reads, one for writes.
+Then the same script is run once for each of those bytes and each way of cutting. Many runs go on at a time,
+each with a proxy and a cluster of its own, on one server. Their records and the rows at the end are checked
+together.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ from pgha.chaos.history import History, Recorder
 
 _APPLICATION = "pgha_sweep"
 _TIMEOUT = 10.0
-"""Seconds for one operation, so that a failure ends. What stalls has to be found out in less."""
+"""Seconds for one operation, so that a failure ends. pgha has to detect a stall in less time."""
 _CONNECT = 1.0
 _TERMINATE = 5
-"""Bytes of the message by which a client leaves."""
+"""The bytes of the message Terminate, which ends a client's connection."""
 _OPTIONS: Mapping[str, Any] = {
     "read_connections": 1,
     "connect_timeout": _CONNECT,
-    "ping_interval": 30.0,  # one ping as it begins, and those of suspicion: the bytes are always the same
+    "ping_interval": 30.0,  # only the first ping, and pings on suspicion: the bytes are always the same
     "application_name": _APPLICATION,
 }
 HOWS: Sequence[CutHow] = get_args(CutHow)
 Lengths = Mapping[tuple[int, Direction], int]
-"""Bytes by connection and direction."""
+"""The number of bytes by connection and direction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What came of a sweep."""
+    """The result of a sweep."""
 
     lengths: Lengths
     cuts: Counter[CutHow]
-    """How many were tried, by their kind."""
+    """The number of cuts of each kind."""
     history: History
     violations: tuple[Violation, ...]
     seconds: float
 
     def line(self) -> str:
-        """In words."""
+        """Return the result as a line of text."""
         endings = Counter(entry.ending or "never ended" for entry in self.history)
         ways = ", ".join(f"{count} {how}" for how, count in sorted(self.cuts.items()))
         ends = ", ".join(f"{count} {ending}" for ending, count in sorted(endings.items()))
@@ -68,7 +68,7 @@ class Swept:
 
 
 def all_cuts(lengths: Lengths, hows: Iterable[CutHow] = HOWS) -> Iterator[Cut]:
-    """Every byte offset of every connection and direction, the first and the last included."""
+    """Yield a cut for every byte offset of every connection and direction, first and last included."""
     for how in hows:
         for (connection, direction), length in sorted(lengths.items()):
             for after in range(length + 1):
@@ -78,7 +78,7 @@ def all_cuts(lengths: Lengths, hows: Iterable[CutHow] = HOWS) -> Iterator[Cut]:
 async def sweep(
     node: chaos.Node, hows: Iterable[CutHow] = HOWS, *, width: int = 32, keep: Callable[[Cut], bool] = bool
 ) -> Swept:
-    """Run all cuts (those that `keep` says True to), ``width`` at a time, on a running server."""
+    """Run all cuts for which `keep` returns true, `width` at a time, on a running server."""
     began = time.monotonic()
     await node.execute(TABLE)
     recorder = Recorder()
@@ -110,7 +110,7 @@ async def sweep(
 
 
 async def _measure(node: chaos.Node) -> Lengths:
-    """The bytes of a run without a cut."""
+    """Run the script without a cut, and return the number of bytes."""
     recorder = Recorder()
     async with _opened(node, None) as (cluster, proxy):
         await _script(cluster, recorder, "measure")
@@ -131,7 +131,7 @@ async def _opened(node: chaos.Node, cut: Cut | None) -> AsyncGenerator[tuple[pgh
 
 
 def named(cut: Cut) -> str:
-    """What its operations are called."""
+    """Return the prefix of the keys of a cut's operations."""
     return f"{cut.how}-{cut.direction}-{cut.connection}-{cut.after}"
 
 
@@ -141,7 +141,7 @@ async def _tried(node: chaos.Node, cut: Cut, recorder: Recorder) -> None:
 
 
 async def _script(cluster: pgha.Cluster, recorder: Recorder, name: str) -> None:
-    """A read, a write and a batch, one after the other."""
+    """Do a read, a write and a batch, one after the other."""
     entry = recorder.begin("read", f"{name}-read", timeout=_TIMEOUT)
     try:
         result = await cluster.fetch("SELECT %s::text", [entry.key], timeout=_TIMEOUT)
@@ -169,7 +169,7 @@ async def _script(cluster: pgha.Cluster, recorder: Recorder, name: str) -> None:
 
 
 def _unanswered(history: History) -> list[Violation]:
-    """Every read has its answer: whatever happens to its connection, it is run again on another one."""
+    """Return a violation for each read without an answer: pgha must retry it on another connection."""
     return [
         violation("shown", f"read {entry.key} ended with {entry.error}", entry.key)
         for entry in history

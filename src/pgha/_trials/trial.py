@@ -1,4 +1,4 @@
-"""What a trial is given, and what came of it."""
+"""The setup of a trial, and its result."""
 
 from __future__ import annotations
 
@@ -25,46 +25,46 @@ class Setup:
     version: int | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     synchronous: int = 0
-    """Replicas: so many standbys must have a write before it is acknowledged."""
+    """For replicas: the number of standbys that must have a write before the write is acknowledged."""
     tls: bool = False
     password: str | None = None
-    """Servers ask for it; nothing that pgha shows may have it."""
+    """The password that the servers require. No text of pgha may show it."""
     proxied: bool = False
-    """The cluster reaches its nodes through fault proxies."""
+    """Whether the cluster reaches its nodes through fault proxies."""
     workload: Workload = field(default_factory=Workload)
     options: Mapping[str, Any] = field(default_factory=dict)
     """More arguments of `pgha.open_cluster`."""
     ledger: bool = False
-    """It is installed; also by itself where the load has keyed writes."""
+    """Whether to install the ledger even if the workload has no keyed writes."""
     schema: str = ""
-    """DDL beside the load's own table."""
+    """DDL to run in addition to that of the load's own table."""
 
     @property
     def keyed(self) -> bool:
-        """There are keyed writes."""
+        """Whether the ledger is needed."""
         return self.ledger or self.workload.keyed > 0
 
     def on(self, kind: NodeKind) -> Setup:
-        """The same, on nodes of another kind."""
+        """Return the same setup with nodes of another kind."""
         return replace(self, kind=kind)
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A node as the cluster saw it from this moment on."""
+    """The state of a node as the cluster saw it from a moment on."""
 
     at: float
-    """`time.monotonic`."""
+    """The moment in `time.monotonic` seconds."""
     node: str
     state: str
-    """As in `pgha.NodeStatus`."""
+    """The state, as in `pgha.NodeStatus`."""
     role: str
     """``primary``, ``standby`` or ``unknown``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What happened in one run, and which promises it broke. Times are `time.monotonic` seconds."""
+    """The history of a run, and the promises that were broken. Times are `time.monotonic` seconds."""
 
     title: str
     seed: int | None
@@ -72,7 +72,7 @@ class Trial:
     kind: NodeKind
     nodes: tuple[str, ...]
     began: float
-    """When the load began."""
+    """The time when the load began."""
     ended: float
     history: History
     faults: tuple[Done, ...]
@@ -80,33 +80,33 @@ class Trial:
     violations: tuple[Violation, ...]
     schedule: Schedule | None
     retried: int
-    """Times that an operation was run again."""
+    """The number of times that an operation was run again."""
     replayed: int = 0
-    """Writes that the ledger knew to be applied by an earlier attempt."""
+    """Writes that an earlier attempt had applied, as the ledger showed."""
 
     @property
     def kept(self) -> bool:
-        """Every promise was kept."""
+        """Whether every promise was kept."""
         return not self.violations
 
     def complaint(self) -> str:
-        """The broken promises in words, the first of them if they are many; "" if there are none."""
+        """Return the broken promises as text, or the first of them if they are many; "" if there are none."""
         lines = [str(one) for one in self.violations[:_MOST_TOLD]]
         more = len(self.violations) - len(lines)
         return "\n".join([*lines, *([f"and {more} more"] if more else [])])
 
 
 def violation(rule: str, text: str, key: str | None = None) -> Violation:
-    """A broken rule that a scenario found by itself."""
+    """Return a violation of a rule that is not one of `pgha.chaos`."""
     return Violation(rule, key, text)
 
 
 class Watch(Protocol):
-    """Who looks on while a trial runs; called in a task of its loop."""
+    """A callable that can observe a running trial. The trial's event loop calls it."""
 
     def __call__(self, cluster: pgha.Cluster, recorder: Recorder, faults: Sequence[Done]) -> None:
-        """The load has begun. What is given goes on changing."""
+        """Note that the load has begun. The arguments keep changing during the trial."""
 
 
 def unwatched(cluster: pgha.Cluster, recorder: Recorder, faults: Sequence[Done]) -> None:
-    """Nobody looks on."""
+    """Do not observe the trial."""

@@ -179,7 +179,7 @@ def install(
     json: _JSON = False,
     loop: _LOOP = LoopOption.asyncio,
 ) -> None:
-    """Create the table of idempotency keys on every node that takes writes.
+    """Create the table of idempotency keys on every primary.
 
     If a node already has the table, only the privileges are granted. All nodes must be up; otherwise nothing
     is changed.
@@ -213,7 +213,7 @@ def prune(
     A deleted key can be used again, for a new write. Writes continue meanwhile, and several prunes may run at
     the same time.
 
-    Exit code: 0 if every node was pruned, else 1.
+    Exit code: 0 if every node that takes writes was pruned, else 1.
     """
     try:
         seconds = age(older_than)
@@ -236,7 +236,10 @@ def uninstall(
     json: _JSON = False,
     loop: _LOOP = LoopOption.asyncio,
 ) -> None:
-    """Remove the table of idempotency keys, and all keys in it, from every node."""
+    """Remove the table of idempotency keys from every node.
+
+    All keys are deleted. Without --yes, the command asks for confirmation.
+    """
     _do("uninstall", dsns, json, loop, yes=yes, force=force)
 
 

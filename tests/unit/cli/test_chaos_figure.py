@@ -94,7 +94,7 @@ def test_a_broken_promise_is_said_in_red() -> None:
     red = [text.get_text() for text in figure.texts if text.get_color() == "#D55E00"]
     assert red[0] == "5 violations"
     assert red[1] == "doubled: write w0 is there twice, and was tried once"
-    assert red[-1] == "and 2 more, which the JSON beside this page has"
+    assert red[-1] == "and 2 more, listed in the JSON next to this page"
 
 
 def test_errors_have_a_row_when_there_are_any() -> None:

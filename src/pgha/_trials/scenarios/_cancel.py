@@ -1,4 +1,4 @@
-"""Callers who change their mind, and cancels that arrive late or never."""
+"""Operations that are cancelled, and cancel requests that arrive late or never."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from pgha.chaos import Workload
 
 _PROXIED = Setup(proxied=True)
 _PROMPT = 2.0
-"""Seconds in which a cancelled operation has to answer, however its node is."""
+"""Seconds within which a cancelled operation must end, whatever the state of its node."""
 
 
 async def _slow_read(field: Field, seconds: float) -> pgha.Operation[Any]:
-    """A read that runs on the server; on an open lane, so that a proxy before new connections hits its cancel
+    """Return a read that is running on the server.
+
+    Its connection is open already, so that a fault of the proxy for new connections hits the cancel request
     alone.
     """
     operation = field.cluster.submit(
@@ -48,7 +50,7 @@ async def _cancelled_promptly(field: Field, operation: pgha.Operation[Any]) -> N
 @scenario(
     20,
     "late-cancel",
-    "A cancel is held up on its way and arrives when its operation is over: no neighbour is hit",
+    "A cancel request is delayed until its operation is over: no other operation is cancelled",
     setup=_PROXIED,
 )
 async def late_cancel(field: Field) -> None:
@@ -57,7 +59,7 @@ async def late_cancel(field: Field) -> None:
         operation = await _slow_read(field, 0.25)
         proxy, route = field.proxy, pgha.pin(field.victim.name)
         proxy.mute()
-        # They take long enough for the cancel to meet one of them.
+        # They take long enough for the late cancel request to arrive while one of them runs.
         neighbours = [
             field.cluster.submit("SELECT %s::int, pg_sleep(0.02)", [number], read=True, route=route)
             for number in range(60)
@@ -82,8 +84,8 @@ async def late_cancel(field: Field) -> None:
 @scenario(
     21,
     "no-cancel",
-    "The connection that is to carry a cancel is refused, or nobody answers there: the caller leaves at once,"
-    " and the statement ends",
+    "The connection for a cancel request is refused or not answered: the caller leaves at once, and the"
+    " statement ends",
     setup=_PROXIED,
 )
 async def no_cancel(field: Field) -> None:
@@ -94,7 +96,7 @@ async def no_cancel(field: Field) -> None:
         proxy.refuse() if fault == "refuse" else proxy.mute()
         await _cancelled_promptly(field, operation)
         await field.more()
-        # By way of the monitor's connection, which is open.
+        # pgha ends the statement through the monitor's connection, which is open already.
         await field.none_runs(field.victim, "pg_sleep(20)")
         proxy.heal()
         await field.more()
@@ -103,7 +105,8 @@ async def no_cancel(field: Field) -> None:
 @scenario(
     0,
     "left-scopes",
-    "Scopes around slow statements are left, of a frozen node too: at once, and the statements end",
+    "Scopes around slow statements are cancelled, even on a frozen node: they are left at once, and the"
+    " statements end",
     setup=Setup(options={"failover_timeout": 5.0}),
 )
 async def left_scopes(field: Field) -> None:
@@ -127,18 +130,19 @@ async def _sleeper(field: Field, node: str) -> None:
     try:
         await field.cluster.fetch("SELECT pg_sleep(10)", route=pgha.pin(node))
     except pgha.NoNodeAvailable as error:
-        field.claim(False, "prompt", f"it was waited for until the node was given up: {error}")
+        field.claim(False, "prompt", f"the cancelled read ended only when the node was given up: {error}")
 
 
 @scenario(
     4,
     "cancel-a-synchronous-wait",
-    "A commit that waits for its synchronous standby is cancelled: it is applied, and may be lost: in doubt",
+    "A commit that waits for its synchronous standby is cancelled: the write is applied but may be lost, so"
+    " it is in doubt",
     setup=Setup(
         topology="replicas",
         nodes=2,
         synchronous=1,
-        workload=Workload(writers=0, batchers=0, cancellers=0),  # none may stand before it
+        workload=Workload(writers=0, batchers=0, cancellers=0),  # no write of the load may run before it
     ),
 )
 async def cancel_a_synchronous_wait(field: Field) -> None:
@@ -151,7 +155,7 @@ async def cancel_a_synchronous_wait(field: Field) -> None:
         operation.cancel()
         ended = await field.ending_of(entry, operation)
         field.claim(
-            ended == "in doubt", "verdict", f"the standby does not have it, and it is said to be {ended}"
+            ended == "in doubt", "verdict", f"a write that the standby does not have was reported as {ended}"
         )
     await field.more()
 
@@ -159,7 +163,7 @@ async def cancel_a_synchronous_wait(field: Field) -> None:
 @scenario(
     22,
     "cancel-everywhere",
-    "A read, a write and a batch are cancelled at every checkpoint, by a scope and by Task.cancel",
+    "Reads, writes and batches are cancelled at every checkpoint, by a scope and by Task.cancel",
 )
 async def cancel_everywhere(field: Field) -> None:
     await field.more()
@@ -201,7 +205,7 @@ async def _by_task(work: Callable[[], Awaitable[None]], steps: int) -> None:
     except asyncio.CancelledError:
         current = asyncio.current_task()
         if current is not None and current.cancelling():
-            raise  # it was this task that was cancelled
+            raise  # the current task itself was cancelled
 
 
 async def _cancelled_after(

@@ -1,4 +1,4 @@
-"""Keyed writes whose answers are lost, cancelled, or met again; and clocks that are off."""
+"""Keyed writes that lose their answers, are cancelled, or are repeated; and clocks that are wrong."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _WAITS = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND strp
 @scenario(
     8,
     "keyed-zombie",
-    "A keyed write's backend is frozen and its line breaks: the next attempt waits for the zombie on"
-    " the ledger, and the write is applied once",
+    "A keyed write's backend is frozen and its connection breaks: the next attempt waits for the frozen one,"
+    " and the write is applied once",
     setup=_PROXIED,
 )
 async def keyed_zombie(field: Field) -> None:
@@ -39,7 +39,7 @@ async def keyed_zombie(field: Field) -> None:
         victim = field.victim
         query, key = _SLOW.format(0.3), pgha.new_idempotency_key()
         async with field.writing(
-            f"zombie-{number}", query=query, key=key, route=pgha.pin(victim.name)
+            f"zombie-{number}", query=query, idempotency_key=key, route=pgha.pin(victim.name)
         ) as ended:
             pid = await field.running(victim, "pg_sleep")
             await victim.freeze_backend(pid)
@@ -48,17 +48,19 @@ async def keyed_zombie(field: Field) -> None:
             async def waits(victim: chaos.Node = victim) -> bool:
                 return bool(await victim.execute(_WAITS))
 
-            await field.until(waits, "the next attempt waits for the zombie")
+            await field.until(waits, "the next attempt waits for the frozen one")
             await victim.thaw_backend(pid)
-        field.claim(ended == ["acknowledged"], "verdict", f"a keyed write with a zombie ended {ended}")
+        field.claim(
+            ended == ["acknowledged"], "verdict", f"a keyed write with a frozen attempt ended {ended}"
+        )
     await field.more()
 
 
 @scenario(
     14,
     "keyed-lost-acknowledgement",
-    "The answers of keyed writes are swallowed, and then their lines break: each was applied, and is"
-    " not again",
+    "The answers of keyed writes are held back, and then their connections break: each write was applied, and"
+    " is not applied again",
     setup=_PROXIED,
     kinds=_BOTH,
 )
@@ -71,12 +73,12 @@ async def keyed_lost_acknowledgement(field: Field) -> None:
         async with field.writing(
             name, query=query, idempotency_key=pgha.new_idempotency_key(), route=pgha.pin(victim.name)
         ) as ended:
-            # It has been sent: behind writes without an answer it would wait in line.
+            # Drop answers only once the write runs: otherwise it could stay unsent behind unanswered writes.
             await field.running(victim, "pg_sleep(0.7)")
             proxy.drop("down")
 
-            # Applied, as a rule. On a busy machine it may have grown old first, and have been cancelled for
-            # those behind it: then it is run again when the line is back.
+            # The write is usually applied. On a busy machine pgha may have cancelled it first as too old, for
+            # the operations behind it: then it is run again when the connection is back.
             await field.none_runs(victim, "pg_sleep(0.7)")
             proxy.reset()
             proxy.heal()
@@ -87,8 +89,8 @@ async def keyed_lost_acknowledgement(field: Field) -> None:
 @scenario(
     22,
     "keyed-cancels",
-    "Keyed writes are cancelled at every moment while their backends die: what is told of each is"
-    " what is there, then or by an event",
+    "Keyed writes are cancelled at every moment while their connections break: the outcome that an error or"
+    " an event reports is true",
     setup=replace(_PROXIED, topology="standalone", nodes=1),
 )
 async def keyed_cancels(field: Field) -> None:
@@ -131,13 +133,13 @@ async def keyed_cancels(field: Field) -> None:
                     field.proxy_of(victim).reset()
                     await field.more(5)
         await field.until(
-            lambda: doubtful.keys() <= resolved.keys(), "an event tells of each that was in doubt"
+            lambda: doubtful.keys() <= resolved.keys(), "an event reports each write that was in doubt"
         )
         tasks.cancel_scope.cancel()
     held = {row[0] for row in await victim.execute("SELECT key FROM pgha_trial WHERE writer = 9000")}
     for key, name in doubtful.items():
         field.claim(
-            (resolved[key] == "applied") == (name in held), "event", f"{name} was told to be {resolved[key]}"
+            (resolved[key] == "applied") == (name in held), "event", f"{name} was reported as {resolved[key]}"
         )
     await field.more()
 
@@ -145,8 +147,8 @@ async def keyed_cancels(field: Field) -> None:
 @scenario(
     0,
     "keyed-promotion",
-    "The primary dies with the answers of keyed writes, its synchronous standby takes over: it knows what was"
-    " applied",
+    "The primary dies before it answers keyed writes, and its synchronous standby is promoted: the standby"
+    " knows which were applied",
     setup=Setup(topology="replicas", nodes=2, synchronous=1, proxied=True, workload=_KEYED),
 )
 async def keyed_promotion(field: Field) -> None:
@@ -157,7 +159,7 @@ async def keyed_promotion(field: Field) -> None:
     async with field.writing(
         "in-flight", query=_SLOW.format(0.7), idempotency_key=pgha.new_idempotency_key()
     ) as ended:
-        # It has been sent: behind writes without an answer it would wait in line.
+        # Drop answers only once the write runs: otherwise it could stay unsent behind unanswered writes.
         await field.running(old, "pg_sleep(0.7)")
         field.proxy_of(old).drop("down")
 
@@ -172,8 +174,8 @@ async def keyed_promotion(field: Field) -> None:
 @scenario(
     0,
     "keyed-masters",
-    "A master dies with a keyed write in doubt: that waits for it, and goes to no other; the rest goes"
-    " on there",
+    "A master dies with a keyed write in doubt: the write waits for that master, and other operations"
+    " continue on the others",
     setup=Setup(workload=_KEYED),
     kinds=_BOTH,
 )
@@ -181,30 +183,30 @@ async def keyed_masters(field: Field) -> None:
     await field.more()
     victim = field.victim
     query, key = _SLOW.format(1), pgha.new_idempotency_key()
-    async with field.writing("waits", query=query, key=key) as ended:
+    async with field.writing("waits", query=query, idempotency_key=key) as ended:
         await field.running(victim, "pg_sleep")
         async with field.struck("kill", victim):
             await field.more()
             field.claim(not ended, "verdict", f"a write that only {victim.name} knows of ended {ended}")
-    field.claim(ended == ["acknowledged"], "verdict", f"it ended {ended} when its node was back")
+    field.claim(ended == ["acknowledged"], "verdict", f"the write ended {ended} when its node was back")
     await field.more()
 
 
 @scenario(
     25,
     "key-with-another-body",
-    "A key comes again: with the same body the write is not applied again, with another it is refused",
+    "A key is used again: the same write is not applied again, and another write is rejected",
     setup=Setup(topology="standalone", nodes=1, workload=_KEYED),
 )
 async def key_with_another_body(field: Field) -> None:
     await field.more()
     for number in range(20):
         key = pgha.new_idempotency_key()
-        first = await field.write(f"body-{number}", key=key)
+        first = await field.write(f"body-{number}", idempotency_key=key)
         field.claim(first == "acknowledged", "verdict", f"a keyed write ended {first}")
         result = await field.cluster.execute(WRITE, [f"body-{number}", 9000, 1], idempotency_key=key)
-        field.claim(result.replayed, "verdict", "the same again was applied again")
-        other = await field.write(f"other-{number}", key=key, may_fail=True)
+        field.claim(result.replayed, "verdict", "the same write was applied again")
+        other = await field.write(f"other-{number}", idempotency_key=key, may_fail=True)
         field.claim(other == "refused", "verdict", f"another body with the same key ended {other}")
     await field.more()
 
@@ -212,12 +214,12 @@ async def key_with_another_body(field: Field) -> None:
 @scenario(
     25,
     "clock-skew",
-    "A server's clock is set, forth and back: guards are too narrow or too wide for a while, keyed writes are"
-    " applied once all the same",
+    "A server's clock is set forward and back: the time limits of keyed writes are wrong for a while, but"
+    " each write is applied once",
     setup=Setup(topology="standalone", nodes=1, workload=replace(_KEYED, timeout=5.0)),
 )
 async def clock_skew(field: Field) -> None:
-    """As pgha sees it: what it has measured is wrong until its next ping."""
+    """Change pgha's measurement of the server's clock, which stays wrong until the next ping."""
     await field.more()
     node = field.cluster._nodes[field.victim.name]
     for shift in (-900.0, 30.0, -5.0, 900.0):
@@ -228,5 +230,5 @@ async def clock_skew(field: Field) -> None:
             pass
         await field.more()
     node._monitor._wall = lambda: time.time() + 3
-    await field.until(lambda: any("ClockSkewed" in text for text in field.shown), "the difference is told")
+    await field.until(lambda: any("ClockSkewed" in text for text in field.shown), "an event reports the skew")
     await field.more()

@@ -1,4 +1,4 @@
-"""Faults of the network between client and node, by proxies before every node."""
+"""Faults of the network between client and node, made by a proxy in front of every node."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ async def _dropped(field: Field, kind: FaultKind) -> None:
     await field.more()
 
 
-@scenario(
-    13, "drop-up", "Nothing gets from the client to the node any more; connections stay open", setup=_PROXIED
-)
+@scenario(13, "drop-up", "Nothing passes from the client to the node; connections stay open", setup=_PROXIED)
 async def drop_up(field: Field) -> None:
     await _dropped(field, "drop_up")
 
@@ -34,7 +32,7 @@ async def drop_up(field: Field) -> None:
 @scenario(
     14,
     "drop-down",
-    "Nothing gets from the node to the client any more: acknowledgements are lost, writes are in doubt",
+    "Nothing passes from the node to the client: acknowledgements are lost, and writes are in doubt",
     setup=_PROXIED,
 )
 async def drop_down(field: Field) -> None:
@@ -52,7 +50,7 @@ async def drop_down(field: Field) -> None:
 
 
 @scenario(
-    0, "cut-off", "Nothing moves in either direction, connections stay open", setup=_PROXIED, kinds=_BOTH
+    0, "cut-off", "Nothing passes in either direction; connections stay open", setup=_PROXIED, kinds=_BOTH
 )
 async def cut_off(field: Field) -> None:
     await _dropped(field, "drop_both")
@@ -92,7 +90,7 @@ async def one_byte_packets(field: Field) -> None:
 @scenario(
     18,
     "big-through-tls",
-    "Parameters of 10 MB through pipelines over TLS, while the other direction stands still for moments",
+    "Parameters of 10 MB are sent through pipelines over TLS, while answers are held up again and again",
     setup=_TLS,
 )
 async def big_through_tls(field: Field) -> None:
@@ -123,7 +121,7 @@ async def big_through_tls(field: Field) -> None:
 @scenario(
     19,
     "coalesced-tls",
-    "Records of TLS arrive together, more than 8 kB at once: nothing may be left lying in OpenSSL's buffers",
+    "TLS records arrive together, more than 8 kB at once: no data may be left unread in OpenSSL's buffers",
     setup=_TLS,
 )
 async def coalesced_tls(field: Field) -> None:
@@ -147,7 +145,7 @@ async def coalesced_tls(field: Field) -> None:
 @scenario(
     0,
     "slow-network",
-    "Latency with jitter, a narrow line and slow closes before the node that takes the writes",
+    "The node that takes the writes has latency with jitter, little bandwidth, and slow closes",
     setup=Setup(proxied=True, workload=Workload(readers=20)),
 )
 async def slow_network(field: Field) -> None:

@@ -14,7 +14,8 @@ _BOTH: tuple[NodeKind, ...] = ("local", "container")
 @scenario(
     1,
     "kill-a-backend",
-    "SIGKILL of a backend in the middle of a write: the write is in doubt, the server recovers, others go on",
+    "A backend is killed (SIGKILL) during a write: the write is in doubt, the server recovers, and other"
+    " operations continue",
     kinds=_BOTH,
 )
 async def kill_a_backend(field: Field) -> None:
@@ -22,7 +23,7 @@ async def kill_a_backend(field: Field) -> None:
     victim = field.victim
     async with field.writing("killed", query=SLOW_WRITE, route=pgha.pin(victim.name)) as ended:
         await victim.kill_backend(await field.running(victim, "pg_sleep"))
-    field.claim(ended == ["in doubt"], "verdict", f"a write whose backend was killed is said to be {ended}")
+    field.claim(ended == ["in doubt"], "verdict", f"a write whose backend was killed was reported as {ended}")
     await victim.wait_ready()
     await field.up(victim)
     await field.more()
@@ -31,7 +32,7 @@ async def kill_a_backend(field: Field) -> None:
 @scenario(
     5,
     "crash-a-sibling",
-    "SIGKILL of somebody else's backend: PostgreSQL throws all others out (57P02) and recovers",
+    "Another client's backend is killed (SIGKILL): PostgreSQL ends all connections (57P02) and recovers",
     kinds=_BOTH,
 )
 async def crash_a_sibling(field: Field) -> None:
@@ -64,8 +65,8 @@ async def stop_immediate(field: Field) -> None:
 @scenario(
     8,
     "zombie",
-    "A write's backend is frozen, its caller's time is over, the backend thaws and may commit: in doubt,"
-    " applied once at most",
+    "A write's backend is frozen past its caller's deadline, then thaws and may commit: the write is in"
+    " doubt, and applied at most once",
     kinds=_BOTH,
 )
 async def zombie(field: Field) -> None:
@@ -75,13 +76,13 @@ async def zombie(field: Field) -> None:
     async with field.writing("zombie", query=query, timeout=1.0, route=pgha.pin(victim.name)) as ended:
         pid = await field.running(victim, "pg_sleep")
         await victim.freeze_backend(pid)
-    field.claim(ended == ["in doubt"], "verdict", f"a write whose backend stands still is said to be {ended}")
+    field.claim(ended == ["in doubt"], "verdict", f"a write whose backend is frozen was reported as {ended}")
     await victim.thaw_backend(pid)
     await field.none_runs(victim, "pg_sleep")
     await field.more()
 
 
-@scenario(9, "freeze-the-node", "All processes of the node that takes the writes stand still", kinds=_BOTH)
+@scenario(9, "freeze-the-node", "All processes of the node that takes the writes are frozen", kinds=_BOTH)
 async def freeze_the_node(field: Field) -> None:
     for _ in range(2):
         await field.more()
@@ -94,7 +95,9 @@ async def freeze_the_node(field: Field) -> None:
         await field.more()
 
 
-@scenario(0, "kill-the-node", "SIGKILL of all processes of the node that takes the writes", kinds=_BOTH)
+@scenario(
+    0, "kill-the-node", "All processes of the node that takes the writes are killed (SIGKILL)", kinds=_BOTH
+)
 async def kill_the_node(field: Field) -> None:
     for _ in range(2):
         await field.more()
@@ -105,7 +108,7 @@ async def kill_the_node(field: Field) -> None:
         await field.more()
 
 
-@scenario(17, "freeze-all", "Every node freezes in random order, and thaws in another: all wait, none fails")
+@scenario(17, "freeze-all", "All nodes freeze and thaw in random order: operations wait, and none fails")
 async def freeze_all(field: Field) -> None:
     await field.more()
     for _ in range(2):
@@ -127,7 +130,7 @@ async def freeze_all(field: Field) -> None:
 @scenario(
     0,
     "passwords",
-    "Servers that ask for a password are killed, frozen and restarted: no error, event or log shows it",
+    "Servers that require a password are killed and frozen: no error, event or log shows the password",
     setup=Setup(password="correct horse battery staple"),
 )
 async def passwords(field: Field) -> None:
@@ -148,7 +151,7 @@ async def passwords(field: Field) -> None:
 @scenario(
     0,
     "deadlines",
-    "Every node stands still for longer than the callers' deadlines: each is kept",
+    "All nodes are frozen for longer than the callers' deadlines: every deadline is kept",
     setup=Setup(nodes=2, workload=Workload(timeout=0.3)),
     kinds=_BOTH,
 )
@@ -165,7 +168,7 @@ async def deadlines(field: Field) -> None:
 @scenario(
     23,
     "no-connection-left",
-    "max_connections is used up and all connections break: a storm of reconnects, refused with 53300",
+    "All connections break while max_connections is used up: many reconnects are refused (53300)",
     setup=Setup(settings={"max_connections": "30"}),
 )
 async def no_connection_left(field: Field) -> None:
@@ -176,7 +179,7 @@ async def no_connection_left(field: Field) -> None:
         f" WHERE application_name = '{field.application}'; SELECT pg_sleep(0.5)"
     )
     async with field.aside(lambda: victim.execute(ends)):
-        # Who ends the connections has one of its own before there are none left.
+        # The statement that ends the connections must have its own connection before none is left.
         await field.others_run(victim, ends)
         async with field.crowd(victim, 40):
             await field.until_refused(victim)

@@ -1,4 +1,4 @@
-"""Faults of roles: promotions, demotions, two primaries, synchronous waits that end badly."""
+"""Faults of roles: promotions, demotions, two primaries, and interrupted synchronous commits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pgha.chaos import Workload
 
 _ASYNCHRONOUS = Setup(topology="replicas", nodes=3)
 _SYNCHRONOUS = Setup(topology="replicas", nodes=2, synchronous=1)
-# Where a write is to wait for its standby by itself, none of the load may stand before it.
+# If a scenario's write is to wait for the standby, no write of the load may be waiting before it.
 _READERS = replace(_SYNCHRONOUS, workload=Workload(writers=0, batchers=0, cancellers=0))
 
 
@@ -23,7 +23,7 @@ def _replicas(field: Field) -> chaos.Replicas:
 
 
 async def gathered(field: Field, *lost: chaos.Node) -> None:
-    """Whoever cannot follow the new primary as it is becomes its standby anew."""
+    """Make every node that cannot follow the new primary a standby of it again, including `lost` ones."""
     nodes = _replicas(field)
     for stray in {node.name: node for node in (*lost, *nodes.strays)}.values():
         if stray.running:
@@ -39,8 +39,8 @@ async def gathered(field: Field, *lost: chaos.Node) -> None:
 @scenario(
     3,
     "terminate-a-synchronous-wait",
-    "The backend of a commit that waits for its synchronous standby is terminated (57P01 as a warning, then"
-    " the end): applied, so never said not to be",
+    "A backend is terminated while its commit waits for the synchronous standby (57P01 as a warning): the"
+    " write is applied, and not reported as not applied",
     setup=_READERS,
 )
 async def terminate_a_synchronous_wait(field: Field) -> None:
@@ -50,15 +50,15 @@ async def terminate_a_synchronous_wait(field: Field) -> None:
     async with field.struck("freeze", standby), field.writing("terminated", query=query) as ended:
         pid = await field.running(primary, "/* terminated */", "SyncRep")
         await primary.execute("SELECT pg_terminate_backend(%s)", [pid])
-    field.claim(ended == ["in doubt"], "verdict", f"a committed write was said to be {ended}")
+    field.claim(ended == ["in doubt"], "verdict", f"a committed write was reported as {ended}")
     await field.more()
 
 
 @scenario(
     10,
     "lost-tail",
-    "An asynchronous standby is promoted without the newest writes, whose transaction ids others get: what"
-    " the new primary acknowledged is there",
+    "An asynchronous standby without the newest writes is promoted, and reuses their transaction ids: the"
+    " writes that the new primary acknowledged are there",
     setup=_ASYNCHRONOUS,
 )
 async def lost_tail(field: Field) -> None:
@@ -85,7 +85,8 @@ async def lost_tail(field: Field) -> None:
 @scenario(
     11,
     "demotion",
-    "The primary is told to take no more writes, in the middle of its pipelines (25006): they go to the next",
+    "The primary becomes read-only under load (25006), and a standby is promoted: writes go to the new"
+    " primary",
     setup=_ASYNCHRONOUS,
 )
 async def demotion(field: Field) -> None:
@@ -108,7 +109,7 @@ async def demotion(field: Field) -> None:
 @scenario(
     0,
     "read-only-master",
-    "A master becomes read-only under load: writes go to the others, and come back later",
+    "A master becomes read-only under load, and later takes writes again: writes go to the others meanwhile",
 )
 async def read_only_master(field: Field) -> None:
     await field.more()
@@ -128,7 +129,7 @@ async def read_only_master(field: Field) -> None:
 @scenario(
     12,
     "two-primaries",
-    "A standby is promoted while the primary lives: each write is applied by one of them, once",
+    "A standby is promoted while the primary still runs: each write is applied once, by one of them",
     setup=_ASYNCHRONOUS,
 )
 async def two_primaries(field: Field) -> None:
@@ -151,16 +152,16 @@ async def two_primaries(field: Field) -> None:
 @scenario(
     0,
     "synchronous-failover",
-    "The synchronous standby is cut off, its primary dies, the standby is promoted: what was acknowledged is"
-    " there",
+    "The synchronous standby is cut off, the primary dies, and the standby is promoted: no acknowledged write"
+    " is lost",
     setup=_SYNCHRONOUS,
 )
 async def synchronous_failover(field: Field) -> None:
     nodes = _replicas(field)
     await field.more()
     old, new = nodes.primary, nodes.standbys[0]
-    # It receives nothing any more: commits wait, and none may be acknowledged, for longer than a slow head is
-    # let alone.
+    # The standby receives nothing any more: commits wait, and no write may be acknowledged. This lasts longer
+    # than the time after which pgha cancels a slow operation that others wait for.
     await nodes.disconnect(new)
     await field.pause(2.5)
     await field.begin("kill", old)
@@ -176,7 +177,7 @@ async def synchronous_failover(field: Field) -> None:
 @scenario(
     0,
     "promotion",
-    "The primary dies under load and its synchronous standby is promoted: nothing acknowledged is lost",
+    "The primary dies under load and its synchronous standby is promoted: no acknowledged write is lost",
     setup=replace(_ASYNCHRONOUS, synchronous=1),
 )
 async def promotion(field: Field) -> None:

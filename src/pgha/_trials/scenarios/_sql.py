@@ -1,4 +1,4 @@
-"""Statements that break the rules, and servers that speak another language."""
+"""Statements that break the rules, and servers with messages in another language."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ END$$
 @scenario(
     2,
     "terminate-in-a-deferred-trigger",
-    "A backend is terminated at the Sync, behind the last CommandComplete: nothing proves what became of it",
+    "A backend is terminated at the Sync, after the last CommandComplete: nothing proves the write's outcome,"
+    " so it is in doubt",
     setup=Setup(schema=_DEFERRED),
 )
 async def terminate_in_a_deferred_trigger(field: Field) -> None:
@@ -35,14 +36,15 @@ async def terminate_in_a_deferred_trigger(field: Field) -> None:
     async with field.writing("deferred", query=f"{WRITE} /* deferred */", writer=9001) as ended:
         pid = await field.running(victim, "/* deferred */", "PgSleep")
         await victim.execute("SELECT pg_terminate_backend(%s)", [pid])
-    field.claim(ended == ["in doubt"], "verdict", f"it was said to be {ended}")
+    field.claim(ended == ["in doubt"], "verdict", f"the write was reported as {ended}")
     await field.more()
 
 
 @scenario(
     24,
     "unruly-sql",
-    "COMMIT, COPY, VACUUM, CALL and second statements among the load: refused or alone, no neighbour notices",
+    "COMMIT, COPY, VACUUM, CALL and double statements under load: each is rejected or runs alone, and does"
+    " not disturb other operations",
     setup=Setup(schema=_PROCEDURES),
 )
 async def unruly_sql(field: Field) -> None:
@@ -60,14 +62,14 @@ async def unruly_sql(field: Field) -> None:
     ) as ended:
         pid = await field.running(victim, "CALL pgha_commits", "PgSleep")
         await victim.execute("SELECT pg_terminate_backend(%s)", [pid])
-    field.claim(ended == ["in doubt"], "verdict", f"a CALL that had committed was said to be {ended}")
+    field.claim(ended == ["in doubt"], "verdict", f"a CALL that had committed was reported as {ended}")
     await field.more()
 
 
 @scenario(
     25,
     "another-language",
-    "A server with German messages: verdicts rest on codes and on the V field, not on words",
+    "A server has German messages: pgha decides by error codes and the V field, not by the text",
     setup=Setup(topology="standalone", nodes=2, version=15, settings={"lc_messages": "de_DE.UTF-8"}),
 )
 async def another_language(field: Field) -> None:
@@ -76,16 +78,16 @@ async def another_language(field: Field) -> None:
     try:
         await field.cluster.fetch("SELECT 1/0")
     except psycopg.errors.DivisionByZero as error:
-        field.claim("Division durch Null" in str(error), "setup", f"the server speaks English: {error}")
+        field.claim("Division durch Null" in str(error), "setup", f"the message is not in German: {error}")
     async with field.writing(
         "terminated", query=SLOW_WRITE, may_fail=True, route=pgha.pin(victim.name)
     ) as ended:
-        # FATAL 57P01 in German proves that it was not applied: it is run again, and is applied once.
+        # FATAL 57P01, in German, proves that the write was not applied, so pgha runs it again.
         pid = await field.running(victim, "pg_sleep")
         await victim.execute("SELECT pg_terminate_backend(%s)", [pid])
         again = await field.running(victim, "pg_sleep")
         await victim.execute("SELECT pg_cancel_backend(%s)", [again])
-    field.claim(ended == ["refused"], "verdict", f"a write that was terminated and cancelled is {ended}")
+    field.claim(ended == ["refused"], "verdict", f"a write that was terminated and cancelled ended {ended}")
     await field.strike("restart", victim)
     await field.more()
     async with field.struck("freeze", field.victim):

@@ -1,4 +1,4 @@
-"""Keyed writes that stand still before they begin, while their callers are told what becomes of them."""
+"""Keyed writes that are frozen before they begin, while their callers are told an outcome."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pgha._trials.trial import Setup
 from pgha.chaos import Workload
 from pgha.chaos.history import Open
 
-# One connection for writes, on which nobody else's stand.
+# A single connection for writes, on which the load has no writes.
 _ALONE = Setup(
     topology="standalone",
     nodes=1,
@@ -28,11 +28,11 @@ _ALONE = Setup(
 )
 _PID = "SELECT pg_backend_pid()"
 _TIMEOUT = 0.5
-"""Seconds. A write's guard lets it begin for one more."""
+"""Seconds. A keyed write's guard lets the write begin for one second more."""
 
 
 async def _frozen(field: Field) -> int:
-    """The process id of the backend that is to have the next write: it stands still, and waits for one."""
+    """Freeze the backend that will receive the next write, and return its process id."""
     pid = (await field.cluster.execute(_PID)).value()
     await field.victim.freeze_backend(pid)
     return int(pid)
@@ -45,7 +45,7 @@ def _submitted(field: Field, name: str, key: UUID) -> tuple[Open, pgha.Operation
 
 
 async def _doubt(field: Field, entry: Open, operation: pgha.Operation[Any]) -> pgha.CommitInDoubt | None:
-    """What its caller is told, which has to be: in doubt."""
+    """Await an operation that must end in doubt, and return its error."""
     try:
         await operation
     except psycopg.Error as error:
@@ -54,12 +54,12 @@ async def _doubt(field: Field, entry: Open, operation: pgha.Operation[Any]) -> p
             return error
     else:
         entry.acknowledged(node=None, record=operation.record)
-    field.claim(False, "verdict", f"a write that nobody can know of ended {entry.entry.ending}")
+    field.claim(False, "verdict", f"a write with an unknowable outcome ended {entry.entry.ending}")
     return None
 
 
 async def _thawed(field: Field, pid: int) -> None:
-    """It goes on, and does what it has been given to its end."""
+    """Thaw the backend, and wait until it has finished its statements."""
     node = field.victim
     await node.thaw_backend(pid)
 
@@ -67,14 +67,14 @@ async def _thawed(field: Field, pid: int) -> None:
         rows = await node.execute("SELECT state, query FROM pg_stat_activity WHERE pid = %s", [pid])
         return all(state == "idle" and query != _PID for state, query in rows)
 
-    await field.until(over, f"backend {pid} is done with what it was given")
+    await field.until(over, f"backend {pid} has finished its statements")
 
 
 @scenario(
     8,
     "keyed-resolved",
-    "A keyed write's backend stands still, its caller's time is over and resolve() decides: what it says"
-    " stays true when the backend thaws at once",
+    "A keyed write's backend is frozen past the deadline, and resolve() returns the outcome: it stays true"
+    " when the backend thaws at once",
     setup=_ALONE,
 )
 async def keyed_resolved(field: Field) -> None:
@@ -91,7 +91,8 @@ async def keyed_resolved(field: Field) -> None:
 @scenario(
     14,
     "keyed-resolved-late",
-    "The answer of a keyed write is swallowed until its caller's time is over: resolve() finds it applied",
+    "The answer of a keyed write is held back past the caller's deadline: resolve() finds that the write was"
+    " applied",
     setup=_ALONE,
 )
 async def keyed_resolved_late(field: Field) -> None:
@@ -112,15 +113,18 @@ async def keyed_resolved_late(field: Field) -> None:
         if error is not None:
             said = await error.resolve()
             entry.resolved(said)
-            field.claim(said == "applied", "verdict", f"{name} is there, and resolve() says {said}")
+            field.claim(
+                said == "applied", "verdict", f"{name} is in the table, but resolve() returned {said}"
+            )
     await field.more()
 
 
 @scenario(
     8,
     "keyed-left",
-    "A keyed write's backend stands still, its caller leaves, its line ends: when the guard's time is over"
-    " an event says that it is not applied, and the backend that thaws then applies nothing; the key is good",
+    "A keyed write's backend is frozen, its caller leaves and its connection ends: when its time limit is"
+    " over, an event reports that it was not applied; the thawed backend applies nothing, and the key can be"
+    " used",
     setup=replace(_ALONE, proxied=False),
 )
 async def keyed_left(field: Field) -> None:
@@ -131,16 +135,16 @@ async def keyed_left(field: Field) -> None:
         async with field.cluster.events() as events:
             entry, operation = _submitted(field, f"left-{number}", key)
             operation.cancel()
-            # An end of file behind the write: a proxy might lose the one or the other on its way.
+            # The server gets an end of file right after the write. A proxy might lose either.
             next(lane for lane in lanes if lane.link.pid == pid).abort("the trial says so", lost=True)
             await _doubt(field, entry, operation)
-            field.waiting_for = "an event that tells of the write"
+            field.waiting_for = "an event that reports the write's outcome"
             async for event in events:
                 if isinstance(event, pgha.OperationResolved) and event.outcome != "in doubt":
-                    field.claim(event.idempotency_key == key, "event", "it tells of another key")
+                    field.claim(event.idempotency_key == key, "event", "the event has another key")
                     entry.resolved(event.outcome)
                     break
         await _thawed(field, pid)
-        again = await field.write(f"again-{number}", key=key)
-        field.claim(again == "acknowledged", "verdict", f"a key that was not used up: {again}")
+        again = await field.write(f"again-{number}", idempotency_key=key)
+        field.claim(again == "acknowledged", "verdict", f"a write with an unused key ended {again}")
     await field.more()
