@@ -4,7 +4,7 @@ set positional-arguments
 default:
     @just --list
 
-# three masters, faults under load, what became of every operation
+# three masters, faults under load, and the outcome of every operation
 demo *args:
     uv run pgha demo "$@"
 
@@ -19,7 +19,7 @@ test *args:
 test-all *args:
     uv run pytest -n {{workers}} --dist worksteal "$@"
 
-# formatting, lint, types, layers, the pure core, the public face
+# check formatting, lint, types, import layers, the pure core and the public names
 check:
     uv run ruff format --check .
     uv run ruff check .
@@ -34,23 +34,23 @@ chaos_workers := env("PGHA_CHAOS_WORKERS", "3")
 chaos *args:
     uv run pytest -n {{chaos_workers}} --dist worksteal tests/chaos "$@"
 
-# the same for hours: so many times as many schedules, new ones, and the whole sweep on both loops
+# the chaos suite for hours: `times` as many schedules, with new seeds, and the whole sweep on both loops
 chaos-long times="20" *args:
     shift; PGHA_LONG=1 PGHA_SCHEDULES={{times}} uv run pytest -n {{chaos_workers}} --dist worksteal tests/chaos "$@"
 
-# make the image of nodes in containers, offline, from the servers that are here; prints its name
+# make the image for nodes in containers, offline, from the servers on this machine; print its name
 image *args:
     uv run python -m pgha.chaos image "$@"
 
-# throughput side by side with peers, as ratios in one run
+# compare the throughput with that of other clients, as ratios within one run
 bench *args:
     uv run --group bench python -m bench "$@"
 
-# the documentation as HTML, in docs/_build
+# build the documentation as HTML, in docs/_build
 docs:
     PYTHONWARNINGS=ignore::DeprecationWarning:sphinx_autodoc_typehints uv run --group docs sphinx-build -q -W --keep-going docs docs/_build
 
-# mend what ruff can mend
+# fix what ruff can fix
 fix:
     uv run ruff check --fix .
     uv run ruff format .

@@ -1,1 +1,1 @@
-"""Throughput and failover of pgha beside its peers, on one server, in one run, as ratios."""
+"""Compares throughput and failover of pgha and other clients on the same servers, as ratios in one run."""

@@ -1,7 +1,10 @@
-"""``python -m bench``: pgha beside its peers, on the same servers, in one run; a table, or JSON.
+"""Compare pgha with other clients on the same servers, in one run; print a table, or JSON.
 
-Every figure is a median of rounds in which the contestants take turns, and what counts are the ratios. The
-target of each is printed beside it; a miss is the exit code 1 with ``--strict`` alone.
+Every figure is a median of rounds in which the clients take turns. Compare the ratios, not the absolute
+figures. The target of a ratio is printed next to it. A missed target gives exit code 1 only with
+``--strict``.
+
+Example: python -m bench --only select-1 select-100 --rounds 3
 """
 
 from __future__ import annotations
@@ -25,16 +28,16 @@ from pgha import chaos
 
 _SETTINGS = {"autovacuum": "off", "max_connections": "300"}
 _NOTES = [
-    "median (least-most) of the rounds; a ratio is taken within a round, and above 1 pgha is the better one",
-    "embedded PostgreSQL on this machine, fsync and autovacuum off: clients are compared, not disks",
-    f"pgha opens as by default; every pool has {POOL} connections, and is warm before it is measured",
-    "prepared statements are on, as by default of each; psycopg in autocommit mode, which spares it a BEGIN"
-    " and a COMMIT; asyncpg's pool resets a connection at each release, as by default",
-    "pgbench: one connection, pipelines of 16 selects, each with a Sync of its own: as in pgha, each is a"
-    " transaction of its own; -M prepared is the like of pgha, -M extended parses each anew",
-    "memory: of a node what the process grew by; of an operation what Python allocated (not libpq's buffers)",
-    "failover: a read every 10 ms a task, on any of 3 servers; every call has 5 s; the node in use is struck;"
-    " psycopg_pool without check=, as by default; hasql with acquire_master, over pools of asyncpg",
+    "figures are medians (minimum-maximum) of the rounds; ratios are taken within rounds; above 1 pgha is better",
+    "PostgreSQL is embedded on this machine, with fsync and autovacuum off, to compare clients and not disks",
+    f"pgha has its default options; every pool has {POOL} connections, and is warmed up before it is timed",
+    "prepared statements are on, the default of every client; psycopg runs in autocommit mode, which saves a"
+    " BEGIN and a COMMIT; asyncpg's pool resets a connection at each release, its default",
+    "pgbench: one connection, pipelines of 16 selects, each with its own Sync and so its own transaction, as"
+    " in pgha; -M prepared is comparable to pgha, -M extended parses each select anew",
+    "memory: of a node, the growth of the process; of an operation, Python's allocations (no libpq buffers)",
+    "failover: each task reads every 10 ms, from any of 3 servers; each call has 5 s; the node in use fails;"
+    " psycopg_pool without check=, its default; hasql with acquire_master, over pools of asyncpg",
 ]
 _PACKAGES = ("psycopg", "psycopg-pool", "asyncpg", "psqlpy", "hasql", "anyio", "trio")
 
@@ -50,7 +53,7 @@ def main() -> int:
     try:
         figures = _measured(wanted, options.seconds, options.rounds)
     except* KeyboardInterrupt:
-        say("")  # the servers are gone already; the progress stands in an unfinished line
+        say("")  # ends the unfinished line of progress; the servers are removed already
     if figures is None:
         return 130
     facts = {"Python": platform.python_version(), "PostgreSQL": chaos.find_installation().release}
@@ -64,12 +67,12 @@ def _options(names: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", action="store_true", help="JSON in place of the table")
-    parser.add_argument("--strict", action="store_true", help="exit code 1 when a target was missed")
-    parser.add_argument("--seconds", type=_positive, default=0.8, help="of each load (default: 0.8)")
-    parser.add_argument("--rounds", type=_whole, default=5, help="of each row (default: 5)")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help="these rows alone")
-    parser.add_argument("--list", action="store_true", help="name the rows, and measure nothing")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--strict", action="store_true", help="return exit code 1 if a target was missed")
+    parser.add_argument("--seconds", type=_positive, default=0.8, help="seconds per load (default: 0.8)")
+    parser.add_argument("--rounds", type=_whole, default=5, help="rounds per row (default: 5)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help="measure only these rows")
+    parser.add_argument("--list", action="store_true", help="list the names of the rows and exit")
     return parser.parse_args()
 
 
@@ -88,10 +91,13 @@ def _whole(text: str) -> int:
 
 
 def _measured(rows: Sequence[Measurement], seconds: float, rounds: int) -> list[Figure]:
-    """All rows in their order; those that need equally many servers share them."""
+    """Measure the rows, and return the figures in the order of the rows.
+
+    Rows that need the same number of servers share them.
+    """
     figures: dict[str, list[Figure]] = {row.name: [] for row in rows}
     for servers in sorted({row.servers for row in rows}):
-        # The measurements run loops of their own, in this thread: the servers belong to one in another.
+        # The measurements run their own event loops in this thread, so the servers' loop runs in another.
         with (
             start_blocking_portal() as portal,
             portal.wrap_async_context_manager(chaos.standalone(servers, settings=_SETTINGS)) as nodes,

@@ -1,4 +1,4 @@
-"""A node killed, and a node frozen, under 20 tasks that read: what the tasks see of it."""
+"""Errors and gaps that 20 reading tasks see when a node is killed, and when a node is frozen."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ Fault = Literal["kill", "freeze"]
 
 _TASKS = 20
 _PAUSE = 0.01
-"""Seconds between two operations of a task: none of the clients is to be busy with the load alone."""
+"""Seconds between two operations of a task, so that no client is kept busy by the load alone."""
 _BEFORE, _AFTER = 0.7, 1.0
-"""Seconds of load around the fault."""
+"""Seconds of load before and after the fault."""
 _HOLD: dict[Fault, float] = {"kill": 2.0, "freeze": 3.0}
-"""Seconds until the node is started again, or thawed."""
+"""Seconds until the node is started or thawed again."""
 
 
 @dataclass(slots=True)
 class Seen:
-    """What the tasks saw; times in seconds."""
+    """The results that the tasks saw; times are in seconds."""
 
     clock: Callable[[], float] = time.perf_counter
     errors: int = 0
     gap: float = 0.0
     """The longest time without a success of any task."""
     longest: float = 0.0
-    """The longest time that one call took, whatever came of it."""
+    """The longest time that a call took, successful or not."""
     _last: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -47,12 +47,12 @@ class Seen:
         self._last = self.clock()
 
     def over(self) -> None:
-        """A gap ends with a success, or with the load."""
+        """Note the end of a gap: a success, or the end of the load."""
         self.gap = max(self.gap, self.clock() - self._last)
 
 
 def failover_rows() -> list[Measurement]:
-    """Both faults."""
+    """Return a row per fault."""
     return [_row("kill", "killed, started again after 2 s"), _row("freeze", "frozen for 3 s")]
 
 
@@ -76,7 +76,10 @@ def _row(fault: Fault, words: str) -> Measurement:
 
 
 async def _struck(contestant: Multihost, nodes: Nodes, fault: Fault) -> Sequence[float]:
-    """Errors, longest gap and longest call of one run; the nodes are healthy again afterwards."""
+    """Do one run, and return the errors, the longest gap and the longest call (in milliseconds).
+
+    The nodes are healthy again afterwards.
+    """
     async with contestant.open(nodes.dsns) as reader:
         seen = Seen()
         stop = anyio.Event()
@@ -115,7 +118,7 @@ async def _used(reader: Reader, nodes: Nodes) -> Node:
 
 
 async def _read(reader: Reader, seed: int, seen: Seen, stop: anyio.Event) -> None:
-    """Read until told to stop; an error ends a call, not the task."""
+    """Read until `stop` is set. An error ends a call, not the task."""
     for key in keys(seed):
         if stop.is_set():
             return
@@ -123,7 +126,7 @@ async def _read(reader: Reader, seed: int, seen: Seen, stop: anyio.Event) -> Non
         try:
             with anyio.fail_after(PATIENCE):
                 await reader.select(key)
-        except Exception:  # noqa: BLE001 - whatever it is, it reached a caller: that is what is counted
+        except Exception:  # noqa: BLE001 - every error that reaches a caller is counted
             seen.errors += 1
         else:
             seen.succeeded()

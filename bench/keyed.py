@@ -1,4 +1,4 @@
-"""What a key costs a write: the server's time, the rate, and that it makes no round trip."""
+"""The cost of an idempotency key: processor time of the server, rate, and round trips (none)."""
 
 from __future__ import annotations
 
@@ -28,18 +28,21 @@ _Insert = Callable[[int], Awaitable[object]]
 
 
 def keyed_rows() -> list[Measurement]:
-    """One for each loop."""
+    """Return a row per event loop."""
     return [_row(backend) for backend in ("asyncio", "trio")]
 
 
 def _row(backend: str) -> Measurement:
     titles = [
         (
-            f"insert with a key ({backend}), {_TASKS} tasks: time of the server's processes",
-            "microseconds each",
+            f"insert with a key ({backend}), {_TASKS} tasks: processor time of the server",
+            "microseconds per insert",
         ),
-        (f"insert with a key ({backend}), {_TASKS} tasks", "operations a second"),
-        (f"insert with a key ({backend}), 1 task, a line of {2000 * _LINE:g} ms", "milliseconds each"),
+        (f"insert with a key ({backend}), {_TASKS} tasks", "operations per second"),
+        (
+            f"insert with a key ({backend}), 1 task, round trip of {2000 * _LINE:g} ms",
+            "milliseconds per insert",
+        ),
     ]
     metrics = [
         Metric(*titles[0], better="less", targets={_PLAIN: 1 / 1.5}),
@@ -84,7 +87,7 @@ async def _opened(dsn: str, keyed: bool) -> AsyncGenerator[tuple[pgha.Cluster, _
 
 
 async def _writers(cluster: pgha.Cluster) -> list[int]:
-    """The processes behind the cluster's connections for writes; the others have nothing to do."""
+    """Return the process ids of the cluster's connections for writes; its other connections are idle."""
     rows = await cluster.fetch(
         "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND query LIKE 'INSERT%%'",
         [_APPLICATION],
@@ -93,17 +96,17 @@ async def _writers(cluster: pgha.Cluster) -> list[int]:
 
 
 def _spent(pids: Iterable[int]) -> float:
-    """Seconds of processor time, the kernel's on their behalf included."""
+    """Return the seconds of processor time of the processes, including the kernel's time for them."""
     total = 0
     for pid in pids:
-        with open(f"/proc/{pid}/stat", encoding="ascii") as stat:  # noqa: PTH123 - a file that is no file
+        with open(f"/proc/{pid}/stat", encoding="ascii") as stat:  # noqa: PTH123 - not a regular file
             fields = stat.read().rpartition(")")[2].split()
         total += int(fields[11]) + int(fields[12])
     return total * _TICK
 
 
 async def _on_a_line(setting: Setting, keyed: bool) -> float:
-    """Seconds an insert where a round trip is long: one more would be seen."""
+    """Return the seconds per insert with a long round trip, so that an additional round trip would show."""
     async with proxied([setting.nodes[0]]) as proxies, _opened(proxies[0].dsn, keyed) as (_, insert):
         await Load(1, 0.1).run(insert)
         proxies[0].set(up=Wire(latency=_LINE), down=Wire(latency=_LINE))

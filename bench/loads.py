@@ -1,4 +1,4 @@
-"""The load: so many tasks or threads, each running one operation after the other, counted for a while."""
+"""The load: a number of tasks or threads, each running one operation after the other for some seconds."""
 
 from __future__ import annotations
 
@@ -14,27 +14,30 @@ from dataclasses import dataclass
 import anyio
 
 KEYS = 10_000
-"""Rows of the table that is selected from, with the keys 1 to so many."""
+"""The number of rows in the table that selects read. Their keys begin at 1."""
 WARM_UP = 0.3
-"""Seconds that count for nothing: pools fill, statements are prepared."""
+"""Seconds that are not counted, in which pools fill and statements are prepared."""
 _DRAWN = 4096
 
 
 def keys(seed: int) -> Iterator[int]:
-    """Random keys without end. Drawn beforehand: a draw costs as much as a twentieth of an operation."""
+    """Return an endless iterator of random keys.
+
+    They are drawn beforehand, since a draw costs as much as a twentieth of an operation.
+    """
     draw = random.Random(seed)
     return itertools.cycle([draw.randrange(KEYS) + 1 for _ in range(_DRAWN)])
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """So many tasks for so many seconds."""
+    """A load of a number of tasks for some seconds."""
 
     tasks: int
     seconds: float
 
     async def run(self, operation: Callable[[int], Awaitable[object]]) -> float:
-        """Operations a second; the operation is given a random key."""
+        """Run the load, and return the operations per second. The operation is given a random key."""
         await self._count(operation, min(WARM_UP, self.seconds))
         gc.collect()
         return await self._count(operation, self.seconds)
@@ -57,7 +60,7 @@ class Load:
         return count / (time.perf_counter() - started)
 
     def run_threads(self, operation: Callable[[int], object]) -> float:
-        """As `run`, with threads in place of tasks."""
+        """Run the load with threads instead of tasks, and return the operations per second."""
         self._count_threads(operation, min(WARM_UP, self.seconds))
         gc.collect()
         return self._count_threads(operation, self.seconds)
@@ -79,5 +82,5 @@ class Load:
             try:
                 count = sum(threads.map(work, range(self.tasks)))
             finally:
-                stop.set()  # after Ctrl-C in the main thread
+                stop.set()  # ends the threads after a Ctrl-C in the main thread
         return count / (time.perf_counter() - started)

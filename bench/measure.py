@@ -1,4 +1,4 @@
-"""A measurement: contestants that take turns, round after round."""
+"""A measurement in which contestants take turns, round after round."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pgha.chaos import Nodes
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Where and for how long is measured."""
+    """The servers, and the duration of a measurement."""
 
     nodes: Nodes
     """Running servers with the tables of `bench.peers`."""
@@ -27,22 +27,22 @@ class Setting:
 
 
 Sampler: TypeAlias = Callable[[Setting], Sequence[float]]
-"""Gives a sample of every metric."""
+"""A function that returns a sample of every metric."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One row of the benchmark, or several that come out of the same run."""
+    """A row of the benchmark, or several rows that come from the same run."""
 
     name: str
-    """What it is called on the command line."""
+    """The name on the command line."""
     metrics: Sequence[Metric]
     contestants: Mapping[str, Sampler]
-    """By name."""
+    """The contestants by name."""
     servers: int = 1
 
     def run(self, setting: Setting) -> list[Figure]:
-        """Rounds in which everybody has a turn; the next round starts with the next one."""
+        """Run the rounds, in which every contestant has a turn. Each round begins with another contestant."""
         names = list(self.contestants)
         samples: dict[str, list[Sequence[float]]] = {name: [] for name in names}
         began = time.perf_counter()
@@ -59,5 +59,5 @@ class Measurement:
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Tell whoever waits what goes on."""
+    """Print progress on standard error."""
     print(text, end=end, file=sys.stderr, flush=True)

@@ -1,4 +1,7 @@
-"""What a node and an operation weigh, measured in a fresh process: ``python -m bench.memory NAME DSN``."""
+"""The memory of a node and of an operation, measured in a new process.
+
+Usage: ``python -m bench.memory NAME DSN``
+"""
 
 from __future__ import annotations
 
@@ -28,11 +31,11 @@ _NODES = 8
 _OPERATIONS = 4_000
 
 Measured: TypeAlias = tuple[float, float, float]
-"""KiB of a node, bytes of a waiting operation, bytes of a finished one."""
+"""KiB per node, bytes per waiting operation, bytes per finished operation."""
 
 
 def measured(name: str, dsn: str) -> Sequence[float]:
-    """Run this module in a process of its own."""
+    """Run this module in a new process, and return its measurements."""
     command = [sys.executable, "-m", "bench.memory", name, dsn]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -41,7 +44,11 @@ def measured(name: str, dsn: str) -> Sequence[float]:
 
 
 def _resident() -> float:
-    """KiB. What earlier work left free is given back first, or the growth would hide in it."""
+    """Return the resident memory in KiB.
+
+    Free memory is returned to the system first: otherwise the growth could use memory that earlier work left
+    free.
+    """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -51,7 +58,7 @@ def _resident() -> float:
 async def _of_operations(
     start: Callable[[int], Awaitable[object]], all_started: Callable[[], Awaitable[object]]
 ) -> tuple[float, float]:
-    """Bytes of Python's memory for an operation that waits, and for one that is done."""
+    """Return the bytes of Python's memory per waiting operation, and per finished operation."""
     for key in range(100):
         await start(key + 1)
     gc.collect()
@@ -82,7 +89,7 @@ async def _of_pgha(dsn: str) -> Measured:
     async with pgha.open_cluster(dsn) as cluster:
 
         async def submitted() -> None:
-            """They are from the moment that `submit` returns."""
+            """Return at once: an operation is started when `submit` returns."""
 
         waiting, finished = await _of_operations(
             lambda key: cluster.submit(SELECT_BY_KEY, [key], read=True), submitted
@@ -97,7 +104,7 @@ async def _of_pool(contestant: AsyncContestant, dsn: str) -> Measured:
     async with AsyncExitStack() as stack:
         for _ in range(_NODES):
             client = await stack.enter_async_context(contestant.open(dsn))
-            # All connections of the pool are used once.
+            # Use every connection of the pool once.
             async with anyio.create_task_group() as tasks:
                 for key in range(50):
                     tasks.start_soon(client.select, key + 1)
@@ -107,7 +114,7 @@ async def _of_pool(contestant: AsyncContestant, dsn: str) -> Measured:
         def start(key: int) -> asyncio.Task[Any]:
             return asyncio.ensure_future(_told(client.select(key)))
 
-        # One turn of the loop: every task has begun.
+        # After one iteration of the event loop every task has begun.
         waiting, finished = await _of_operations(start, functools.partial(asyncio.sleep, 0))
     return of_node, waiting, finished
 

@@ -1,6 +1,6 @@
-"""The fault proxy without a fault beside a bare relay of streams, each in a process of its own.
+"""Compares the fault proxy without a fault with a bare relay of streams, each in its own process.
 
-``python -m bench.proxy KIND BACKEND PORT`` relays to that port until its standard input ends.
+``python -m bench.proxy KIND BACKEND PORT`` relays to the port until its standard input ends.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BYTE = b"\0"
 
 
 def proxy_rows() -> list[Measurement]:
-    """One for each loop."""
+    """Return a row per event loop."""
     return [_row(backend) for backend in _BACKENDS]
 
 
@@ -35,13 +35,13 @@ def _row(backend: str) -> Measurement:
     bare = f"bare relay {backend}"
     metrics = [
         Metric(
-            f"through the fault proxy ({backend}): one byte there and back, 1 connection",
-            "a second",
+            f"through the fault proxy ({backend}): round trips of one byte, 1 connection",
+            "round trips per second",
             targets={bare: 0.5},
         ),
         Metric(
             f"through the fault proxy ({backend}): one way, 1 connection",
-            "megabytes a second",
+            "megabytes per second",
             targets={bare: 0.5},
         ),
     ]
@@ -63,7 +63,7 @@ def _sampler(kind: str | None, backend: str) -> Sampler:
 
 @contextmanager
 def _peer() -> Iterator[int]:
-    """A server that sends single bytes back and swallows the rest; its port."""
+    """Start a server that echoes single bytes and discards longer data; yield its port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=_serve, args=[listener])
         thread.start()
@@ -121,7 +121,7 @@ def _round_trips(port: int, seconds: float) -> float:
 
 
 def _throughput(port: int, seconds: float) -> float:
-    """Megabytes a second; they are all there when the end of file came back."""
+    """Return the megabytes per second. The end of file that comes back shows that all data has arrived."""
     block = bytes(_BLOCK)
     with _connection(port) as connection:
         count, started = 0, time.perf_counter()
@@ -135,7 +135,7 @@ def _throughput(port: int, seconds: float) -> float:
 
 
 async def _relay(port: int) -> None:
-    """As little as a relay can be."""
+    """Run the simplest possible relay."""
 
     async def pump(source: anyio.abc.ByteStream, sink: anyio.abc.SocketStream) -> None:
         async for data in source:

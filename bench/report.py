@@ -1,7 +1,8 @@
-"""The figures as a table and as JSON: medians, spreads, ratios, what was missed. Pure: numbers in, text out.
+"""The figures as a table and as JSON: medians, spreads, ratios, missed targets. Pure: numbers in, text out.
 
-Machines are noisy, so what counts are ratios of two samples of the same round, taken seconds apart, and the
-median of those; a ratio of two medians would mix rounds of different weather.
+A machine's speed varies from round to round. So a ratio is taken between two samples of the same round,
+seconds apart, and the result is the median of those ratios. A ratio of two medians would mix rounds of
+different speed.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 OURS = "pgha"
-"""Names of contestants that begin so are ours; all others are peers."""
+"""The prefix of the names of pgha's own contestants. All others are peers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of some samples, and the least and the most of them."""
+    """The median, the minimum and the maximum of some samples."""
 
     median: float
     low: float
@@ -31,20 +32,20 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What is measured, and what is asked of it."""
+    """A measured quantity, and its targets."""
 
     title: str
     unit: str
     better: Literal["more", "less"] = "more"
     targets: Mapping[str, float] = field(default_factory=dict)
-    """By peer: how many times as good as it each of ours is to be."""
+    """By peer: the ratio that each of pgha's contestants should reach."""
     at_most: float | None = None
-    """What each of ours may reach at most."""
+    """The maximum value for each of pgha's contestants."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times as good as a peer one of ours is; more is better, whatever the metric."""
+    """The ratio of one of pgha's contestants to a peer. A greater ratio is better, whatever the metric."""
 
     ours: str
     peer: str
@@ -58,7 +59,7 @@ class Ratio:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A metric and its samples, by contestant, one a round and in the order of the rounds."""
+    """A metric and its samples by contestant: one sample per round, in the order of the rounds."""
 
     metric: Metric
     samples: Mapping[str, Sequence[float]]
@@ -72,7 +73,7 @@ class Figure:
         return [name for name in self.samples if not name.startswith(OURS)]
 
     def ratio(self, ours: str, peer: str) -> Ratio | None:
-        """None where a sample is zero: nothing is so many times as good as nothing."""
+        """Return the ratio of `ours` to `peer`; None if a sample is zero, since no ratio can be taken."""
         pairs = list(zip(self.samples[ours], self.samples[peer], strict=True))
         if not all(mine and other for mine, other in pairs):
             return None
@@ -85,7 +86,7 @@ class Figure:
         return [one for one in found if one is not None]
 
     def excess(self) -> list[str]:
-        """Those of ours that are above what they may reach at most."""
+        """Return the names of pgha's contestants that exceed the maximum value."""
         limit = self.metric.at_most
         return [
             name for name in self.ours if limit is not None and Spread.of(self.samples[name]).median > limit
@@ -102,16 +103,16 @@ class Report:
 
     figures: Sequence[Figure]
     notes: Sequence[str] = ()
-    """What a reader has to know of how they were taken."""
+    """Notes for the reader about how the figures were measured."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """Versions and the like."""
+    """Versions of programs and packages."""
 
     @property
     def missed(self) -> int:
         return sum(figure.missed for figure in self.figures)
 
     def table(self) -> str:
-        """At most 110 columns wide, but for the notes."""
+        """Return the table, at most 110 columns wide except the notes."""
         return "\n\n".join([*map(_block, self.figures), *self._last_words()])
 
     def json(self) -> str:
@@ -127,7 +128,7 @@ class Report:
 
     def _last_words(self) -> Iterable[str]:
         aimed = sum(bool(f.metric.targets) or f.metric.at_most is not None for f in self.figures)
-        yield f"{aimed - self.missed} of {aimed} figures with a target reached it."
+        yield f"{aimed - self.missed} of {aimed} figures with a target reached their target."
         if self.facts:
             yield ", ".join(f"{name} {value}" for name, value in self.facts.items())
         if self.notes:
@@ -154,7 +155,7 @@ def _numbers(figure: Figure) -> dict[str, Any]:
 
 
 def _block(figure: Figure) -> str:
-    """The lines of one figure: ours first, then the peers with the ratios to them."""
+    """Return the lines of a figure: pgha's contestants first, then the peers with the ratios."""
     metric = figure.metric
     columns = "".join(f"{f'{name} / it':>24}" for name in figure.ours)
     head = f"  {metric.unit:<43}{columns}{'target':>9}" if figure.peers else f"  {metric.unit}"
@@ -189,7 +190,7 @@ def _range(spread: Spread) -> str:
 
 
 def _number(value: float) -> str:
-    """Three figures are as many as such measurements have."""
+    """Return the value with three digits: such measurements are no more exact."""
     if value >= 1e6:
         return f"{value / 1e6:.2f}M"
     if value >= 1e4:

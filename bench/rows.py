@@ -1,4 +1,4 @@
-"""What is measured on one server, and what is asked of it."""
+"""The measurements on one server, and their targets."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ _Pick: TypeAlias = Callable[[Client], Callable[[int], Awaitable[object]]]
 _Dumper: TypeAlias = Callable[[str], AbstractAsyncContextManager[Callable[[], Awaitable[str]]]]
 _Threads: TypeAlias = Callable[[str], AbstractContextManager[Callable[[int], object]]]
 
-_OPS = "operations a second"
+_OPS = "operations per second"
 _POOLS = [ASYNCPG_POOL, PSYCOPG_POOL, PSQLPY_POOL]
 _THREADS = 20
 _REOPENED = 4
-"""Times that a lone task's client is opened for a sample. Where the kernel happens to put client and server
-makes a factor of three, and stays so for as long as the connection: a sample is to see several of these."""
+"""The number of times that a single task's client is opened for a sample. The processors on which the kernel puts
+client and server make a factor of three, and stay the same for as long as the connection. So a sample covers
+several connections."""
 _OPENED = 5
-"""Times that each opens its client in a round."""
+"""The number of times that each contestant opens its client in a round."""
 
 
 def all_rows() -> list[Measurement]:
-    """In the order of the table."""
+    """Return the rows in the order of the table."""
     return [
         _select(1, [*_POOLS, ASYNCPG_BARE], {"asyncpg pool": 1.5, "asyncpg bare": 0.9}),
         _select(10, _POOLS, {}),
@@ -59,7 +60,7 @@ def _select(tasks: int, peers: Iterable[AsyncContestant], targets: Mapping[str, 
 
 
 def _hundred() -> Measurement:
-    """With pgbench, which has no tasks: one connection that is kept busy."""
+    """Return the row of 100 tasks, with pgbench. pgbench has no tasks: it keeps one connection busy."""
     row = _select(100, _POOLS, {"asyncpg pool": 4.0, "psycopg_pool": 4.0, with_pgbench.PREPARED: 0.7})
     more: dict[str, Sampler] = {
         with_pgbench.PREPARED: lambda s: [with_pgbench.pipelined(s.dsn, s.seconds, "prepared")],
@@ -102,7 +103,7 @@ def _large() -> Measurement:
 
     metric = Metric(
         f"{MANY:,} rows of 5 columns as tuples (asyncpg: records), 1 task",
-        "rows a second",
+        "rows per second",
         targets={PSYCOPG_BARE.name: 1.0},
     )
     contestants = [*OURS, PSYCOPG_BARE, ASYNCPG_BARE, PSQLPY_POOL]
@@ -112,7 +113,9 @@ def _large() -> Measurement:
 def _json() -> Measurement:
     peer = "psycopg, json.dumps"
     metric = Metric(
-        f"{MANY:,} rows of 5 columns fetched and made into JSON, 1 task", "rows a second", targets={peer: 1.0}
+        f"{MANY:,} rows of 5 columns fetched and converted to JSON, 1 task",
+        "rows per second",
+        targets={peer: 1.0},
     )
     ours = {f"pgha {backend}": _dumps(with_pgha.to_json, backend) for backend in with_pgha.BACKENDS}
     return Measurement("json", [metric], {**ours, peer: _dumps(with_psycopg.to_json, "asyncio")})
@@ -166,8 +169,8 @@ def _opening(contestant: AsyncContestant) -> Sampler:
 def _memory() -> Measurement:
     metrics = [
         Metric("memory of a node, its connections open (a pool of 10)", "KiB resident", better="less"),
-        Metric("memory of a select that waits (submitted, or a task of its own)", "bytes", better="less"),
-        Metric("memory of a select that is done, its row kept", "bytes", better="less"),
+        Metric("memory of a waiting select (submitted, or in its own task)", "bytes", better="less"),
+        Metric("memory of a finished select, with its row", "bytes", better="less"),
     ]
 
     def sampler(name: str) -> Sampler:

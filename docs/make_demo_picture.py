@@ -1,9 +1,9 @@
-"""Makes docs/demo.svg: a picture of a real `pgha demo`.
+"""Make docs/demo.svg, a picture of a real `pgha demo`.
 
     uv run python docs/make_demo_picture.py [seed [second]]
 
-The demo itself runs, and is shown on a terminal that nobody sees; the picture is what this terminal showed at
-the chosen second.
+The script runs the demo on a terminal in memory. The picture is what this terminal showed at the chosen
+second.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SECONDS = 15
 
 
 class Photographer:
-    """The live view, and a picture of it at one moment."""
+    """A view that is the live view, and saves a picture of it at one moment."""
 
     def __init__(self, view: LiveView, moment: int) -> None:
         self._view = view
@@ -52,7 +52,7 @@ def save(view: LiveView) -> None:
     paper.print(Text.assemble(("$ ", "dim"), "pgha demo"))
     paper.print(view.picture())
     svg = paper.export_svg(title="", theme=MONOKAI, unique_id="pgha")
-    # No font from another server: any monospaced one will do.
+    # No font from a web server: any monospaced font is good enough.
     svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)
     TARGET.write_text(svg.replace("Fira Code, monospace", "ui-monospace, Menlo, Consolas, monospace"))
 
@@ -71,7 +71,7 @@ def terminal(*, record: bool = False) -> Console:
 
 async def main(seed: int, moment: int) -> None:
     options = Options(SECONDS, 3, seed, "asyncio")
-    _, keyboard = pty.openpty()  # so that the keys are shown; nobody presses one
+    _, keyboard = pty.openpty()  # so that the view shows its keys; none is pressed
     view = LiveView(options, terminal(), keyboard)
     async with view.shown():
         await watched(options, Photographer(view, moment))

@@ -1,4 +1,4 @@
-"""The clients that are compared, each opened as its own documentation recommends, behind one Protocol."""
+"""The compared clients, each opened as its own documentation recommends, behind a common Protocol."""
 
 from bench.peers._client import INSERT as INSERT
 from bench.peers._client import MANY as MANY

@@ -1,4 +1,4 @@
-"""What every client is asked to do, and the statements for it."""
+"""The operations that every client supports, and their statements."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from psycopg.conninfo import conninfo_to_dict
 from bench.loads import KEYS
 
 POOL = 10
-"""Connections of each pool."""
+"""The number of connections of each pool."""
 BATCH = 5
-"""Inserts of one batch."""
+"""The number of inserts of a batch."""
 MANY = 100_000
-"""Rows of the large result."""
+"""The number of rows of the large result."""
 
 SCHEMA = f"""
 CREATE TABLE item (id int PRIMARY KEY, name text NOT NULL);
@@ -35,19 +35,19 @@ class Client(Protocol):
     """An open client. Each method is one operation, answered and checked."""
 
     async def select(self, key: int, /) -> object:
-        """One row by its primary key."""
+        """Read a row by its primary key."""
         ...
 
     async def insert(self, key: int, /) -> object:
-        """One row, in a transaction of its own."""
+        """Insert a row in its own transaction."""
         ...
 
     async def batch(self, key: int, /) -> object:
-        """Five inserts, one transaction."""
+        """Insert five rows in one transaction."""
         ...
 
     async def rows(self) -> int:
-        """100,000 rows of five columns as Python values; how many came."""
+        """Read 100,000 rows of five columns as Python values, and return the number of rows."""
         ...
 
 
@@ -60,12 +60,12 @@ class AsyncContestant:
 
     name: str
     open: Opener
-    """Called with a conninfo string."""
+    """The function that opens the client, given a conninfo string."""
     backend: str = "asyncio"
 
 
 def parts(dsn: str) -> dict[str, Any]:
-    """The conninfo string as keywords: host, port, user, dbname."""
+    """Return the host, port, user and dbname of a conninfo string."""
     found = conninfo_to_dict(dsn)
     return {
         "host": found["host"],
@@ -76,6 +76,6 @@ def parts(dsn: str) -> dict[str, Any]:
 
 
 def uri(dsn: str) -> str:
-    """The conninfo string as a URI."""
+    """Return the conninfo string as a URI."""
     p = parts(dsn)
     return f"postgresql://{p['user']}@{p['host']}:{p['port']}/{p['dbname']}"

@@ -1,7 +1,7 @@
-"""The clients that are given several nodes, each as its documentation recommends, for the failover rows.
+"""The clients of several nodes, each opened as its documentation recommends, for the failover rows.
 
-All wait at most `PATIENCE` seconds for anything, where they have an option for it: by default asyncpg,
-psycopg and hasql would wait for ever for a frozen server. Roles do not matter to a read: any node will do.
+Every client waits at most `PATIENCE` seconds for anything for which it has such an option. By default,
+asyncpg, psycopg and hasql would wait forever for a frozen server. A read may use any node, whatever its role.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Reader(Protocol):
     """An open client of several nodes."""
 
     async def select(self, key: int, /) -> object:
-        """One row by its primary key, from any node."""
+        """Read a row by its primary key, from any node."""
         ...
 
     async def port(self) -> int:
-        """The port of a server that is used at this moment."""
+        """Return the port of a server that the client is using now."""
         ...
 
 
@@ -70,7 +70,7 @@ async def _pgha(dsns: Sequence[str]) -> AsyncGenerator[Reader]:
 
 
 class _Asyncpg:
-    """A pool of asyncpg, or what hasql makes of several."""
+    """A pool of asyncpg, or hasql's pools of several nodes."""
 
     def __init__(self, acquire: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
         self._acquire = acquire
@@ -102,12 +102,12 @@ async def _asyncpg(dsns: Sequence[str]) -> AsyncGenerator[Reader]:
     try:
         yield _Asyncpg(pool.acquire)
     finally:
-        pool.terminate()  # close() has no bound, should a server not answer
+        pool.terminate()  # close() could wait forever for a server that does not answer
 
 
 @asynccontextmanager
 async def _hasql(dsns: Sequence[str]) -> AsyncGenerator[Reader]:
-    for name in ("hasql", "asyncpg"):  # they log a traceback for every connection that fails
+    for name in ("hasql", "asyncpg"):  # both log a traceback for every failed connection
         logging.getLogger(name).setLevel(logging.CRITICAL)
     found = [parts(dsn) for dsn in dsns]
     hosts = ",".join(f"{one['host']}:{one['port']}" for one in found)
@@ -150,7 +150,7 @@ class _Psycopg:
 
 @asynccontextmanager
 async def _psycopg(dsns: Sequence[str]) -> AsyncGenerator[Reader]:
-    logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # a warning for every connection that is lost
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)  # no warning for every lost connection
     found = [parts(dsn) for dsn in dsns]
     conninfo = (
         f"host={','.join(one['host'] for one in found)} port={','.join(str(one['port']) for one in found)}"

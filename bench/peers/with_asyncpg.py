@@ -1,4 +1,4 @@
-"""asyncpg: its pool, and one bare connection. It prepares every statement by default."""
+"""asyncpg: its pool, and a single connection. asyncpg prepares every statement by default."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SELECT, _INSERT = f"{SELECT}$1", f"{INSERT}($1)"
 
 
 class _Asyncpg:
-    """A pool or a connection: they have the same methods."""
+    """A pool or a connection, which have the same methods."""
 
     def __init__(self, source: Any) -> None:
         self._source = source
@@ -37,7 +37,7 @@ class _Asyncpg:
 
 
 def arguments(dsn: str) -> dict[str, Any]:
-    """For `asyncpg.connect` and `asyncpg.create_pool`."""
+    """Return the arguments for `asyncpg.connect` and `asyncpg.create_pool`."""
     found = parts(dsn)
     found["database"] = found.pop("dbname")
     return found

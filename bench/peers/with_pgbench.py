@@ -13,12 +13,15 @@ from bench.peers._client import SELECT, parts
 from pgha import chaos
 
 DEPTH = 16
-"""Selects of one pipeline, as many as a lane of pgha carries."""
+"""The number of selects in a pipeline: the maximum on a connection of pgha."""
 PREPARED, EXTENDED = "pgbench -M prepared", "pgbench -M extended"
 
 
 def pipelined(dsn: str, seconds: float, mode: Literal["prepared", "extended"]) -> float:
-    """Selects by key a second, each a transaction of its own as in pgha. pgbench takes whole seconds."""
+    """Run pgbench, and return the selects by key per second, each in its own transaction as in pgha.
+
+    pgbench takes whole seconds, so `seconds` is rounded.
+    """
     target = parts(dsn)
     program = chaos.find_installation().program("pgbench")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""pgha as it opens by default: monitor, lanes, failover, everything on."""
+"""pgha with its default options: health checks, pipelined connections and failover are all on."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def cluster(dsn: str) -> AsyncGenerator[Client]:
 
 @asynccontextmanager
 async def to_json(dsn: str) -> AsyncGenerator[Callable[[], Awaitable[str]]]:
-    """A function that fetches the large result as JSON."""
+    """Yield a function that fetches the large result as JSON."""
     async with pgha.open_cluster(dsn) as opened:
 
         async def dump() -> str:
@@ -52,7 +52,7 @@ async def to_json(dsn: str) -> AsyncGenerator[Callable[[], Awaitable[str]]]:
 
 @contextmanager
 def threads(dsn: str) -> Generator[Callable[[int], object]]:
-    """A function that selects by key, for threads."""
+    """Yield a function that selects by key, for threads."""
     with pgha.blocking.open_cluster(dsn) as opened:
 
         def select(key: int) -> None:

@@ -1,4 +1,4 @@
-"""psqlpy, the driver in Rust: its pool. It prepares every statement by default."""
+"""psqlpy, a driver written in Rust: its pool. psqlpy prepares every statement by default."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""psycopg: its pool on asyncio, one bare connection, and its pool for threads.
+"""psycopg: its pool on asyncio, a single connection, and its pool for threads.
 
-In autocommit mode, where a statement is a transaction of its own as in pgha: the default mode would add a
-BEGIN and a COMMIT to each. It prepares a statement at its fifth use on a connection.
+All use autocommit mode, in which each statement is its own transaction as in pgha. The default mode would add
+a BEGIN and a COMMIT to each. psycopg prepares a statement at its fifth use on a connection.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ async def connection(dsn: str) -> AsyncGenerator[Client]:
 
 @asynccontextmanager
 async def to_json(dsn: str) -> AsyncGenerator[Callable[[], Awaitable[str]]]:
-    """A function that fetches the large result as dicts and dumps them as JSON."""
+    """Yield a function that fetches the large result as dicts and dumps them as JSON."""
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True, row_factory=dict_row) as opened:
 
         async def dump() -> str:
@@ -98,7 +98,7 @@ async def to_json(dsn: str) -> AsyncGenerator[Callable[[], Awaitable[str]]]:
 
 @contextmanager
 def threads(dsn: str) -> Generator[Callable[[int], object]]:
-    """A function that selects by key, for threads."""
+    """Yield a function that selects by key, for threads."""
     with ConnectionPool(dsn, min_size=POOL, max_size=POOL, kwargs=_AUTOCOMMIT) as opened:
         opened.wait()
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[3]))  # the benchmark is not insta
 
 from bench.report import Figure, Metric, Ratio, Report, Spread
 
-OPS = Metric("select", "operations a second", targets={"peer": 4.0})
+OPS = Metric("select", "operations per second", targets={"peer": 4.0})
 GAP = Metric("gap", "milliseconds", better="less")
 
 
@@ -117,7 +117,7 @@ def test_the_table_shows_medians_spreads_ratios_targets_and_misses() -> None:
     assert lines[3].split() == ["pgha", "trio", "390"]
     ratios = ["4.90x", "(4.80-5.00)", "3.90x", "(3.90-3.90)"]
     assert lines[4].split() == ["peer", "100", *ratios, "4.0x", "missed"]
-    assert "0 of 1 figures with a target reached it." in lines
+    assert "0 of 1 figures with a target reached their target." in lines
     assert {"Python 3.11.7", "* fsync is off"} < set(lines)
     assert max(map(len, lines)) <= 110
 
@@ -129,7 +129,7 @@ def test_the_json_holds_all_of_it() -> None:
     assert data["facts"] == {"Python": "3.11.7"}
     first = data["figures"][0]
     assert (first["title"], first["unit"], first["better"], first["missed"]) == (
-        *("select", "operations a second", "more"),
+        *("select", "operations per second", "more"),
         True,
     )
     assert first["contestants"]["pgha asyncio"] == {
