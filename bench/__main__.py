@@ -28,7 +28,8 @@ from pgha import chaos
 
 _SETTINGS = {"autovacuum": "off", "max_connections": "300"}
 _NOTES = [
-    "figures are medians (minimum-maximum) of the rounds; ratios are taken within rounds; above 1 pgha is better",
+    "figures are medians (minimum-maximum) of the rounds; ratios are taken within rounds, and above 1 pgha is"
+    " better",
     "PostgreSQL is embedded on this machine, with fsync and autovacuum off, to compare clients and not disks",
     f"pgha has its default options; every pool has {POOL} connections, and is warmed up before it is timed",
     "prepared statements are on, the default of every client; psycopg runs in autocommit mode, which saves a"

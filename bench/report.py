@@ -157,7 +157,7 @@ def _numbers(figure: Figure) -> dict[str, Any]:
 def _block(figure: Figure) -> str:
     """Return the lines of a figure: pgha's contestants first, then the peers with the ratios."""
     metric = figure.metric
-    columns = "".join(f"{f'{name} / it':>24}" for name in figure.ours)
+    columns = "".join(f"{f'{name} / peer':>24}" for name in figure.ours)
     head = f"  {metric.unit:<43}{columns}{'target':>9}" if figure.peers else f"  {metric.unit}"
     lines = [metric.title, head]
     excess = figure.excess()

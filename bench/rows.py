@@ -30,9 +30,11 @@ _OPS = "operations per second"
 _POOLS = [ASYNCPG_POOL, PSYCOPG_POOL, PSQLPY_POOL]
 _THREADS = 20
 _REOPENED = 4
-"""The number of times that a single task's client is opened for a sample. The processors on which the kernel puts
-client and server make a factor of three, and stay the same for as long as the connection. So a sample covers
-several connections."""
+"""The number of times that a single task's client is opened for a sample.
+
+The processors on which the kernel puts client and server make a factor of three, and stay the same for as
+long as the connection. So a sample covers several connections.
+"""
 _OPENED = 5
 """The number of times that each contestant opens its client in a round."""
 

@@ -1,4 +1,4 @@
-"""What tests share: servers, raw connections, threads, terminals and witnesses.
+"""Helpers that tests share: servers, raw connections, threads, terminals and witnesses.
 
-On the path of every test as `support`; begin with `common`.
+Every test can import this package as `support`. Begin with `common`.
 """

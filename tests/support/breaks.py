@@ -1,7 +1,7 @@
-"""Ways to break each rule of the design on purpose, for the tests which show that the suite notices.
+"""Ways to break each rule of the design on purpose, for the tests that show that the suite notices.
 
-One row for each break: which rule of the design (section 4), what is broken, the scenario that is played, and
-the rules of the checkers that catch it.
+Each row of `BREAKS` names a rule of the design (section 4), the function that breaks it, the scenario to
+play, and the rules of the checkers that detect the break.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def retry_without_proof(patch: Patch) -> None:
 
 
 def forget_the_key(patch: Patch) -> None:
-    """Each attempt inserts another key: none meets the one before it."""
+    """Let each attempt insert another key, so that no attempt finds the key of an earlier one."""
     kept = Keyed.insert
     patch.setattr(
         Keyed,
@@ -48,18 +48,18 @@ def forget_the_key(patch: Patch) -> None:
 
 
 def take_any_master_for_another(patch: Patch) -> None:
-    """A keyed write in doubt goes on where its key is not known."""
+    """Let a keyed write in doubt be retried on a node that does not know its key."""
     patch.setattr(Operation, "exactly_once", property(lambda operation: False))
 
 
 def guard_nothing(patch: Patch) -> None:
-    """An attempt may begin whenever its backend thaws."""
+    """Let an attempt begin however late its backend thaws."""
     kept = Keyed.insert
     patch.setattr(Keyed, "insert", lambda keyed, system, until: kept(keyed, system, until + LIFE))
 
 
 def look_without_deciding(patch: Patch) -> None:
-    """Who asks the ledger is told what is there, and nothing keeps that so."""
+    """Report what the ledger contains, without preventing that the write is applied later."""
     kept = resolution._question
 
     def question(resolution: resolution.Resolution, now: float) -> Request:
@@ -78,7 +78,7 @@ def acknowledge_at_command_complete(patch: Patch) -> None:
 
 
 def believe_a_broken_wait(patch: Patch) -> None:
-    """The warning that a commit is not on its standby is not understood."""
+    """Do not recognize the warning that a commit may not be on its standby."""
     patch.setattr(link, "_REPLICATION_WAIT", b"another function")
 
 
@@ -111,7 +111,7 @@ def leave_connections_open(patch: Patch) -> None:
 
 
 def close_what_was_left() -> None:
-    """Make good what `leave_connections_open` did."""
+    """Close the connections that `leave_connections_open` kept open."""
     while _left:
         _finish(_left.pop())
 
@@ -162,7 +162,7 @@ class Break:
     how: Callable[[Patch], None]
     scenario: str
     caught_by: set[str]
-    """At least these; others may see it too."""
+    """The rules that must detect the break; others may detect it too."""
 
 
 BREAKS = [

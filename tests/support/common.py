@@ -1,4 +1,4 @@
-"""What the tests share: unique names, polling, and a cluster that must leave nothing behind."""
+"""Helpers of most tests: unique names, polling, and a cluster that must leave nothing behind."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pgha.chaos import ChaosError, Node, require_engine
 from pgha.chaos._verify import leftovers
 
 PATIENCE = 10.0
-"""Seconds until a test gives up; never what is measured."""
+"""Seconds until a test gives up. No measurement depends on it."""
 asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"])
-"""For what only asyncio has, such as `Task.cancel`."""
+"""A mark for tests of features that only asyncio has, such as `Task.cancel`."""
 
 BOTH_VERSIONS = (pytest.param(16, marks=pytest.mark.thorough), 18)
 """PostgreSQL's major versions, for what a server decides; `just test` tries the newer one alone."""
@@ -29,25 +29,25 @@ _numbers = itertools.count(1)
 
 
 def unique(prefix: str) -> str:
-    """A name that no other test uses: of a table, of a row, of an application."""
+    """Return a name that no other test uses, for a table, a row or an application."""
     return f"{prefix}_{os.getpid()}_{next(_numbers)}"
 
 
 async def eventually(
     condition: Callable[[], bool | Awaitable[bool]], timeout: float = PATIENCE, what: str = ""
 ) -> None:
-    """Ask until it is so; fails after ``timeout`` seconds."""
+    """Poll `condition` until it is true; fail the test after `timeout` seconds."""
     with anyio.move_on_after(timeout):
         while True:
             answer = condition()
             if await answer if inspect.isawaitable(answer) else answer:
                 return
             await anyio.sleep(0.005)
-    pytest.fail(f"did not come about in {timeout} s: {what or condition}")
+    pytest.fail(f"not true within {timeout} s: {what or condition}")
 
 
 async def backends(node: Node, application: str, state: str | None = None) -> list[int]:
-    """Process ids of the server's backends of one cluster."""
+    """Return the process ids of a server's backends that have this application name."""
     rows = await node.execute(
         "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND coalesce(state = %s, true)",
         [application, state],
@@ -56,7 +56,7 @@ async def backends(node: Node, application: str, state: str | None = None) -> li
 
 
 async def running(node: Node, text: str) -> list[int]:
-    """Backends that run a statement with ``text`` in it at this moment."""
+    """Return the process ids of backends that are running a statement that contains `text`."""
     rows = await node.execute(
         "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND pid <> pg_backend_pid()"
         " AND strpos(query, %s) > 0",
@@ -66,7 +66,7 @@ async def running(node: Node, text: str) -> list[int]:
 
 
 async def started(node: Node, text: str) -> int:
-    """Wait until a backend runs ``text``; its process id."""
+    """Wait until a backend runs a statement that contains `text`; return its process id."""
     found: list[int] = []
 
     async def look() -> bool:
@@ -78,7 +78,7 @@ async def started(node: Node, text: str) -> int:
 
 
 async def stopped(node: Node, text: str) -> None:
-    """Wait until no backend runs ``text``."""
+    """Wait until no backend runs a statement that contains `text`."""
 
     async def look() -> bool:
         return not await running(node, text)
@@ -87,20 +87,21 @@ async def stopped(node: Node, text: str) -> None:
 
 
 def tasks() -> set[Any]:
-    """Every task of the loop that runs this."""
+    """Return all tasks of the running event loop."""
     return leftovers.tasks()
 
 
 def sockets(*nodes: Node) -> int:
-    """Connections of this process to the nodes."""
+    """Return the number of connections of this process to the nodes."""
     return len(leftovers.sockets(node.port for node in nodes))
 
 
 @asynccontextmanager
 async def nothing_left(*nodes: Node) -> AsyncGenerator[str]:
-    """Gives an application name; afterwards no task, socket or backend may be left.
+    """Yield an application name; afterwards, fail if a task, socket or backend is left.
 
-    Tasks and sockets must be gone at once, backends within a deadline (they end when they notice).
+    Tasks and sockets must be gone at once. Backends have a deadline, since they end when they notice the
+    loss.
     """
     application = unique("app")
     async with leftovers.nothing_left(*nodes, application_name=application, timeout=PATIENCE) as left:
@@ -114,7 +115,7 @@ async def no_backends(node: Node, application: str) -> None:
 
 @asynccontextmanager
 async def cluster_of(*nodes: Node, **options: Any) -> AsyncGenerator[pgha.Cluster]:
-    """A cluster of running servers, called as they are, that must leave nothing behind."""
+    """Open a cluster of running servers, under their names, that must leave nothing behind."""
     async with nothing_left(*nodes) as application:
         options.setdefault("application_name", application)
         named = [pgha.Node(node.dsn, node.name) for node in nodes]
@@ -124,13 +125,13 @@ async def cluster_of(*nodes: Node, **options: Any) -> AsyncGenerator[pgha.Cluste
 
 @contextmanager
 def within(seconds: float = PATIENCE) -> Iterator[None]:
-    """What hangs fails here, not by the patience of the machine that runs the tests."""
+    """Fail a test that hangs after `seconds`, instead of waiting for the test runner's limit."""
     with anyio.fail_after(seconds):
         yield
 
 
 def demand_engine() -> None:
-    """Where no container engine can be used, skip the test and say why; with PGHA_REQUIRE_ENGINE=1 fail."""
+    """Skip the test if no container engine can be used; with PGHA_REQUIRE_ENGINE=1, fail the test."""
     try:
         require_engine()
     except ChaosError as error:

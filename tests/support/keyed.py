@@ -1,4 +1,4 @@
-"""What the tests of keyed writes share."""
+"""Helpers of the tests of keyed writes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def ids(node: Node, table: str = "t") -> list[Any]:
 
 
 async def napping(node: Node) -> int:
-    """Wait until a backend sleeps at its commit; its process id."""
+    """Wait until a backend sleeps at its commit; return its process id."""
     found: list[int] = []
 
     async def look() -> bool:
@@ -63,7 +63,7 @@ async def napping(node: Node) -> int:
 
 
 async def replicating(node: Node, text: str) -> int:
-    """Wait until the commit of a statement with ``text`` in it waits for a standby; its process id."""
+    """Wait until the commit of a statement with `text` waits for a standby; return the process id."""
     found: list[int] = []
 
     async def look() -> bool:

@@ -1,4 +1,4 @@
-"""Trials that never were: made of values, for what judges and draws them."""
+"""Made-up trials, for the tests of the functions that check and draw trials."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pgha.chaos.checkers import Violation
 from pgha.chaos.history import Attempt, Ending, Entry, History, OperationKind
 
 BEGAN = 1000.0
-"""`time.monotonic` seconds at which every one of them began."""
+"""The `time.monotonic` seconds at which each of the trials began."""
 
 _numbers = count()
 
@@ -28,13 +28,13 @@ def entry(
     error: str | None = None,
     attempts: Iterable[Attempt] = (),
 ) -> Entry:
-    """One operation; times in seconds since the load began."""
+    """Return an operation; times are in seconds since the load began."""
     end = None if ended is None else BEGAN + ended
     return Entry(key, kind, BEGAN + begun, end, ending, node, error=error, attempts=tuple(attempts))
 
 
 def answers(times: Iterable[float], latency: float = 0.001, **more: Any) -> list[Entry]:
-    """Acknowledged operations that ended at these times."""
+    """Return acknowledged operations that ended at these times."""
     return [entry(f"a{next(_numbers)}", at - latency, at, **more) for at in times]
 
 
@@ -60,7 +60,7 @@ def trial(
     nodes: Sequence[str] = ("n1", "n2", "n3"),
     **more: Any,
 ) -> Trial:
-    """One that took so many seconds; without `sightings` all nodes are up all the time."""
+    """Return a trial of `seconds`. Without `sightings`, all nodes are up all the time."""
     seen = [sighting(-0.1, node) for node in nodes] if sightings is None else sightings
     values: dict[str, Any] = {
         "title": "made up",
@@ -84,7 +84,10 @@ def trial(
 
 
 def lively(seconds: float, rate: float, faults: int, *, seed: int = 1, errors: float = 0.0) -> Trial:
-    """A load of so many operations a second, under so many faults; a part of it ended with errors."""
+    """Return a trial with `rate` operations per second under a number of faults.
+
+    `errors` is the fraction of operations that ended with an error.
+    """
     random = Random(seed)
     nodes = ("n1", "n2", "n3")
     struck, seen = [], [sighting(-0.1, node) for node in nodes]

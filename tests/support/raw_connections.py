@@ -1,4 +1,4 @@
-"""A libpq connection in pipeline mode without pgha, and what its server says in words; no event loop."""
+"""A libpq connection in pipeline mode without pgha, with the server's messages as words; no event loop."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from psycopg.pq.abc import PGresult
 from pgha.chaos import LocalNode
 
 PATIENCE = 20.0
-"""Seconds until a test gives up; never what is measured."""
+"""Seconds until a test gives up. No measurement depends on it."""
 LOST = "the end"
-"""The connection ended: libpq's own error, without a field of the server's."""
+"""The word for the end of the connection: libpq's own error, without a field from the server."""
 SKIPPED = "skipped"
 SYNC = "Sync"
 
@@ -29,7 +29,7 @@ Query = str | tuple[str, Sequence[object]]
 
 
 class Wire:
-    """One connection. Statements are sent by the extended protocol, a segment up to each Sync."""
+    """A connection. Statements use the extended protocol; each Sync ends a segment."""
 
     def __init__(self, dsn: str) -> None:
         self.pgconn = pq.PGconn.connect(dsn.encode())
@@ -39,13 +39,13 @@ class Wire:
         self.pgconn.notice_handler = self._on_notice
         self.pid = self.pgconn.backend_pid
         self.rows: list[tuple[str | None, ...]] = []
-        """Of the statements that were heard of."""
+        """The rows of all statements whose results were read."""
         self.constraint: str | None = None
-        """Of the last error."""
+        """The constraint in the last error."""
         self._words: list[str] = []
 
     def send(self, *queries: Query, sync: bool = True) -> None:
-        """Without ``sync`` the server is asked for what it has to say so far."""
+        """Send the statements and a Sync; without `sync`, only a request to flush the results so far."""
         for one in queries:
             text, params = one if isinstance(one, tuple) else (one, ())
             self.pgconn.send_query_params(text.encode(), _encoded(params))
@@ -67,12 +67,12 @@ class Wire:
             self.pgconn.send_flush_request()
         deadline = time.monotonic() + PATIENCE
         while self.pgconn.flush():
-            assert time.monotonic() < deadline, "it could not be sent"
+            assert time.monotonic() < deadline, "the statements could not be sent"
             select.select([self.pgconn.socket], [self.pgconn.socket], [], 0.1)
             self.pgconn.consume_input()
 
     def hear(self, count: int | None = None) -> list[str]:
-        """What the server says up to the Sync or the end, or so many words of it."""
+        """Return the server's messages as words: up to the Sync or the end, or at least `count` of them."""
         deadline = time.monotonic() + PATIENCE
         nulls = 0
         while nulls < 2 and (count is None or len(self._words) < count):
@@ -89,7 +89,7 @@ class Wire:
         return words
 
     def silent(self) -> bool:
-        """Nothing has come."""
+        """Return whether no data has arrived."""
         return not select.select([self.pgconn.socket], [], [], 0)[0]
 
     def _wait(self, deadline: float) -> None:
@@ -100,7 +100,7 @@ class Wire:
             try:
                 self.pgconn.consume_input()
             except psycopg.OperationalError:
-                return  # what came before the end is still there
+                return  # the results from before the end can still be read
 
     def _word(self, result: PGresult) -> str:
         if result.status == pq.ExecStatus.PIPELINE_SYNC:
@@ -147,7 +147,7 @@ def wire(dsn: str) -> Iterator[Wire]:
 
 
 def ask(dsn: str, sql: str, params: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
-    """Run ``sql`` on a connection of its own; the rows of its last statement."""
+    """Run `sql` on a new connection, and return the rows of its last statement."""
     with psycopg.connect(dsn, autocommit=True, connect_timeout=int(PATIENCE)) as connection:
         cursor = connection.execute(sql.encode(), params)
         while cursor.nextset():
@@ -156,28 +156,28 @@ def ask(dsn: str, sql: str, params: Sequence[object] | None = None) -> list[tupl
 
 
 def until(condition: Callable[[], object], what: str) -> None:
-    """Ask until it is so."""
+    """Poll `condition` until it is true."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"did not come about in {PATIENCE:g} s: {what}")
+            pytest.fail(f"not true within {PATIENCE:g} s: {what}")
         time.sleep(0.005)
 
 
 def waiting(dsn: str, pid: int, event: str) -> None:
-    """Wait until the backend ``pid`` waits for ``event``."""
+    """Wait until the backend `pid` waits for `event`."""
     sql = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND wait_event = %s"
     until(lambda: ask(dsn, sql, [pid, event]), f"{pid} waits for {event}")
 
 
 def gone(dsn: str, pid: int) -> None:
-    """Wait until there is no backend ``pid``."""
+    """Wait until the backend `pid` is gone."""
     until(lambda: not ask(dsn, "SELECT 1 FROM pg_stat_activity WHERE pid = %s", [pid]), f"{pid} is gone")
 
 
 @contextmanager
 def gate(dsn: str) -> Iterator[Callable[[], None]]:
-    """Whoever does `ENTER` waits until what this gives was called."""
+    """Make statements `ENTER` wait until the yielded function was called."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(7)")
 
@@ -192,7 +192,7 @@ ENTER = "SELECT pg_advisory_xact_lock_shared(7)"
 
 @contextmanager
 def raw_server(version: int, schema: str) -> Iterator[LocalNode]:
-    """A running server, without a loop."""
+    """Start a server for tests without an event loop."""
     node = LocalNode("facts", version=version)
 
     async def start() -> None:

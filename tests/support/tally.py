@@ -1,4 +1,4 @@
-"""What the suite counts while it runs, for the lines at its end."""
+"""The counters of the chaos suite, for the lines at its end."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pgha._trials.trial import Trial
 
 
 class Tally:
-    """Of the whole run."""
+    """The counts of the whole run."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.trials: Counter[str] = Counter()
-        """By what they are: scenarios and schedules, on which nodes, on which loop."""
+        """Trials by their kind (such as scenario or schedule), kind of nodes and event loop."""
         self.faults: Counter[str] = Counter()
         self.operations: Counter[str] = Counter()
-        """By how they ended."""
+        """Operations by their endings."""
         self.cuts: Counter[str] = Counter()
         self.violations = 0
         self.exact: dict[int, list[Figures]] = {}
-        """By version: what became of keyed writes."""
+        """The figures of keyed writes by PostgreSQL version."""
         self.seconds: dict[str, list[float]] = {}
-        """How long the scenarios took, servers included."""
+        """The durations of the trials by kind, including the start of servers."""
 
     def trial(self, what: str, trial: Trial, seconds: float) -> None:
         self.trials[f"{what}, {trial.kind}, {trial.loop}"] += 1
@@ -52,7 +52,7 @@ class Tally:
             self.seconds.setdefault(what, []).extend(taken)
 
     def lines(self) -> list[str]:
-        """[] when nothing was counted."""
+        """Return the lines to print; [] if nothing was counted."""
         if not self.trials and not self.cuts:
             return []
         medians = ", ".join(

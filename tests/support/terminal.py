@@ -1,4 +1,4 @@
-"""The command on a terminal: a pty that controls it, and the screen that a person would see."""
+"""The command on a terminal: its controlling pty, and the screen that a user would see."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import pyte
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "pgha")
 PATIENCE = 60.0
 """Seconds until a test gives up."""
-# Popen has no option for it: the program's first deed makes standard input its controlling terminal.
+# Popen has no option for the controlling terminal, so a small program sets it and then starts the command.
 _CONTROLLED = """\
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -34,14 +34,14 @@ _WITHOUT = ("NO_COLOR", "COLUMNS", "LINES", "LANG", "LC_ALL", "LC_CTYPE", "FORCE
 
 
 def own_folder() -> str:
-    """A folder for the nodes of one program, readable for the account that servers run as."""
+    """Return a new folder for a program's nodes, which the account that servers run as can read."""
     folder = tempfile.mkdtemp(prefix="pgha-test-")
     os.chmod(folder, 0o755)
     return folder
 
 
 class Terminal:
-    """`pgha` with `arguments` on a terminal of `size` (columns, lines), in a temporary folder of its own."""
+    """`pgha` with `arguments` on a terminal of `size` (columns, lines), with its own temporary folder."""
 
     def __init__(
         self, *arguments: str, size: tuple[int, int] = (80, 24), environment: dict[str, str] | None = None
@@ -82,12 +82,12 @@ class Terminal:
 
     @property
     def text(self) -> str:
-        """What the screen shows."""
+        """The text of the screen."""
         return "\n".join(line.rstrip() for line in self._screen.display)
 
     @property
     def everything(self) -> str:
-        """The scrollback and the screen."""
+        """The text of the scrollback and the screen."""
         columns = range(self._screen.columns)
         above = ["".join(line[x].data for x in columns).rstrip() for line in self._screen.history.top]
         return "\n".join([*above, self.text])
@@ -98,19 +98,19 @@ class Terminal:
 
     @property
     def unchanged(self) -> bool:
-        """Whether the terminal's settings are those from before the program."""
+        """Whether the terminal's settings are the same as before the program."""
         return termios.tcgetattr(self._theirs) == self._before
 
     @property
     def below(self) -> list[psutil.Process]:
-        """All processes that were seen below the program."""
+        """All descendants of the program that were seen."""
         return list(self._below)
 
     def press(self, keys: str) -> None:
         os.write(self._ours, keys.encode())
 
     def hang_up(self) -> None:
-        """Close the terminal, as a window is closed."""
+        """Close the terminal, as if its window were closed."""
         self._note_processes()
         os.close(self._theirs)
         os.close(self._ours)
@@ -120,16 +120,16 @@ class Terminal:
         """Read until all of `words` are on the screen at once."""
         deadline = time.monotonic() + PATIENCE
         while not all(word in self.text for word in words):
-            assert time.monotonic() < deadline, f"{words} never came; the screen:\n{self.text}"
-            assert self.process.poll() is None, f"it ended before {words} came:\n{self.everything}"
+            assert time.monotonic() < deadline, f"{words} did not appear; the screen:\n{self.text}"
+            assert self.process.poll() is None, f"pgha ended before {words} appeared:\n{self.everything}"
             self._read(0.1)
         self._note_processes()
 
     def end(self) -> int:
-        """Read until the program ends; its exit code."""
+        """Read until the program ends; return its exit code."""
         deadline = time.monotonic() + PATIENCE
         while self.process.poll() is None:
-            assert time.monotonic() < deadline, f"it does not end; the screen:\n{self.text}"
+            assert time.monotonic() < deadline, f"pgha does not end; the screen:\n{self.text}"
             self._read(0.05)
         while self._read(0.0):
             pass
@@ -149,7 +149,7 @@ class Terminal:
 
 
 def left_over(terminal: Any) -> list[str]:
-    """What is still there of the processes and folders of a program that ended; `[]` after a clean end."""
+    """Return the processes and files that an ended program left behind; `[]` after a clean end."""
     _, alive = psutil.wait_procs(terminal.below, timeout=10)
     found = [f"{process.pid}: {' '.join(process.cmdline())}" for process in alive]
     found += os.listdir(terminal.folder)

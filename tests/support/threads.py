@@ -1,4 +1,4 @@
-"""What the tests of `pgha.blocking` share: they run in plain threads, and ask the servers by short loops."""
+"""Helpers of the tests of `pgha.blocking`, which run in threads and query servers in short event loops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Backend = Literal["asyncio", "trio"]
 
 
 def ask(function: Callable[..., Awaitable[T]], *arguments: object) -> T:
-    """What the coroutine function gives."""
+    """Run the coroutine function in a new event loop, and return its result."""
 
     async def call() -> T:
         return await function(*arguments)
@@ -29,21 +29,21 @@ def ask(function: Callable[..., Awaitable[T]], *arguments: object) -> T:
 
 
 def wait_started(node: Node, text: str) -> int:
-    """Until a backend runs ``text``; its process id."""
+    """Wait until a backend runs a statement that contains `text`; return its process id."""
     return ask(started, node, text)
 
 
 def wait_stopped(node: Node, text: str) -> None:
-    """Until no backend runs ``text``."""
+    """Wait until no backend runs a statement that contains `text`."""
     ask(stopped, node, text)
 
 
 def soon(condition: Callable[[], bool], what: str = "", timeout: float = PATIENCE) -> None:
-    """Ask until it is so; fails after ``timeout`` seconds."""
+    """Poll `condition` until it is true; fail the test after `timeout` seconds."""
     end = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > end:
-            pytest.fail(f"did not come about in {timeout} s: {what or condition}")
+            pytest.fail(f"not true within {timeout} s: {what or condition}")
         time.sleep(0.002)
 
 
@@ -51,7 +51,7 @@ CREW = "crew"
 
 
 class Crew:
-    """Threads; what one of them raises is raised by `join`."""
+    """A group of threads. `join` raises the first error of a thread."""
 
     def __init__(self) -> None:
         self.errors: list[BaseException] = []
@@ -80,7 +80,7 @@ class Crew:
 
 @contextmanager
 def crew() -> Iterator[Crew]:
-    """Joins them at the end; the error of the body comes first."""
+    """Yield a crew, and join its threads at the end. An error of the body takes precedence."""
     made = Crew()
     yield made
     made.join()
@@ -88,10 +88,11 @@ def crew() -> Iterator[Crew]:
 
 @contextmanager
 def nothing_left(*nodes: Node) -> Iterator[str]:
-    """Gives an application name; afterwards no thread, socket or backend may be left.
+    """Yield an application name; afterwards, fail if a thread, socket or backend is left.
 
-    The cluster's thread and sockets must be gone at once, backends within a deadline (they end when they
-    notice), and so any other thread but a crew's: the workers of `ask` are not waited for by its loop.
+    The cluster's thread and sockets must be gone at once. Backends have a deadline, since they end when they
+    notice the loss. So have other threads except a crew's, since the event loop of `ask` does not wait for
+    its worker threads.
     """
     before, linked, application = set(threading.enumerate()), sockets(*nodes), unique("app")
     yield application
@@ -105,7 +106,7 @@ def nothing_left(*nodes: Node) -> Iterator[str]:
 
 @contextmanager
 def cluster_of(*nodes: Node, **options: Any) -> Iterator[pgha.blocking.Cluster]:
-    """A cluster of running servers, called as they are, that must leave nothing behind."""
+    """Open a cluster of running servers, under their names, that must leave nothing behind."""
     with nothing_left(*nodes) as application:
         options.setdefault("application_name", application)
         named = [pgha.Node(node.dsn, node.name) for node in nodes]

@@ -1,4 +1,4 @@
-"""A lane without a cluster: what it saw of each segment is kept, and nothing is ever sent again."""
+"""A lane without a cluster, which records the facts of each segment and never retries an operation."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from support.common import PATIENCE, eventually
 _NEVER = 3600.0
 _BOUNDS = LaneBounds(Bounds(16, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER), _NEVER, _NEVER)
 MISFIT = object()
-"""A parameter of a kind that libpq cannot take."""
+"""A parameter of a type that libpq cannot take."""
 
 Query = str | tuple[str, Sequence[object]]
 
 
 class _Watched(Lane):
-    """Makes the facts of a success, too, which nobody else needs."""
+    """A lane that also records the facts of a success, which only tests need."""
 
     def _answered(self, slot: FlightSlot, results: list[PGresult], now: float) -> None:
         if slot.item is not None:
@@ -49,19 +49,19 @@ class _Watched(Lane):
 
 
 class Witness:
-    """A lane's owner, and its user: what is sent, and the facts that the lane recorded."""
+    """The owner and the user of a lane: sends segments, and keeps the facts that the lane recorded."""
 
     def __init__(self) -> None:
         self.loop = current_loop()
         self.facts: dict[Operation[Any], Facts] = {}
         self.lane: Lane
 
-    # What the user does
+    # Methods for the test
 
     def send(self, *queries: Query, framed: bool = False, undone: bool = False) -> Operation[Any]:
-        """One operation: a segment of these statements. They are not looked at: BEGIN and the like pass.
+        """Send an operation: a segment of these statements. Statements such as BEGIN are not refused.
 
-        ``undone``: a frame that ends with ROLLBACK.
+        With `undone`, the frame ends with ROLLBACK.
         """
         statements = tuple(_statement(one) for one in queries)
         extras = Extras(framed=True, undone=undone) if framed else NO_EXTRAS
@@ -76,7 +76,7 @@ class Witness:
         return operation
 
     def send_commit(self) -> Operation[Any]:
-        """The COMMIT of a frame whose beginning was another segment's."""
+        """Send the COMMIT of a frame that another segment began."""
         pgconn = self.lane.link.pgconn
         pgconn.send_query_params(b"COMMIT", None)
         pgconn.pipeline_sync()
@@ -87,20 +87,20 @@ class Witness:
         return operation
 
     async def told(self, operation: Operation[Any]) -> Facts:
-        """What the lane knows of the operation in the end."""
-        await eventually(lambda: operation in self.facts, PATIENCE, "the lane tells what it saw")
+        """Wait until the lane has recorded the facts of an operation, and return them."""
+        await eventually(lambda: operation in self.facts, PATIENCE, "the lane has recorded the facts")
         return self.facts[operation]
 
     @property
     def pid(self) -> int:
         return self.lane.link.pid
 
-    # What the lane says
+    # Callbacks of the lane
 
     def succeeded(
         self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult], entry: Entry | None
     ) -> None:
-        """Its facts are there already."""
+        """Do nothing: the facts are recorded already."""
 
     def segment_failed(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
         self.facts[operation] = failure.facts
@@ -121,7 +121,7 @@ def _statement(query: Query) -> Statement:
 
 @asynccontextmanager
 async def witnessed(dsn: str) -> AsyncGenerator[Witness]:
-    """A lane of a connection of its own."""
+    """Yield a witness of a lane with its own connection."""
     witness = Witness()
     (config,) = parse_nodes([dsn])
     pgconn = await open_pgconn(config, PATIENCE)
@@ -138,7 +138,7 @@ async def witnessed(dsn: str) -> AsyncGenerator[Witness]:
 
 
 async def applied(node: Node, table: str = "t") -> bool:
-    """Whether the row is there, once nobody does anything any more."""
+    """Wait until all other backends are idle, and return whether the row exists."""
     busy = (
         "SELECT 1 FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle'"
         " AND pid <> pg_backend_pid()"
@@ -152,7 +152,7 @@ async def applied(node: Node, table: str = "t") -> bool:
 
 
 async def waits(node: Node, event: str) -> int:
-    """Wait until a backend waits for ``event``; its process id."""
+    """Wait until a backend waits for `event`; return its process id."""
     found: list[int] = []
 
     async def look() -> bool:

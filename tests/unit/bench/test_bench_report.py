@@ -110,8 +110,8 @@ def test_the_table_shows_medians_spreads_ratios_targets_and_misses() -> None:
     lines = report().table().splitlines()
     assert lines[0] == "select"
     assert lines[1].split() == [
-        *("operations", "a", "second"),
-        *("pgha", "asyncio", "/", "it", "pgha", "trio", "/", "it", "target"),
+        *("operations", "per", "second"),
+        *("pgha", "asyncio", "/", "peer", "pgha", "trio", "/", "peer", "target"),
     ]
     assert lines[2].split() == ["pgha", "asyncio", "490", "(480-500)"]
     assert lines[3].split() == ["pgha", "trio", "390"]
