@@ -66,7 +66,7 @@ def busy(nodes: int = 3, rate: float = 2345.6) -> Board:
     board.rows[1].status = status("n2", "down")
     board.changed(6.51, changed("n2", "up", "down", "server closed the connection unexpectedly\n" * 9), "->")
     for second in range(4):
-        board.tell(7.0 + second / 10, "move", f"writes go on at n1 after {second} ms")
+        board.tell(7.0 + second / 10, "move", f"writes continue on n1 after {second} ms")
     return board
 
 
@@ -252,7 +252,7 @@ def test_a_sample_counts_what_each_node_answered() -> None:
     assert [row.latencies[-1] for row in board.rows] == [0.002, 0.001, None]
     assert (board.rate, board.writer, board.retried, board.elapsed) == (4.0, "n2", 5, 1.0)
     assert recorder.moves == [Move(1.0, "n2", 1.0)]
-    assert told(board) == ["writes go on at n2 after 1.0 s"]
+    assert told(board) == ["writes continue on n2 after 1.0 s"]
     clock.now += 1.0
     board.look(recorder, statuses, 5)
     assert [list(row.rates) for row in board.rows] == [[3.0, 0.0], [1.0, 0.0], [0.0, 0.0]]

@@ -169,7 +169,7 @@ class Board:
             self._sample(spent, recorder.answered, recorder.medians())
 
     def _moved(self, move: Move) -> None:
-        text = f"writes go on at {move.node} after {in_words(move.gap)}"
+        text = f"writes continue on {move.node} after {in_words(move.gap)}"
         self.tell(move.at, "move", text)
 
     def _sample(self, spent: float, answered: Mapping[str, int], medians: Mapping[str, float]) -> None:
