@@ -142,8 +142,8 @@ def tell_the_conninfo(patch: Patch) -> None:
         told.append(conninfo(config, **more))
         return told[-1]
 
-    def init(error: ConnectFailed, reason: str, *, refused: bool = False) -> None:
-        kept(error, f"{reason} {told[-1:]}", rejected=refused)
+    def init(error: ConnectFailed, reason: str, *, rejected: bool = False) -> None:
+        kept(error, f"{reason} {told[-1:]}", rejected=rejected)
 
     patch.setattr(NodeConfig, "conninfo", remember)
     patch.setattr(ConnectFailed, "__init__", init)
