@@ -1,17 +1,21 @@
-"""What a database must keep of what it told its callers: one function for each rule.
+"""Rules for what a database must keep of what it told its callers, one function per rule.
+
+Example::
 
     violations = check(history, rows, Promise(max_attempts=5))
 
-`rows`: what each node holds at the end, as (key, origin) of every row found: the key of the write, and the
-name of the node that applied it (not of one that received it by replication). A write that was applied twice
-leaves two rows; so its table has no unique key, or counts. Taken when all is healed and replication has
-caught up. Everything is pure, and takes time in proportion to the history and the rows.
+`rows` is what each node holds at the end, one (key, origin) per row found: the key of the write, and the name
+of the node that applied it (not of a node that received the row by replication). A write that was applied
+twice leaves two rows. So give the table no unique key, or let it count. Read the rows when all faults are
+healed and replication has caught up. All functions are pure, and take time in proportion to the history and
+the rows.
 
-Where the rules come from: *lost*, *doubled*, *in_doubt_twice*, *refused_present*, *wrongly_resolved*,
-*unasked* compare what was told with what is there, as Jepsen's set checker does. *crossed*, *late*, *unended*
-are a client's own duty. *stale* is "read your writes", at one node and for one writer. *unproven_retry*,
-*unproven_refusal*, *disordered*, *too_many_attempts* hold a client's record of its attempts against the first
-rule of pgha: whatever is sent again, and whatever is called not applied, needs proof.
+The origin of the rules: *lost*, *doubled*, *in_doubt_twice*, *refused_present*, *wrongly_resolved* and
+*unasked* compare what callers were told with what the nodes hold, as Jepsen's set checker does. *crossed*,
+*late* and *unended* are duties of the client itself. *stale* is "read your writes", at one node and for one
+writer. *unproven_retry*, *unproven_refusal*, *disordered* and *too_many_attempts* compare a client's record
+of its attempts with the first rule of pgha: an operation is sent again, or reported as not applied, only with
+proof.
 """
 
 from __future__ import annotations
@@ -61,22 +65,40 @@ __all__ = [
 ]
 
 Rule: TypeAlias = Callable[[Observations], Iterator[Violation]]
+"""A rule: a function that returns the violations in its observations."""
 
 
 def check(history: History, rows: Rows | None = None, promise: Promise = ALWAYS) -> list[Violation]:
-    """All violations of all rules, sorted; see the head of this file.
+    """Return all violations of all rules, sorted.
 
-    `rows` None: the nodes were not looked at, and only what callers and clients saw is judged.
+    Args:
+        history: What the callers were told.
+        rows: The rows that each node holds, one (key, origin) per row; None: the nodes were not looked at,
+            and only what callers and clients saw is checked.
+        promise: What the system under test promises.
+
+    Returns:
+        The violations; empty if every rule holds.
     """
     evidence = Observations(history, rows, promise)
     return sorted(violation for rule in RULES.values() for violation in rule(evidence))
 
 
-# What is there
+# Rules about what the nodes hold
 
 
 def lost(evidence: Observations) -> Iterator[Violation]:
-    """An acknowledged write is not where it was promised to be; `Promise.everywhere`, `Promise.may_lose`."""
+    """Find acknowledged writes that are not where they were promised to be.
+
+    `Promise.everywhere` says on which nodes a write must be, `Promise.may_lose` which nodes may have lost
+    writes.
+
+    Args:
+        evidence: The history, the rows of the nodes, and the promise.
+
+    Returns:
+        An iterator over the violations.
+    """
     if evidence.rows is None:
         return
     held, promise = evidence.held, evidence.promise
@@ -98,12 +120,21 @@ def lost(evidence: Observations) -> Iterator[Violation]:
 
 
 def doubled(evidence: Observations) -> Iterator[Violation]:
-    """A write was applied more than once; a repeatable one more often than it was tried."""
+    """Find acknowledged writes that were applied more than once.
+
+    A repeatable write, which need not be acknowledged, may be applied as often as it was attempted.
+
+    Args:
+        evidence: The history, the rows of the nodes, and the promise.
+
+    Returns:
+        An iterator over the violations.
+    """
     for entry in evidence.writes():
         times = evidence.times.get(entry.key, 0)
         limit = max(1, len(entry.attempts)) if entry.repeatable else 1
         if times > limit and (entry.ending == "acknowledged" or (entry.repeatable and not _refused(entry))):
-            told = f"tried {times_words(len(entry.attempts))}" if entry.repeatable else "not repeatable"
+            told = f"attempted {times_words(len(entry.attempts))}" if entry.repeatable else "not repeatable"
             text = (
                 f"write {entry.key}, {told}, was applied {times_words(times)}: {evidence.applied(entry.key)}"
             )
@@ -111,7 +142,16 @@ def doubled(evidence: Observations) -> Iterator[Violation]:
 
 
 def in_doubt_twice(evidence: Observations) -> Iterator[Violation]:
-    """A write whose caller was told "perhaps", or nothing, was applied more than once."""
+    """Find writes that ended in doubt, lost or never, and were applied more than once.
+
+    Repeatable writes are left to `doubled`.
+
+    Args:
+        evidence: The history, the rows of the nodes, and the promise.
+
+    Returns:
+        An iterator over the violations.
+    """
     for entry in evidence.writes():
         times = evidence.times.get(entry.key, 0)
         if times > 1 and not entry.repeatable and entry.ending != "acknowledged" and not _refused(entry):
@@ -123,7 +163,14 @@ def in_doubt_twice(evidence: Observations) -> Iterator[Violation]:
 
 
 def refused_present(evidence: Observations) -> Iterator[Violation]:
-    """A write is there, though its caller was told that it was not applied."""
+    """Find writes that were applied, although their callers were told that they were not.
+
+    Args:
+        evidence: The history, the rows of the nodes, and the promise.
+
+    Returns:
+        An iterator over the violations.
+    """
     for entry in evidence.writes():
         if _refused(entry) and entry.key in evidence.times:
             text = (
@@ -134,7 +181,14 @@ def refused_present(evidence: Observations) -> Iterator[Violation]:
 
 
 def wrongly_resolved(evidence: Observations) -> Iterator[Violation]:
-    """What a caller in doubt learned later is not what is there."""
+    """Find writes in doubt whose outcome, as learned later, contradicts what the nodes hold.
+
+    Args:
+        evidence: The history, the rows of the nodes, and the promise.
+
+    Returns:
+        An iterator over the violations.
+    """
     if evidence.rows is None:
         return
     for entry in evidence.writes():
@@ -149,19 +203,33 @@ def wrongly_resolved(evidence: Observations) -> Iterator[Violation]:
 
 
 def unasked(evidence: Observations) -> Iterator[Violation]:
-    """A row is there that no write asked for."""
+    """Find rows that no recorded write asked for.
+
+    Args:
+        evidence: The history, the rows of the nodes, and the promise.
+
+    Returns:
+        An iterator over the violations.
+    """
     asked = {entry.key for entry in evidence.writes()}
     for key in evidence.times:
         if key not in asked:
-            text = f"row {key}, which nobody wrote, was applied: {evidence.applied(key)}"
+            text = f"row {key}, which no recorded write asked for, was applied: {evidence.applied(key)}"
             yield Violation("unasked", key, text)
 
 
-# What the callers saw
+# Rules about what the callers saw
 
 
 def crossed(evidence: Observations) -> Iterator[Violation]:
-    """The answer to another operation: the nonce that came back is not the one that was asked for."""
+    """Find operations that got the answer to another operation: the nonce is not the one that was asked for.
+
+    Args:
+        evidence: The history, the rows of the nodes, and the promise.
+
+    Returns:
+        An iterator over the violations.
+    """
     for entry in evidence.history:
         if entry.answer is not None and entry.answer != entry.key:
             text = f"{entry.kind} {entry.key} was given the answer {entry.answer}{_by(entry)}"
@@ -169,7 +237,14 @@ def crossed(evidence: Observations) -> Iterator[Violation]:
 
 
 def late(evidence: Observations) -> Iterator[Violation]:
-    """An operation with a timeout ended later than that, and `Promise.grace` more."""
+    """Find operations that ended more than `Promise.grace` seconds after their timeout.
+
+    Args:
+        evidence: The history, the rows of the nodes, and the promise.
+
+    Returns:
+        An iterator over the violations.
+    """
     for entry in evidence.history:
         if entry.timeout is None or entry.ended is None:
             continue
@@ -180,7 +255,14 @@ def late(evidence: Observations) -> Iterator[Violation]:
 
 
 def unended(evidence: Observations) -> Iterator[Violation]:
-    """An operation never ended, with or without a timeout."""
+    """Find operations that never ended, with or without a timeout.
+
+    Args:
+        evidence: The history, the rows of the nodes, and the promise.
+
+    Returns:
+        An iterator over the violations.
+    """
     for entry in evidence.history:
         if entry.ended is None:
             promised = "without a timeout" if entry.timeout is None else f"timeout {entry.timeout:g} s"
@@ -188,10 +270,16 @@ def unended(evidence: Observations) -> Iterator[Violation]:
 
 
 def stale(evidence: Observations) -> Iterator[Violation]:
-    """A read missed a write that its node had acknowledged before the read began.
+    """Find reads that missed a write which their node had acknowledged before the read began.
 
-    Only what the answering node applied itself counts (`Entry.number`): a node has its own commits at once,
-    those of others when they were replicated.
+    Only writes that the answering node applied itself count (`Entry.number`): a node has its own commits at
+    once, and those of other nodes only after replication.
+
+    Args:
+        evidence: The history, the rows of the nodes, and the promise.
+
+    Returns:
+        An iterator over the violations.
     """
     acknowledged = _acknowledged(evidence)
     for entry in evidence.history:
@@ -208,7 +296,7 @@ def stale(evidence: Observations) -> Iterator[Violation]:
 
 
 def _acknowledged(evidence: Observations) -> dict[tuple[int, str | None], tuple[list[float], list[int]]]:
-    """By writer and node: when it acknowledged, and the highest number that it had acknowledged then."""
+    """Return by writer and node: the times of acknowledgements, and the highest number acknowledged at each."""
     found: dict[tuple[int, str | None], list[tuple[float, int]]] = defaultdict(list)
     for entry in evidence.writes():
         if entry.ending != "acknowledged" or entry.writer is None or entry.number is None:
@@ -225,16 +313,25 @@ def _acknowledged(evidence: Observations) -> dict[tuple[int, str | None], tuple[
     return highest
 
 
-# What the client did
+# Rules about what the client did
 
 
 def unproven_retry(evidence: Observations) -> Iterator[Violation]:
-    """A write, neither repeatable nor keyed, was sent again though nothing proved that it was not applied."""
+    """Find writes that were sent again without proof that they were not applied.
+
+    Repeatable and keyed writes may be sent again without proof.
+
+    Args:
+        evidence: The history, the rows of the nodes, and the promise.
+
+    Returns:
+        An iterator over the violations.
+    """
     for entry in evidence.writes():
         for number, (one, after) in enumerate(pairwise(entry.attempts), 1):
             if not (entry.repeatable or entry.keyed) and one.outcome != "not applied":
                 text = (
-                    f"write {entry.key} was sent again, to {after.node}, after try {number} on {one.node}"
+                    f"write {entry.key} was sent again, to {after.node}, after attempt {number} on {one.node}"
                     f" had ended {one.outcome or 'without any proof'}"
                 )
                 yield Violation("unproven_retry", entry.key, text)
@@ -242,22 +339,37 @@ def unproven_retry(evidence: Observations) -> Iterator[Violation]:
 
 
 def unproven_refusal(evidence: Observations) -> Iterator[Violation]:
-    """A write was called not applied, though one of its attempts was, or may have been; of a keyed one the
-    key tells."""
+    """Find writes reported as not applied although one of their attempts was applied, or may have been.
+
+    Keyed writes are left out: their key tells whether they were applied.
+
+    Args:
+        evidence: The history, the rows of the nodes, and the promise.
+
+    Returns:
+        An iterator over the violations.
+    """
     for entry in evidence.writes():
         unproven = [one for one in entry.attempts if one.outcome != "not applied"]
         if _refused(entry) and unproven and not entry.keyed:
             text = (
-                f"write {entry.key} was said to be not applied ({entry.error}), but a try on"
+                f"write {entry.key} was said to be not applied ({entry.error}), but an attempt on"
                 f" {unproven[0].node} had ended {unproven[0].outcome or 'without any proof'}"
             )
             yield Violation("unproven_refusal", entry.key, text)
 
 
 def disordered(evidence: Observations) -> Iterator[Violation]:
-    """The times of a try run backwards: sent, head of its connection, answered; then a write's next try.
+    """Find attempts whose times run backwards.
 
-    The attempts of a read may be a race, and overlap.
+    The order is: sent, head of its connection, answered, and then the next attempt of a write. The attempts
+    of a read may be a race, and may overlap.
+
+    Args:
+        evidence: The history, the rows of the nodes, and the promise.
+
+    Returns:
+        An iterator over the violations.
     """
     for entry in evidence.history:
         moments: list[tuple[float, str]] = []
@@ -274,16 +386,23 @@ def disordered(evidence: Observations) -> Iterator[Violation]:
 
 def _moments(one: Attempt, number: int) -> list[tuple[float, str]]:
     times = ((one.sent_at, "sent"), (one.head_at, "head"), (one.answered_at, "answered"))
-    return [(at, f"try {number} was {what}") for at, what in times if at is not None]
+    return [(at, f"attempt {number} was {what}") for at, what in times if at is not None]
 
 
 def too_many_attempts(evidence: Observations) -> Iterator[Violation]:
-    """An operation was handed to nodes more often than `Promise.max_attempts`."""
+    """Find operations that were handed to nodes more often than `Promise.max_attempts`.
+
+    Args:
+        evidence: The history, the rows of the nodes, and the promise.
+
+    Returns:
+        An iterator over the violations.
+    """
     most = evidence.promise.max_attempts
     for entry in evidence.history:
         if most is not None and len(entry.attempts) > most:
-            tried = times_words(len(entry.attempts))
-            text = f"{entry.kind} {entry.key} was tried {tried}, at most {most} are allowed"
+            made = len(entry.attempts)
+            text = f"{entry.kind} {entry.key} had {made} attempts, at most {most} are allowed"
             yield Violation("too_many_attempts", entry.key, text)
 
 
@@ -295,7 +414,7 @@ RULES: Mapping[str, Rule] = {
         unproven_retry, unproven_refusal, disordered, too_many_attempts,
     )
 }  # fmt: skip
-"""All rules of `check` by name."""
+"""All rules of `check`, by name."""
 
 
 def _refused(entry: Entry) -> bool:

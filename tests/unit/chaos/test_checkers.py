@@ -182,13 +182,13 @@ WRONG: dict[str, list[Case]] = {
             "repeatable, more often than tried",
             (write(**REPEATED),),
             everywhere(("w", "n1"), ("w", "n2"), ("w", "n2")),
-            says="tried twice, was applied 3 times",
+            says="attempted twice, was applied 3 times",
         ),
         Case(
             "repeatable in doubt, more often than tried",
             (write(**DOUBT | {"repeatable": True}),),
             everywhere(("w", "n1"), ("w", "n2")),
-            says="tried once",
+            says="attempted once",
         ),
     ],
     "in_doubt_twice": [
@@ -207,7 +207,7 @@ WRONG: dict[str, list[Case]] = {
         Case("there", (write(**DOUBT, resolved="not applied"),), HERE, says="not applied, was applied: once"),
     ],
     "unasked": [
-        Case("by nobody", (), HERE, says="row w, which nobody wrote"),
+        Case("by nobody", (), HERE, says="row w, which no recorded write asked for"),
         Case("by a read", (read("w"),), HERE),
         Case("twice", (), everywhere(("w", "n1"), ("w", "n2"))),
     ],
@@ -245,7 +245,7 @@ WRONG: dict[str, list[Case]] = {
             "in doubt",
             (write(**AGAIN | {"attempts": (one_attempt(outcome="in doubt"), one_attempt("n2", at=0.3))}),),
             everywhere(("w", "n2")),
-            says="sent again, to n2, after try 1 on n1 had ended in doubt",
+            says="sent again, to n2, after attempt 1 on n1 had ended in doubt",
         ),
         Case(
             "unknown",
@@ -298,7 +298,7 @@ WRONG: dict[str, list[Case]] = {
                 ),
             ),
             everywhere(("w", "n2")),
-            says="try 2 was sent 0.050000 s before try 1 was answered",
+            says="attempt 2 was sent 0.050000 s before attempt 1 was answered",
         ),
         Case("a read's", (read(attempts=(one_attempt(), *backwards(answered_at=0.05))),)),
     ],
@@ -308,7 +308,7 @@ WRONG: dict[str, list[Case]] = {
             (write(**AGAIN),),
             everywhere(("w", "n2")),
             Promise(max_attempts=1),
-            says="was tried twice, at most 1",
+            says="had 2 attempts, at most 1",
         ),
         Case(
             "a read's", (read(attempts=(one_attempt(), one_attempt("n2"))),), promise=Promise(max_attempts=1)

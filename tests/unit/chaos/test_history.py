@@ -134,7 +134,9 @@ def test_an_operation_ends_once() -> None:
     recorder = Recorder()
     one = recorder.begin("write", "k")
     one.acknowledged()
-    with pytest.raises(RuntimeError, match="k has ended before: acknowledged, and now refused"):
+    with pytest.raises(
+        RuntimeError, match="k has already ended as 'acknowledged', it cannot end as 'refused'"
+    ):
         one.refused("no")
     assert recorder.history()[0].ending == "acknowledged"
 

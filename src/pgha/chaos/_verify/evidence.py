@@ -1,4 +1,4 @@
-"""What the rules of `pgha.chaos.checkers` look at, and what they find."""
+"""The input of the rules of `pgha.chaos.checkers`, and the violations that they find."""
 
 from __future__ import annotations
 
@@ -11,21 +11,28 @@ from typing import TypeAlias, final
 from pgha.chaos.history import Entry, History
 
 Row: TypeAlias = tuple[str, str]
-"""The key of a write, and the name of the node that applied it."""
+"""The key of a write, and the name of the node that applied the write."""
 Rows: TypeAlias = Mapping[str, Iterable[Row]]
-"""The rows that each node holds, by its name."""
+"""The rows that each node holds, by node name."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A rule was broken. Violations sort by rule, key and text."""
+    """A broken rule. Violations sort by rule, key and text.
+
+    Example::
+
+        violation = Violation("lost", "k1", "write k1, acknowledged by n1, is on no node")
+        print(violation)
+    """
 
     rule: str
+    """The name of the rule."""
     key: str | None
-    """Of the entry or row that shows it; None when it belongs to none."""
+    """The key of the entry or row that shows the violation; None: the violation belongs to none."""
     text: str
-    """What happened, for a person."""
+    """A description of what happened, for people."""
 
     def __str__(self) -> str:
         return f"{self.rule}: {self.text}"
@@ -37,32 +44,51 @@ class Violation:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promise:
-    """What was promised beside what always holds."""
+    """What the system under test promises beyond what always holds.
+
+    Example::
+
+        promise = Promise(everywhere=False, may_lose={"n1"}, max_attempts=5)
+    """
 
     everywhere: bool = True
-    """Every acknowledged write is on every node, since replication has caught up. False: it is on the node
-    that acknowledged it, or on any if that one's rows were not taken.
+    """Whether every acknowledged write is on every node, because replication has caught up. False: the write
+    is on the node that acknowledged it, or on any node if the rows of that node were not read.
     """
     may_lose: Collection[str] = frozenset()
-    """Names of nodes whose data was lost, as that of a primary whose standby, asynchronous, was promoted:
-    what they acknowledged may be missing, and what they answer may be old.
+    """The names of nodes that lost data, for example a primary whose asynchronous standby was promoted:
+    writes that these nodes acknowledged may be missing, and their answers may be old.
     """
     grace: float = 1.0
-    """Seconds past its timeout at which an operation is late: for the proof, and for a busy machine."""
+    """Seconds after its timeout until an operation counts as late: the client needs time for the proof, and
+    the machine may be busy.
+    """
     max_attempts: int | None = None
-    """How often one operation may be handed to a node, legs of a race included; None: any number."""
+    """The number of times that one operation may be handed to a node, the legs of a race included; None: any
+    number.
+    """
 
 
 ALWAYS = Promise()
-"""What is promised when nothing is said."""
+"""The promise that holds when none is given."""
 
 
 @final
 class Observations:
-    """What the rules look at; what several of them count is counted once."""
+    """The input of the rules. Counts that several rules need are made once.
+
+    Args:
+        history: What the callers were told.
+        rows: The rows that each node holds; None: the nodes were not looked at, and the rules about their
+            content find nothing.
+        promise: What the system under test promises.
+
+    Example::
+
+        found = list(lost(Observations(recorder.history(), {"n1": [("k1", "n1")]})))
+    """
 
     def __init__(self, history: History, rows: Rows | None = None, promise: Promise = ALWAYS) -> None:
-        """`rows` None: the nodes were not looked at, and the rules about what is there say nothing."""
         self.history = history
         self.promise = promise
         self.rows = None if rows is None else {node: list(found) for node, found in rows.items()}
@@ -74,12 +100,12 @@ class Observations:
 
     @cached_property
     def origins(self) -> dict[Row, int]:
-        """How often each node applied each key."""
+        """The number of times that each node applied each key."""
         return _origins(self.rows or {})
 
     @cached_property
     def times(self) -> dict[str, int]:
-        """How often each key was applied, by all nodes together."""
+        """The number of times that each key was applied, by all nodes together."""
         return _summed(self.origins)
 
     @cached_property
@@ -90,17 +116,35 @@ class Observations:
         return words
 
     def applied(self, key: str) -> str:
-        """In words, by whom."""
+        """Return in words which nodes applied a write, and how often.
+
+        Args:
+            key: The key of the write.
+
+        Returns:
+            Words such as ``once by n1, twice by n2``.
+        """
         return ", ".join(self._by_key[key])
 
     def writes(self) -> Iterator[Entry]:
+        """Return the writes of the history.
+
+        Returns:
+            An iterator over the entries.
+        """
         return (entry for entry in self.history if entry.kind == "write")
 
 
 def times_applied(rows: Rows) -> dict[str, int]:
-    """How often each key was applied, by all nodes together.
+    """Return the number of times that each key was applied, by all nodes together.
 
-    Every node holds the rows of all; where they differ (one lags), the most that any saw is the truth.
+    Every node holds the rows of all nodes. When the nodes differ, because one lags, the highest count counts.
+
+    Args:
+        rows: The rows that each node holds.
+
+    Returns:
+        The counts, by key.
     """
     return _summed(_origins(rows))
 
@@ -122,4 +166,5 @@ def _summed(origins: Mapping[Row, int]) -> dict[str, int]:
 
 
 def times_words(count: int) -> str:
+    """Return a count in words: once, twice, 3 times."""
     return {1: "once", 2: "twice"}.get(count, f"{count} times")
