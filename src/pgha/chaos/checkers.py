@@ -296,7 +296,7 @@ def stale(evidence: Observations) -> Iterator[Violation]:
 
 
 def _acknowledged(evidence: Observations) -> dict[tuple[int, str | None], tuple[list[float], list[int]]]:
-    """Return by writer and node: the times of acknowledgements, and the highest number acknowledged at each."""
+    """Return by writer and node: the times of acknowledgements, and the highest number at each."""
     found: dict[tuple[int, str | None], list[tuple[float, int]]] = defaultdict(list)
     for entry in evidence.writes():
         if entry.ending != "acknowledged" or entry.writer is None or entry.number is None:

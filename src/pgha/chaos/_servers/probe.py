@@ -1,8 +1,9 @@
-"""Whether a server lets clients in, asked as pg_isready does: a startup message, and the first byte of the
-answer.
+"""A check whether a server accepts clients, by a startup message and the first byte of the answer.
 
-Not libpq's PQping: psycopg calls it without giving up the GIL, so a frozen server would stop the whole
-program.
+pg_isready does the same.
+
+libpq's PQping is not used: psycopg calls it without releasing the GIL, so a frozen server would stop the
+whole program.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ _NOT_YET = b"C57P03\0"
 
 
 async def accepts(port: int) -> bool:
-    """Whether the server at `port` gets as far as authentication (whether it then lets us in does not
-    matter).
+    """Return whether the server at `port` gets as far as authentication, whether or not that would succeed.
 
-    False while nobody listens there and while the server starts, recovers or shuts down. Waits as long as a
-    frozen server lets it: give it a scope.
+    False if nothing listens there, and while the server starts, recovers or shuts down. With a frozen server
+    the wait has no end: call this in a cancel scope with a deadline.
     """
     words = b"user\0postgres\0database\0postgres\0\0"
     try:
@@ -35,5 +35,8 @@ async def accepts(port: int) -> bool:
 
 
 def _length(answer: bytes) -> int:
-    """How much of an error message follows its first five bytes; more than there is while that is unknown."""
+    """Return how many bytes of an error message follow its first five bytes.
+
+    While that is unknown, the number is larger than any message.
+    """
     return struct.unpack_from("!i", answer, 1)[0] - 4 if len(answer) >= 5 else 1 << 20

@@ -1,4 +1,4 @@
-"""How the processes of a server run; here as those of this machine."""
+"""The runner protocol, which controls the processes of a server, and its kind for local processes."""
 
 from __future__ import annotations
 
@@ -17,64 +17,74 @@ from pgha.chaos._servers.protocol import NodeKind
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a server lives: a folder of its own, whose name is never used twice."""
+    """The folder of a server, whose name is never used twice."""
 
     name: str
     folder: Path
 
     @property
     def data(self) -> Path:
+        """The path of the data folder."""
         return self.folder / "data"
 
     @property
     def log(self) -> Path:
+        """The path of the log file."""
         return self.folder / "log"
 
 
 class Runner(Protocol):
-    """The part of `Server` that differs between kinds of nodes. Everything blocks, and but for `pid` it is
-    called by one thread at a time; what fails raises `OSError`, `ChaosError` or `warden.Stubborn`.
+    """The part of `Server` that differs between kinds of nodes.
+
+    All methods block. All but `pid` are called by one thread at a time. Failures raise `OSError`,
+    `ChaosError` or `warden.Stubborn`.
     """
 
     @property
-    def kind(self) -> NodeKind: ...
+    def kind(self) -> NodeKind:
+        """The kind of node that this runner is for."""
+        ...
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's process id, as this program sees it, while it lives (frozen counts as living)."""
+        """The postmaster's process id on this machine while it lives (frozen counts as living)."""
         ...
 
     def prepare(self, installation: Installation) -> None:
-        """Make sure, before anything exists, that servers can run; `installation` makes the data folder."""
+        """Check, before anything exists, that servers can run here.
+
+        `installation` makes the data folder.
+        """
 
     def launch(self, port: int) -> None:
-        """Start a postmaster of the data folder, with its output appended to the log; none is running."""
+        """Start a postmaster of the data folder, and append its output to the log; none runs before."""
 
     def signal(self, sig: signal.Signals) -> None:
-        """Signal the postmaster, if it lives."""
+        """Send a signal to the postmaster, if it lives."""
 
     def kill(self) -> None:
-        """SIGKILL all processes, frozen or not, and wait until they are gone."""
+        """Send SIGKILL to all processes, frozen or not, and wait until they are gone."""
 
     def freeze(self) -> None:
-        """Let all processes stand still, and wait until they do."""
+        """Suspend all processes, and wait until they are suspended."""
 
     def thaw(self) -> None:
-        """Let all processes go on."""
+        """Let all processes continue."""
 
     def backend(self, pid: int) -> int:
-        """The process id, as this program sees it, of what the server knows as `pid`, which is proven to be
-        one of its processes and not the postmaster.
+        """Return the process id on this machine of the process that the server knows as `pid`.
+
+        The process is proven to belong to the server, and not to be the postmaster.
         """
         ...
 
     def clear(self) -> None:
-        """Kill and remove everything, also after a failed `prepare` or `launch`. Can be called again."""
+        """Kill and remove everything, also after a failed `prepare` or `launch`. May be called again."""
 
 
 @final
 class LocalRunner:
-    """A postmaster that is a child of this program, and its children."""
+    """A runner whose postmaster is a child of this program."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -126,7 +136,9 @@ class LocalRunner:
 
     def backend(self, pid: int) -> int:
         if pid == self.pid or pid not in warden.processes(self._place.folder):
-            raise ChaosError(f"{pid} is no backend of {self._place.name}")
+            raise ChaosError(
+                f"{pid} is not a backend of {self._place.name}: take a pid from its pg_stat_activity"
+            )
         return pid
 
     def clear(self) -> None:

@@ -1,4 +1,4 @@
-"""The blocking half of a node: its folder, its files, its server's life. The nodes call it from threads."""
+"""The blocking half of a node: its folder, its files, the life of its server. Nodes call it from threads."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ _STATUS_LINE = 7
 
 
 class PortTaken(ChaosError):
-    """Somebody else listens on the node's port."""
+    """Another program listens on the node's port."""
 
 
 class Server:
     """One PostgreSQL server in a folder of its own: `<folder>/data`, `<folder>/log`.
 
-    Life: `prepare` once, then any number of `launch` and `kill`, `clear` last (also after a failed `prepare`;
-    nothing comes after it). The methods that change something exclude each other: a task of asyncio that is
-    cancelled natively leaves a thread running, and what follows must not overtake it.
+    Its life: `prepare` once, then any number of `launch` and `kill`, and `clear` last (also after a failed
+    `prepare`; no other call may follow). The methods that change something exclude each other: when
+    asyncio's own cancellation hits a task, its thread goes on running, and the next call must not overtake
+    that thread.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Server:
         place = Place(name, self.folder)
         self.data, self.log = place.data, place.log
         self.runner = runner(place)
-        self.known = False  # it was once up, so clients may know its port
+        self.known = False  # True once the server was up: clients may know its port
         self.frozen = False
         self._lock = threading.Lock()
         self._cleared = False
@@ -60,24 +61,27 @@ class Server:
 
     @property
     def installation(self) -> Installation:
+        """The installation that the server runs."""
         return self._prepared(self._installation)
 
     @property
     def identifier(self) -> int:
+        """The system identifier of the data folder."""
         return self._prepared(self._identifier)
 
     @property
     def port(self) -> int:
+        """The reserved port."""
         return self._prepared(self._port).number
 
     def _prepared(self, value: V | None) -> V:
         if value is None:
-            raise ChaosError(f"{self.name} has no data folder yet: enter it with 'async with'")
+            raise ChaosError(f"{self.name} has no data folder yet: enter the node with 'async with'")
         return value
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's process id while it lives (frozen counts as living)."""
+        """The postmaster's process id while the postmaster lives (frozen counts as living)."""
         return self.runner.pid
 
     @contextmanager
@@ -92,11 +96,11 @@ class Server:
         """Make the folder with a fresh data folder in it, and reserve a port."""
         with self._alone():
             if self._installation is not None or self._cleared:
-                raise ChaosError(f"{self.name} was entered before: make another node")
+                raise ChaosError(f"{self.name} was entered before: make a new node")
             self._installation = installation = find_installation(self.options.version)
             self.runner.prepare(installation)
             self._port = Port(self._wanted_port)
-            guard.watch(self.folder)  # before it exists: a program killed in between leaves nothing
+            guard.watch(self.folder)  # before the folder exists: a program killed in between leaves nothing
             self.folder.mkdir(mode=0o700)
             server_account().give(self.folder)
             self._identifier = make_data(installation, self.data)
@@ -105,20 +109,25 @@ class Server:
                 set_password(installation, self.data, self.options.password)
 
     def launch(self) -> None:
-        """Start the postmaster; `look` tells how far it is."""
+        """Start the postmaster; `look` returns whether it is ready."""
         with self._alone():
             port = self.port
             if self._cleared or self.pid is not None:
-                raise ChaosError(f"{self.name} is {'closed' if self._cleared else 'running already'}")
+                state = (
+                    "closed: make a new node" if self._cleared else "already running: stop or kill it first"
+                )
+                raise ChaosError(f"{self.name} is {state}")
             self._remove_traces()
             self._log_start = self.log.stat().st_size if self.log.exists() else 0
             self.runner.launch(port)
 
     def _remove_traces(self) -> None:
-        """After a kill: children that outlived their postmaster, its shared memory, its lock file.
+        """Remove what a kill leaves.
 
-        The server would deal with the last two itself, but refuses to start if the id in the lock file was
-        given to another process meanwhile; and an old file which says "ready" would be taken for the new one.
+        That is: children that outlived their postmaster, its shared memory, its lock file.
+
+        The server would handle the last two itself. But it refuses to start if the process id in the lock
+        file now belongs to another process, and an old file that says "ready" would be taken for the new one.
         """
         self._kill_all()
         warden.remove_shared_memory(self.data)
@@ -129,7 +138,10 @@ class Server:
         self.frozen = False
 
     def look(self) -> bool:
-        """Whether the launched server accepts connections; `ChaosError` with its last words if it died."""
+        """Return whether the launched server accepts connections.
+
+        `ChaosError` with the end of its log if the server died.
+        """
         if self.pid is None:
             words = self.tail()
             if any(_IN_USE in line for line in words):
@@ -145,21 +157,23 @@ class Server:
         return lines[_STATUS_LINE].strip() == "ready"
 
     def change_port(self) -> None:
-        """Reserve another port than the one which turned out to be taken."""
+        """Reserve another port in place of the one that is taken."""
         with self._alone():
             self._prepared(self._port).release()
             self._port = Port(self._wanted_port)
 
     def replace_data(self, change: Callable[[Path], object]) -> None:
-        """While the server is down, let `change(data folder)` put other content there (pg_basebackup,
-        pg_rewind, a copy), then write the node's configuration over it.
+        """Replace the content of the data folder while the server is down.
 
-        The content has to be owned by the servers' account, and keeps the password that it has. An error of
-        `change` comes out as it is; the node is then good for nothing but another `replace_data` or `clear`.
+        The node's configuration is then written over it. `change(data folder)` puts the content there (by
+        pg_basebackup, by pg_rewind, by a copy). The content must be owned by the servers' account, and keeps
+        its password. An error of `change` is raised unchanged; the only calls that then make sense are
+        another `replace_data` and `clear`.
         """
         with self._alone():
             if self._cleared or self.pid is not None:
-                raise ChaosError(f"{self.name} is {'closed' if self._cleared else 'running: stop it first'}")
+                state = "closed: make a new node" if self._cleared else "running: stop it first"
+                raise ChaosError(f"{self.name} is {state}")
             self._remove_traces()
             change(self.data)
             write_config(self.installation, self.data, self.options, self.folder.name)
@@ -167,7 +181,7 @@ class Server:
             self._identifier = int(struct.unpack_from("=Q", control)[0])
 
     def tail(self) -> list[str]:
-        """The last lines which the log got since the last launch."""
+        """Return the last lines that the log got since the last launch."""
         try:
             with self.log.open("rb") as log:
                 log.seek(self._log_start)
@@ -176,38 +190,39 @@ class Server:
             return []
 
     def signal(self, sig: signal.Signals) -> None:
-        """Signal the postmaster, if it lives."""
+        """Send a signal to the postmaster, if it lives."""
         with self._alone():
             self.runner.signal(sig)
 
     def backend(self, pid: int) -> int:
-        """The process id, as this program sees it, of what the server calls `pid`, proven to be a process of
-        this server other than its postmaster.
+        """Return the process id on this machine of the process that the server knows as `pid`.
+
+        The process is proven to belong to this server, and not to be its postmaster.
         """
         with self._alone():
             return self.runner.backend(pid)
 
     def kill(self) -> None:
-        """SIGKILL everything, frozen or not, and wait until it is gone."""
+        """Send SIGKILL to all processes, frozen or not, and wait until they are gone."""
         with self._alone():
             self._kill_all()
 
     def freeze(self) -> None:
-        """Let everything stand still and wait until it does."""
+        """Suspend all processes, and wait until they are suspended."""
         with self._alone():
             if self.pid is None:
-                raise ChaosError(f"{self.name} is not running: nothing to freeze")
-            self.frozen = True  # also when time runs out half-way
+                raise ChaosError(f"{self.name} is not running, there is nothing to freeze: start it first")
+            self.frozen = True  # before, because some processes are suspended even if time runs out
             self.runner.freeze()
 
     def thaw(self) -> None:
-        """Let everything go on."""
+        """Let all processes continue."""
         with self._alone():
             self.runner.thaw()
             self.frozen = False
 
     def clear(self) -> None:
-        """Kill and remove everything; nothing is left of the node afterwards. Can be called again.
+        """Kill the server and remove everything that belongs to the node. May be called again.
 
         What fails here is tried again by the warden when the program ends.
         """

@@ -1,4 +1,4 @@
-"""One statement on one node, from either loop: psycopg's blocking connection in a worker thread."""
+"""One statement on one node, from either event loop: psycopg's blocking connection in a worker thread."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Params: TypeAlias = Sequence[Any] | Mapping[str, Any] | None
 
 
 class _Call:
-    """A connection's whole life in one thread, breakable from outside."""
+    """The whole life of a connection in one thread, which other threads can end."""
 
     __slots__ = ("_broken", "_lock", "_params", "_socket", "_sql")
 
@@ -25,12 +25,13 @@ class _Call:
         self._sql, self._params = sql.encode(), params
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        """On a number of our own: libpq closes its socket by itself when it meets the end, and the number
-        goes to whoever opens something next.
+        """A duplicate of libpq's socket, with a file descriptor of its own: libpq closes its descriptor by
+        itself at end of file, and the number is then given to the next file that is opened.
         """
         self._broken = False
 
     def run(self, dsn: str, connect_timeout: int) -> list[TupleRow]:
+        """Connect, run the statement and return the rows of its last result."""
         with psycopg.connect(dsn, autocommit=True, connect_timeout=connect_timeout) as connection:
             with self._lock:
                 if self._broken:
@@ -39,7 +40,7 @@ class _Call:
             try:
                 cursor = connection.execute(self._sql, self._params)
                 while cursor.nextset():
-                    pass  # the last statement's result is the one
+                    pass  # only the last statement's result is wanted
                 return cursor.fetchall() if cursor.description is not None else []
             finally:
                 with self._lock:
@@ -47,7 +48,7 @@ class _Call:
                     self._socket = None
 
     def break_off(self) -> None:
-        """End the thread's wait: nobody is interested any more, and the node may be frozen."""
+        """End the thread's wait: the result is not wanted any more, and the node may be frozen."""
         with self._lock:
             self._broken = True
             if self._socket is None:
@@ -55,18 +56,20 @@ class _Call:
             try:
                 self._socket.shutdown(socket.SHUT_RDWR)
             except OSError:
-                pass  # the server was faster
+                pass  # the server has closed the connection already
 
 
 async def execute(dsn: str, sql: str, params: Params = None, *, timeout: float = 10.0) -> list[TupleRow]:
-    """Run `sql` on a connection of its own, in autocommit mode; the last statement's rows, [] if it has none.
+    """Run `sql` on a new connection, in autocommit mode.
 
-    Without `params` it may hold several statements. Raises psycopg's errors, and `TimeoutError` after
-    `timeout` seconds. When cancelled it leaves at once and breaks the connection (what it was doing on the
-    server may still be done).
+    Returns the rows of the last statement, [] if it has none. Without `params`, `sql` may hold several
+    statements. Raises psycopg's errors, and `TimeoutError` after `timeout` seconds. When cancelled, the call
+    returns at once and closes the connection: the server may still finish the statement.
     """
     call = _Call(sql, params)
-    connect_timeout = max(2, round(timeout))  # libpq knows whole seconds from 2 on; for an abandoned thread
+    connect_timeout = max(
+        2, round(timeout)
+    )  # libpq takes whole seconds, at least 2; this ends an abandoned thread
     with anyio.fail_after(timeout):
         try:
             return await anyio.to_thread.run_sync(

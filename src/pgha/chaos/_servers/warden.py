@@ -1,20 +1,23 @@
-"""Finding, freezing and killing the processes of a node's folder, and the warden which does so when a program
-dies.
+"""Finding, freezing and killing the processes of a node's folder, and the warden.
 
-Standard library only, because this file has two lives: `LocalNode` imports its routines, and `_guard` runs it
-as a program of its own (`python -I -S warden.py`) which outlives the program that uses the nodes. That
-program holds the writing end of the warden's standard input. The kernel closes it whatever way the program
-ends, and at that end of file the warden kills the servers and removes the folders which were not handed back.
+The warden is a program that does so when the program that uses the nodes dies.
 
-A process belongs to a folder by what its command line says: the postmaster and what it has just forked carry
-`-D <folder>/data`, every other child has the title `postgres: <name of the folder>: ...` (its
-`cluster_name`). That is the one mark which anybody may read (`/proc/<pid>/cwd` needs CAP_SYS_PTRACE for
-another user's process, which root in a container often lacks), and, unlike the tree of parents, it also finds
-the children of a dead postmaster. Folder names are never used twice, so a process id which was reused is not
-taken for ours.
+This file uses the standard library only, because it has two lives: `LocalNode` imports its functions, and
+`guard` runs it as a program of its own (`python -I -S warden.py`) that outlives the program that uses the
+nodes. That program holds the writing end of the warden's standard input. The kernel closes that end however
+the program ends. At end of file, the warden kills the servers and removes the folders that were not
+unregistered.
 
-The processes of a container are found that way too, but only its engine removes it, and those of a paused one
-do not die before that. So the folder has a note of the container from before it is made.
+A process belongs to a folder by its command line: the postmaster and what it has just forked carry `-D
+<folder>/data`, every other child has the title `postgres: <name of the folder>: ...` (its `cluster_name`).
+This is the only mark that every account may read: `/proc/<pid>/cwd` needs CAP_SYS_PTRACE for the process of
+another user, which root often lacks in a container. And unlike the tree of parents, the mark also finds the
+children of a dead postmaster. Folder names are never used twice, so a process id that the kernel has reused
+is not taken for one of the node's.
+
+The processes of a container are found in the same way. But only the container's engine can remove the
+container, and processes of a paused container do not die before that. So the folder has a note that names the
+container, written before the container is made.
 """
 
 from __future__ import annotations
@@ -44,12 +47,13 @@ _MAKING = 5.0
 
 
 class Stubborn(Exception):
-    """Processes or folders did not go in time."""
+    """Processes or folders were not gone in time."""
 
 
 def processes(folder: Path, sessions: Collection[int] = ()) -> list[int]:
-    """The ids of all living processes of `folder`, ascending (zombies have none of its marks), and of those
-    that belong to one of `sessions`.
+    """Return the sorted ids of all living processes that belong to `folder` or to one of `sessions`.
+
+    Zombies carry no mark of the folder.
     """
     title = b"postgres: " + os.fsencode(folder.name) + b": "
     inside = os.fsencode(folder) + b"/"
@@ -63,7 +67,7 @@ def processes(folder: Path, sessions: Collection[int] = ()) -> list[int]:
 def _belongs(process: Path, title: bytes, inside: bytes) -> bool:
     try:
         if os.geteuid() not in (0, process.stat().st_uid):
-            return False  # not ours to signal, whatever it calls itself
+            return False  # this account may not signal the process, so it is not one of the node's
         line = (process / "cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return False
@@ -74,7 +78,10 @@ def _belongs(process: Path, title: bytes, inside: bytes) -> bool:
 
 
 def _session(process: Path, sessions: Collection[int]) -> bool:
-    """Whether it lives in one of `sessions`: what initdb starts has no mark, but stays in its session."""
+    """Return whether the process lives in one of `sessions`.
+
+    The children of initdb carry no mark of the folder, but stay in its session.
+    """
     if not sessions:
         return False
     status = _status(int(process.name))
@@ -82,7 +89,10 @@ def _session(process: Path, sessions: Collection[int]) -> bool:
 
 
 def _status(pid: int) -> list[str] | None:
-    """What /proc/<pid>/stat says after the name: state, parent, group, session, ...; None when it is gone."""
+    """Return the fields of /proc/<pid>/stat after the name: state, parent, group, session, ...
+
+    None if the process is gone.
+    """
     try:
         return (_PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -90,21 +100,22 @@ def _status(pid: int) -> list[str] | None:
 
 
 def started(pid: int) -> int | None:
-    """When a living process began, in ticks since the kernel did: with it, a process id means one process for
-    ever. None when it is gone.
+    """Return when a living process began, in ticks since the kernel began; None if the process is gone.
+
+    A process id together with this time identifies one process for ever.
     """
     status = _status(pid)
     return int(status[19]) if status is not None and status[0] not in ("Z", "X") else None
 
 
 def state(pid: int) -> str | None:
-    """The kernel's letter for a process (R, S, D, T stopped, Z zombie), None when it is gone."""
+    """Return the kernel's letter for a process (R, S, D, T stopped, Z zombie); None if it is gone."""
     status = _status(pid)
     return status[0] if status is not None else None
 
 
 def send(pid: int, sig: signal.Signals) -> None:
-    """Signal a process which may be gone by now."""
+    """Send a signal to a process that may be gone by now."""
     try:
         os.kill(pid, sig)
     except ProcessLookupError:
@@ -112,25 +123,27 @@ def send(pid: int, sig: signal.Signals) -> None:
 
 
 def kill_all(folder: Path, timeout: float = 10.0, reap: Callable[[], object] = lambda: None) -> None:
-    """SIGKILL every process of `folder`, frozen ones too, and wait until none is left (at most `timeout`
-    seconds).
+    """Send SIGKILL to every process of `folder`, frozen ones too, and wait until none is left.
 
-    `reap` is called between looks, for a caller who is the parent of one of them. Raises `Stubborn` when time
-    is up.
+    `reap` is called between looks, for a caller that is the parent of one of the processes. Raises `Stubborn`
+    after `timeout` seconds.
     """
     sessions: set[int] = set()
 
     def look() -> list[int]:
         reap()
         found = processes(folder, sessions)
-        sessions.update(found)  # every program of ours leads a session
+        sessions.update(found)  # every program that the kit starts leads a session
         return [pid for pid in found if state(pid) not in ("Z", None)]
 
     _repeat(look, signal.SIGKILL, timeout)
 
 
 def freeze_all(folder: Path, timeout: float = 10.0) -> None:
-    """SIGSTOP every process of `folder` and wait until each one stands (at most `timeout` seconds)."""
+    """Send SIGSTOP to every process of `folder`, and wait until each one is suspended.
+
+    Raises `Stubborn` after `timeout` seconds.
+    """
 
     def look() -> list[int]:
         return [pid for pid in processes(folder) if state(pid) not in ("T", "Z", None)]
@@ -139,16 +152,17 @@ def freeze_all(folder: Path, timeout: float = 10.0) -> None:
 
 
 def thaw_all(folder: Path) -> None:
-    """SIGCONT every process of `folder`."""
+    """Send SIGCONT to every process of `folder`."""
     for pid in processes(folder):
         send(pid, signal.SIGCONT)
 
 
 def _repeat(look: Callable[[], list[int]], sig: signal.Signals, timeout: float) -> None:
-    """Send `sig` to what `look` finds until it finds nothing.
+    """Send `sig` to the processes that `look` finds, until it finds none.
 
-    One quiet look is not enough: the postmaster may fork after the list of processes was read and be caught
-    right after. The second look begins when the postmaster certainly stood (or was gone) already.
+    One empty look is not enough: the postmaster may fork after the list of processes was read, and be
+    suspended right after that. The second look begins when the postmaster was certainly suspended (or gone)
+    already.
     """
     deadline = time.monotonic() + timeout
     quiet = 0
@@ -158,7 +172,7 @@ def _repeat(look: Callable[[], list[int]], sig: signal.Signals, timeout: float) 
         for pid in left:
             send(pid, sig)
         if left and time.monotonic() > deadline:
-            raise Stubborn(f"processes {left} did not obey {sig.name} for {timeout} s")
+            raise Stubborn(f"processes {left} did not react to {sig.name} within {timeout} s")
         if left:
             time.sleep(_STEP)
 
@@ -166,10 +180,10 @@ def _repeat(look: Callable[[], list[int]], sig: signal.Signals, timeout: float) 
 def remove_shared_memory(data: Path) -> None:
     """Remove the SysV segments that killed servers of the data folder `data` left.
 
-    A server takes the inode of its data folder for the segment's key, or the next free number, which is then
-    in line 7 of postmaster.pid (written a moment later, and never by the servers which initdb starts). A
-    segment goes only if its creator is dead or nobody is attached: should it be another's after all, it is
-    as stale as ours.
+    A server uses the inode of its data folder as the key of its segment, or the next free number, which is
+    then in line 7 of postmaster.pid (written a moment later, and never by the servers that initdb starts). A
+    segment is removed only if its creator is dead or no process is attached: even if the segment should
+    belong to another program, it is as useless as ours.
     """
     try:
         about = data.stat()
@@ -190,12 +204,13 @@ def _recorded_key(data: Path) -> int:
     try:
         return int((data / "postmaster.pid").read_text().splitlines()[6].split()[0])
     except (FileNotFoundError, IndexError, ValueError):
-        return _PRIVATE  # it never came as far as having a segment, or has removed both itself
+        return _PRIVATE  # the server never made a segment, or has removed segment and file itself
 
 
 def remove_folder(folder: Path, timeout: float = 10.0) -> None:
-    """Remove `folder` and all below it; tries again for `timeout` seconds while a dying process still writes
-    there.
+    """Remove `folder` and everything below it.
+
+    The removal is repeated for up to `timeout` seconds, because a dying process may still write there.
     """
     deadline = time.monotonic() + timeout
     while folder.exists():
@@ -208,19 +223,21 @@ def remove_folder(folder: Path, timeout: float = 10.0) -> None:
 
 
 def note_container(folder: Path, engine: Path, name: str, *, made: bool) -> None:
-    """Write down that `folder` has a container called `name` at the engine behind the socket `engine`: before
-    it is made, and again when it is.
+    """Write a note that `folder` has the container `name` at the engine behind the socket `engine`.
+
+    The note is written before the container is made, and again when it exists.
     """
     draft = folder / f"{NOTE}.new"
     draft.write_text(f"{engine}\n{name}\n{'made' if made else ''}\n")
-    draft.rename(folder / NOTE)  # whoever dies here leaves the whole note or none
+    draft.rename(folder / NOTE)  # atomic: a program that dies here leaves the whole note or none
 
 
 def remove_container(folder: Path, timeout: float = 20.0) -> None:
-    """Have the container of `folder` removed, in whatever state it is, if there is one.
+    """Have the engine remove the container of `folder`, in whatever state it is, if there is one.
 
-    Its maker may have died with the request to make it on the way, so one that was not known to be made gets
-    some time to appear. `Stubborn` after `timeout` seconds, `OSError` when the engine does not answer.
+    The program that makes a container may die while its request is on the way. So a container that was not
+    known to exist gets some time to appear. Raises `Stubborn` after `timeout` seconds, and `OSError` if the
+    engine does not answer.
     """
     if not (note := folder / NOTE).exists():
         return
@@ -238,8 +255,11 @@ def remove_container(folder: Path, timeout: float = 20.0) -> None:
 
 
 def _delete(engine: str, path: str, timeout: float) -> tuple[int, str]:
-    """The status of an HTTP request over the socket `engine`, and what was said to it."""
-    from http.client import HTTPConnection, HTTPException  # takes 50 ms, and few need it
+    """Send a DELETE request over the socket `engine`; return the HTTP status and the text of the answer."""
+    from http.client import (
+        HTTPConnection,
+        HTTPException,
+    )  # imported here: it takes 50 ms, and few programs need it
 
     connection = HTTPConnection("localhost")
     connection.sock = socket.socket(socket.AF_UNIX)
@@ -256,9 +276,7 @@ def _delete(engine: str, path: str, timeout: float) -> tuple[int, str]:
 
 
 def clear(folder: Path) -> None:
-    """Remove the container of `folder` if it has one, kill its processes, remove their shared memory, then
-    the folder itself.
-    """
+    """Remove everything of `folder`: its container, its processes, their shared memory, the folder."""
     try:
         remove_container(folder)
     finally:
@@ -268,9 +286,11 @@ def clear(folder: Path) -> None:
 
 
 def main() -> int:
-    """Read `+folder` and `-folder` (NUL-terminated) until end of file, then clear what is left."""
+    """Read `+folder` and `-folder` (NUL-terminated) until end of file, then remove what is left."""
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(sig, signal.SIG_IGN)  # whoever ends the program must not end its warden first
+        signal.signal(
+            sig, signal.SIG_IGN
+        )  # a signal to the whole process group must not end the warden before its program
     folders: dict[bytes, None] = {}
     for record in sys.stdin.buffer.read().split(b"\0")[:-1]:
         if record[:1] == ADD:
@@ -286,7 +306,9 @@ def main() -> int:
             sys.stderr.write(f"pgha.chaos: {error}\n")
             failures.append(name)
 
-    threads = [threading.Thread(target=end, args=(name,)) for name in folders]  # engines may take seconds
+    threads = [
+        threading.Thread(target=end, args=(name,)) for name in folders
+    ]  # in parallel: an engine may take seconds per container
     for thread in threads:
         thread.start()
     for thread in threads:
