@@ -387,7 +387,7 @@ async def test_unknown_names() -> None:
     injector = injector_of(nodes, lines)
     with pytest.raises(ChaosError, match="no node 'n9'"):
         await injector.strike("kill", "n9")
-    with pytest.raises(ChaosError, match="no kind of fault"):
+    with pytest.raises(ChaosError, match="not a kind of fault"):
         await injector.strike(cast(FaultKind, "crush"), "n1")
     with pytest.raises(ChaosError, match="no node 'n9'"):
         await injector.heal("n9")

@@ -115,7 +115,7 @@ async def test_what_never_answers_is_told() -> None:
         await nodes[0].freeze()
         with within():
             left = await backends_left(nodes[0], unique("app"), 0.3)
-        assert [one.text for one in left] == ["n1 cannot be asked for its backends"]
+        assert [one.text for one in left] == ["n1 did not answer which backends it has"]
         await nodes[0].thaw()
 
 

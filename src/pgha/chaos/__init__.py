@@ -1,11 +1,14 @@
-"""The fault kit: local PostgreSQL servers to start, kill and freeze, alone or as replicating masters.
+"""The fault kit: local PostgreSQL servers that tests start, kill and freeze, alone or replicating.
+
+Example::
 
     async with pgha.chaos.masters(3) as nodes:
         await nodes.create("CREATE TABLE item (id int PRIMARY KEY)")
         await nodes["n2"].kill()
 
-It runs on trio and asyncio, needs Linux, and finds PostgreSQL by itself (`pip install pgha[chaos]` brings one
-along). Nodes live in folders below TMPDIR; with TMPDIR=/dev/shm, memory permitting, they start twice as fast.
+The kit runs on trio and asyncio, needs Linux, and finds PostgreSQL by itself (`pip install pgha[chaos]`
+installs one). The folders of the nodes are below TMPDIR. With TMPDIR=/dev/shm, if there is enough memory,
+nodes start twice as fast.
 """
 
 from pgha.chaos import _offers

@@ -1,4 +1,4 @@
-"""`python -m pgha.chaos image`: make the image of nodes in containers."""
+"""The command `python -m pgha.chaos image`, which makes the image for nodes in containers."""
 
 import sys
 

@@ -1,5 +1,13 @@
-"""The one exception type of the fault kit."""
+"""The exception type of the fault kit."""
 
 
 class ChaosError(Exception):
-    """A local node could not do what was asked; the message says what happened and, if known, what to do."""
+    """A failure of the fault kit; the message says what happened and, if known, what to do.
+
+    Example::
+
+        try:
+            find_installation(16)
+        except ChaosError as error:
+            print(error)
+    """

@@ -1,8 +1,8 @@
-"""Values of the kit that Hypothesis can make without being told how: `st.from_type(Schedule)`.
+"""The values of the kit that Hypothesis can make without being told how: `st.from_type(Schedule)`.
 
-Whichever is imported last, Hypothesis or the kit, registers them. Neither imports the other, and the
-strategies are imported when the first value is asked for. Where plugins of Hypothesis are switched off,
-importing `pgha.chaos.properties` registers them.
+Hypothesis and the kit do not import each other: the one that is imported last registers the values. The
+strategies are imported when the first value is asked for. If plugins of Hypothesis are switched off,
+importing `pgha.chaos.properties` registers the values.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from pgha.chaos._faults.schedule import Schedule, Step
 from pgha.chaos._workload import Workload
 
 _STRATEGIES = {Step: "steps", Schedule: "schedules", Workload: "workloads"}
-"""Each class and the strategy of `pgha.chaos.properties` that makes its values."""
+"""The strategy of `pgha.chaos.properties` that makes the values of each class."""
 
 
 def register() -> None:
-    """Tell Hypothesis, if it has been imported. At the end of its own import, Hypothesis calls this
-    itself."""
+    """Register the strategies with Hypothesis, if it has been imported.
+
+    Hypothesis calls this function itself, at the end of its own import.
+    """
     tell = getattr(sys.modules.get("hypothesis.strategies"), "register_type_strategy", None)
     if tell is not None:
         for kind, strategy in _STRATEGIES.items():

@@ -1,4 +1,4 @@
-"""What load a trial runs, as a value."""
+"""The load of a trial, as a value."""
 
 from __future__ import annotations
 
@@ -9,35 +9,43 @@ from pgha.chaos._errors import ChaosError
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """How many are at work at the same time, and how.
+    """The number of concurrent workers of each kind, and what they do.
 
-    Its repr is valid Python. `ChaosError` for negative numbers, a share above 1, and if nobody does anything.
+    The repr is valid Python. Negative numbers, a share above 1 and a workload without any worker are a
+    `ChaosError`.
+
+    Example::
+
+        workload = Workload(readers=8, writers=2, idempotent=1.0, timeout=5.0)
     """
 
     readers: int = 4
+    """The number of workers that read."""
     writers: int = 4
+    """The number of workers that write one row per operation."""
     batchers: int = 1
-    """Those who write several rows in one transaction."""
+    """The number of workers that write several rows per transaction."""
     cancellers: int = 1
-    """Writers who leave before the answer is there, most of the time."""
+    """The number of workers that write and mostly cancel before the answer arrives."""
     batch: int = 3
-    """Rows of a batch."""
+    """Rows per batch."""
     pace: float = 0.002
     """Mean seconds between two operations of one worker."""
     idempotent: float = 0.25
-    """Share of the writes that are declared to be so, 0 to 1."""
+    """The share of the writes that are declared idempotent, from 0 to 1."""
     keyed: float = 0.0
-    """Share of the writes, batches and left writes that carry a key by which their servers know them, 0 to 1;
-    not of those that are idempotent."""
+    """The share of writes, batches and cancelled writes that carry an idempotency key, from 0 to 1;
+    idempotent ones carry none.
+    """
     timeout: float | None = None
-    """Seconds for each operation; None: without a limit of its own."""
+    """Seconds per operation; None: no limit."""
 
     def __post_init__(self) -> None:
         numbers = [getattr(self, field.name) for field in fields(self)]
         if any(number is not None and not 0 <= number < float("inf") for number in numbers):
-            raise ChaosError(f"{self!r}: its numbers must be finite and at least 0")
+            raise ChaosError(f"{self!r}: every number must be finite and at least 0")
         for share in ("idempotent", "keyed"):
             if getattr(self, share) > 1:
-                raise ChaosError(f"{self!r}: {share} is a share, from 0 to 1")
+                raise ChaosError(f"{self!r}: {share} must be a share from 0 to 1")
         if self.readers + self.writers + self.batchers + self.cancellers == 0:
-            raise ChaosError("a workload needs at least one reader, writer, batcher or canceller")
+            raise ChaosError(f"{self!r}: a workload needs at least one reader, writer, batcher or canceller")

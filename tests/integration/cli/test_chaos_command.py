@@ -146,7 +146,7 @@ def test_a_schedule_is_read_from_its_own_json_and_from_a_report(tmp_path: Path) 
         ("{}", "no schedule"),
         ('{"steps": []}', "no faults"),
         ('{"steps": [{"at": 1}]}', "no schedule"),
-        ('{"steps": [{"at": 1, "kind": "burn", "node": 0}]}', "'burn' is no kind of fault"),
+        ('{"steps": [{"at": 1, "kind": "burn", "node": 0}]}', "'burn' is not a kind of fault"),
         ('{"steps": [{"at": NaN, "kind": "kill", "node": 0}]}', "finite"),
         ('{"steps": [{"at": 1, "kind": "kill", "node": 0.5}]}', "whole numbers"),
         ('{"schedule": null}', "no schedule"),

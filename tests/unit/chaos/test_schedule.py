@@ -68,7 +68,7 @@ def test_conflicts_say_what_is_wrong() -> None:
         )
     )
     assert schedule.conflicts(nodes=2, spare=1) == [
-        "freeze of node 0 at 0.1 s for 0.3 s: not before kill of node 0 at 0 s for 0.5 s is over",
+        "freeze of node 0 at 0.1 s for 0.3 s: too early, kill of node 0 at 0 s for 0.5 s is not over",
         "freeze of node 1 at 0.3 s for 0.5 s: 1 of 2 nodes are spared",
         "reset of node 7 at 2 s: there are 2 nodes",
     ]

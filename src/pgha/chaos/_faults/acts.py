@@ -1,4 +1,4 @@
-"""How each kind of fault is done and how it is healed: tables, and the few steps that they name."""
+"""Tables of how each kind of fault is injected and healed, and the few steps that the tables name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TERMINATE = "SELECT pg_terminate_backend(pid) FROM (" + _CLIENTS + ") client"
 
 
 class ProxyLike(Protocol):
-    """What can be done to the line before a node; `Proxy` is one."""
+    """The operations that faults need on a proxy before a node, such as `Proxy`."""
 
     @property
     def name(self) -> str: ...
@@ -53,7 +53,7 @@ async def _stop(mode: StopMode, node: Node, _: float) -> None:
     try:
         await node.stop(mode, timeout=_STOP_TIMEOUT)
     except ChaosError:
-        await node.kill()  # else it would end at any later moment, after having been healed
+        await node.kill()  # otherwise the server would end at some later time, after it was healed
         raise
 
 
@@ -71,7 +71,7 @@ async def _freeze_backend(node: Node, which: float) -> None:
 
 
 async def _client(node: Node, which: float) -> int:
-    """The process id of one of the clients' backends, counted from the oldest."""
+    """Return the process id of one of the clients' backends, counted from the oldest."""
     rows = await node.execute(_CLIENTS)
     if not rows:
         raise ChaosError("no client is connected")
@@ -79,7 +79,7 @@ async def _client(node: Node, which: float) -> int:
 
 
 async def mend(node: Node) -> None:
-    """Let it run and accept connections, whatever it does now."""
+    """Let a node run and accept connections, whatever its state is now."""
     if node.frozen:
         await node.thaw()
     if node.running:
@@ -89,12 +89,12 @@ async def mend(node: Node) -> None:
 
 
 async def _thaw(node: Node) -> None:
-    await node.thaw()  # frozen backends, too
+    await node.thaw()  # single frozen backends too
     await mend(node)
 
 
 async def _nothing(node: Node) -> None:
-    """It is over already."""
+    """Do nothing: the fault has no lasting effect."""
 
 
 NODE_ACTS: dict[NodeFault, tuple[NodeAct, NodeHeal]] = {
@@ -122,7 +122,7 @@ def _mute(line: ProxyLike, _: float) -> None:
     line.reset()
 
 
-# All of them are healed by `ProxyLike.heal`.
+# `ProxyLike.heal` heals all of them.
 WIRE_ACTS: dict[WireFault, WireAct] = {
     "latency": lambda line, amount: _both(line, Wire(latency=amount)),
     "bandwidth": lambda line, amount: _both(line, Wire(bandwidth=amount)),

@@ -1,4 +1,4 @@
-"""Performing faults on servers and on the lines before them, and healing them whatever happens."""
+"""Injecting faults into servers and into the proxies before them, and healing them in every case."""
 
 from __future__ import annotations
 
@@ -21,34 +21,48 @@ _TROUBLE = (ChaosError, psycopg.Error, OSError)  # TimeoutError is an OSError
 
 
 class _Refused(ChaosError):
-    """The fault cannot be done as things are; nothing was touched."""
+    """The fault cannot be injected in the current state; nothing was touched."""
 
 
 @dataclass(slots=True)
 class _Open:
-    """A fault that was begun and not healed yet."""
+    """A fault that was injected and is not healed yet."""
 
     kind: FaultKind
     node: str
     record: int
-    """Its place in `Injector.done`."""
+    """The index of the fault in `Injector.done`."""
     heal: Callable[[], Awaitable[object]]
     trouble: str = ""
-    """Why it could not be healed so far."""
+    """The reason why the last attempt to heal failed; "" if there was none."""
     healing: anyio.Lock = field(default_factory=anyio.Lock)
     healed: bool = False
 
     @property
     def slot(self) -> tuple[Layer, str]:
+        """The layer and the node of the fault: there is at most one fault for each pair."""
         return TRAITS[self.kind].layer, self.node
 
 
 @final
 class Injector:
-    """Does faults to `nodes`, and to the lines before them if there are `proxies` (of the nodes' names).
+    """An injector of faults into nodes, and into the proxies before them.
 
-    A node has one fault of its own at a time, and its line one. `spare`: at least so many nodes are left
-    alone at any moment. A fault that cannot be done as things are is recorded as skipped, with the reason.
+    A node has one fault of its own at a time, and its proxy one as well. A fault that cannot be injected in
+    the current state is recorded as skipped, with the reason.
+
+    Args:
+        nodes: The nodes.
+        proxies: Proxies with the names of the nodes; None: faults of the network cannot be injected.
+        spare: The number of nodes that have no fault at any moment.
+
+    Example::
+
+        async with standalone(2) as nodes, proxied(nodes) as proxies:
+            injector = Injector(nodes, proxies)
+            await injector.strike("freeze", "n1")
+            await injector.heal()
+            done = await injector.run(Schedule((Step(0.1, "kill", node=1),)))
     """
 
     def __init__(
@@ -60,14 +74,23 @@ class Injector:
         self._spare = spare
         self._open: dict[tuple[Layer, str], _Open] = {}
         self.done: list[Done] = []
-        """All that was done or skipped, in order of time; what lasts still has no end (`until` is inf)."""
+        """All faults that were injected or skipped, in order of time; `until` is inf while a fault lasts."""
 
     async def run(self, schedule: Schedule) -> list[Done]:
-        """Perform the schedule and heal everything; gives what became of its steps.
+        """Perform a schedule and heal everything.
 
-        Raises `ChaosError` at once if a step is for a node or a line that there is not, and at the end if
-        something could not be healed. When cancelled, it heals everything first: afterwards every node runs
-        and every line is clean. That takes seconds at most, or the nodes' own timeouts (60 s to start).
+        When cancelled, the call heals everything first: afterwards every node runs and every proxy is clean.
+        That takes some seconds, or at most the nodes' own timeouts (60 s for a start).
+
+        Args:
+            schedule: The schedule.
+
+        Returns:
+            One `Done` per step, in order of time.
+
+        Raises:
+            ChaosError: At once if a step names an unknown node, or needs a proxy that does not exist; at the
+                end if something could not be healed.
         """
         for step in schedule.steps:
             self._known(step.kind, step.node)
@@ -86,7 +109,7 @@ class Injector:
         try:
             fault = await self._begin(step.kind, self._names[step.node], step.amount)
         except _TROUBLE:
-            return  # recorded as skipped
+            return  # `_begin` has recorded it as skipped
         try:
             await anyio.sleep_until(begun + step.until)
         finally:
@@ -94,19 +117,34 @@ class Injector:
                 await self._end(fault)
 
     async def strike(self, kind: FaultKind, node: str | int, amount: float = 0.0) -> None:
-        """Do it now; it lasts until `heal`. `ChaosError` when it cannot be done.
+        """Inject a fault now. The fault lasts until `heal`.
 
-        Cancellation waits for it (a fast shutdown may take seconds), so that it is done whole or not at all.
+        Cancellation waits until the fault is injected (a fast shutdown may take seconds), so that it is
+        injected completely or not at all.
+
+        Args:
+            kind: The kind of fault.
+            node: The name or the index of the node.
+            amount: The amount, in the unit of the kind (see `Step.amount`); 0: the usual amount of the kind.
+
+        Raises:
+            ChaosError: If the fault cannot be injected.
         """
         name = self._known(kind, node)
         await self._begin(kind, name, amount)
 
     async def heal(self, node: str | int | None = None) -> None:
-        """Heal what was done to the node and its line (None: to all). Afterwards the node runs and accepts
-        connections and the line is clean, whoever had broken them.
+        """Heal a node and its proxy, or all of them.
 
-        `ChaosError` when that cannot be had; the others are healed all the same. When cancelled it can be
-        called again.
+        Afterwards the node runs and accepts connections, and the proxy is clean, even if another program
+        broke them. After a failure, the other nodes are healed all the same. When cancelled, the call may be
+        repeated.
+
+        Args:
+            node: The name or the index of the node; None: all nodes.
+
+        Raises:
+            ChaosError: If a node cannot be healed.
         """
         names = self._names if node is None else (self._name(node),)
         troubles: list[str] = []
@@ -135,23 +173,26 @@ class Injector:
     def _name(self, node: str | int) -> str:
         if isinstance(node, int):
             if not 0 <= node < len(self._names):
-                raise ChaosError(f"there is no node {node}, only {len(self._names)} nodes")
+                raise ChaosError(f"there is no node {node}: use an index from 0 to {len(self._names) - 1}")
             return self._names[node]
         if node not in self._nodes:
-            raise ChaosError(f"there is no node {node!r}, only {', '.join(self._names)}")
+            raise ChaosError(f"there is no node {node!r}: use one of {', '.join(self._names)}")
         return node
 
     def _known(self, kind: FaultKind, node: str | int) -> str:
-        """The name of a node to which this can be done at all."""
+        """Return the name of the node, if this kind of fault can be injected there at all."""
         name = self._name(node)
         if kind not in TRAITS:
-            raise ChaosError(f"{kind!r} is no kind of fault; there are {', '.join(TRAITS)}")
+            raise ChaosError(f"{kind!r} is not a kind of fault: use one of {', '.join(TRAITS)}")
         if TRAITS[kind].layer == "wire" and name not in self._lines:
-            raise ChaosError(f"{kind} needs a proxy before {name}: give the injector the proxies")
+            raise ChaosError(f"{kind} needs a proxy before {name}: pass the proxies to the injector")
         return name
 
     async def _begin(self, kind: FaultKind, name: str, amount: float) -> _Open:
-        """Do it. Shielded: whether it happened must be known to heal it."""
+        """Inject a fault.
+
+        Shielded from cancellation: to heal the fault, the injector must know whether it was injected.
+        """
         with anyio.CancelScope(shield=True):
             await self._over(TRAITS[kind].layer, name)
             record = len(self.done)
@@ -166,11 +207,11 @@ class Injector:
                 )
                 raise
         if kind in ("terminate", "reset", "close"):
-            self._close(fault)  # nothing of it is left to be healed
+            self._close(fault)  # nothing is left to be healed
         return fault
 
     async def _over(self, layer: Layer, name: str) -> None:
-        """What needs no healing, only time, is no obstacle."""
+        """End an earlier fault that needs no healing, only time, so that it does not block the next one."""
         before = self._open.get((layer, name))
         if before is not None and not TRAITS[before.kind].lasting:
             await self._end(before)
@@ -203,11 +244,11 @@ class Injector:
             else:
                 await NODE_ACTS[cast(NodeFault, fault.kind)][0](self._nodes[fault.node], amount)
         except _TROUBLE:
-            await self._end(fault)  # it may have been done by half
+            await self._end(fault)  # it may have been injected partly
             raise
 
     async def _end(self, fault: _Open) -> None:
-        """Heal it, once. What fails is kept for the next try."""
+        """Heal a fault, once. A failure is recorded, and the next call tries again."""
         async with fault.healing:
             if fault.healed:
                 return

@@ -1,4 +1,4 @@
-"""The kinds of faults, from simple to odd, and what each is like."""
+"""The kinds of faults, from simple to odd, and the properties of each."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 NodeFault: TypeAlias = Literal[
     "kill", "freeze", "restart", "crash", "kill_backend", "terminate", "freeze_backend"
 ]
+"""The kinds of faults that are injected into a node."""
 WireFault: TypeAlias = Literal[
     "latency",
     "bandwidth",
@@ -23,41 +24,46 @@ WireFault: TypeAlias = Literal[
     "mute",
     "cut",
 ]
+"""The kinds of faults that are injected into the proxy before a node."""
 FaultKind: TypeAlias = Literal[NodeFault, WireFault]
-"""What `Injector` can do to a server, or to the line before it.
+"""A kind of fault that `Injector` can inject into a server, or into the proxy before it.
 
-Nodes: `kill` SIGKILLs a server and starts it again when healed, `freeze` lets it stand still, `restart` is a
-fast shutdown and `crash` an immediate one, both started again when healed. `kill_backend` SIGKILLs one
-client's process (the server then recovers), `terminate` ends all client sessions with pg_terminate_backend,
-`freeze_backend` lets one client's process stand still.
+Faults of nodes: `kill` sends SIGKILL to a server, `freeze` suspends it, `restart` is a fast shutdown and
+`crash` an immediate one. Healing starts the server again, or thaws it. `kill_backend` sends SIGKILL to the
+process of one client (the server then recovers), `terminate` ends all client sessions by
+pg_terminate_backend, `freeze_backend` suspends the process of one client.
 
-Lines: `latency`, `bandwidth`, `slice` (packets of so many bytes), `coalesce` (packets collected up to so many
-bytes) and `slow_close` are for both directions. `drop_up` lets nothing through from client to server,
-`drop_down` nothing back, `drop_both` neither; what was sent comes through when healed. `reset` and `close`
-end the living connections at once, by RST or in an orderly way. `refuse` and `mute` reset them too: new ones
-are then refused, or accepted and never answered. `cut` resets every connection behind so many bytes of
-answers.
+Faults of the network: `latency`, `bandwidth`, `slice` (small packets of a given size), `coalesce` (packets
+collected up to a given size) and `slow_close` affect both directions. `drop_up` lets nothing through from
+client to server, `drop_down` nothing from server to client, `drop_both` nothing either way; healing delivers
+what was sent. `reset` and `close` end the living connections at once, by RST or in an orderly way. `refuse`
+and `mute` reset them too, and new connections are then refused, or accepted and never answered. `cut` resets
+every connection after a given number of bytes of answers.
 """
 Layer: TypeAlias = Literal["node", "wire"]
+"""The layer of a fault: the node itself, or the network before it."""
 
 NODE_FAULTS: tuple[NodeFault, ...] = get_args(NodeFault)
+"""All kinds of faults that are injected into a node."""
 WIRE_FAULTS: tuple[WireFault, ...] = get_args(WireFault)
+"""All kinds of faults that are injected into the proxy before a node."""
 ALL_FAULTS: tuple[FaultKind, ...] = (*NODE_FAULTS, *WIRE_FAULTS)
+"""All kinds of faults, from simple to odd."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trait:
-    """What is known of a kind before it is done."""
+    """The properties of a kind of fault."""
 
     layer: Layer = "wire"
     lasting: bool = True
-    """Whether it is held, or over as soon as it is done."""
+    """Whether the fault lasts until it is healed; False: it is over at once."""
     settle: float = 0.05
-    """Seconds after its healing until the next fault may come: servers have to start, clients to connect."""
+    """Seconds from the healing to the earliest next fault: servers must start, clients must connect."""
     unit: str = ""
-    """Of `Step.amount`, "" where that means nothing."""
+    """The unit of `Step.amount`; "" if the kind has no amount."""
     amounts: tuple[float, ...] = ()
-    """Sensible ones, the mildest first; the first stands for 0."""
+    """Sensible amounts, the usual one first: it stands for 0."""
 
 
 _SERVER_BACK = 0.5
@@ -71,8 +77,8 @@ TRAITS: dict[FaultKind, Trait] = {
     "terminate": Trait("node", lasting=False, settle=0.1),
     "freeze_backend": Trait("node", settle=0.1, unit="which", amounts=(0, 1, 2, 3)),
     "latency": Trait(unit="seconds each way", amounts=(0.02, 0.005, 0.1, 0.5)),
-    "bandwidth": Trait(unit="bytes a second each way", amounts=(64_000.0, 8_000.0, 1_000.0)),
-    "slice": Trait(unit="bytes a packet", amounts=(1, 7, 100)),
+    "bandwidth": Trait(unit="bytes per second each way", amounts=(64_000.0, 8_000.0, 1_000.0)),
+    "slice": Trait(unit="bytes per packet", amounts=(1, 7, 100)),
     "coalesce": Trait(unit="bytes", amounts=(8192, 100_000)),
     "slow_close": Trait(unit="seconds", amounts=(0.1, 0.5)),
     "drop_up": Trait(),

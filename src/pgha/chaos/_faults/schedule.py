@@ -1,4 +1,4 @@
-"""Faults as values: what is done when, to whom, for how long. Nothing here does any of it."""
+"""Schedules of faults, as values: which fault, when, on which node, for how long."""
 
 from __future__ import annotations
 
@@ -20,36 +20,48 @@ _DIGITS = 3
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One fault of a schedule. `ChaosError` for an unknown kind, and for numbers below 0 or not finite."""
+    """One fault of a schedule.
+
+    An unknown kind, and numbers that are negative or not finite, are a `ChaosError`.
+
+    Example::
+
+        step = Step(0.5, "latency", node=1, hold=2.0, amount=0.1)
+        print(step)
+    """
 
     at: float
-    """Seconds since the schedule began."""
+    """Seconds from the beginning of the schedule."""
     kind: FaultKind
+    """The kind of fault."""
     node: int
-    """Index of the node, from 0."""
+    """The index of the node, from 0."""
     hold: float = 0.5
-    """Seconds until it is healed; means nothing where the fault is over at once."""
+    """Seconds until the fault is healed; ignored if the fault is over at once."""
     amount: float = 0.0
-    """The kind's own: seconds of latency, bytes a second, bytes of a packet, bytes until the cut, which of
-    the backends in the order of their age. 0 is the kind's usual one.
+    """The amount, in the unit of the kind: seconds of latency, bytes per second, bytes per packet, bytes
+    until the cut, or the number of the backend, counted from the oldest. 0: the usual amount of the kind.
     """
 
     def __post_init__(self) -> None:
         if self.kind not in TRAITS:
-            raise ChaosError(f"{self.kind!r} is no kind of fault; there are {', '.join(ALL_FAULTS)}")
+            raise ChaosError(f"{self.kind!r} is not a kind of fault: use one of {', '.join(ALL_FAULTS)}")
         numbers = (self.at, self.node, self.hold, self.amount)
         if not all(math.isfinite(number) and number >= 0 for number in numbers):
-            raise ChaosError(f"{self!r}: its numbers must be finite and at least 0")
+            raise ChaosError(f"{self!r}: every number must be finite and at least 0")
 
     @property
     def until(self) -> float:
-        """When it is healed, in seconds since the schedule began."""
+        """The time when the fault is healed, in seconds from the beginning of the schedule."""
         return self.at + self.hold if TRAITS[self.kind].lasting else self.at
 
     @property
     def over(self) -> float:
-        """When its node can be expected to be well again, by a rule of thumb."""
-        # Rounded: 0.05 and 0.1 shall be over at 0.15.
+        """The time when the node can be expected to be well again, as a rule of thumb.
+
+        The unit is seconds from the beginning of the schedule.
+        """
+        # Rounded, so that 0.05 and 0.1 are over at 0.15 exactly.
         return round(self.until + TRAITS[self.kind].settle, 6)
 
     def __str__(self) -> str:
@@ -61,38 +73,58 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Faults to be done one after the other or at the same time. `Injector.run` performs it.
+    """Faults to inject one after the other or at the same time. `Injector.run` performs a schedule.
 
-    Its repr is valid Python, `to_json` and `from_json` are exact.
+    The repr is valid Python; `to_json` and `from_json` are exact.
+
+    Example::
+
+        schedule = Schedule((Step(0.0, "freeze", 0, hold=0.3), Step(0.1, "kill", 1)))
+        assert Schedule.from_json(schedule.to_json()) == schedule
     """
 
     steps: tuple[Step, ...] = ()
+    """The faults."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", tuple(self.steps))
 
     @property
     def seconds(self) -> float:
-        """Until the last step is healed; 0 without steps."""
+        """Seconds until the last step is healed; 0 without steps."""
         return max((step.until for step in self.steps), default=0.0)
 
     @property
     def nodes(self) -> int:
-        """How many nodes it needs: the highest index and one."""
+        """The number of nodes that the schedule needs: the highest index plus one."""
         return max((step.node for step in self.steps), default=-1) + 1
 
     def conflicts(self, *, nodes: int | None = None, spare: int = 0) -> list[str]:
-        """What cannot be done as it stands, one line for each such step; [] for a valid schedule.
+        """Return a line for each step that cannot be performed as it is.
 
-        A node has one fault of its own at a time, and its line one; at any moment at least `spare` of `nodes`
-        (default: as many as the schedule needs) have none at all. A node counts as harmed until it had time
-        to come back.
+        A node has one fault of its own at a time, and its proxy one as well; at any moment, at least `spare`
+        of the nodes have none. A node counts as harmed until it had time to come back.
+
+        Args:
+            nodes: The number of nodes; None: as many as the schedule needs.
+            spare: The number of nodes that have no fault at any moment.
+
+        Returns:
+            The lines; empty for a valid schedule.
         """
         return [f"{step}: {why}" for step, why in self._judged(nodes, spare) if why]
 
     def normalised(self, *, nodes: int | None = None, spare: int = 0) -> Self:
-        """The same in order of time, without the steps that `conflicts` names, and without a hold where there
-        is nothing to hold.
+        """Return a valid schedule made of this one, in order of time.
+
+        The steps that `conflicts` reports are left out. Faults that are over at once get a `hold` of 0.
+
+        Args:
+            nodes: The number of nodes; None: as many as the schedule needs.
+            spare: The number of nodes that have no fault at any moment.
+
+        Returns:
+            The valid schedule.
         """
         kept = [step for step, why in self._judged(nodes, spare) if not why]
         return type(self)(
@@ -119,8 +151,22 @@ class Schedule:
         spare: int = 1,
         hold: float = 1.0,
     ) -> Self:
-        """A valid schedule, the same for the same `random`: about `pace` faults a second (fewer where nodes
-        must be spared), all begun within `seconds`, held for at most `hold` seconds.
+        """Return a random valid schedule, the same one for the same state of `random`.
+
+        Args:
+            random: The source of random numbers.
+            nodes: The number of nodes.
+            seconds: Seconds within which all faults begin.
+            kinds: The kinds of faults to choose from.
+            pace: The mean number of faults per second; fewer if nodes must be spared.
+            spare: The number of nodes that have no fault at any moment.
+            hold: The longest time that a fault lasts, in seconds.
+
+        Returns:
+            The schedule.
+
+        Raises:
+            ChaosError: If no fault is possible, because `kinds` is empty or all nodes are spared.
         """
         _check_room(nodes, spare, kinds)
         steps: list[Step] = []
@@ -134,38 +180,62 @@ class Schedule:
         return cls(tuple(steps)).normalised(nodes=nodes, spare=spare)
 
     def to_json(self) -> str:
+        """Return the schedule as JSON.
+
+        Returns:
+            A text from which `from_json` makes an equal schedule.
+        """
         return json.dumps({"steps": [asdict(step) for step in self.steps]})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """`ChaosError` when it is not what `to_json` wrote."""
+        """Return the schedule that `to_json` wrote.
+
+        Args:
+            text: The JSON text.
+
+        Returns:
+            A schedule equal to the original.
+
+        Raises:
+            ChaosError: If `text` is not such a schedule.
+        """
         try:
             found: Any = json.loads(text)
             return cls(tuple(Step(**step) for step in found["steps"]))
         except (ValueError, TypeError, KeyError) as error:
-            raise ChaosError(f"this is no schedule in JSON: {error!r}") from error
+            raise ChaosError(f"not a schedule in JSON: {error!r}") from error
 
     def script(self, body: str | None = None, *, program: str | None = None, backend: str = "asyncio") -> str:
-        """A whole Python program that does it again.
+        """Return the text of a whole Python program that performs the schedule again.
 
-        `body`: what comes behind the imports and `schedule = Schedule(...)`; it may import more. Without it,
-        the program starts so many servers and performs the schedule on them. `program`
-        ("package.module:name") is then an async function that runs beside it, given the DSNs in a tuple; all
-        ends when both have, and the function's error is the program's.
+        Args:
+            body: The code after the imports and after `schedule = Schedule(...)`; the code may import more.
+                None: the program starts as many servers as needed and performs the schedule on them.
+            program: The name of an async function, "package.module:name", that runs beside the schedule and
+                gets the DSNs in a tuple; only without `body`. The program ends when both have ended, and an
+                error of the function ends the program. None: only the schedule runs.
+            backend: The event loop of the program, `asyncio` or `trio`; only without `body`.
+
+        Returns:
+            The text of the program.
+
+        Raises:
+            ChaosError: If `program` does not have the form "package.module:name".
         """
         steps = "".join(f"        {step!r},\n" for step in self.steps)
         value = f"Schedule(\n    steps=(\n{steps}    )\n)" if steps else "Schedule()"
         if body is None:
             wired = any(TRAITS[step.kind].layer == "wire" for step in self.steps)
             body = default_program(max(self.nodes, 1), wired, program, backend)
-        head = f'"""{len(self.steps)} faults in {self.seconds:g} s, as they were done before."""\n'
+        head = f'"""Inject {len(self.steps)} faults in {self.seconds:g} s, as they were injected before."""\n'
         names = "Schedule, Step" if steps else "Schedule"
         text = textwrap.dedent(body).strip()
         return f"{head}\nfrom pgha.chaos import {names}\n\nschedule = {value}\n\n{text}\n"
 
 
 def objection(earlier: Iterable[Step], step: Step, nodes: int, spare: int) -> str:
-    """Why `step` cannot come to these steps, none of which begins after it; "" if it can."""
+    """Return why `step` cannot follow these steps, none of which begins after it; "" if it can."""
     if step.node >= nodes:
         return f"there are {nodes} nodes"
     harmed = {step.node}
@@ -173,18 +243,21 @@ def objection(earlier: Iterable[Step], step: Step, nodes: int, spare: int) -> st
         if other.over <= step.at:
             continue
         if other.node == step.node and TRAITS[other.kind].layer == TRAITS[step.kind].layer:
-            return f"not before {other} is over"
+            return f"too early, {other} is not over"
         harmed.add(other.node)
     return f"{spare} of {nodes} nodes are spared" if len(harmed) > nodes - spare else ""
 
 
 def _check_room(nodes: int, spare: int, kinds: Sequence[FaultKind]) -> None:
     if not 0 <= spare < nodes or not kinds:
-        raise ChaosError(f"nothing can be done with {nodes} nodes, {spare} spared, and the kinds {kinds!r}")
+        raise ChaosError(
+            f"no fault is possible with nodes={nodes}, spare={spare}, kinds={kinds!r}:"
+            " spare fewer nodes than there are, and name at least one kind"
+        )
 
 
 def _drawn(random: Random, at: float, kind: FaultKind, node: int, hold: float) -> Step:
-    """A step with readable numbers."""
+    """Return a random step whose numbers are easy to read."""
     trait = TRAITS[kind]
     amount = float(random.choice(trait.amounts)) if trait.amounts else 0.0
     longest = max(hold, _SHORTEST_HOLD)
@@ -194,13 +267,21 @@ def _drawn(random: Random, at: float, kind: FaultKind, node: int, hold: float) -
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A fault that was done, or could not be."""
+    """A fault that was injected, or that could not be.
+
+    Example::
+
+        for done in injector.done:
+            print(done.kind, done.node, done.skipped or f"{done.until - done.at:.3f} s")
+    """
 
     kind: FaultKind
+    """The kind of fault."""
     node: str
+    """The name of the node."""
     at: float
-    """When it was begun, in seconds of time.monotonic."""
+    """The time when the fault began, in seconds of time.monotonic."""
     until: float
-    """When it was healed; inf while it lasts."""
+    """The time when the fault was healed, in seconds of time.monotonic; inf while it lasts."""
     skipped: str = ""
-    """Why it could not be done; "" if it was."""
+    """The reason why the fault could not be injected; "" if it was injected."""

@@ -6,8 +6,9 @@ from pgha.chaos._errors import ChaosError
 
 
 def default_program(nodes: int, wired: bool, program: str | None, backend: str) -> str:
-    """Servers of their own, with proxies before them if the schedule needs some, and maybe the program under
-    test beside it.
+    """Return a program that starts its own servers and performs the schedule on them.
+
+    Proxies stand before the servers if the schedule needs some, and the program under test may run beside it.
     """
     names = ["Injector", *(["proxied"] if wired else []), "standalone"]
     entered = f"standalone({nodes}) as nodes" + (", proxied(nodes) as proxies" if wired else "")
@@ -31,12 +32,12 @@ anyio.run(main, backend={backend!r})
 
 
 def _program_under_test(program: str | None, dsns_of: str) -> tuple[str, str]:
-    """The line that imports it, and the line that starts it."""
+    """Return the line that imports the program under test, and the line that starts it."""
     if program is None:
         return "", ""
     module, _, name = program.partition(":")
     if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
-        raise ChaosError(f"{program!r} is not of the form 'package.module:function'")
+        raise ChaosError(f"{program!r} does not have the form 'package.module:function'")
     return (
         f"from {module} import {name} as program_under_test\n",
         f"            tasks.start_soon(program_under_test, {dsns_of}.dsns)\n",

@@ -24,7 +24,7 @@ class Credentials(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A system account. `switch`: whether this program must switch to the account, because it runs as root."""
+    """A system account; `switch` says whether this program, as root, must switch to it."""
 
     name: str
     uid: int

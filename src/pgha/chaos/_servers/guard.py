@@ -34,7 +34,7 @@ def watch(folder: Path) -> None:
             for known in _folders:
                 if not _tell(_process, warden.ADD, known):
                     raise ChaosError(
-                        f"the warden did not start: check that this runs: {sys.executable} -I -S {warden.__file__}"
+                        f"the warden did not start: try '{sys.executable} -I -S {warden.__file__}'"
                     )
 
 

@@ -1,4 +1,4 @@
-"""What a client left behind: tasks of the loop, sockets of the process, backends of the servers."""
+"""Leftovers of a client: tasks of the loop, sockets of the process, backends of the servers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pgha.chaos._verify.evidence import Violation
 
 RULE = "leftovers"
 _OWN = "pgha.chaos."
-"""How the names of the kit's own tasks begin: they are called by their functions."""
+"""The prefix of the names of the kit's own tasks, which are named after their functions."""
 _POLL = 0.005
 _BACKENDS = (
     "SELECT pid, coalesce(state, backend_type), left(query, 60) FROM pg_stat_activity"
@@ -29,12 +29,17 @@ _STATES = {"01": "established", "02": "connecting", "08": "closed by the server"
 
 
 class Port(Protocol):
-    """What has a port that clients connect to: a proxy, say."""
+    """An object with a port that clients connect to, such as a proxy."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name, for messages."""
+        ...
+
     @property
-    def port(self) -> int: ...
+    def port(self) -> int:
+        """The port number."""
+        ...
 
 
 Target: TypeAlias = Node | Port
@@ -42,15 +47,15 @@ Target: TypeAlias = Node | Port
 
 @dataclass(frozen=True, slots=True)
 class Socket:
-    """A TCP connection of this process. The inode tells it from all others that are open."""
+    """A TCP connection of this process. The inode distinguishes it from all others that are open."""
 
     inode: str
     port: int
-    """Of the other side."""
+    """The port of the other side."""
 
 
 def tasks() -> set[Any]:
-    """Every task of the loop that runs this; on trio those of trio itself too."""
+    """Return every task of the running loop; on trio, trio's own tasks too."""
     if trio.lowlevel.in_trio_run():
         root = trio.lowlevel.current_root_task()
         return set(_below(root)) if root is not None else set()
@@ -65,7 +70,7 @@ def _below(task: trio.lowlevel.Task) -> Iterator[trio.lowlevel.Task]:
 
 
 def sockets(ports: Iterable[int]) -> dict[Socket, str]:
-    """The connections of this process to `ports` (of any host), and the state of each in words."""
+    """Return the connections of this process to `ports` (of any host), and the state of each in words."""
     wanted, own = set(ports), set(_own_inodes())
     found = {}
     for table in _TABLES:
@@ -81,13 +86,13 @@ def _own_inodes() -> Iterator[str]:
         try:
             kind, _, inode = str(number.readlink()).partition(":[")
         except FileNotFoundError:
-            continue  # the one by which the folder is read, or another thread's
+            continue  # the descriptor by which the folder is read, or one that another thread closed
         if kind == "socket":
             yield inode.rstrip("]")
 
 
 def _entries(table: str) -> Iterator[tuple[str, str, str]]:
-    """Remote address, state and inode of each line."""
+    """Yield the remote address, the state and the inode of each line."""
     try:
         lines = Path(table).read_text().splitlines()
     except FileNotFoundError:
@@ -98,10 +103,12 @@ def _entries(table: str) -> Iterator[tuple[str, str, str]]:
 
 
 async def backends_left(node: Node, application_name: str, timeout: float = 10.0) -> list[Violation]:
-    """Wait until no backend of `node` is called so; those that are left after `timeout` seconds.
+    """Wait until `node` has no backend with this application_name.
 
-    A server notices only by and by that a client has gone. One that does not answer, since it recovers from
-    a crash, is asked again; one that never answers is a violation too.
+    Returns a violation for each backend that is left after `timeout` seconds.
+
+    A server notices only after some time that a client has gone. A server that does not answer, because it
+    recovers from a crash, is asked again; a server that never answers is a violation too.
     """
     found: list[Any] | None = None
     with anyio.move_on_after(timeout):
@@ -114,7 +121,7 @@ async def backends_left(node: Node, application_name: str, timeout: float = 10.0
                 return []
             await anyio.sleep(_POLL)
     if found is None:
-        return [Violation(RULE, None, f"{node.name} cannot be asked for its backends")]
+        return [Violation(RULE, None, f"{node.name} did not answer which backends it has")]
     return [
         Violation(RULE, None, f"backend {pid} of {node.name} is left ({state}; last: {query})")
         for pid, state, query in found
@@ -125,15 +132,28 @@ async def backends_left(node: Node, application_name: str, timeout: float = 10.0
 async def nothing_left(
     *targets: Target, application_name: str | None = None, timeout: float = 10.0
 ) -> AsyncGenerator[list[Violation]]:
-    """Gives a list which, once left, has a violation for each task, socket and backend that is left.
+    """Find the tasks, sockets and backends that the body leaves behind.
 
-    That is: the tasks of this loop and the connections of this process to the ports of `targets` (nodes,
-    proxies) that were not there on entering. They must be gone at once. Backends called `application_name`,
-    on the nodes among `targets` that run, must be gone within `timeout` seconds; None: do not look. A proxy
-    among `targets` notices a moment later that its clients have gone: the kit's own tasks then have
-    `timeout` seconds too.
+    The tasks of this loop, and the connections of this process to the ports of the targets, must be gone at
+    once, unless they existed before. Backends must be gone within `timeout`. A proxy among the targets
+    notices a moment later that its clients have gone, so the kit's own tasks then have `timeout` seconds too.
+    Nothing is checked if the body raises. Cancellation ends the checks: the list is then incomplete.
 
-    Nothing is looked at when the body raises.
+    Args:
+        *targets: Nodes and proxies.
+        application_name: The name of the backends to look for, on the nodes among the targets that run; None:
+            backends are not checked.
+        timeout: Seconds to wait for backends to end.
+
+    Returns:
+        An async context manager that gives a list. After leaving, the list has one `Violation` for each task,
+        socket and backend that is left.
+
+    Example::
+
+        async with nothing_left(*nodes, application_name="shop") as left:
+            await run_the_program()
+        assert left == []
     """
     left: list[Violation] = []
     names = {target.port: target.name for target in targets}
@@ -144,7 +164,7 @@ async def nothing_left(
     if len(nodes) < len(targets):
         own = {task for task in remaining if _name(task).startswith(_OWN)}
         with anyio.move_on_after(timeout):
-            while own & tasks():  # noqa: ASYNC110 - nothing tells the end of somebody else's task
+            while own & tasks():  # noqa: ASYNC110 - no event tells that a foreign task ended
                 await anyio.sleep(_POLL)
         remaining = (remaining - own) | (own & tasks())
     left += [Violation(RULE, None, f"task {_name(task)} is left: {task!r}") for task in remaining]

@@ -1,9 +1,11 @@
 """Property-based tests with faults: strategies for schedules and loads, and async state machines.
 
+Example::
+
     @given(schedules(nodes=3, spare=1))
     def test_it_survives(schedule): ...
 
-It needs Hypothesis, which `pip install pgha[chaos]` brings along.
+This package needs Hypothesis, which `pip install pgha[chaos]` installs.
 """
 
 from hypothesis.stateful import Bundle, consumes, multiple

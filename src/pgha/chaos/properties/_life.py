@@ -1,4 +1,4 @@
-"""The life of a machine: its setup, its background tasks, its teardown, all in one task of one loop."""
+"""The life of a machine: setup, background tasks and teardown, all in one task of one loop."""
 
 from __future__ import annotations
 
@@ -12,37 +12,63 @@ import anyio.abc
 
 
 async def finished(result: object) -> Any:
-    """The result itself, or what it gives when it is awaited."""
+    """Return the result, awaited if it is awaitable."""
     return await result if inspect.isawaitable(result) else result
 
 
 class Living(Protocol):
-    """What a life needs of a machine."""
+    """The parts of a machine that its life needs."""
 
     tasks: Tasks
 
-    def setup(self) -> object: ...
+    def setup(self) -> object:
+        """Prepare the machine; may be `async def`."""
+        ...
 
 
 @final
 class Tasks:
-    """Background tasks of a machine: they live until its teardown is over, and are cancelled then.
+    """The background tasks of a machine, which live until its teardown is over and are then cancelled.
 
-    What one raises interrupts the rule that is running, whose failure it becomes; between rules, that of the
-    next one or of the teardown.
+    An exception of a task interrupts the running rule and becomes the failure of that rule. Between rules, it
+    becomes the failure of the next rule or of the teardown.
+
+    Example::
+
+        @initialize()
+        async def begin(self):
+            self.tasks.start_soon(self.client)
     """
 
     def __init__(self, group: anyio.abc.TaskGroup, fail: Callable[[BaseException], None]) -> None:
         self._group, self._fail = group, fail
 
     def start_soon(self, function: Callable[..., Awaitable[Any]], *args: object, name: object = None) -> None:
-        """Run it in a task of its own, as a task group does."""
+        """Start a function in a task of its own, as a task group does.
+
+        Args:
+            function: The async function.
+            *args: Its arguments.
+            name: The name of the task; None: the function's.
+        """
         self._group.start_soon(self._guarded, function, args, name=name or function)
 
     async def start(self, function: Callable[..., Awaitable[Any]], *args: object, name: object = None) -> Any:
-        """Run it in a task of its own and wait for its `task_status.started(value)`; gives the value.
+        """Start a function in a task of its own and wait until it calls `task_status.started(value)`.
 
-        What it raises before is raised here.
+        Cancellation of the call, before that, cancels the task too.
+
+        Args:
+            function: The async function, which takes the keyword `task_status`.
+            *args: Its arguments.
+            name: The name of the task; None: the function's.
+
+        Returns:
+            The value given to `task_status.started`.
+
+        Raises:
+            RuntimeError: If the function returns without calling `task_status.started`. Its own exceptions
+                before that call are raised unchanged.
         """
         return await self._group.start(self._starting, function, args, name=name or function)
 
@@ -51,7 +77,7 @@ class Tasks:
             await function(*args)
         except anyio.get_cancelled_exc_class():
             raise
-        except BaseException as error:  # noqa: BLE001 - it is raised where the rules run
+        except BaseException as error:  # noqa: BLE001 - raised in the task that runs the rules
             self._fail(error)
 
     async def _starting(
@@ -73,23 +99,24 @@ class Tasks:
 
 
 class _Status(anyio.abc.TaskStatus[Any]):
-    """Knows whether it was called."""
+    """A task status that records whether it was called."""
 
     def __init__(self, status: anyio.abc.TaskStatus[Any]) -> None:
         self._status, self.called = status, False
 
     def started(self, value: Any = None) -> None:
+        """Pass the value on, and record the call."""
         self._status.started(value)
         self.called = True
 
 
 @asynccontextmanager
 async def alive(machine: Living, teardown: Callable[[], object]) -> AsyncGenerator[anyio.CancelScope]:
-    """Set up, let the body run, tear down: in the caller's task. Gives the scope of all this, which is
-    cancelled when a background task fails: the teardown is then cancelled too, as any `finally` would be.
+    """Set up the machine, let the body run, and tear down, all in the caller's task.
 
-    Raises the first failure as it is, not in a group, with notes of the later ones. After a setup that failed
-    there is no teardown.
+    Gives the scope of all this, which is cancelled when a background task fails: the teardown is then
+    cancelled too, as any `finally` would be. Raises the first failure unwrapped, without a group, with notes
+    about the later ones. After a failed setup there is no teardown.
     """
     failures: list[BaseException] = []
     try:
@@ -101,8 +128,8 @@ async def alive(machine: Living, teardown: Callable[[], object]) -> AsyncGenerat
                     scope.cancel()
 
                 machine.tasks = Tasks(group, fail)
-                # No scope of ours in here: what setup and rules enter is left in the teardown, and a scope in
-                # between would be left in the wrong order.
+                # No cancel scope is opened in here: scopes that setup and rules enter are left in the
+                # teardown, and a scope in between would be left in the wrong order.
                 async with _noting(failures):
                     await finished(machine.setup())
                     try:
@@ -120,7 +147,7 @@ async def alive(machine: Living, teardown: Callable[[], object]) -> AsyncGenerat
 
 @asynccontextmanager
 async def _noting(failures: list[BaseException]) -> AsyncGenerator[None]:
-    """Only cancellations leave the body; the rest is noted."""
+    """Record the exceptions of the body; only cancellations are raised."""
     try:
         yield
     except anyio.get_cancelled_exc_class():

@@ -1,7 +1,8 @@
-"""Event loops that run only while somebody waits for them, in his thread: `resume`, and from inside `pause`.
+"""Event loops that run only while a caller waits for them, in the caller's thread.
 
-Why not anyio's `TestRunner`, which does much the same: on asyncio its task ends with any exception that is no
-`Exception` (Hypothesis ends examples with one), it imports pytest, and it is no public API.
+A loop runs from `resume` until `pause`. anyio's `TestRunner` does much the same, but is not used: on asyncio
+its task ends with any exception that is not an `Exception` (Hypothesis ends examples with one), it imports
+pytest, and it is not public.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import trio
 
 Main: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 Backend: TypeAlias = Literal["asyncio", "trio"]
+"""The event loop that a machine runs on."""
 
 
 class LoopDriver(Protocol):
@@ -23,30 +25,31 @@ class LoopDriver(Protocol):
 
     @property
     def ended(self) -> bool:
-        """Whether the main task has."""
+        """Whether the main task has ended."""
         ...
 
     def start(self, main: Main) -> None:
-        """Have a main task; it runs when the loop is resumed."""
+        """Create the main task; it runs when the loop is resumed."""
 
     def resume(self) -> None:
-        """Run until the loop is paused or its main task ends. What is raised here comes from Ctrl-C, or is a
-        failure of the loop itself.
+        """Run until the loop is paused or its main task ends.
+
+        An exception raised here comes from Ctrl-C, or is a failure of the loop itself.
         """
 
     def pause(self) -> None:
-        """To be called by a task: the loop stands still soon after it."""
+        """Stop the loop soon after this call, which a task makes."""
 
     def soon(self, function: Callable[[], object]) -> None:
-        """Call it in the loop, when it runs again."""
+        """Call a function in the loop when it runs again."""
 
     def close(self) -> None:
-        """The main task has ended: end the loop, too."""
+        """End the loop, after its main task has ended."""
 
 
 @final
 class AsyncioLoop:
-    """Exceptions that asyncio would only log go to `stray`."""
+    """A loop of asyncio. Exceptions that asyncio would only log go to `stray`."""
 
     def __init__(
         self,
@@ -90,10 +93,10 @@ class AsyncioLoop:
 
 @final
 class TrioLoop:
-    """A guest of a host loop that consists of nothing but a queue of trio's own calls."""
+    """A trio loop in guest mode, whose host loop is only a queue of trio's own calls."""
 
     def __init__(self, **options: Any) -> None:
-        """`options`: what `trio.run` takes."""
+        """Make the loop; `options` are those of `trio.run`."""
         self._options = options
         self._calls: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._result: outcome.Outcome[None] | None = None
@@ -131,18 +134,18 @@ class TrioLoop:
 
     def soon(self, function: Callable[[], object]) -> None:
         if self._token is None:
-            self._calls.put(function)  # it has not begun
+            self._calls.put(function)  # the loop has not begun
         else:
             self._token.run_sync_soon(function)
 
     def close(self) -> None:
-        """It has ended with its main task."""
+        """Do nothing: the loop has ended with its main task."""
 
 
 def new_loop(backend: str, stray: Callable[[BaseException], None], options: dict[str, Any]) -> LoopDriver:
-    """`ValueError` for a backend that there is not."""
+    """Return a loop of this backend; `ValueError` for an unknown backend."""
     if backend == "asyncio":
         return AsyncioLoop(stray, **options)
     if backend == "trio":
         return TrioLoop(**options)
-    raise ValueError(f"backend is 'asyncio' or 'trio', not {backend!r}")
+    raise ValueError(f"backend must be 'asyncio' or 'trio', not {backend!r}")

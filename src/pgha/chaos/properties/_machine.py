@@ -29,7 +29,7 @@ _CONTROL = (StopTest, UnsatisfiedAssumption, Frozen)
 if TYPE_CHECKING:
 
     class _Machine:
-        """Hypothesis's machine as type checkers shall see it: its teardown there is not async."""
+        """Hypothesis's machine for type checkers: without `teardown`, which is not async there."""
 
         TestCase: ClassVar[Any]
         names_to_values: dict[str, Any]
@@ -42,28 +42,37 @@ else:
 
 
 class AsyncRuleBasedStateMachine(_Machine):
-    """Hypothesis's `RuleBasedStateMachine`, whose rules, initializers and invariants may be `async def`.
+    """Hypothesis's `RuleBasedStateMachine` with rules, initializers and invariants that may be `async def`.
 
-    Use `rule`, `initialize`, `invariant`, `precondition` of this package (Hypothesis's own work too, but
-    their types do not know async functions), and its `Bundle`, `consumes`, `multiple` as ever. `setup` and
-    `teardown` may be async as well. All of them run in one task of one loop, new for every example, in the
-    thread of the test: what one enters, another may leave, and `st.data()` can be drawn from. The loop runs
-    only while one of them does.
+    Use the decorators `rule`, `initialize`, `invariant` and `precondition` of this package (Hypothesis's own
+    work too, but their types do not allow async functions), and `Bundle`, `consumes` and `multiple` as usual.
+    `setup` and `teardown` may be async as well. All of them run in one task of one loop, in the thread of the
+    test; every example has a new loop. So one rule may leave a context that another one entered, and
+    `st.data()` can be drawn from. The loop runs only while one of these methods runs.
 
-    `TestCase` runs it on `backend`; `run_async_state_machine_as_test` on any. A failure ends with a program
-    that does it again; for that, and by hand, a machine is an async context manager:
+    `TestCase` runs the machine on `backend`; `run_async_state_machine_as_test` runs it on any backend. A
+    failure ends with a program that performs the same steps again. That program uses the machine as an async
+    context manager: entering calls `setup`, leaving calls `teardown`. Cancellation reaches the steps as in
+    any async function, and `teardown` still runs, cancelled.
 
-        async with Machine() as state:
-            await state.put(1)
+    Example::
+
+        class Counter(AsyncRuleBasedStateMachine):
+            @rule(number=st.integers())
+            async def put(self, number):
+                await anyio.sleep(0)
+
+        TestCounter = Counter.TestCase
     """
 
     backend: ClassVar[Backend] = "asyncio"
+    """The event loop that `TestCase` runs the machine on."""
     backend_options: ClassVar[Mapping[str, Any] | Callable[[], Mapping[str, Any]]] = {}
-    """What `anyio.run` takes for the backend, or a function that gives it anew for every example (as is right
-    for a clock).
+    """The options of `anyio.run` for the backend, or a function that returns new ones for every example (a
+    clock, for instance, must not be shared).
     """
     tasks: Tasks
-    """Background tasks: they live until after the teardown."""
+    """The background tasks, which live until after the teardown."""
     _printed_as: ClassVar[type[AsyncRuleBasedStateMachine] | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -86,21 +95,31 @@ class AsyncRuleBasedStateMachine(_Machine):
             cls = type(self)
             options = cls.backend_options() if callable(cls.backend_options) else cls.backend_options
             self._world = World(self, self._own_teardown, cls.backend, dict(options))
-            vars(self)["teardown"] = self._end_example  # what Hypothesis calls
+            vars(self)["teardown"] = self._end_example  # Hypothesis calls this one
 
     def setup(self) -> object:
-        """Called before all else; may be `async def`. When it fails, there is no teardown."""
+        """Prepare the machine before anything else; may be overridden, also by `async def`.
+
+        If the setup fails, there is no teardown.
+
+        Returns:
+            Nothing, or an awaitable.
+        """
 
     def teardown(self) -> object:
-        """Called at the end of every example, also of a failed one; may be `async def`. It runs cancelled, as
-        any `finally` would, when a background task has failed or Ctrl-C was pressed.
+        """Clean up at the end of every example, even of a failed one; may be overridden, also by `async def`.
+
+        After a failed background task or a Ctrl-C, the teardown runs cancelled, as any `finally` would.
+
+        Returns:
+            Nothing, or an awaitable.
         """
 
     def _own_teardown(self) -> object:
         return type(self).teardown(self)
 
     async def __aenter__(self) -> Self:
-        self._world = None  # nobody drives it but the caller
+        self._world = None  # only the caller drives the machine
         vars(self).pop("teardown", None)
         self._body = alive(self, self._own_teardown)
         await self._body.__aenter__()
@@ -113,7 +132,7 @@ class AsyncRuleBasedStateMachine(_Machine):
         return await self._body.__aexit__(exc_type, exc, traceback)
 
     def _driven(self, function: Callable[..., object], arguments: dict[str, Any]) -> object:
-        """Run a rule or an invariant in the world and note how it failed."""
+        """Run a rule or an invariant in the world, and record its failure."""
         assert self._world is not None
         self._drawn = {
             name: Recording(value, self._pretty_print)
@@ -139,7 +158,7 @@ class AsyncRuleBasedStateMachine(_Machine):
         self._steps.append(self._as_awaited(name, f"state.{name}()"))
 
     def _repr_step(self, rule: Rule, data: Any, result: Any) -> str:
-        # Hypothesis's own line, and the same for the program. It calls this for what it prints only.
+        # Hypothesis prints this line, and the program has the same one. It calls this only for printed steps.
         drawn = {name: f"Draws({', '.join(one.drawn)})" for name, one in self._drawn.items()}
         line = super()._repr_step(rule, {**data, **drawn}, result)
         self._steps.append(self._as_awaited(rule.function.__name__, line))
@@ -174,15 +193,17 @@ class AsyncRuleBasedStateMachine(_Machine):
 
 
 def _drive(marked: Rule | Invariant) -> None:
-    """Let the function run in its machine's world, if it has one.
+    """Let the function run in its machine's world, if the machine has one.
 
-    In place: these objects are where Hypothesis finds the function to call; the method of that name stays as
-    it is, for programs to await.
+    The change is made in place: Hypothesis takes the function to call from these objects. The method with
+    that name stays unchanged, for programs to await.
     """
     function = marked.function
     for condition in marked.preconditions:
         if inspect.iscoroutinefunction(condition):
-            raise InvalidDefinition(f"a precondition of {function.__qualname__} is async; it cannot be")
+            raise InvalidDefinition(
+                f"a precondition of {function.__qualname__} is async: make it synchronous"
+            )
     if hasattr(function, "_pgha_driven"):
         return
 
@@ -207,10 +228,20 @@ def run_async_state_machine_as_test(
     backend_options: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
     settings: Settings | None = None,
 ) -> None:
-    """Run the machine as a test, on its own backend, on another, or on one after the other.
+    """Run a machine as a test, on its own backend, on another one, or on both in turn.
 
-    `backend_options`: instead of the machine's. Not to be called in a running loop. Examples that failed on
-    one backend are tried on the other too.
+    Do not call this function in a running event loop. Examples that failed on one backend are tried on the
+    other too.
+
+    Args:
+        machine: The machine's class.
+        backend: The event loop, `asyncio`, `trio` or `both`; None: the machine's own.
+        backend_options: The options of `anyio.run` for the backend, or a function that returns new ones for
+            every example; None: the machine's own.
+        settings: Hypothesis's settings; None: those of the machine's `TestCase`.
+
+    Raises:
+        RuntimeError: If an event loop is running. Otherwise, the failure of the machine is raised.
     """
     own = machine.backend if backend is None else backend
     for one in ("asyncio", "trio") if own == "both" else (own,):
@@ -223,9 +254,12 @@ def _variant(
     backend: str,
     options: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None,
 ) -> type[AsyncRuleBasedStateMachine]:
-    """The same machine on that backend, of the same name: Hypothesis keeps its examples by that."""
+    """Return the same machine on that backend, with the same name.
+
+    Hypothesis keeps its examples by that name.
+    """
     values: dict[str, Any] = {"backend": backend, "_printed_as": machine}
-    # The last one is how Python 3.13 finds the source, which is part of Hypothesis's key.
+    # By the last name, Python 3.13 finds the source, which is part of Hypothesis's key.
     for name in ("__qualname__", "__module__", "__firstlineno__"):
         if (value := getattr(machine, name, None)) is not None:
             values[name] = value

@@ -15,10 +15,11 @@ _HOMES = ("pgha.chaos", "pgha.chaos.properties")
 
 
 def program(machine: type, steps: Sequence[str], *, backend: str, options: str) -> str:
-    """`steps`: statements about `state`. `options`: an expression for the backend's options, "" for none.
+    """Return the text of a program that runs the steps again.
 
-    What the steps name is imported from the machine's module or from the kit. Where a value's repr is no
-    Python, or the machine is defined in a function, the text is the best there is, and says so.
+    `steps`: statements about `state`. `options`: an expression for the backend's options, "" for none. Names
+    in the steps are imported from the machine's module or from the kit. If the repr of a value is not Python,
+    or the machine is defined in a function, the program is incomplete, and says so.
     """
     body = "\n".join(steps) or "pass"
     names, complaint = _names(body)
@@ -39,27 +40,27 @@ anyio.run({run})
 
 
 def _names(body: str) -> tuple[set[str], list[str]]:
-    """What the statements use and do not make themselves, builtins left out."""
+    """Return the names that the statements use and do not define, without builtins."""
     try:
         # `await` is Python only in a coroutine.
         tree = ast.parse(f"async def main():\n{textwrap.indent(body, ' ')}")
     except SyntaxError:
-        return set(), ["# The repr of one of the values below is no Python: put in what it stands for."]
+        return set(), ["# The repr of one of the values below is not Python: replace it by an expression."]
     names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
     made = {name.id for name in names if isinstance(name.ctx, ast.Store)}
     return {name.id for name in names} - made - set(dir(builtins)), []
 
 
 def _imports(machine: type, module: ModuleType | None) -> Iterable[str]:
-    """The lines that bring the machine."""
+    """Return the lines that import the machine."""
     where = f"{machine.__module__}.{machine.__qualname__}"
     if module is None or module.__name__ == "__main__" or "<locals>" in machine.__qualname__:
-        return [f"# {machine.__name__} is {where}: it has to be put here."]
+        return [f"# {machine.__name__} is {where}: copy its definition here."]
     return [*_path(module), f"from {module.__name__} import {machine.__qualname__.partition('.')[0]}"]
 
 
 def _path(module: ModuleType) -> Iterable[str]:
-    """Tests are seldom installed: where theirs can be imported from."""
+    """Return the lines that make the module importable: tests are seldom installed."""
     if not module.__file__:
         return []
     folder = Path(module.__file__).parents[module.__name__.count(".")]
@@ -69,7 +70,10 @@ def _path(module: ModuleType) -> Iterable[str]:
 
 
 def _of_values(names: Iterable[str], module: ModuleType | None) -> Iterable[str]:
-    """The lines that bring what the arguments are made of: as the machine's module knows it, else the kit."""
+    """Yield the lines that import what the arguments are made of.
+
+    A name that the machine's module does not define is taken from the kit.
+    """
     own = {} if module is None else vars(module)
     for name in sorted(names):
         kit = next((home for home in _HOMES if hasattr(sys.modules.get(home), name)), None)

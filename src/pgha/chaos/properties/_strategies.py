@@ -1,4 +1,4 @@
-"""Strategies for faults and loads. They shrink to few, early, short and simple faults, and to small loads."""
+"""Strategies for faults and loads. They shrink to few, early, short, simple faults, and to small loads."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from pgha.chaos._workload import Workload
 
 _SHORTEST_HOLD = 0.05
 _AMOUNTS = 12
-"""A multiple of the numbers of amounts that kinds have."""
+"""A multiple of the number of amounts of every kind."""
 _TICK = 0.01
-"""Seconds: times are whole multiples, which are short to read and quick to shrink."""
+"""Seconds: times are multiples of this, which are short to read and quick to shrink."""
 
 
 def faults(kinds: Sequence[FaultKind] = ALL_FAULTS) -> SearchStrategy[FaultKind]:
-    """Kinds of faults; the simplest are first in `ALL_FAULTS`, whatever the order given."""
+    """Return a strategy for kinds of faults, which shrinks to the simplest.
+
+    Args:
+        kinds: The kinds to choose from, in any order: the order of `ALL_FAULTS` decides which is simpler.
+
+    Returns:
+        The strategy.
+    """
     return st.sampled_from([kind for kind in ALL_FAULTS if kind in set(kinds)])
 
 
@@ -33,9 +40,19 @@ def steps(
     kinds: Sequence[FaultKind] = ALL_FAULTS,
     hold: float = 1.0,
 ) -> Step:
-    """One fault on one of so many nodes, begun within `seconds` and held for at most `hold` seconds."""
-    # Four draws, for all kinds. Those that need fewer would count as the simpler ones; and of a list,
-    # Hypothesis deletes up to five draws at once, one of which says that the list goes on.
+    """Return a strategy for steps: one fault on one node.
+
+    Args:
+        nodes: The number of nodes.
+        seconds: Seconds within which the fault begins.
+        kinds: The kinds of faults to choose from.
+        hold: The longest time that the fault lasts, in seconds.
+
+    Returns:
+        The strategy.
+    """
+    # Four draws, for all kinds: with fewer draws, a kind would count as simpler. And from a list, Hypothesis
+    # deletes up to five draws at once, one of which says that the list goes on.
     kind = draw(faults(kinds))
     at = draw(_times(0.0, seconds))
     which, node = divmod(draw(st.integers(0, nodes * _AMOUNTS - 1)), nodes)
@@ -54,13 +71,29 @@ def schedules(
     max_steps: int = 8,
     hold: float = 1.0,
 ) -> SearchStrategy[Schedule]:
-    """Valid schedules for so many nodes: at any moment at least `spare` of them are left alone.
+    """Return a strategy for valid schedules.
 
-    Kinds that need a proxy (`WIRE_FAULTS`) are among them unless `kinds` says otherwise. `ChaosError` where
-    nothing could be done.
+    Kinds that need a proxy (`WIRE_FAULTS`) are included, unless `kinds` says otherwise.
+
+    Args:
+        nodes: The number of nodes.
+        seconds: Seconds within which all faults begin.
+        kinds: The kinds of faults to choose from.
+        spare: The number of nodes that have no fault at any moment.
+        max_steps: The largest number of steps.
+        hold: The longest time that a fault lasts, in seconds.
+
+    Returns:
+        The strategy.
+
+    Raises:
+        ChaosError: If no fault is possible, because `kinds` is empty or all nodes are spared.
     """
     if not 0 <= spare < nodes or not kinds:
-        raise ChaosError(f"nothing can be done with {nodes} nodes, {spare} spared, and the kinds {kinds!r}")
+        raise ChaosError(
+            f"no fault is possible with nodes={nodes}, spare={spare}, kinds={kinds!r}:"
+            " spare fewer nodes than there are, and name at least one kind"
+        )
     step = steps(nodes=nodes, seconds=seconds, kinds=kinds, hold=hold)
     return st.lists(step, max_size=max_steps).map(
         lambda found: Schedule(tuple(found)).normalised(nodes=nodes, spare=spare)
@@ -70,7 +103,17 @@ def schedules(
 def workloads(
     *, max_readers: int = 8, max_writers: int = 8, max_batchers: int = 2, max_cancellers: int = 2
 ) -> SearchStrategy[Workload]:
-    """Loads with at least one writer."""
+    """Return a strategy for loads with at least one writer.
+
+    Args:
+        max_readers: The largest number of readers.
+        max_writers: The largest number of writers.
+        max_batchers: The largest number of batchers.
+        max_cancellers: The largest number of cancellers.
+
+    Returns:
+        The strategy.
+    """
     return st.builds(
         Workload,
         readers=st.integers(0, max_readers),
@@ -89,7 +132,7 @@ def _times(least: float, most: float) -> SearchStrategy[float]:
     return st.integers(round(least / _TICK), round(most / _TICK)).map(lambda ticks: round(ticks * _TICK, 2))
 
 
-# Where plugins of Hypothesis are switched off, nothing else does this.
+# If plugins of Hypothesis are switched off, nothing else registers the strategies.
 st.register_type_strategy(Step, steps())
 st.register_type_strategy(Schedule, schedules())
 st.register_type_strategy(Workload, workloads())

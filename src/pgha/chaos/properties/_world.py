@@ -1,4 +1,4 @@
-"""The world of one example: a loop of its own that stands still between the rules."""
+"""The world of one example: a loop of its own that stops between the rules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class _Job(Generic[T]):
-    """Something to be done by the world's task, and what came of it."""
+    """Work for the world's task, and its result."""
 
     def __init__(self, work: Callable[[], T]) -> None:
         self.work = work
@@ -25,6 +25,7 @@ class _Job(Generic[T]):
         self.error: BaseException | None = None
 
     def result(self) -> Any:
+        """Return the value, or raise the error."""
         if self.error is not None:
             raise self.error
         return self.value
@@ -32,10 +33,10 @@ class _Job(Generic[T]):
 
 @final
 class World:
-    """Runs a machine's setup, rules and teardown one after the other in one task, in the caller's thread.
+    """A runner of a machine's setup, rules and teardown, in order, in one task, in the caller's thread.
 
-    It begins with the first `run` and ends with `close`. In between it stands still: timers that have become
-    due meanwhile go off when it is resumed.
+    The loop begins with the first `run` and ends with `close`. In between it stops: timers that are due by
+    then fire when the loop is resumed.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class World:
         self._closing = False
 
     def run(self, work: Callable[[], object]) -> Any:
-        """Call `work` in the world and give its result, awaited if it can be; what it raises is raised here.
+        """Call `work` in the world and return its result, awaited if it is awaitable.
 
-        So is what a background task raised: the world has then ended, with the teardown.
+        Exceptions of `work` are raised here. So are exceptions of background tasks: the world has then ended,
+        with the teardown.
         """
         loop = self._loop or self._start()
         job = _Job(work)
@@ -62,7 +64,7 @@ class World:
             while not job.done and not loop.ended:
                 loop.resume()
         except BaseException:
-            # Ctrl-C while no task ran: the rule is over, and the teardown follows it.
+            # Ctrl-C while no task ran: the rule is over, and the teardown follows.
             loop.soon(self._interrupt)
             raise
         self._raise_strays()
@@ -71,7 +73,10 @@ class World:
         return job.result()
 
     def close(self) -> None:
-        """Tear down, end all tasks and the loop; raises what fails in that. Nothing if it did not begin."""
+        """Tear down, end all tasks and the loop, and raise failures of that.
+
+        Does nothing if `run` was never called.
+        """
         loop, self._loop = self._loop, None
         if loop is None:
             return
@@ -88,7 +93,7 @@ class World:
 
     def _start(self) -> LoopDriver:
         if (running := sniffio.current_async_library_cvar.get() or sniffio.thread_local.name) is not None:
-            raise RuntimeError(f"a state machine has a loop of its own and cannot run in one of {running}")
+            raise RuntimeError(f"a state machine has a loop of its own: do not run it in a loop of {running}")
         loop = new_loop(self._backend, self._strays.append, self._options)
         self._news: anyio.Event | None = None
         self._scope: anyio.CancelScope | None = None
@@ -104,7 +109,7 @@ class World:
         except BaseException as error:  # noqa: BLE001 - `run` and `close` raise it
             self._end = error
             if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt):
-                # Trio raises it wherever Python code runs, in a task that is just about to start, too.
+                # Trio raises it wherever Python code runs, also in a task that is just about to start.
                 self._end = KeyboardInterrupt()
                 self._end.__cause__ = error
 
@@ -124,7 +129,7 @@ class World:
                 self._loop.pause()
 
     async def _next(self) -> _Job[Any] | None:
-        """None: there are no more."""
+        """Wait for the next job; None: there are no more."""
         while not self._jobs:
             if self._closing:
                 return None
@@ -134,16 +139,16 @@ class World:
             except anyio.get_cancelled_exc_class():
                 if self._is_cancelled:
                     raise
-                # By a scope of the machine's own: the teardown may leave it.
+                # A scope of the machine itself was cancelled: the teardown may leave that scope.
         return self._jobs.popleft()
 
     @property
     def _is_cancelled(self) -> bool:
-        """Whether it is the world that ends; else a scope is to blame that a rule has left open."""
+        """Whether the world itself ends; False: a scope that a rule has left open is cancelled."""
         return self._closing or self._scope is None or self._scope.cancel_called
 
     def _wake(self) -> None:
-        # Not in the loop: with a clock that jumps when all is idle, it would jump before.
+        # Not from inside the loop: a clock that jumps when all tasks are idle would jump before the call.
         if self._news is not None:
             self._news.set()
 
@@ -152,7 +157,7 @@ class World:
             self._scope.cancel()
 
     def _raise_strays(self) -> None:
-        """What asyncio would only have logged."""
+        """Raise an exception that asyncio would only have logged."""
         if self._strays:
             error = self._strays[0]
             self._strays.clear()
@@ -167,7 +172,7 @@ class World:
 
 
 def _run_out(loop: LoopDriver) -> None:
-    """Let the main task end; a Ctrl-C must not keep it from that, three do."""
+    """Let the main task end; a single Ctrl-C must not prevent that, three do."""
     interrupts: list[KeyboardInterrupt] = []
     while not loop.ended:
         try:
