@@ -122,7 +122,7 @@ async def test_no_engine_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_
     assert content(tmp_path) == [dead]
     refused(
         monkeypatch,
-        "DOCKER_HOST=tcp://10.0.0.1:2375 is no socket of this machine, .*: set it to unix:///path, or",
+        "DOCKER_HOST=tcp://10.0.0.1:2375 is not a socket of this machine, .*: set it to unix:///path, or",
         DOCKER_HOST="tcp://10.0.0.1:2375",
     )
 

@@ -697,7 +697,7 @@ async def test_a_port_of_ones_own() -> None:
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             other.bind(("127.0.0.1", port))
             other.listen()
-            with pytest.raises(ChaosError, match=f"^port {port} of the proxy of 127.0.0.1:1 was taken"):
+            with pytest.raises(ChaosError, match=f"^port {port} of the proxy of 127.0.0.1:1 is taken"):
                 second.heal()
         second.heal()
 
@@ -708,11 +708,11 @@ async def test_what_makes_no_sense() -> None:
         with pytest.raises(ChaosError, match=r"proxy of n7.*'async with'$"):
             use()
     async with proxy:
-        with pytest.raises(ChaosError, match="a direction is one of up, down, not 'left'"):
+        with pytest.raises(ChaosError, match="a direction must be one of up, down, not 'left'"):
             proxy.drop("left")  # type: ignore[arg-type]
         with pytest.raises(ChaosError, match="entered before"):
             await proxy.__aenter__()
-    with pytest.raises(ChaosError, match="does not run"):
+    with pytest.raises(ChaosError, match="is not running"):
         proxy.heal()
     assert repr(proxy) == "<Proxy n7 left>"
     assert proxy.connections == ()

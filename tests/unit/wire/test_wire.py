@@ -344,19 +344,19 @@ def test_woken_late_it_makes_up_for_that() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Wire(latency=-1), "latency is a number of seconds from 0 on, not -1"),
+        (lambda: Wire(latency=-1), "latency must be a finite number of seconds, at least 0, not -1"),
         (lambda: Wire(latency=math.nan), "latency"),
         (lambda: Wire(jitter=math.inf), "jitter"),
         (lambda: Wire(close_delay=-0.1), "close_delay"),
-        (lambda: Wire(bandwidth=0), "bandwidth is a number of bytes a second above 0, not 0"),
+        (lambda: Wire(bandwidth=0), "bandwidth must be a finite number of bytes per second, above 0, not 0"),
         (lambda: Wire(bandwidth=-5), "bandwidth"),
-        (lambda: Wire(chunk=0), "chunk is a whole number from 1 on, not 0"),
+        (lambda: Wire(chunk=0), "chunk must be a whole number, at least 1, not 0"),
         (lambda: Wire(chunk=1.5), "chunk"),  # type: ignore[arg-type]
         (lambda: Wire(coalesce=(0, 1.0)), "coalesce's size"),
         (lambda: Wire(coalesce=(1, -1.0)), "coalesce's wait"),
-        (lambda: Cut(-1, "eof", "up"), "a cut's offset is a whole number from 0 on, not -1"),
-        (lambda: Cut(1, "bang", "up"), "a cut's how is one of eof, reset, stall, not 'bang'"),  # type: ignore[arg-type]
-        (lambda: Cut(1, "eof", "left"), "a direction is one of up, down, not 'left'"),  # type: ignore[arg-type]
+        (lambda: Cut(-1, "eof", "up"), "a cut's offset must be a whole number, at least 0, not -1"),
+        (lambda: Cut(1, "bang", "up"), "a cut's how must be one of eof, reset, stall, not 'bang'"),  # type: ignore[arg-type]
+        (lambda: Cut(1, "eof", "left"), "a direction must be one of up, down, not 'left'"),  # type: ignore[arg-type]
         (lambda: Cut(1, "eof", "up", -1), "a connection's number"),
     ],
 )

@@ -1,5 +1,5 @@
-"""Nodes in containers: the same operations as local ones.
+"""Nodes in containers, with the same operations as local ones.
 
-`container` is the node, `engine` finds and talks to the container engine, `image` and `tar` make the image
+`container` is the node, `engine` finds and uses the container engine, `image` and `tar` make the image
 offline. Imports `pgha.chaos._servers`. Begin with `container`.
 """

@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 _MISSING, _NOT_SO = 404, 409
 _LABEL = "pgha.chaos"
 _DEATH, _NEWS = 20, 5
-# The log of all kinds of nodes is a file of the folder. The shell makes way for the server, which so becomes
-# process 1 of the container and hears its signals.
+# The log of all kinds of nodes is a file in the folder. The shell replaces itself by the server, which
+# becomes process 1 of the container and gets its signals.
 _SCRIPT = 'umask 077; exec >>"$1" 2>&1; shift; exec postgres "$@"'
 
 
 @final
 class ContainerRunner:
-    """A postmaster that is process 1 of a container, and its children.
+    """A runner whose postmaster is process 1 of a container.
 
-    The folder is mounted under its own path, network and host name are the machine's, so the server's files,
-    port and command line are what they would be without a container. `pid` and `backend` rest on seeing the
-    container's processes; that this is so is proven at each start.
+    The folder is mounted under its own path, and the container has the network and the host name of the
+    machine. So the server's files, port and command line are the same as without a container. `pid` and
+    `backend` need to see the container's processes; each start checks that.
     """
 
     def __init__(self, place: Place, image: str | None) -> None:
@@ -48,7 +48,7 @@ class ContainerRunner:
         self._socket = Path()
         self._container: Container | None = None
         self._container_port = 0
-        self._process: tuple[int, int] | None = None  # its id, and when it began
+        self._process: tuple[int, int] | None = None  # its id and its start time
 
     @property
     def kind(self) -> NodeKind:
@@ -85,7 +85,9 @@ class ContainerRunner:
             try:
                 container = self._create(port)
             except APIError:
-                (folder / warden.NOTE).unlink()  # it was refused; after other errors it may be there
+                (
+                    folder / warden.NOTE
+                ).unlink()  # the engine refused; after other errors the container may exist
                 raise
         warden.note_container(folder, self._socket, folder.name, made=True)
         return container
@@ -105,16 +107,19 @@ class ContainerRunner:
             user=f"{account.uid}:{account.gid}",
             environment={"LC_ALL": "C", "TZ": "UTC"},
             working_dir=str(folder),
-            # A mount of this kind, unlike a volume, is not made when the engine does not see the folder.
+            # A mount of this kind, unlike a volume, fails if the engine does not see the folder.
             mounts=[Mount(target=str(folder), source=str(folder), type="bind")],
             network_mode="host",
-            userns_mode="host",  # else the account's number may mean another one
+            userns_mode="host",  # otherwise the number may stand for another account
             cap_drop=["ALL"],
-            security_opt=["no-new-privileges", "label=disable"],  # SELinux would want the folder relabelled
+            security_opt=[
+                "no-new-privileges",
+                "label=disable",
+            ],  # otherwise SELinux would require the folder to be relabelled
         )
 
     def _find(self, container: Container) -> tuple[int, int] | None:
-        """The container's process 1 as this program sees it, proven to be that; None if it has ended."""
+        """Return process 1 of the container, proven to be that, and its start time; None if it has ended."""
         container.reload()
         if not (pid := container.attrs["State"]["Pid"]):
             return None
@@ -126,10 +131,10 @@ class ContainerRunner:
         if ours and began is not None:
             return pid, began
         try:
-            container.wait(timeout=_NEWS)  # it may have died already, and the engine not have heard of it
+            container.wait(timeout=_NEWS)  # the process may have died, and the engine not noticed yet
         except OSError as error:
             raise ChaosError(
-                f"the processes of the engine at {self._socket} are not seen here, which nodes need:"
+                f"the processes of the engine at {self._socket} are not seen here, but nodes need that:"
                 " run this program on the engine's own machine, outside of containers"
             ) from error
         return None
@@ -141,18 +146,18 @@ class ContainerRunner:
 
     def kill(self) -> None:
         if self._container is not None and not self._end(self._container):
-            self._container = None  # somebody removed it: the next start makes another
+            self._container = None  # another program removed the container: the next start makes a new one
         warden.kill_all(self._place.folder)
 
     def _end(self, container: Container) -> bool:
-        """Kill the container, and wait until the engine knows of its end; False if there is none any more."""
+        """Kill the container and wait until the engine has noticed; False if there is no container."""
         from docker.errors import NotFound
 
         with translated(f"kill {self._place.name}"):
             try:
                 with accepting(_NOT_SO):
                     container.kill()
-                # It may have died by itself just now: until the engine knows, a start would do nothing.
+                # The process may have died by itself. Until the engine notices, a start would do nothing.
                 container.wait(timeout=_DEATH)
             except NotFound:
                 return False
@@ -184,7 +189,9 @@ class ContainerRunner:
         for process in warden.processes(self._place.folder):
             if process != self.pid and _inner_id(process) == pid:
                 return process
-        raise ChaosError(f"{pid} is no backend of {self._place.name}")
+        raise ChaosError(
+            f"{pid} is not a backend of {self._place.name}: take a pid from its pg_stat_activity"
+        )
 
     def clear(self) -> None:
         warden.clear(self._place.folder)
@@ -194,7 +201,7 @@ class ContainerRunner:
 
 
 def _inner_id(pid: int) -> int | None:
-    """The id of a process inside its own container (its innermost pid namespace); None when it is gone."""
+    """Return the id of a process in its innermost pid namespace, its own container; None if it is gone."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -206,18 +213,40 @@ def _inner_id(pid: int) -> int | None:
 class ContainerNode(ServerNode):
     """A PostgreSQL server in a container of this machine's engine, on a port of 127.0.0.1.
 
-    All that is said of `LocalNode` holds, its options too; what is different is how the server is hurt:
-    `kill` is the engine's kill, `start` starts the same container again, `freeze` pauses it by the freezer of
-    cgroups, and nothing outside sees the server's processes stop one after the other. Single backends, named
-    as pg_stat_activity names them, cannot be touched while the whole is frozen.
+    A container node has the operations and the options of `LocalNode`, and is an async context manager in the
+    same way. The faults differ: `kill` is the engine's kill, `start` starts the same container again, and
+    `freeze` pauses the container by the freezer of cgroups, which suspends all processes at the same moment.
+    While the container is frozen, single backends, named as in pg_stat_activity, cannot be touched.
 
-    `image`: what the container is made of, else that of `find_image`. It has to have `sh` and `postgres` of
-    the node's major version in its PATH. The container is named like the node's folder and labelled
-    `pgha.chaos`; it runs as the account which local nodes would run as, without capabilities, with the
-    machine's network, and with the folder mounted at its own path, where its data and log are.
+    The container has the name of the node's folder and the label `pgha.chaos`. It runs under the account that
+    local nodes use, without capabilities, with the machine's network, and with the folder mounted at its own
+    path, which holds the data and the log.
 
-    It needs the package docker and an engine of this machine that runs as root: see `require_engine`. Leaving
-    removes the container, paused or not; so does the end of the program, however it ends.
+    The node needs the package docker, and an engine on this machine that runs as root: see `require_engine`.
+    Leaving removes the container, paused or not; so does the end of the program, even by SIGKILL.
+    Cancellation cannot interrupt leaving.
+
+    Args:
+        name: The name: a letter, then up to 30 letters, digits and `_`.
+        version: PostgreSQL's major version; None: the default (18).
+        settings: Settings for postgresql.conf, in addition to the kit's own.
+        hba: The lines of pg_hba.conf. None: all clients on 127.0.0.1 are trusted, or need the password
+            (scram) if there is one.
+        password: The password of the user `postgres`; None: no password.
+        tls: The paths of the certificate and of the key; both files are copied into the data folder. None: no
+            TLS.
+        port: The port to use; None: any free port.
+        image: The image, which needs `sh` and `postgres` of the node's major version in its PATH; None: that
+            of `find_image`.
+
+    Raises:
+        ChaosError: If an argument is invalid.
+
+    Example::
+
+        async with ContainerNode("n1") as node:
+            await node.start()
+            await node.freeze()
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The container engine of this machine: Docker, or Podman, which speaks the same protocol."""
+"""The container engine of this machine: Docker, or Podman, which uses the same protocol."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ _STARTING = "start it ('systemctl start docker', or 'dockerd' as root), or set D
 
 
 def engine_available() -> bool:
-    """Whether nodes can run in containers here, as far as the engine goes. Blocks shortly."""
+    """Return whether the engine of this machine can run nodes in containers.
+
+    The call blocks for a short time.
+
+    Returns:
+        Whether `require_engine` would succeed.
+    """
     try:
         require_engine()
     except ChaosError:
@@ -30,11 +36,14 @@ def engine_available() -> bool:
 
 
 def require_engine() -> None:
-    """`ChaosError`, which says what to do, when no engine of this machine can be used. Blocks shortly.
+    """Check that the engine of this machine can be used.
 
-    The engine is the one of `DOCKER_HOST`, else of /var/run/docker.sock, else of /run/podman/podman.sock. It
-    has to run on this machine, as root: nodes in containers share files, ports and the list of processes with
-    this program.
+    The engine is the one of `DOCKER_HOST`, else of /var/run/docker.sock, else of /run/podman/podman.sock. The
+    engine must run on this machine, as root: nodes in containers share files, ports and the list of processes
+    with this program. The call blocks for a short time.
+
+    Raises:
+        ChaosError: If no engine can be used; the message says what to do.
     """
     with connected():
         pass
@@ -42,7 +51,7 @@ def require_engine() -> None:
 
 @contextmanager
 def connected() -> Iterator[DockerClient]:
-    """A client of the engine for a while."""
+    """Give a client of the engine, and close it at the end."""
     client = connect()
     try:
         yield client
@@ -51,7 +60,7 @@ def connected() -> Iterator[DockerClient]:
 
 
 def connect() -> DockerClient:
-    """A client of the engine, to be closed by the caller; `ChaosError` when there is none."""
+    """Return a client of the engine, which the caller closes; `ChaosError` if there is no engine."""
     try:
         import docker
     except ImportError as error:
@@ -71,26 +80,29 @@ def connect() -> DockerClient:
         client.close()
         raise ChaosError(
             f"the container engine at {path} is a rootless one, with networks and users of its own:"
-            " set DOCKER_HOST to one which runs as root"
+            " set DOCKER_HOST to one that runs as root"
         )
     return client
 
 
 def engine_socket() -> Path:
-    """The socket of the engine, whether anybody listens there or not."""
+    """Return the path of the engine's socket, whether or not an engine listens there."""
     if not (chosen := os.environ.get("DOCKER_HOST")):
         return next((path for path in _SOCKETS if path.exists()), _SOCKETS[0])
     for scheme in _SCHEMES:
         if chosen.startswith(scheme):
             return Path(chosen.removeprefix(scheme))
     raise ChaosError(
-        f"DOCKER_HOST={chosen} is no socket of this machine, which nodes in containers need:"
+        f"DOCKER_HOST={chosen} is not a socket of this machine, which nodes in containers need:"
         " set it to unix:///path, or unset it"
     )
 
 
 def _knock(path: Path) -> None:
-    """The SDK hides the three usual reasons inside one error: so ask the kernel before it."""
+    """Raise `ChaosError` if the engine does not accept connections.
+
+    The SDK hides the three usual reasons in one error, so the kernel is asked first.
+    """
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(_TIMEOUT)
         try:
@@ -98,7 +110,7 @@ def _knock(path: Path) -> None:
         except PermissionError as error:
             raise ChaosError(
                 f"no permission to use the container engine at {path}:"
-                " join the group which owns it (docker), or run as root"
+                " join the group that owns it (docker), or run as root"
             ) from error
         except OSError as error:
             reason = error.strerror or str(error)
@@ -107,21 +119,22 @@ def _knock(path: Path) -> None:
 
 @contextmanager
 def translated(doing: str) -> Iterator[None]:
-    """What the engine or the way to it raises becomes a `ChaosError`: it could not do `doing`."""
+    """Turn errors of the engine, or of the way to it, into a `ChaosError`: the engine cannot do `doing`."""
     from docker.errors import APIError, DockerException
 
     try:
         yield
     except APIError as error:
         raise ChaosError(f"the container engine cannot {doing}: {error.explanation or error}") from error
-    except (DockerException, OSError) as error:  # OSError: requests' exceptions are
+    except (DockerException, OSError) as error:  # the exceptions of requests are OSErrors
         raise ChaosError(f"the container engine cannot {doing}: {error}") from error
 
 
 @contextmanager
 def accepting(*codes: int) -> Iterator[None]:
-    """An answer of the engine with one of these HTTP statuses is fine: 404 no such thing, 409 not in a state
-    for that.
+    """Ignore answers of the engine with one of these HTTP statuses.
+
+    404 means that the object does not exist, 409 that it is not in the right state.
     """
     from docker.errors import APIError
 

@@ -1,7 +1,7 @@
-"""The image of nodes in containers: one that is there, one that is pulled, or one that is made here, offline.
+"""The image of nodes in containers: an existing one, a pulled one, or one made here, offline.
 
-What an image needs is little: `sh`, and `postgres` of the right major version in its PATH. The node brings
-its data folder, made by the programs of this machine, and asks for its account by number.
+An image needs `sh`, and `postgres` of the right major version in its PATH. The node brings its data folder,
+made by the programs of this machine, and names its account by number.
 """
 
 from __future__ import annotations
@@ -25,24 +25,34 @@ if TYPE_CHECKING:
 
 _REPOSITORY = "pgha-postgres"
 _LAYOUT = "1"
-"""Counts the ways in which the image has been made."""
+"""The version of the way in which the image is made."""
 _one_builder = threading.Lock()
 
 
 def find_image(version: int | None = None, *, pull: bool = False) -> str:
-    """The name of an image for nodes of PostgreSQL `version` (a major version; None: the default, 18).
+    """Find or make an image for nodes.
 
-    The first of: the one of `PGHA_IMAGE` (pulled if it is not here); with `pull`, `postgres:<version>`,
-    pulled; the one that `build_image` made before; `postgres:<version>` if it is here; the one that
-    `build_image` makes now. So nothing comes from the network but for who says so. Blocks, for some
-    milliseconds if the image is here. `ChaosError` when there is no engine, or none of these.
+    The candidates are, in this order: the image named by `PGHA_IMAGE` (pulled if it is not here); with
+    `pull`, `postgres:<version>`, pulled; an image that `build_image` made before; `postgres:<version>` if it
+    is here; an image that `build_image` makes now. So nothing comes from the network unless requested. The
+    call blocks, for some milliseconds if the image is here.
+
+    Args:
+        version: PostgreSQL's major version; None: the default (18).
+        pull: Whether to pull `postgres:<version>`.
+
+    Returns:
+        The name of the image.
+
+    Raises:
+        ChaosError: If there is no engine, or no such image can be found or made.
     """
     with connected() as client:
         return choose(client, version, pull=pull)
 
 
 def choose(client: DockerClient, version: int | None, *, pull: bool = False) -> str:
-    """`find_image`, for who has a client already."""
+    """Do the work of `find_image` with an existing client."""
     if chosen := os.environ.get("PGHA_IMAGE"):
         if _identifier(client, chosen) is None:
             _pull(client, chosen)
@@ -53,7 +63,7 @@ def choose(client: DockerClient, version: int | None, *, pull: bool = False) -> 
         _pull(client, official)
         return official
     own = _own_name(installation)
-    with _one_builder:  # three nodes of one program shall not build it three times
+    with _one_builder:  # three nodes of one program must not build it three times
         for name in (own, official):
             if _identifier(client, name) is not None:
                 return name
@@ -61,12 +71,21 @@ def choose(client: DockerClient, version: int | None, *, pull: bool = False) -> 
 
 
 def build_image(version: int | None = None, tag: str | None = None) -> str:
-    """Make an image, without any registry, from the programs which `find_installation(version)` gives, this
-    machine's `sh` and the libraries of both; the image's name.
+    """Make an image without any registry.
 
-    `tag`: the name, else `pgha-postgres:<release>-<a digest>`, which `find_image` knows; an image that has it
-    is replaced. Some 30 MB; blocks for a second or two. `ChaosError` when there is no engine or something is
-    missing.
+    The image contains the programs that `find_installation(version)` finds, this machine's `sh`, and the
+    libraries of both: about 30 MB. The call blocks for a second or two. An image that has the name already is
+    replaced.
+
+    Args:
+        version: PostgreSQL's major version; None: the default (18).
+        tag: The name of the image; None: `pgha-postgres:<release>-<a digest>`, which `find_image` finds.
+
+    Returns:
+        The name of the image.
+
+    Raises:
+        ChaosError: If there is no engine, or something is missing.
     """
     installation = find_installation(version)
     with connected() as client, _one_builder:
@@ -122,14 +141,17 @@ def _build(client: DockerClient, installation: Installation, name: str) -> str:
 
 
 def _check(name: str, said: str) -> None:
-    """What goes wrong after the engine began to read comes with status 200, as the last line."""
+    """Raise `ChaosError` if making the image failed.
+
+    A failure after the engine began to read comes with status 200, in the last line of the answer.
+    """
     for line in said.splitlines():
         if line.startswith("{") and (error := json.loads(line).get("error")):
             raise ChaosError(f"the container engine cannot make the image {name}: {error}")
 
 
 def _discard(client: DockerClient, identifier: str) -> None:
-    """Remove the image which has lost its name, unless a container still has it or it has other names."""
+    """Remove an image that has lost its name, unless a container uses it or it has other names."""
     from docker.errors import APIError
 
     try:
@@ -139,12 +161,14 @@ def _discard(client: DockerClient, identifier: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m pgha.chaos image`: make the image and print its name."""
+    """Run `python -m pgha.chaos image`: make the image and print its name."""
     parser = argparse.ArgumentParser(prog="python -m pgha.chaos", description="Tools of the fault kit.")
     commands = parser.add_subparsers(dest="command", required=True)
-    image = commands.add_parser("image", help="make the image of nodes in containers, and print its name")
-    image.add_argument("--version", type=int, help="PostgreSQL's major version; else the default")
-    image.add_argument("--tag", help="the image's name; else one that nodes find by themselves")
+    image = commands.add_parser("image", help="make the image for nodes in containers, and print its name")
+    image.add_argument(
+        "--version", type=int, help="PostgreSQL's major version (default: the first installation found)"
+    )
+    image.add_argument("--tag", help="the name of the image (default: a name that nodes find by themselves)")
     options = parser.parse_args(arguments)
     try:
         sys.stdout.write(build_image(options.version, options.tag) + "\n")

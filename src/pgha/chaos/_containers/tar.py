@@ -1,7 +1,7 @@
-"""A file system for a container: PostgreSQL's server, `sh`, and the libraries which they need.
+"""A file system for a container: PostgreSQL's server, `sh`, and the libraries that they need.
 
-All files keep the paths which they have here: so the server finds its own files, and the loader the
-libraries, as they do here, however they were built and moved.
+All files keep the paths that they have here. So the server finds its own files, and the loader the libraries,
+as they do here, however they were built and moved.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _ZONES = Path("/usr/share/zoneinfo")
 _LOADER_CACHE = Path("/etc/ld.so.cache")
 _TMP = Path("/tmp")
 _UNWANTED = ("llvmjit",)
-"""LLVM is a hundred megabytes, and without it the server merely compiles no expressions."""
+"""LLVM takes a hundred megabytes; without it, the server only compiles no expressions."""
 _OTHER_FOLDERS = {"bitcode", "pgxs"}
 
 
 def pack(installation: Installation) -> bytes:
-    """The content of a tar file; `ChaosError` when a library that the server needs is missing. Blocks."""
+    """Return the content of a tar file; `ChaosError` if the server lacks a library. Blocks."""
     bindir = installation.bindir.resolve()
     server = bindir / "postgres"
     plugins, shared = _folders(bindir)
@@ -38,9 +38,8 @@ def pack(installation: Installation) -> bytes:
     found, missing = _needed([server, _SHELL])
     if missing:
         raise ChaosError(f"{server} needs {', '.join(missing)}, not found by 'ldd': install it")
-    found |= _needed(libraries)[
-        0
-    ]  # a module of some extension may lack its own: then it is not usable here either
+    # The module of an extension may lack a library of its own: then the module does not work here either.
+    found |= _needed(libraries)[0]
     files = {server, _SHELL, *libraries, *_below(shared), *found}
     if not (shared / "timezone").is_dir():
         files |= set(_below(_ZONES))
@@ -50,10 +49,10 @@ def pack(installation: Installation) -> bytes:
 
 
 def _folders(bindir: Path) -> tuple[Path, Path]:
-    """Where the server has its modules and its shared files."""
+    """Return the folders of the server's modules and of its shared files."""
     program = bindir / "pg_config"
     if not program.exists():
-        raise ChaosError(f"{program} is missing, which tells where the server has its files: install it")
+        raise ChaosError(f"{program} is missing, but is needed to find the server's files: install it")
     answer = run_tool([program, "--pkglibdir", "--sharedir"], cwd=Path("/")).splitlines()
     return Path(answer[0]), Path(answer[1])
 
@@ -65,7 +64,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def _needed(programs: Sequence[Path]) -> tuple[set[Path], list[str]]:
-    """The libraries which `programs` need, those of the libraries included, and the names of missing ones."""
+    """Return the libraries that `programs` need, directly and indirectly, and the names of missing ones."""
     if not programs:
         return set(), []
     try:
@@ -82,9 +81,9 @@ def _tar(files: Sequence[Path]) -> bytes:
     there = [path for path in files if path.is_file()]
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
-        # A path may be there once only, and the server's own files may lie below /tmp.
+        # A path must occur only once, and the server's own files may be below /tmp.
         for folder in sorted({parent for path in there for parent in path.parents} - {Path("/"), _TMP}):
-            _add_folder(archive, folder, 0o755)  # else the engine chooses a mode for it
+            _add_folder(archive, folder, 0o755)  # otherwise the engine chooses its mode
         _add_folder(archive, _TMP, 0o1777)
         for path in there:
             _add(archive, path, path.read_bytes(), 0o755 if os.access(path, os.X_OK) else 0o644)
@@ -99,7 +98,7 @@ def _add_folder(archive: tarfile.TarFile, path: Path, mode: int) -> None:
 
 
 def _add(archive: tarfile.TarFile, path: Path, content: bytes, mode: int) -> None:
-    """A file of root. What is a link here is a file there."""
+    """Add a file that root owns. A link here becomes a file there."""
     member = tarfile.TarInfo(str(path)[1:])
     member.size, member.mode = len(content), mode
     archive.addfile(member, io.BytesIO(content))

@@ -1,19 +1,19 @@
-"""One direction of a proxied connection: what came in, and what may leave when. Pure: no clock, no socket.
+"""One direction of a proxied connection: which bytes may leave, and when. Pure: no clock, no socket.
 
-Everything that comes in leaves again, in order, byte for byte. A fault only says when, in which pieces, and
-where it stops:
+All bytes that come in leave again, in order and unchanged. A fault only decides when, in which pieces, and
+where the bytes stop:
 
 | setting                | what leaves                                                                |
 |------------------------|----------------------------------------------------------------------------|
-| latency, jitter        | each piece so much after it came in, never before an earlier one           |
-| bandwidth              | a piece once so many bytes had the time to be sent                         |
-| drop                   | nothing, until it is healed: as lost packets, which TCP sends again        |
-| chunk                  | at most so many bytes a time                                               |
-| coalesce               | what came in together, once it is enough or has waited long enough         |
-| close_delay            | the end of file, so much after it came in                                  |
+| latency, jitter        | each piece, so long after it came in, never before an earlier one          |
+| bandwidth              | a piece, once its bytes had the time to be sent                            |
+| drop                   | nothing, until it is healed: like lost packets, which TCP sends again      |
+| chunk                  | at most so many bytes at a time                                            |
+| coalesce               | several pieces together, once they are enough or have waited long enough   |
+| close_delay            | the end of file, so long after it came in                                  |
 | a cut after N bytes    | exactly N bytes of this direction, then the cut                            |
 
-A changed setting counts for what is on its way, too: after healing nothing waits.
+A changed setting also affects bytes that are on their way: after healing, nothing waits.
 """
 
 from __future__ import annotations
@@ -27,55 +27,70 @@ from typing import Literal, TypeAlias, get_args
 from pgha.chaos._errors import ChaosError
 
 Direction: TypeAlias = Literal["up", "down"]
-"""`up`: from client to server, `down`: from server to client."""
+"""A direction of a connection: `up` is from client to server, `down` from server to client."""
 CutHow: TypeAlias = Literal["eof", "reset", "stall"]
+"""The effect of a cut: `eof` closes the connection in an orderly way, `reset` resets it, `stall` stops one
+direction.
+"""
 Ending: TypeAlias = Literal["eof", "reset"]
+"""The end of one direction."""
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 
 _TICK = 0.01
-"""Seconds. With a bandwidth, at least as many bytes as fit in here leave together: else each would cost a
-timer.
+"""Seconds. With a bandwidth, at least as many bytes as fit in this time leave together: otherwise each byte
+would cost a timer.
 """
 
 
 def _seconds(name: str, value: float) -> None:
     if not 0 <= value < math.inf:
-        raise ChaosError(f"{name} is a number of seconds from 0 on, not {value!r}")
+        raise ChaosError(f"{name} must be a finite number of seconds, at least 0, not {value!r}")
 
 
 def _whole(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ChaosError(f"{name} is a whole number from {least} on, not {value!r}")
+        raise ChaosError(f"{name} must be a whole number, at least {least}, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """What one direction of every connection is like; `Wire()` is a clean one. `ChaosError` for a value that
-    makes no sense.
+    """The settings of one direction of every connection; `Wire()` is a clean one.
+
+    Invalid values are a `ChaosError`.
+
+    Example::
+
+        proxy.set(down=Wire(latency=0.2, jitter=0.1), up=Wire(chunk=1))
     """
 
     latency: float = 0.0
-    """Seconds that every piece is late. Those on their way overlap: it costs no throughput."""
+    """Seconds that every piece is delayed. Delayed pieces overlap, so latency costs no throughput."""
     jitter: float = 0.0
-    """Up to so many seconds more, drawn evenly for each piece; order is kept."""
+    """The largest additional delay in seconds, drawn uniformly for each piece; the order is kept."""
     bandwidth: float | None = None
-    """Bytes a second, for each connection."""
+    """Bytes per second, per connection; None: no limit."""
     drop: bool = False
-    """Nothing moves, ends of file and resets neither; connections stay open. When healed, all flows on."""
+    """Whether nothing passes, not even ends of file and resets; connections stay open. After healing,
+    everything passes.
+    """
     chunk: int | None = None
-    """At most so many bytes a packet. 1: one-byte packets. (A slow receiver may find several at once.)"""
+    """Bytes per packet at most; 1 gives one-byte packets. A slow receiver may read several packets at once.
+    None: no limit.
+    """
     coalesce: tuple[int, float] | None = None
-    """(bytes, seconds): hold what comes until there is so much or the oldest has waited so long, then write
-    all at once.
+    """(bytes, seconds): hold bytes back until there are so many, or until the oldest has waited so long, then
+    write all at once. None: nothing is held back.
     """
     close_delay: float = 0.0
-    """Seconds that an end of file is held back; a reset is not."""
+    """Seconds that an end of file is delayed; a reset is not."""
 
     def __post_init__(self) -> None:
         for name in ("latency", "jitter", "close_delay"):
             _seconds(name, getattr(self, name))
         if self.bandwidth is not None and not 0 < self.bandwidth < math.inf:
-            raise ChaosError(f"bandwidth is a number of bytes a second above 0, not {self.bandwidth!r}")
+            raise ChaosError(
+                f"bandwidth must be a finite number of bytes per second, above 0, not {self.bandwidth!r}"
+            )
         if self.chunk is not None:
             _whole("chunk", self.chunk, 1)
         if self.coalesce is not None:
@@ -85,41 +100,58 @@ class Wire:
 
 
 CLEAN = Wire()
+"""The settings without any fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Let exactly `after` bytes of a direction of a connection through, then end it.
+    """A cut: exactly `after` bytes of one direction of a connection pass, then the connection ends or stalls.
 
-    `how`: "eof": the connection is closed in an orderly way, to both sides at once. "reset": both sides get a
-    reset (RST); the receiver has all the bytes first. "stall": the direction stands still, the connection
-    stays open, the other direction goes on; healed, it flows on.
+    A connection that has passed the offset already is cut at once. With `eof` and `reset`, bytes of the other
+    direction that are on their way are lost. Invalid values are a `ChaosError`.
 
-    `connection`: the number of the one that is cut, counted from 0; None: each. One that is past the offset
-    already is cut at once. What the other direction has on its way at an "eof" or a "reset" is lost.
+    Example::
+
+        proxy.cut(Cut(100, "reset", "down"))
     """
 
     after: int
+    """The number of bytes that pass."""
     how: CutHow
+    """``eof``: both sides of the connection are closed at once, in an orderly way. ``reset``: both sides get
+    a reset (RST), after the receiver has all the bytes. ``stall``: nothing more passes in this direction, the
+    connection stays open, and the other direction goes on; after healing, the direction goes on too.
+    """
     direction: Direction
+    """The direction whose bytes are counted."""
     connection: int | None = None
+    """The number of the connection to cut, counted from 0; None: every connection."""
 
     def __post_init__(self) -> None:
         _whole("a cut's offset", self.after, 0)
         if self.how not in get_args(CutHow):
-            raise ChaosError(f"a cut's how is one of {', '.join(get_args(CutHow))}, not {self.how!r}")
+            raise ChaosError(f"a cut's how must be one of {', '.join(get_args(CutHow))}, not {self.how!r}")
         known(self.direction)
         if self.connection is not None:
             _whole("a connection's number", self.connection, 0)
 
     def concerns(self, direction: Direction, connection: int) -> bool:
+        """Return whether the cut applies to a connection.
+
+        Args:
+            direction: The direction of the connection.
+            connection: The number of the connection.
+
+        Returns:
+            Whether the cut applies.
+        """
         return direction == self.direction and self.connection in (None, connection)
 
 
 def known(direction: str) -> None:
-    """`ChaosError` if there is no such direction."""
+    """Raise `ChaosError` for an unknown direction."""
     if direction not in DIRECTIONS:
-        raise ChaosError(f"a direction is one of {', '.join(DIRECTIONS)}, not {direction!r}")
+        raise ChaosError(f"a direction must be one of {', '.join(DIRECTIONS)}, not {direction!r}")
 
 
 class _Piece:
@@ -134,8 +166,9 @@ class _Piece:
 class ByteStream:
     """The bytes of one direction of one connection.
 
-    Whoever drives it gives what came in to `feed`, and `end`; asks `ready` what may leave now, and `due` when
-    to ask again; and says with `sent` how much left. Times are seconds of any clock that does not go back.
+    The driver passes bytes that came in to `feed`, and calls `end`. `ready` returns what may leave now, and
+    `due` when to ask again. The driver reports with `sent` how many bytes left. Times are seconds of any
+    clock that does not go back.
     """
 
     __slots__ = (
@@ -144,35 +177,37 @@ class ByteStream:
     )  # fmt: skip
 
     def __init__(self, wire: Wire, cut: Cut | None, draw: Callable[[], float]) -> None:
-        """`draw`: a random number from 0 to 1, for the jitter."""
+        """Make the stream; `draw` returns a random number from 0 to 1, for the jitter."""
         self.passed = 0
-        """Bytes that left."""
+        """The number of bytes that left."""
         self.queued = 0
-        """Bytes that came in and did not leave yet."""
+        """The number of bytes that came in and have not left yet."""
         self._draw = draw
         self._queue: deque[_Piece] = deque()
         self._held: list[bytes | memoryview] = []
         self._held_since, self._held_size = 0.0, 0
         self._end: Ending | None = None
         self._end_since, self._end_draw = 0.0, 0.0
-        self._free = -math.inf  # until then, what left occupied the bandwidth
+        self._free = -math.inf  # the time until which the bytes that left occupy the bandwidth
         self.configure(-math.inf, wire, cut)
 
     @property
     def clear(self) -> bool:
-        """Whether what comes in now may leave at once, past this queue."""
+        """Whether bytes that come in now may leave at once, without entering the queue."""
         return self._plain and not self._queue
 
     def configure(self, now: float, wire: Wire, cut: Cut | None) -> None:
-        """Other settings, from now on."""
+        """Change the settings, from now on."""
         self.wire, self.cut = wire, cut
         self._plain = wire == CLEAN and cut is None
-        self._free = max(self._free, now)  # a bandwidth counts from when it is set: no credit for before
+        self._free = max(
+            self._free, now
+        )  # a bandwidth counts from its setting on, without credit for earlier time
         if wire.coalesce is None or self._held_size >= wire.coalesce[0]:
             self._release(now)
 
     def feed(self, now: float, data: bytes | memoryview) -> None:
-        """So much came in."""
+        """Take in bytes."""
         self.queued += len(data)
         if self.wire.coalesce is None:
             self._queue.append(_Piece(memoryview(data), now, self._draw()))
@@ -186,7 +221,7 @@ class ByteStream:
             self._release(now)
 
     def end(self, now: float, how: Ending) -> None:
-        """Nothing comes after it. A reset may still follow an end of file that did not leave yet."""
+        """Take in the end of the direction. A reset may still follow an end of file that has not left yet."""
         self._settle(now)
         self._release(now)
         if self._end is None:
@@ -195,7 +230,10 @@ class ByteStream:
             self._end = how
 
     def due(self) -> float:
-        """When something may leave, or at the earliest get nearer to it; inf: never, as things are."""
+        """Return the time when something may leave, or gets closer to leaving.
+
+        inf means: never, with these settings.
+        """
         if (cut := self._reached) is not None:
             return math.inf if cut.how == "stall" else -math.inf
         if self.wire.drop:
@@ -211,7 +249,7 @@ class ByteStream:
         return self._late(self._end_since, self._end_draw) + delay
 
     def ready(self, now: float) -> memoryview | Ending | Cut | None:
-        """What may leave now: bytes, the end that came in, or the cut that is reached. None: see `due`."""
+        """Return what may leave now: bytes, the end, or the cut that is reached. None: `due` says when."""
         self._settle(now)
         if self.due() > now:
             return None
@@ -222,14 +260,14 @@ class ByteStream:
         piece = self._queue[0]
         size = self._least(piece)
         if self.wire.bandwidth is not None:
-            # Woken late, it makes up for that: what had the time to be sent by now.
+            # The driver may be woken late: all bytes that had the time to be sent by now may leave.
             size = max(size, min(self._most(piece), int((now - self._start(piece)) * self.wire.bandwidth)))
         else:
             size = self._most(piece)
         return piece.data[:size]
 
     def sent(self, size: int) -> None:
-        """The first `size` bytes of what was ready have left."""
+        """Record that the first `size` bytes of what was ready have left."""
         piece = self._queue[0]
         if self.wire.bandwidth is not None:
             self._free = self._start(piece) + size / self.wire.bandwidth
@@ -241,7 +279,7 @@ class ByteStream:
             piece.data = piece.data[size:]
 
     def went_past(self, size: int) -> None:
-        """So many bytes came in and left at once, while the line was `clear`."""
+        """Record that `size` bytes came in and left at once, while the stream was `clear`."""
         self.passed += size
 
     @property
@@ -249,7 +287,7 @@ class ByteStream:
         return self.cut if self.cut is not None and self.passed >= self.cut.after else None
 
     def _settle(self, now: float) -> None:
-        """What was held long enough is held no more, from the moment that this was so."""
+        """Release bytes that were held back long enough, as of the moment when that was so."""
         if self._held and self.wire.coalesce is not None:
             until = self._held_since + self.wire.coalesce[1]
             if until <= now:
@@ -264,19 +302,19 @@ class ByteStream:
         return since + self.wire.latency + draw * self.wire.jitter
 
     def _start(self, piece: _Piece) -> float:
-        """When its first byte begins to be sent."""
+        """Return the time when the first byte of a piece begins to be sent."""
         late = self._late(piece.since, piece.draw)
         return late if self.wire.bandwidth is None else max(late, self._free)
 
     def _most(self, piece: _Piece) -> int:
-        """Bytes of it that one packet can have."""
+        """Return how many bytes of a piece one packet can carry."""
         size = len(piece.data)
         if self.wire.chunk is not None:
             size = min(size, self.wire.chunk)
         return size if self.cut is None else min(size, self.cut.after - self.passed)
 
     def _least(self, piece: _Piece) -> int:
-        """Bytes of it that are waited for."""
+        """Return how many bytes of a piece must be ready before any leaves."""
         if self.wire.bandwidth is None:
             return self._most(piece)
         return min(self._most(piece), max(1, int(self.wire.bandwidth * _TICK)))

@@ -1,4 +1,4 @@
-"""A proxy before each of several nodes."""
+"""One proxy before each of several nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from pgha.chaos._proxy.proxy import Proxy, Target
 
 
 class Proxies(Sequence[Proxy]):
-    """Proxies in the order of their nodes; `proxies[0]` and `proxies["n1"]` are the same."""
+    """Proxies in the order of their nodes; `proxies[0]` and `proxies["n1"]` are the same proxy.
+
+    Args:
+        proxies: The proxies.
+
+    Example::
+
+        async with standalone(2) as nodes, proxied(nodes) as proxies:
+            proxies["n2"].refuse()
+            proxies.heal()
+    """
 
     def __init__(self, proxies: Iterable[Proxy]) -> None:
         self._proxies = tuple(proxies)
@@ -35,6 +45,7 @@ class Proxies(Sequence[Proxy]):
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The name of each proxy, in order."""
         return tuple(proxy.name for proxy in self._proxies)
 
     @property
@@ -43,16 +54,35 @@ class Proxies(Sequence[Proxy]):
         return tuple(proxy.dsn for proxy in self._proxies)
 
     def heal(self) -> None:
-        """`Proxy.heal` of each."""
+        """Heal every proxy, see `Proxy.heal`.
+
+        Raises:
+            ChaosError: If a proxy is not running, or its port was taken.
+        """
         for proxy in self._proxies:
             proxy.heal()
 
 
 @asynccontextmanager
 async def proxied(nodes: Iterable[Target], *, seed: int = 0) -> AsyncGenerator[Proxies]:
-    """A `Proxy` before each node, under the node's name; `seed`: of the first one, the next has one more.
+    """Run a `Proxy` before each node, under the node's name.
 
-    Leaving closes all their connections at once.
+    Leaving closes all connections at once. Cancellation of the body does the same.
+
+    Args:
+        nodes: The nodes.
+        seed: The seed of the first proxy's jitter; each further proxy adds one.
+
+    Returns:
+        An async context manager that gives the `Proxies`.
+
+    Raises:
+        ChaosError: If no port is free.
+
+    Example::
+
+        async with standalone(2) as nodes, proxied(nodes) as proxies:
+            proxies["n1"].drop("down")
     """
     async with AsyncExitStack() as stack:
         proxies = [

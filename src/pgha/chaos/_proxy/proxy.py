@@ -21,43 +21,69 @@ _AGAIN = 0.01
 
 
 class Target(Protocol):
-    """What a proxy has to know of a node."""
+    """The attributes of a node that a proxy needs."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name of the node."""
+        ...
 
     @property
-    def port(self) -> int: ...
+    def port(self) -> int:
+        """The current port of the node."""
+        ...
 
     @property
-    def dsn(self) -> str: ...
+    def dsn(self) -> str:
+        """The conninfo string of the node."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionStatus:
-    """A living connection: its number, counted from 0, and the bytes relayed each way."""
+    """A living connection through a proxy.
+
+    Example::
+
+        for connection in proxy.connections:
+            print(connection.number, connection.up, connection.down)
+    """
 
     number: int
+    """The number of the connection, counted from 0."""
     up: int
+    """Bytes relayed from client to server."""
     down: int
+    """Bytes relayed from server to client."""
 
 
 @final
 class Proxy:
-    """A proxy on a port of 127.0.0.1, before `target`: a node, or (host, port).
+    """A TCP proxy on a port of 127.0.0.1, before a node or another server.
 
-    An async context manager: it relays while it is entered; leaving closes every connection at once. TLS
-    passes through as it is. The target's port is looked up for each connection, so a node may restart. Of a
-    target that is down the client sees a reset.
+    A proxy is an async context manager: it relays while it is entered. Leaving, also by cancellation, closes
+    every connection at once. TLS passes through unchanged. The proxy looks up the target's port for each
+    connection, so a node may restart. If the target is down, the client gets a reset.
 
-    Faults are set, changed and healed while connections run, each direction apart; they count for living
-    connections and for new ones. While a direction drops, or after `mute`, a new connection is accepted, but
-    reaches the server only once that is healed. The methods do not wait; they belong into the loop that
+    Faults are set, changed and healed while connections run, for each direction separately; they affect
+    living connections and new ones. While a direction drops, or after `mute`, a new connection is accepted,
+    but reaches the server only after healing. The methods do not wait. Call them in the event loop that
     entered the proxy.
 
-    `name`: the target's by default. `port`: this one instead of any free one; it stays reserved while
-    connections are refused. `seed`: of the jitter's draws. `ChaosError` for what makes no sense, and when
-    the port is taken.
+    Args:
+        target: The node, or the pair (host, port).
+        name: The name; None: the target's.
+        port: The port to use, which stays reserved while connections are refused; None: any free port.
+        seed: The seed of the jitter's random numbers.
+
+    Raises:
+        ChaosError: On entering, if the port is taken.
+
+    Example::
+
+        async with Proxy(("127.0.0.1", 5432)) as proxy:
+            print(proxy.dsn)
+            proxy.set(down=Wire(latency=0.2))
     """
 
     def __init__(
@@ -81,7 +107,7 @@ class Proxy:
 
     async def __aenter__(self) -> Self:
         if self._state != "new":
-            raise ChaosError(f"the proxy of {self._name} was entered before: make another one")
+            raise ChaosError(f"the proxy of {self._name} was entered before: make a new one")
         self._port = Port(self._wanted_port)
         try:
             self._listener: socket.socket | None = self._listen()
@@ -102,8 +128,9 @@ class Proxy:
         self._group.cancel_scope.cancel()
         try:
             if isinstance(exc, anyio.get_cancelled_exc_class()):
-                return await self._group.__aexit__(exc_type, exc, traceback)  # it may be the group's own
-            # Not through the group: it would come out in an exception group, and no task had a part in it.
+                # The cancellation may be the group's own.
+                return await self._group.__aexit__(exc_type, exc, traceback)
+            # The group must not see the exception: it would raise an exception group, though no task failed.
             await self._group.__aexit__(None, None, None)
             return None
         finally:
@@ -119,34 +146,38 @@ class Proxy:
 
     @property
     def name(self) -> str:
+        """The name of the proxy."""
         return self._name
 
     @property
     def port(self) -> int:
         """The port of 127.0.0.1 that clients connect to."""
         if self._state == "new":
-            raise ChaosError(f"the proxy of {self._name} has no port yet: enter it with 'async with'")
+            raise ChaosError(f"the proxy of {self._name} has no port yet: enter the proxy with 'async with'")
         return self._port.number
 
     @property
     def dsn(self) -> str:
-        """The node's own DSN with the proxy's port; of (host, port), host and port alone."""
+        """The node's DSN with the port of the proxy; for (host, port), only host and port."""
         own = "" if isinstance(self._target, tuple) else self._target.dsn
         return make_conninfo(own, host="127.0.0.1", port=self.port)
 
     @property
     def up(self) -> Wire:
-        """What the direction from client to server is like; changed by `set`."""
+        """The settings of the direction from client to server; `set` changes them."""
         return self._terms.up
 
     @property
     def down(self) -> Wire:
-        """What the direction from server to client is like; changed by `set`."""
+        """The settings of the direction from server to client; `set` changes them."""
         return self._terms.down
 
     @property
     def connections(self) -> tuple[ConnectionStatus, ...]:
-        """The living ones, in the order of their numbers; without those that were closed or reset here."""
+        """The living connections, in the order of their numbers.
+
+        Connections that the proxy closed or reset are left out.
+        """
         return tuple(
             ConnectionStatus(link.number, link.passed("up"), link.passed("down"))
             for link in self._links.values()
@@ -155,23 +186,41 @@ class Proxy:
 
     @property
     def total(self) -> int:
-        """Connections accepted so far, since counting began: the number of the next one."""
+        """The number of connections accepted since counting began.
+
+        This is also the number of the next connection.
+        """
         return self._accepted - self._terms.first
 
     def restart_count(self) -> None:
-        """Let the next connection be number 0. Living ones get numbers below 0."""
+        """Restart counting: the next connection is number 0.
+
+        Living connections get negative numbers.
+        """
         self._terms.first = self._accepted
         self._apply()
 
     def set(self, *, up: Wire | None = None, down: Wire | None = None) -> None:
-        """Another wire for a direction; None leaves it as it is."""
+        """Change the settings of one direction or of both.
+
+        Args:
+            up: The settings from client to server; None: unchanged.
+            down: The settings from server to client; None: unchanged.
+        """
         self._terms.up = up if up is not None else self._terms.up
         self._terms.down = down if down is not None else self._terms.down
         self._apply()
 
     def drop(self, *directions: Direction) -> None:
-        """Let nothing pass in these directions (both when none is named), and nothing else change there.
+        """Let nothing pass in these directions, and leave their other settings unchanged.
+
         Connections stay open.
+
+        Args:
+            *directions: `up`, `down` or both; none: both.
+
+        Raises:
+            ChaosError: For an unknown direction.
         """
         for direction in directions:
             known(direction)
@@ -182,41 +231,62 @@ class Proxy:
         self.set(**wires)
 
     def cut(self, cut: Cut | None) -> None:
-        """Arm a cut in place of any other; None: disarm it, so that what it stalled flows on."""
+        """Arm a cut, in place of the one that was armed before.
+
+        Args:
+            cut: The cut; None: disarm the cut, so that what it stalled goes on.
+        """
         self._terms.cut = cut
         self._apply()
 
     def reset(self) -> None:
-        """A reset (RST) to both sides of every connection, now."""
+        """Send a reset (RST) to both sides of every connection, now."""
         for link in self._links.values():
             link.reset()
 
     def close_all(self) -> None:
-        """An end of file to both sides of every connection, now; what is on its way here is lost."""
+        """Send an end of file to both sides of every connection, now.
+
+        Bytes that the proxy has not passed on yet are lost.
+        """
         for link in self._links.values():
             link.finish()
 
     def refuse(self) -> None:
-        """Refuse new connections; living ones stay. The port stays reserved."""
+        """Refuse new connections. Living ones stay, and the port stays reserved.
+
+        Raises:
+            ChaosError: If the proxy is not running.
+        """
         self._running()
         if self._listener is not None:
             sockets.close(self._listener)
             self._listener = None
 
     def mute(self) -> None:
-        """Accept new connections and say nothing, until it is healed; living ones stay."""
+        """Accept new connections and never answer, until healed. Living ones stay.
+
+        Raises:
+            ChaosError: If the proxy is not running, or its port was taken.
+        """
         self._terms.mute = True
         self._accepting()
 
     def heal(self) -> None:
-        """Clean wires, no cut, new connections welcome: all that stood still flows on."""
+        """Remove all faults: clean settings, no cut, new connections accepted.
+
+        Everything that stood still goes on.
+
+        Raises:
+            ChaosError: If the proxy is not running, or its port was taken.
+        """
         self._terms.up = self._terms.down = CLEAN
         self._terms.cut, self._terms.mute = None, False
         self._accepting()
 
     def _running(self) -> None:
         if self._state != "running":
-            raise ChaosError(f"the proxy of {self._name} does not run: use it within its 'async with'")
+            raise ChaosError(f"the proxy of {self._name} is not running: use it inside its 'async with'")
 
     def _apply(self) -> None:
         for link in self._links.values():
@@ -234,7 +304,7 @@ class Proxy:
             return sockets.listening(self._port.number)
         except OSError as error:
             raise ChaosError(
-                f"port {self._port.number} of the proxy of {self._name} was taken: {error}"
+                f"port {self._port.number} of the proxy of {self._name} is taken by another program: {error}"
             ) from error
 
     async def _accept(self) -> None:
@@ -248,7 +318,9 @@ class Proxy:
             except BlockingIOError:
                 await sockets.readable(self._listener)
             except OSError:
-                await anyio.sleep(_AGAIN)  # too many open files, or the client has gone already
+                await anyio.sleep(
+                    _AGAIN
+                )  # too many open files, or the client has gone already: try again soon
             else:
                 self._begin(sockets.prepared(client))
                 await anyio.lowlevel.checkpoint()

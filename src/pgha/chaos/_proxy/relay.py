@@ -1,7 +1,7 @@
-"""A proxied connection: a `Line` each way, driven over raw sockets.
+"""A proxied connection: a `ByteStream` in each direction, driven over raw sockets.
 
-Each direction has a reader, which takes in, and a writer, which waits for what the line lets out. While
-nothing stands in the way the reader writes by itself: one system call in, one out, no queue, no timer.
+Each direction has a reader, which takes bytes in, and a writer, which waits until the stream lets bytes out.
+While no fault is set, the reader writes by itself: one system call in, one out, no queue, no timer.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from pgha.chaos._proxy.direction import CLEAN, ByteStream, Cut, Direction, Endin
 
 _PIECE = 1 << 16
 _LIMIT = 1 << 20
-"""Bytes of one direction that are held at most; then its sender waits, as for any receiver that is slow."""
+"""Bytes of one direction that are held at most. Then the sender waits, as with any slow receiver."""
 _TURNS = 16
 
 
 @dataclass(slots=True)
 class Terms:
-    """What holds for all connections of a proxy."""
+    """The settings of all connections of a proxy."""
 
     up: Wire = CLEAN
     down: Wire = CLEAN
     cut: Cut | None = None
     mute: bool = False
     first: int = 0
-    """Connections accepted before counting began."""
+    """The number of connections accepted before counting began."""
 
     def wire(self, direction: Direction) -> Wire:
         return self.up if direction == "up" else self.down
 
     @property
     def reachable(self) -> bool:
-        """Whether a new connection gets to the server: it takes packets both ways."""
+        """Whether a new connection reaches the server: that takes packets in both directions."""
         return not (self.mute or self.up.drop or self.down.drop)
 
 
 class Pause:
-    """A wait of one task that others can end."""
+    """A wait of one task that other tasks can end."""
 
     __slots__ = ("_scope", "until")
 
     def __init__(self) -> None:
         self._scope: anyio.CancelScope | None = None
         self.until = -math.inf
-        """Until when it waits if nobody ends it; in the past when nobody waits."""
+        """The time when the wait ends by itself; in the past while no task waits."""
 
     def end(self) -> None:
-        # Whoever does not wait right now runs, or is about to, and looks at everything again.
+        # A task that does not wait right now is running, or about to run, and looks at everything again.
         if self._scope is not None:
             self._scope.cancel()
 
@@ -81,20 +81,20 @@ class Pause:
 
 
 class Flow:
-    """One direction: from `source` to `sink`, by `line`."""
+    """One direction of a connection: from `source` to `sink`, through `line`."""
 
     def __init__(self, link: Link, source: socket.socket, sink: socket.socket, line: ByteStream) -> None:
         self.line = line
-        self.done = False  # the end has left, or the sink is gone
+        self.done = False  # True once the end has left, or the sink is gone
         self._link, self._source, self._sink = link, source, sink
         self._room, self._turn = Pause(), Pause()
 
     def wake(self) -> None:
-        """Something changed: look again."""
+        """Wake the writer: something has changed."""
         self._turn.end()
 
     def end(self, how: Ending) -> None:
-        """Nothing more comes from the source."""
+        """Record that the source sends nothing more."""
         self.line.end(anyio.current_time(), how)
         self.wake()
 
@@ -116,7 +116,7 @@ class Flow:
                 return self.end("eof")
             self._take(data)
             turns += 1
-            if len(data) < _PIECE:  # that was all there is: do not ask in vain
+            if len(data) < _PIECE:  # nothing more has arrived: another recv would only fail
                 await sockets.readable(self._source)
             elif turns % _TURNS == 0:
                 await anyio.lowlevel.checkpoint()
@@ -141,7 +141,7 @@ class Flow:
         return None
 
     async def write(self) -> None:
-        """Let out what the line lets out, until the end."""
+        """Write what the stream lets out, until the end."""
         while not self.done:
             ready = self.line.ready(anyio.current_time())
             match ready:
@@ -169,10 +169,10 @@ class Flow:
         self.line.sent(size)
         if self.line.queued < _LIMIT:
             self._room.end()
-        return await anyio.lowlevel.checkpoint()  # a receiver in this loop sees packet by packet
+        return await anyio.lowlevel.checkpoint()  # so that a receiver in this loop sees each packet alone
 
     def _lost(self) -> None:
-        """The sink was reset: that news travels the other way."""
+        """Report that the sink was reset: the reset is passed on in the other direction."""
         self.done = True
         self._room.end()
         self._turn.end()
@@ -180,7 +180,7 @@ class Flow:
 
 
 class Link:
-    """One connection, from the moment that it was accepted."""
+    """One connection, from the moment when it was accepted."""
 
     def __init__(
         self,
@@ -208,7 +208,7 @@ class Link:
 
     @property
     def number(self) -> int:
-        """Counted from 0; below that if it was accepted before counting began."""
+        """The number, counted from 0; negative if the connection was accepted before counting began."""
         return self._number - self._terms.first
 
     @property
@@ -216,11 +216,11 @@ class Link:
         return self._state == "open"
 
     def passed(self, direction: Direction) -> int:
-        """Bytes of a direction that were relayed."""
+        """Return how many bytes of a direction were relayed."""
         return self._lines[direction].passed
 
     def apply(self) -> None:
-        """The terms have changed."""
+        """Apply changed terms."""
         now = anyio.current_time()
         for direction, line in self._lines.items():
             line.configure(now, *self._settings(direction))
@@ -229,14 +229,14 @@ class Link:
             flow.wake()
 
     async def run(self) -> None:
-        """Until it ends: by itself, by `finish` or `reset`, or cancelled."""
+        """Relay until the connection ends: by itself, by `finish` or `reset`, or by cancellation."""
         try:
             with self._scope:
                 await self._relay()
             if self._state == "closing":
                 async with anyio.create_task_group() as group:
                     for sock in self._sockets:
-                        sockets.finish(sock)  # again: the server's may have been on its way
+                        sockets.finish(sock)  # again: the server's socket may not have been there yet
                         group.start_soon(sockets.drained, sock)
         finally:
             self.close()
@@ -247,7 +247,7 @@ class Link:
         try:
             self._sockets.append(await self._connect())
         except (OSError, ChaosError):
-            return self.reset()  # as near as can be to "connection refused", once accepted
+            return self.reset()  # for an accepted connection, the closest thing to "connection refused"
         client, server = self._sockets
         up, down = self._lines["up"], self._lines["down"]
         self._flows = [Flow(self, client, server, up), Flow(self, server, client, down)]
@@ -258,7 +258,7 @@ class Link:
         return None
 
     def lost(self, flow: Flow) -> None:
-        """The socket that `flow` writes to was reset."""
+        """Handle the reset of the socket that `flow` writes to."""
         (other,) = (one for one in self._flows if one is not flow)
         if other.done:
             self.reset()
@@ -266,9 +266,9 @@ class Link:
             other.end("reset")
 
     def finish(self) -> None:
-        """An end of file to both sides, now; what is still on its way is lost.
+        """Send an end of file to both sides, now; bytes that are still on their way are lost.
 
-        What they still send is read and thrown away, until they have closed their ends, too.
+        Bytes that the sides still send are read and discarded, until they have closed their ends too.
         """
         if self._state == "open":
             self._state = "closing"
@@ -277,11 +277,11 @@ class Link:
             self._scope.cancel()
 
     def reset(self) -> None:
-        """A reset to both sides, now."""
+        """Send a reset to both sides, now."""
         self._end(sockets.reset)
 
     def close(self) -> None:
-        """Nothing is left of it afterwards."""
+        """Close both sockets; nothing is left of the connection."""
         self._end(sockets.close)
 
     def _end(self, how: Callable[[socket.socket], None]) -> None:

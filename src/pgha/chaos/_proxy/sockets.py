@@ -1,5 +1,7 @@
-"""Raw non-blocking TCP sockets on either loop, for what streams do not give: a reset without an end of file
-before it, a half-close, and a send that says how much the kernel took.
+"""Raw non-blocking TCP sockets on either event loop.
+
+They do what streams cannot: a reset without an end of file before it, a half-close, and a send that reports
+how many bytes the kernel took.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ _PIECE = 1 << 16
 
 
 def listening(port: int) -> socket.socket:
-    """A listener at `port` of 127.0.0.1, which may be reserved by a `Port`. `OSError` if another listens."""
+    """Return a listener at `port` of 127.0.0.1, which a `Port` may have reserved.
+
+    `OSError` if another program listens there.
+    """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -35,14 +40,14 @@ def listening(port: int) -> socket.socket:
 
 
 def prepared(sock: socket.socket) -> socket.socket:
-    """Non-blocking, and every send is a packet of its own."""
+    """Make a socket non-blocking, with a packet for every send; return the socket."""
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
 
 async def connected(host: str, port: int) -> socket.socket:
-    """A connection; the last `OSError` if no address of `host` takes it."""
+    """Connect and return the socket; raises the last `OSError` if no address of `host` accepts."""
     error: OSError = OSError(f"{host} has no address")
     for family, address in await _addresses(host, port):
         try:
@@ -56,7 +61,7 @@ async def _addresses(host: str, port: int) -> list[tuple[int, Any]]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
-        # A name: that is asked for in a thread, which would cost each connection to a number, too.
+        # The host is a name. A thread resolves it; for numeric addresses the cost of a thread is avoided.
         named = await anyio.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         return [(family, address) for family, *_, address in named]
     return [(family, address) for family, *_, address in found]
@@ -79,7 +84,7 @@ async def _connected(family: int, address: Any) -> socket.socket:
 
 
 async def readable(sock: socket.socket) -> None:
-    """Wait until `sock` can be read, or was closed meanwhile (reading then fails)."""
+    """Wait until `sock` can be read, or was closed in the meantime (reading then fails)."""
     if sock.fileno() >= 0:
         try:
             await anyio.wait_readable(sock)
@@ -88,7 +93,7 @@ async def readable(sock: socket.socket) -> None:
 
 
 async def writable(sock: socket.socket) -> None:
-    """Wait until `sock` can be written to, or was closed meanwhile (writing then fails)."""
+    """Wait until `sock` can be written to, or was closed in the meantime (writing then fails)."""
     if sock.fileno() >= 0:
         try:
             await anyio.wait_writable(sock)
@@ -97,8 +102,10 @@ async def writable(sock: socket.socket) -> None:
 
 
 async def delivered(sock: socket.socket) -> None:
-    """Wait until all that was written is on its way: a reset now overtakes none of it, but would undo the
-    rest. Takes as long as the peer does not read.
+    """Wait until the kernel has sent everything that was written.
+
+    A reset after that overtakes nothing; a reset before it would discard the rest. The wait lasts as long as
+    the peer does not read.
     """
     while sock.fileno() >= 0:
         (waiting,) = struct.unpack("i", fcntl.ioctl(sock, _SIOCOUTQNSD, bytes(4)))
@@ -108,7 +115,7 @@ async def delivered(sock: socket.socket) -> None:
 
 
 async def drained(sock: socket.socket) -> None:
-    """Read to the end of `sock`, for nothing: with bytes unread, closing it would be a reset."""
+    """Read `sock` to its end and discard the bytes: closing a socket with unread bytes would be a reset."""
     while True:
         try:
             if not sock.recv(_PIECE):
@@ -122,7 +129,7 @@ async def drained(sock: socket.socket) -> None:
 
 
 def finish(sock: socket.socket) -> None:
-    """Send the end of file, if the connection still is one."""
+    """Send the end of file, if the connection still exists."""
     try:
         sock.shutdown(socket.SHUT_WR)
     except OSError:
@@ -130,15 +137,15 @@ def finish(sock: socket.socket) -> None:
 
 
 def close(sock: socket.socket) -> None:
-    """Close it, under a task that may wait for it."""
+    """Close a socket, even while a task waits for it."""
     if sock.fileno() >= 0:
-        # First, or the loop would go on watching a number that the next socket may get.
+        # First: otherwise the loop would go on watching a file descriptor that the next socket may get.
         anyio.notify_closing(sock)
         sock.close()
 
 
 def reset(sock: socket.socket) -> None:
-    """Close it with a reset (RST), without an end of file; what was not sent yet never is."""
+    """Close a socket with a reset (RST), without an end of file; unsent bytes are discarded."""
     if sock.fileno() >= 0:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NOT)
         close(sock)

@@ -1,4 +1,4 @@
-"""Masters which replicate to each other by PostgreSQL's own logical replication."""
+"""Masters that replicate to each other by PostgreSQL's own logical replication."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Link:
 
     @property
     def name(self) -> str:
-        """Of the subscription, its slot at the publisher and its application_name."""
+        """The name of the subscription, of its slot on the publisher, and of its application_name."""
         return f"{self.subscriber.name}_from_{self.publisher.name}"
 
     def __str__(self) -> str:
@@ -43,11 +43,21 @@ class _Link:
 
 
 class Masters(Nodes):
-    """Nodes of which each replicates what is written on it to every other.
+    """Nodes that replicate everything written on them to each other.
 
-    Asynchronous and without conflict resolution, as PostgreSQL ships it: two nodes which insert the same key
-    stop the replication between them until somebody mends it. A node that was killed or frozen catches up by
-    itself.
+    The replication is asynchronous and has no conflict resolution, as PostgreSQL ships it: if two nodes
+    insert the same key, the replication between them stops until the conflict is repaired. A node that was
+    killed or frozen catches up by itself.
+
+    Args:
+        nodes: The nodes; `masters` connects them.
+
+    Example::
+
+        async with masters(2) as nodes:
+            await nodes.create("CREATE TABLE item (id int PRIMARY KEY)")
+            await nodes[0].execute("INSERT INTO item VALUES (1)")
+            await nodes.wait_replicated()
     """
 
     def __init__(self, nodes: Iterable[Node]) -> None:
@@ -58,14 +68,25 @@ class Masters(Nodes):
         return [link for link in self._links if link.subscriber is node]
 
     async def create(self, ddl: str, *, timeout: float = 30.0) -> None:
-        """Run `ddl` (one or more statements) on all nodes and make every subscription aware of new tables.
+        """Run DDL on all nodes, and let every subscription include the new tables.
 
-        DDL is not replicated. Write to new tables only afterwards: rows written before it returns may stay
-        where they are. All nodes have to be running, else `ChaosError`. Not atomic: when it fails or is
-        cancelled, some nodes may have run the DDL and others not.
+        DDL is not replicated. Write to new tables only after the call: rows that are written earlier may not
+        be replicated. The call is not atomic: after a failure or a cancellation, some nodes may have run the
+        DDL and others not.
+
+        Args:
+            ddl: One or more statements.
+            timeout: Seconds to wait for the DDL, and again for the subscriptions.
+
+        Raises:
+            ChaosError: If a node is down or frozen, or the tables are not replicated within `timeout`.
+            psycopg.Error: If the DDL fails on a node.
+            TimeoutError: If a node does not run the DDL within `timeout`.
         """
         if lame := [node.name for node in self if not node.running or node.frozen]:
-            raise ChaosError(f"DDL needs all masters, but {', '.join(lame)} is down or frozen")
+            raise ChaosError(
+                f"DDL needs all masters, but {', '.join(lame)} is down or frozen: start or thaw it"
+            )
         await self.execute(ddl, timeout=timeout)
         await in_parallel(self._refresh, self)
         await until_nothing(self._unready_tables, timeout, "tables are not replicated yet")
@@ -81,11 +102,18 @@ class Masters(Nodes):
         return [f"{name}: {row[0]}" for name, found in rows.items() for row in found]
 
     async def wait_replicated(self, timeout: float = 30.0) -> None:
-        """Wait until every running node has applied what every other running node had written at the time of
-        the call.
+        """Wait until the running nodes have applied each other's writes.
 
-        Nodes which are down or frozen at that time count on neither side. `ChaosError` after `timeout`
-        seconds, saying which direction lags, by how much and, if a conflict stopped it, which one.
+        Every running node must have applied everything that the others had written when the call began. Nodes
+        that are down or frozen at that time do not count on either side. Cancellation ends the wait, and
+        changes nothing.
+
+        Args:
+            timeout: Seconds to wait.
+
+        Raises:
+            ChaosError: After `timeout`. The message says which direction lags, by how many bytes and, if a
+                conflict stopped the replication, which one.
         """
         alive = [node for node in self if node.running and not node.frozen]
         targets: dict[str, str] = {}
@@ -107,9 +135,10 @@ class Masters(Nodes):
     async def _link_up(self) -> None:
         """Make all publications and slots, then all subscriptions, and wait until every one streams.
 
-        The slots come first and on their own: CREATE SUBSCRIPTION would make its slot inside a transaction,
-        and the slot waits for the transactions that are open at the publisher, which might be just the one
-        which makes the opposite subscription: a deadlock over two servers, which none of them sees.
+        The slots are made first, and separately: CREATE SUBSCRIPTION would make its slot inside a
+        transaction, and the slot waits for all transactions that are open on the publisher. One of them might
+        be the transaction that makes the opposite subscription: a deadlock over two servers, which neither of
+        them sees.
         """
         await self.execute(f"CREATE PUBLICATION {_PUBLICATION} FOR ALL TABLES")
         await in_parallel(self._make_slots, self)
@@ -124,7 +153,7 @@ class Masters(Nodes):
 
     async def _subscribe(self, node: Node) -> None:
         for link in self._into(node):
-            # synchronous_commit: what is applied is confirmed at once, not after the WAL writer's next round.
+            # synchronous_commit: applied changes are confirmed at once, not at the WAL writer's next round.
             statement = sql.SQL(
                 "CREATE SUBSCRIPTION {} CONNECTION {} PUBLICATION {} WITH"
                 " (create_slot = false, copy_data = false, origin = none, synchronous_commit = on)"
@@ -140,16 +169,17 @@ class Masters(Nodes):
 
 
 async def _mark(node: Node) -> str:
-    """A position in the WAL of `node` behind everything which has been committed there.
+    """Return a position in the WAL of `node` after everything that has been committed there.
 
-    The message's own commit flushes the WAL up to it, also after commits which did not wait for that.
+    The commit of the message flushes the WAL up to this position, also after commits that did not wait for a
+    flush.
     """
     rows = await node.execute("SELECT pg_logical_emit_message(true, 'pgha', '')::text")
     return str(rows[0][0])
 
 
 async def _slots(publisher: Node, target: str) -> dict[str, str]:
-    """Per slot of `publisher` what is missing up to `target`, "" if nothing."""
+    """Return for each slot of `publisher` what is missing up to `target`, "" if nothing."""
     rows = await publisher.execute(
         "SELECT slot_name::text, active, pg_wal_lsn_diff(%s, confirmed_flush_lsn)::bigint"
         " FROM pg_replication_slots WHERE slot_type = 'logical'",
@@ -160,7 +190,7 @@ async def _slots(publisher: Node, target: str) -> dict[str, str]:
 
 
 async def _last_apply_error(node: Node) -> str:
-    """What last stopped a subscription of `node`, from its log; "" if nothing did."""
+    """Return what last stopped a subscription of `node`, according to its log; "" if nothing did."""
     lines = (await node.logs()).splitlines()
     ends = [i for i, line in enumerate(lines) if "processing remote data for replication origin" in line]
     if not ends:
@@ -182,14 +212,36 @@ async def masters(
     kind: NodeKind = "local",
     progress: Progress = unheard,
 ) -> AsyncGenerator[Masters]:
-    """`n` running servers, called n1, n2, ..., each replicating to every other; needs PostgreSQL 16 or newer.
+    """Run `n` servers, named n1, n2, ..., each of which replicates to every other.
 
     Entering waits until all directions stream (about a second). Leaving kills the servers, frozen or not, and
-    removes every trace, shielded from cancellation and bounded in time. The options are those of `LocalNode`.
+    removes all their files. Cancellation cannot interrupt leaving, whose time is bounded; cancelled entering
+    does the same.
 
-    `ports`: one for each node, instead of any free ones; `ChaosError` when one is taken. `kind`: `local` or
-    `container`, what each server runs in (`LocalNode`, `ContainerNode`). `progress`: called with a node's
-    name and `starting`, `started`, `linked`, as it comes up.
+    Args:
+        n: The number of servers.
+        version: PostgreSQL's major version; None: the default (18).
+        settings: Settings for postgresql.conf, in addition to the kit's own.
+        hba: The lines of pg_hba.conf. None: all clients on 127.0.0.1 are trusted, or need the password if
+            there is one.
+        password: The password of the user `postgres`; None: no password.
+        tls: The paths of the certificate and of the key; None: no TLS.
+        ports: One port per node; None: any free ports.
+        kind: The environment of each server, `local` (`LocalNode`) or `container` (`ContainerNode`).
+        progress: A function that gets a node's name and `starting`, `started` or `linked` as the node comes
+            up.
+
+    Returns:
+        An async context manager that gives the running `Masters`.
+
+    Raises:
+        ChaosError: On entering, if an argument is invalid, PostgreSQL is older than 16, a port is taken, or a
+            server does not start.
+
+    Example::
+
+        async with masters(3) as nodes:
+            await nodes.create("CREATE TABLE item (id int PRIMARY KEY)")
     """
     nodes = make_nodes(n, version, settings, hba, password, tls, ports, kind)
     async with opened(nodes, progress):

@@ -1,4 +1,4 @@
-"""Several nodes as one thing, and the topology without replication."""
+"""Several nodes as one object, and the topology without replication."""
 
 from __future__ import annotations
 
@@ -25,19 +25,21 @@ _KINDS: Mapping[NodeKind, type[LocalNode] | type[ContainerNode]] = {
     "container": ContainerNode,
 }
 Files: TypeAlias = tuple[str | PathLike[str], str | PathLike[str]]
+"""The paths of a certificate and of its key."""
 Step: TypeAlias = Literal["starting", "started", "linked"]
-"""How far a node is: it has a data folder; it accepts connections; it replicates to and from all others."""
+"""The progress of a node: it has a data folder; it accepts connections; it replicates with all others."""
 Progress: TypeAlias = Callable[[str, Step], None]
-"""Told a node's name and the step it came to, in a task of the caller's loop."""
+"""A function that gets a node's name and the step it has reached, in a task of the caller's loop."""
 
 
 def unheard(node: str, step: Step) -> None:
-    """The progress that nobody asked for."""
+    """Ignore the progress."""
 
 
 async def in_parallel(function: Callable[[N], Awaitable[T]], nodes: Iterable[N]) -> dict[str, T]:
-    """`function` of every node at the same time; the results by name. The first error cancels the others and
-    comes out as itself, not in a group.
+    """Call `function` with every node at the same time; return the results by name.
+
+    The first error cancels the other calls and is raised unwrapped, without a group.
     """
     results: dict[str, T] = {}
     errors: list[Exception] = []
@@ -47,7 +49,7 @@ async def in_parallel(function: Callable[[N], Awaitable[T]], nodes: Iterable[N])
         async def call(node: N) -> None:
             try:
                 results[node.name] = await function(node)
-            except Exception as error:  # noqa: BLE001 - it is raised below
+            except Exception as error:  # noqa: BLE001 - raised below
                 errors.append(error)
                 group.cancel_scope.cancel()
 
@@ -70,7 +72,7 @@ async def until_nothing(missing: Callable[[], Awaitable[list[str]]], timeout: fl
             try:
                 answer = await missing()
             except (psycopg.OperationalError, TimeoutError) as error:
-                answer = [str(error).strip() or "no answer"]  # a node which comes back is waited for
+                answer = [str(error).strip() or "no answer"]  # wait for a node that comes back
             if not answer:
                 return
             await anyio.sleep(pause)
@@ -79,7 +81,17 @@ async def until_nothing(missing: Callable[[], Awaitable[list[str]]], timeout: fl
 
 
 class Nodes(Sequence[Node]):
-    """The nodes of a topology, in order; `nodes[0]` and `nodes["n1"]` are the same."""
+    """The nodes of a topology, in order; `nodes[0]` and `nodes["n1"]` are the same node.
+
+    Args:
+        nodes: The nodes.
+
+    Example::
+
+        async with standalone(2) as nodes:
+            await nodes["n2"].kill()
+            print(nodes.dsns)
+    """
 
     def __init__(self, nodes: Iterable[Node]) -> None:
         self._nodes = tuple(nodes)
@@ -104,6 +116,7 @@ class Nodes(Sequence[Node]):
 
     @property
     def names(self) -> tuple[str, ...]:
+        """The name of each node, in order."""
         return tuple(node.name for node in self._nodes)
 
     @property
@@ -114,15 +127,29 @@ class Nodes(Sequence[Node]):
     async def execute(
         self, sql: str, params: _sql.Params = None, *, timeout: float = 10.0
     ) -> dict[str, list[TupleRow]]:
-        """`LocalNode.execute` on every node at the same time; the rows by node name. The first error ends
-        all.
+        """Run SQL on every node at the same time, see `LocalNode.execute`.
+
+        The first error cancels the calls on the other nodes. When cancelled, the call returns at once and
+        closes its connections: the servers may still finish the statement.
+
+        Args:
+            sql: The SQL text; several statements are allowed without `params`.
+            params: The parameters, as psycopg takes them.
+            timeout: Seconds to wait for each node.
+
+        Returns:
+            The rows of the last statement, by node name.
+
+        Raises:
+            psycopg.Error: If the connection or the statement fails on a node.
+            TimeoutError: If a node does not answer within `timeout`.
         """
         return await in_parallel(lambda node: node.execute(sql, params, timeout=timeout), self._nodes)
 
 
 @asynccontextmanager
 async def opened(nodes: Sequence[ServerNode], progress: Progress = unheard) -> AsyncGenerator[None]:
-    """Start all nodes in parallel; kill and remove all in parallel at the end, whatever happened."""
+    """Start all nodes in parallel, and at the end kill and remove all in parallel, whatever happened."""
 
     async def bring_up(node: ServerNode) -> None:
         await node.__aenter__()
@@ -148,13 +175,13 @@ def make_nodes(
     ports: Sequence[int] | None,
     kind: NodeKind = "local",
 ) -> list[ServerNode]:
-    """`n` nodes called n1, n2, ..."""
+    """Return `n` nodes named n1, n2, ..."""
     if n < 1:
         raise ChaosError(f"a topology needs at least one node, not {n}")
     if ports is not None and len(ports) != n:
         raise ChaosError(f"{n} nodes need {n} ports, not {len(ports)}")
     if (make := _KINDS.get(kind)) is None:
-        raise ChaosError(f"{kind!r} is no kind of node: {' or '.join(map(repr, _KINDS))}")
+        raise ChaosError(f"{kind!r} is not a kind of node: use {' or '.join(map(repr, _KINDS))}")
     return [
         make(f"n{i}", version=version, settings=settings, hba=hba, password=password, tls=tls, port=port)
         for i, port in enumerate(ports or [None] * n, 1)
@@ -174,14 +201,33 @@ async def standalone(
     kind: NodeKind = "local",
     progress: Progress = unheard,
 ) -> AsyncGenerator[Nodes]:
-    """`n` independent running servers, called n1, n2, ...; the options are those of `LocalNode`.
+    """Run `n` independent servers, named n1, n2, ...
 
-    `ports`: one for each node, instead of any free ones; `ChaosError` when one is taken. `kind`: `local` or
-    `container`, what each server runs in (`LocalNode`, `ContainerNode`). `progress`: called with a node's
-    name and `starting` or `started`, as it comes up.
+    Leaving kills the servers, frozen or not, and removes all their files. Cancellation cannot interrupt
+    leaving, whose time is bounded; cancelled entering does the same.
 
-    Leaving kills them, frozen or not, and removes every trace, shielded from cancellation and bounded in
-    time.
+    Args:
+        n: The number of servers.
+        version: PostgreSQL's major version; None: the default (18).
+        settings: Settings for postgresql.conf, in addition to the kit's own.
+        hba: The lines of pg_hba.conf. None: all clients on 127.0.0.1 are trusted, or need the password if
+            there is one.
+        password: The password of the user `postgres`; None: no password.
+        tls: The paths of the certificate and of the key; None: no TLS.
+        ports: One port per node; None: any free ports.
+        kind: The environment of each server, `local` (`LocalNode`) or `container` (`ContainerNode`).
+        progress: A function that gets a node's name and `starting` or `started` as the node comes up.
+
+    Returns:
+        An async context manager that gives the running `Nodes`.
+
+    Raises:
+        ChaosError: On entering, if an argument is invalid, a port is taken, or a server does not start.
+
+    Example::
+
+        async with standalone(2, version=16) as nodes:
+            print(await nodes.execute("SHOW server_version"))
     """
     nodes = make_nodes(n, version, settings, hba, password, tls, ports, kind)
     async with opened(nodes, progress):

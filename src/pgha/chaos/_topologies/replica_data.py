@@ -1,4 +1,4 @@
-"""The data folder of a replica: copied from the primary, rewound to it, and told whom to follow."""
+"""The data folder of a replica: copied from the primary, rewound to it, and told which server to follow."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from pgha.chaos._servers.account import environment, run_tool, server_account
 from pgha.chaos._servers.node import ServerNode, blocking
 
 SETTINGS = {
-    "wal_log_hints": "on",  # pg_rewind demands it, and full pages, so that it finds every page that changed
+    "wal_log_hints": "on",  # pg_rewind needs this and full pages, to find every page that changed
     "full_page_writes": "on",
-    "wal_keep_size": "256MB",  # for a standby that was away, and for finding where two timelines parted
+    "wal_keep_size": "256MB",  # for a standby that was away, and to find where two timelines part
 }
 _WIRING = "pgha_replica.conf"
 _SIGNAL = "standby.signal"
 
 
 async def base_backup(node: ServerNode, primary: ServerNode, timeout: float) -> None:
-    """Give `node`, which is down, a copy of what `primary` has; until that is there it keeps what it had."""
+    """Give `node`, which is down, a copy of `primary`; until the copy is complete, the old data stays."""
     server = node._server
     fresh = server.folder / "data.new"
-    await blocking(warden.remove_folder, fresh)  # what a cancelled one left
+    await blocking(warden.remove_folder, fresh)  # the rest of a cancelled backup
     words = ["-X", "stream", "-c", "fast", "--no-sync", "--no-manifest", "-d", primary.dsn]
     await _run([server.installation.program("pg_basebackup"), "-D", fresh, *words], server.folder, timeout)
 
@@ -42,23 +42,30 @@ async def base_backup(node: ServerNode, primary: ServerNode, timeout: float) -> 
 
 
 async def rewind(node: ServerNode, primary: ServerNode, timeout: float) -> None:
-    """Undo in the folder of `node`, which is down, what `primary` has not; what it has comes by streaming.
+    """Undo in the folder of `node`, which is down, what `primary` does not have. The rest comes by streaming.
 
-    When it fails or is cancelled, the folder is good for nothing but a base backup.
+    After a failure or a cancellation, only a base backup can repair the folder.
     """
     server = node._server
-    await blocking(server.replace_data, _nothing)  # a killed server's lock file would stand in the way
+    await blocking(
+        server.replace_data, _nothing
+    )  # removes the lock file of a killed server, which pg_rewind would reject
     words = ["--no-sync", "--source-server", primary.dsn]
     await _run([server.installation.program("pg_rewind"), "-D", server.data, *words], server.folder, timeout)
-    await blocking(server.replace_data, _nothing)  # it has copied the primary's settings
+    await blocking(
+        server.replace_data, _nothing
+    )  # pg_rewind has copied the primary's settings: write the node's own again
 
 
 def _nothing(data: Path) -> None:
-    """The change is made by other means; what is done around it is wanted."""
+    """Leave the data unchanged: only the steps around the change are wanted."""
 
 
 def recovering_on(node: ServerNode) -> str | None:
-    """If `node`, which is down, was a standby until then: the timeline that it was on. Blocks."""
+    """Return the timeline of `node`, which is down, if the node was a standby until then.
+
+    None if it was a primary. Blocks.
+    """
     server = node._server
     said = run_tool([server.installation.program("pg_controldata"), "-D", server.data], cwd=server.folder)
     facts = {name: value.strip() for name, _, value in (line.partition(":") for line in said.splitlines())}
@@ -78,9 +85,10 @@ def make_standby(node: ServerNode) -> None:
 def wire(
     node: ServerNode, upstream: ServerNode | None, synchronous: str = "", timeline: str = "latest"
 ) -> None:
-    """Write whom `node` follows as a standby (None: nobody) and whom it waits for as a primary. Blocks.
+    """Write which server `node` follows as a standby, and for which it waits as a primary. Blocks.
 
-    It counts from the next start or reload; `timeline` (the one to follow) from the next start.
+    `upstream` None: the node follows no server. The file takes effect at the next start or reload; `timeline`
+    (the one to follow) at the next start.
     """
     source = "" if upstream is None else make_conninfo(upstream.dsn, application_name=node.name)
     settings = {
@@ -90,25 +98,28 @@ def wire(
     }
     target = node._server.data / _WIRING
     fresh = target.with_suffix(".new")
-    fresh.touch(mode=0o600)  # it may hold a password
+    fresh.touch(mode=0o600)  # the file may hold a password
     fresh.write_text("".join(f"{name} = {_quoted(value)}\n" for name, value in settings.items()))
     server_account().give(fresh)
-    fresh.rename(target)  # at once: a server that starts just now must not read half a line
+    fresh.rename(target)  # atomic: a server that starts right now must not read half a line
 
 
 def include_wiring(node: ServerNode) -> None:
-    """Let the server read what `wire` writes; all copies of its data will. Blocks."""
+    """Let the server, and all copies of its data, read the file that `wire` writes. Blocks."""
     with (node._server.data / "postgresql.conf").open("a") as file:
         file.write(f"include_if_exists '{_WIRING}'\n")
 
 
 def _quoted(value: str) -> str:
-    """As in postgresql.conf, where the end of a line cannot stand in a value itself."""
+    """Quote a value for postgresql.conf, in which a value cannot contain the end of a line."""
     return "'" + value.replace("\\", "\\\\").replace("'", "''").replace("\n", "\\n") + "'"
 
 
 async def _run(arguments: Sequence[str | Path], cwd: Path, timeout: float) -> None:
-    """As `run_tool`, but a cancellation ends the program: it may be waiting for a server that is frozen."""
+    """Run a program, as `run_tool` does, but end it on cancellation.
+
+    The program may be waiting for a frozen server.
+    """
     name = Path(arguments[0]).name
     try:
         process = await anyio.open_process(
@@ -140,9 +151,10 @@ async def _run(arguments: Sequence[str | Path], cwd: Path, timeout: float) -> No
 
 
 async def _end(process: Process) -> None:
-    """Kill the program and its children (pg_basebackup has one, pg_rewind runs a server), if it still runs.
+    """Kill the program and its children, if it is still running.
 
-    Not left to `aclose`, which waits for a living program when asyncio's own cancellation came.
+    pg_basebackup has one child, pg_rewind runs a server. `aclose` alone is not enough: after asyncio's own
+    cancellation it waits for a living program.
     """
     with anyio.CancelScope(shield=True):
         if process.returncode is None:

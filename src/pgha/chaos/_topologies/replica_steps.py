@@ -1,4 +1,4 @@
-"""What a topology of replicas knows of its nodes, and the steps of which changing it is made."""
+"""Knowledge of a topology of replicas about its nodes, and the steps of its operations."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from pgha.chaos._topologies import replica_state as state
 from pgha.chaos._topologies.nodes import Nodes, in_parallel, until_nothing
 
 Rejoined: TypeAlias = Literal["rewind", "basebackup"]
+"""The way in which a node was taken back."""
 TIMEOUT = 60.0
 
 
 class Topology(Nodes):
-    """Who is the primary, who follows it, and who waits for whom."""
+    """The roles of the nodes: which is the primary, which follow it, which it waits for."""
 
     def __init__(self, nodes: Iterable[ServerNode]) -> None:
         self._servers = tuple(nodes)
         super().__init__(self._servers)
         self._primary = self._servers[0]
-        self._unfollowed = False  # it was promoted, and who follows it is not known yet
+        self._unfollowed = False  # True after a promotion, until it is known which standbys follow
         self._strays: set[str] = set()
         self._apart: set[str] = set()  # standbys that were disconnected
-        self._torn: set[str] = set()  # data folders that pg_rewind began with, not known to be whole
+        self._torn: set[str] = (
+            set()
+        )  # nodes whose data folder pg_rewind began to change, and may be incomplete
         self._wished, self._favoured = 0, self.names
-        self._waits_for: dict[str, str] = {}  # synchronous_standby_names of those who have any
-        self._unsure: set[str] = set()  # those who may not know yet for whom they wait
+        self._waits_for: dict[str, str] = {}  # synchronous_standby_names, by node, if not empty
+        self._unsure: set[str] = set()  # nodes that may not have loaded their synchronous_standby_names yet
 
     # Finding and checking
 
@@ -39,14 +42,14 @@ class Topology(Nodes):
         for one in self._servers:
             if one is node or one.name == node:
                 return one
-        raise ChaosError(f"{node!r} is none of these nodes: {', '.join(self.names)}")
+        raise ChaosError(f"{node!r} is not one of these nodes: {', '.join(self.names)}")
 
     @property
     def _standbys(self) -> tuple[ServerNode, ...]:
         return tuple(n for n in self._servers if n is not self._primary and n.name not in self._strays)
 
     def _standby(self, node: Node | str) -> ServerNode:
-        """The node, proven to be a standby that can be spoken to."""
+        """Return the node, proven to be a standby that answers."""
         one = self._known(node)
         if one is self._primary:
             raise ChaosError(f"{one.name} is the primary, not a standby")
@@ -55,7 +58,7 @@ class Topology(Nodes):
                 f"{one.name} does not follow {self._primary.name}: take it back by 'rejoin' first"
             )
         if not one.running or one.frozen:
-            raise ChaosError(f"{one!r} cannot be spoken to: start or thaw it first")
+            raise ChaosError(f"{one!r} does not answer: start or thaw it first")
         return one
 
     def _need_primary(self) -> None:
@@ -63,24 +66,24 @@ class Topology(Nodes):
             raise ChaosError(f"{self._primary!r} is the primary: start or thaw it, or promote a standby")
 
     def _able(self) -> list[ServerNode]:
-        """The standbys which follow at this moment, or are about to."""
+        """Return the standbys that follow at this moment, or are about to."""
         return [node for node in state.alive(self._standbys) if node.name not in self._apart]
 
     def _affordable(self, followers: Iterable[Node]) -> int:
-        """How many of `followers` a primary shall wait for."""
+        """Return how many of `followers` a primary should wait for."""
         return min(self._wished, len([node for node in followers if node.name in self._favoured]))
 
     # Changing
 
     async def _wire(self, node: ServerNode) -> None:
-        """Tell a node whom to follow and whom to wait for, as it is known here."""
+        """Tell a node which server to follow and which standbys to wait for."""
         follows = node in self._standbys and node.name not in self._apart
         upstream = self._primary if follows else None
         await blocking(data.wire, node, upstream, self._waits_for.get(node.name, ""))
         if not node.frozen and not await _hears(node):
-            return  # it reads that when it starts
+            return  # the node reads the file when it starts
         if (pid := node.pid) is not None:
-            warden.send(pid, signal.SIGHUP)  # a frozen one hears it when it is thawed
+            warden.send(pid, signal.SIGHUP)  # a frozen node handles the signal when it is thawed
 
     async def _demand(self, node: ServerNode, n: int) -> None:
         """Let `node`, a primary or about to be one, wait for `n` standbys, from its next commit on."""
@@ -96,8 +99,8 @@ class Topology(Nodes):
             return [] if await state.waits_for(node) == words else [node.name]
 
         await until_nothing(old, TIMEOUT, "not reloaded")
-        # Whether commits wait at all is a flag that the checkpointer sets when it hears of the reload, which
-        # it does before it turns to a checkpoint.
+        # A flag says whether commits wait at all. The checkpointer sets it when it handles the reload, which
+        # it does before it begins a checkpoint.
         await state.ask(node, "CHECKPOINT", timeout=TIMEOUT)
         self._unsure.discard(node.name)
 
@@ -119,7 +122,7 @@ class Topology(Nodes):
         await until_nothing(missing, timeout, "not streaming")
 
     async def _strayed(self, nodes: Iterable[ServerNode], branch: state.Branch) -> set[str]:
-        """Which of the standbys `nodes` are past the start of the primary's timeline: strays from now on."""
+        """Return which of the standbys are past the start of the primary's timeline: strays from now on."""
         past = await in_parallel(lambda node: state.is_past(node, branch), nodes)
         found = {name for name, ahead in past.items() if ahead}
         for name in found:
@@ -143,24 +146,24 @@ class Topology(Nodes):
             except ChaosError:
                 if how == "rewind":
                     raise
-                await node.kill()  # if it was started to recover
+                await node.kill()  # the node may have been started to recover
         await data.base_backup(node, self._primary, timeout)
         return "basebackup"
 
     async def _rewind(self, node: ServerNode, timeout: float) -> None:
         if timeline := await blocking(data.recovering_on, node):
             await self._recover(node, timeline, timeout)
-        # Before 16, pg_rewind knows the primary's timeline by its last checkpoint only.
+        # Before 16, pg_rewind reads the primary's timeline only from its last checkpoint.
         await state.ask(self._primary, "CHECKPOINT", timeout=timeout)
         self._torn.add(node.name)
         await data.rewind(node, self._primary, timeout)
 
     async def _recover(self, node: ServerNode, timeline: str, timeout: float) -> None:
-        """Let a standby that is down replay all the WAL it has, alone, on the timeline that it was on.
+        """Let a standby that is down replay all the WAL that it has, alone, on the timeline that it was on.
 
-        pg_rewind looks at what was replayed, the server then replays what is there: past the place where it
-        should turn to another timeline. And a standby which was killed would become a primary by pg_rewind's
-        own recovery, with a history of its own on the timeline of another.
+        pg_rewind looks at the replayed position, but the server then replays all WAL that is there: past the
+        place where it should switch to another timeline. And a standby that was killed would become a primary
+        by pg_rewind's own recovery, with a history of its own on the timeline of another node.
         """
         await blocking(data.wire, node, None, timeline=timeline)
         await blocking(data.make_standby, node)
@@ -174,7 +177,10 @@ class Topology(Nodes):
 
 
 async def _hears(node: ServerNode) -> bool:
-    """Whether `node` is up and can be signalled (one that has just begun to start would die of it)."""
+    """Return whether `node` is up and can be signalled.
+
+    The signal would kill a server that has just begun to start.
+    """
     try:
         await node.wait_ready()
     except ChaosError:

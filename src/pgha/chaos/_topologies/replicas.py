@@ -19,49 +19,69 @@ from pgha.chaos._topologies.nodes import Files, Progress, in_parallel, make_node
 from pgha.chaos._topologies.replica_steps import TIMEOUT, Rejoined, Topology
 
 _LETS_IN = re.compile(r"\s*host[^#]*\breplication\b")
-# What the topology writes itself, or would not work without.
+# Settings that the topology writes itself, or that it needs.
 _OURS = {"primary_conninfo", "synchronous_standby_names", "hot_standby", "recovery_target_timeline"}
 
 
 class Replicas(Topology):
-    """A primary and the standbys that stream from it: copies of it to the byte, which can be read from.
+    """A primary and the standbys that stream from it, which are exact copies and can be read from.
 
-    The kit watches nobody: a primary that dies is dead until somebody calls `promote`, and who the primary is
-    is what the calls of `promote` have made of it. Call one of these methods at a time.
+    The kit does no failover by itself: a primary that dies stays dead until `promote` is called. Which node
+    is the primary depends only on the calls of `promote`. Call one of these methods at a time.
+
+    Args:
+        nodes: The nodes; `replicas` connects them. The first one is the primary.
+
+    Example::
+
+        async with replicas(standbys=2) as nodes:
+            await nodes.primary.kill()
+            await nodes.promote("n2")
+            await nodes.rejoin("n1")
     """
 
     @property
     def primary(self) -> Node:
-        """The node that was made the primary last, whether it lives or not."""
+        """The node that was made the primary last, alive or not."""
         return self._primary
 
     @property
     def standbys(self) -> tuple[Node, ...]:
-        """The nodes that follow the primary, or will once they run and are connected again."""
+        """The nodes that follow the primary, or will when they run and are connected again."""
         return self._standbys
 
     @property
     def strays(self) -> tuple[Node, ...]:
-        """The nodes with a history of their own, which follow nobody until `rejoin` takes them back: former
-        primaries, and standbys that were ahead of the one which was promoted.
+        """The nodes with a history of their own, which follow no other node until `rejoin` takes them back.
+
+        These are former primaries, and standbys that were ahead of the promoted one.
         """
         return tuple(node for node in self if node.name in self._strays)
 
     async def promote(self, node: Node | str, *, timeout: float = 30.0) -> None:
-        """Make a standby the primary; returns when it takes writes and the other living standbys follow it.
+        """Make a standby the primary, and wait until it takes writes and the other living standbys follow it.
 
-        The former primary is left as it is. If it lives there are two primaries on purpose: to fence it
-        (`kill`, `stop`, `freeze`) is up to the caller. It counts as a stray from then on. So does a standby
-        that is ahead of the promoted node: it cannot follow it, but can still be read from.
+        The former primary is left as it is. If it is alive, there are two primaries, on purpose: fencing it
+        (`kill`, `stop`, `freeze`) is the caller's task. From then on it counts as a stray. So does a standby
+        that is ahead of the promoted node: it cannot follow, but can still be read from.
 
-        The new primary waits for as many synchronous standbys as were asked for, but not for more than live,
-        so that writes go on; `rejoin` brings the number up again.
+        The new primary waits for as many synchronous standbys as were requested, but not for more than are
+        alive, so that writes go on; `rejoin` raises the number again.
 
-        `ChaosError` after `timeout` seconds. Then, and when cancelled, it may have been promoted all the
-        same: call it again.
+        After a failure or a cancellation, the standby may have been promoted all the same: call `promote`
+        again.
+
+        Args:
+            node: The standby, or its name.
+            timeout: Seconds to wait.
+
+        Raises:
+            ChaosError: If the node is not a standby that answers, or after `timeout`.
         """
         deadline = anyio.current_time() + timeout
-        if not (self._unfollowed and self._known(node) is self._primary):  # else only the rest is to be done
+        if not (
+            self._unfollowed and self._known(node) is self._primary
+        ):  # otherwise only the rest has to be done
             chosen = self._standby(node)
             followers = [one for one in self._able() if one is not chosen]
             await self._demand(chosen, self._affordable(followers))
@@ -71,7 +91,9 @@ class Replicas(Topology):
         self._unfollowed = False
 
     async def _take_over(self, node: ServerNode, timeout: float) -> None:
-        if await state.in_recovery(node):  # else a cancelled call has promoted it, or somebody else
+        if await state.in_recovery(
+            node
+        ):  # otherwise a cancelled call, or another program, has promoted it already
             seconds = max(1, math.ceil(timeout))
             await state.ask(node, "SELECT pg_promote(true, %s)", [seconds], timeout=timeout)
             if await state.in_recovery(node):
@@ -82,7 +104,7 @@ class Replicas(Topology):
         self._unfollowed = True
 
     async def _follow(self, timeout: float) -> None:
-        """Turn all standbys to the new primary, and wait until each one streams or is known to be ahead."""
+        """Switch all standbys to the new primary, and wait until each one streams or is known to be ahead."""
         branch = await state.branch(self._primary)
         for node in self._standbys:
             await self._wire(node)
@@ -102,17 +124,27 @@ class Replicas(Topology):
         how: Literal["rewind", "basebackup", "auto"] = "auto",
         timeout: float = TIMEOUT,
     ) -> Rejoined:
-        """Make a node that is down a standby of the present primary, whatever it was; which way it was done.
+        """Make a node that is down a standby of the present primary, and wait until it streams.
 
-        `rewind`: pg_rewind undoes what the primary has not. `basebackup`: a new copy of everything. `auto`:
-        the first, and if it fails the second. Returns when it streams.
+        The node may have been a primary or a standby. When `rewind` fails or is cancelled, only a base backup
+        can take the node back (`auto` knows that).
 
-        `ChaosError` when it fails or a step takes longer than `timeout` seconds. When `rewind` fails or is
-        cancelled, only a base backup can take the node back (`auto` knows).
+        Args:
+            node: The node, or its name.
+            how: `rewind`: pg_rewind undoes what the primary does not have. `basebackup`: a new copy of
+                everything. `auto`: `rewind`, and if that fails, `basebackup`.
+            timeout: Seconds to wait for each step.
+
+        Returns:
+            The way in which the node was taken back, `rewind` or `basebackup`.
+
+        Raises:
+            ChaosError: If the node is running or is the primary, the primary is down, or a step fails or
+                takes longer than `timeout`.
         """
         again = self._known(node)
         if how not in ("auto", *get_args(Rejoined)):
-            raise ChaosError(f"a node is taken back by 'rewind', 'basebackup' or 'auto', not by {how!r}")
+            raise ChaosError(f"how must be 'rewind', 'basebackup' or 'auto', not {how!r}")
         if again is self._primary:
             raise ChaosError(f"{again.name} is the primary: promote another node first")
         if again.running:
@@ -128,10 +160,17 @@ class Replicas(Topology):
         return done
 
     async def wait_replicated(self, timeout: float = 30.0) -> None:
-        """Wait until every standby has replayed what the primary had flushed at the time of the call.
+        """Wait until every standby has replayed everything that the primary had flushed when the call began.
 
-        Standbys which are down, frozen or disconnected at that time do not count. `ChaosError` after
-        `timeout` seconds, saying who lags and by how much; also if the primary is down or frozen.
+        Standbys that are down, frozen or disconnected when the call begins do not count. Cancellation ends
+        the wait, and changes nothing.
+
+        Args:
+            timeout: Seconds to wait.
+
+        Raises:
+            ChaosError: After `timeout`, saying which standbys lag and by how many bytes; or if the primary is
+                down or frozen.
         """
         self._need_primary()
         able = self._able()
@@ -146,12 +185,20 @@ class Replicas(Topology):
     async def set_synchronous(
         self, n: int, names: Sequence[str] | None = None, *, timeout: float = 30.0
     ) -> None:
-        """Let every commit on the primary wait until `n` standbys have flushed it; 0: it waits for nobody.
+        """Let every commit on the primary wait until `n` standbys have flushed it.
 
-        It waits for the first `n` of `names` that are connected; without `names`, of all nodes in their
-        order. Returns when that holds for every commit from then on. While fewer live, commits wait.
+        Returns when that holds for every commit from then on. The primary waits for the first `n` of `names`
+        that are connected. While fewer are alive, commits wait. When cancelled, the new setting may already
+        be in effect: call this method again.
 
-        `ChaosError` for more than there are and for unknown names, and after `timeout` seconds.
+        Args:
+            n: The number of standbys; 0: commits wait for none.
+            names: The names of the standbys, in order of preference; None: all nodes, in their order.
+            timeout: Seconds to wait until the standbys are synchronous.
+
+        Raises:
+            ChaosError: If `n` is larger than the number of standbys, a name is unknown, the primary is down
+                or frozen, or after `timeout`.
         """
         favoured = self.names if names is None else tuple(names)
         possible = {self._known(name).name for name in favoured} - {self._primary.name}
@@ -170,9 +217,17 @@ class Replicas(Topology):
         await until_nothing(wrong, timeout, "not synchronous")
 
     async def disconnect(self, node: Node | str, *, timeout: float = 30.0) -> None:
-        """Let a standby receive nothing more, until `reconnect`, and over restarts; returns when it is so.
+        """Stop a standby from receiving WAL, until `reconnect`, also over restarts.
 
-        It can be read from and promoted: without what the primary acknowledged meanwhile.
+        The standby can be read from and promoted, without what the primary acknowledged in the meantime.
+        Cancellation ends the wait; the standby stays disconnected.
+
+        Args:
+            node: The standby, or its name.
+            timeout: Seconds to wait until the standby has stopped receiving.
+
+        Raises:
+            ChaosError: If the node is not a standby that answers, or after `timeout`.
         """
         standby = self._standby(node)
         self._apart.add(standby.name)
@@ -184,10 +239,18 @@ class Replicas(Topology):
         await until_nothing(receiving, timeout, "still connected")
 
     async def reconnect(self, node: Node | str, *, timeout: float = 30.0) -> None:
-        """Let a disconnected standby receive again; returns when it has caught up.
+        """Let a disconnected standby receive WAL again, and wait until it has caught up.
 
-        `ChaosError` after `timeout` seconds, with what its log says: if the primary has no longer what it
-        lacks (more than 256 MB), it has to be taken back by `rejoin`.
+        Cancellation ends the wait; the standby goes on receiving.
+
+        Args:
+            node: The standby, or its name.
+            timeout: Seconds to wait.
+
+        Raises:
+            ChaosError: After `timeout`, with the reason from the log: if the primary no longer has the WAL
+                that the standby lacks (more than 256 MB), only `rejoin` can take the standby back. Also if
+                the node is not a standby that answers, or the primary is down or frozen.
         """
         standby = self._standby(node)
         self._need_primary()
@@ -196,7 +259,17 @@ class Replicas(Topology):
         await self._until_streaming(standby, timeout)
 
     async def pause_replay(self, node: Node | str, *, timeout: float = 30.0) -> None:
-        """Let a standby receive, but show nothing new: what is read there is old. Promoting it ends that."""
+        """Let a standby receive WAL without replaying it, so that reads return old data.
+
+        Promoting the standby ends the pause. Cancellation ends the wait; the standby may be paused.
+
+        Args:
+            node: The standby, or its name.
+            timeout: Seconds to wait until the replay has stopped.
+
+        Raises:
+            ChaosError: If the node is not a standby that answers, or after `timeout`.
+        """
         standby = self._standby(node)
         await state.ask(standby, "SELECT pg_wal_replay_pause()")
 
@@ -206,7 +279,16 @@ class Replicas(Topology):
         await until_nothing(replaying, timeout, "still replaying")
 
     async def resume_replay(self, node: Node | str) -> None:
-        """The end of `pause_replay`; `wait_replicated` waits until it shows everything."""
+        """Let a paused standby replay again; `wait_replicated` waits until it has caught up.
+
+        When the call is cancelled, the replay may have been resumed.
+
+        Args:
+            node: The standby, or its name.
+
+        Raises:
+            ChaosError: If the node is not a standby that answers.
+        """
         await state.ask(self._standby(node), "SELECT pg_wal_replay_resume()")
 
     async def _bring_up(self, synchronous: int, progress: Progress) -> None:
@@ -239,14 +321,14 @@ def _check(
     standbys: int, synchronous: int, settings: Mapping[str, str] | None, hba: Sequence[str] | None
 ) -> None:
     if standbys < 1:
-        raise ChaosError(f"a primary needs at least one standby, not {standbys}; see also 'standalone'")
+        raise ChaosError(f"a primary needs at least one standby, not {standbys}: use 'standalone' for none")
     if not 0 <= synchronous <= standbys:
         raise ChaosError(f"{synchronous} synchronous standbys of {standbys}: ask for 0 to {standbys}")
     for name in settings or {}:
         if name.lower() in _OURS:
-            raise ChaosError(f"the setting {name!r} belongs to the topology: it cannot be overridden")
+            raise ChaosError(f"the setting {name!r} belongs to the topology: remove it from the settings")
     if hba is not None and not any(_LETS_IN.match(line) for line in hba):
-        raise ChaosError(f"these lines of pg_hba.conf let no standby in: add {'host replication all ...'!r}")
+        raise ChaosError(f"these lines of pg_hba.conf reject standbys: add {'host replication all ...'!r}")
 
 
 @asynccontextmanager
@@ -263,15 +345,37 @@ async def replicas(
     kind: NodeKind = "local",
     progress: Progress = unheard,
 ) -> AsyncGenerator[Replicas]:
-    """A running primary, n1, and `standbys` hot standbys that stream from it: n2, n3, ...
+    """Run a primary, n1, and hot standbys that stream from it, n2, n3, ...
 
-    `synchronous`: how many standbys a commit waits for, see `Replicas.set_synchronous`. The other options are
-    those of `LocalNode`. `ports`: one for each node, instead of any free ones; `ChaosError` when one is
-    taken. `kind`: `local` or `container`, what each server runs in. `progress`: called with a node's name and
-    `starting`, `started`, `linked`, as it comes up.
+    Entering waits until all standbys stream (about a second). Leaving kills the servers, frozen or not, and
+    removes all their files. Cancellation cannot interrupt leaving, whose time is bounded; cancelled entering
+    does the same.
 
-    Entering waits until all stream (about a second). Leaving kills the servers, frozen or not, and removes
-    every trace, shielded from cancellation and bounded in time.
+    Args:
+        standbys: The number of standbys.
+        synchronous: The number of standbys that a commit waits for, see `Replicas.set_synchronous`.
+        version: PostgreSQL's major version; None: the default (18).
+        settings: Settings for postgresql.conf, in addition to the kit's own.
+        hba: The lines of pg_hba.conf. None: all clients on 127.0.0.1 are trusted, or need the password if
+            there is one.
+        password: The password of the user `postgres`; None: no password.
+        tls: The paths of the certificate and of the key; None: no TLS.
+        ports: One port per node; None: any free ports.
+        kind: The environment of each server, `local` (`LocalNode`) or `container` (`ContainerNode`).
+        progress: A function that gets a node's name and `starting`, `started` or `linked` as the node comes
+            up.
+
+    Returns:
+        An async context manager that gives the running `Replicas`.
+
+    Raises:
+        ChaosError: On entering, if an argument is invalid, a port is taken, or a server does not start.
+
+    Example::
+
+        async with replicas(standbys=2, synchronous=1) as nodes:
+            await nodes.primary.execute("CREATE TABLE item (id int)")
+            await nodes.wait_replicated()
     """
     _check(standbys, synchronous, settings, hba)
     nodes = make_nodes(
