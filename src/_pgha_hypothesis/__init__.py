@@ -1,6 +1,6 @@
-"""Called by Hypothesis when it is imported, through the entry point `hypothesis`.
+"""The entry point `hypothesis`, which Hypothesis calls when it is imported.
 
-A package of its own, since importing anything below `pgha` imports all of it: every test run that has
+This is a package of its own, because importing anything below `pgha` imports all of it: every test run with
 Hypothesis would pay for that, with or without databases.
 """
 
@@ -10,7 +10,10 @@ import sys
 
 
 def register() -> None:
-    """If the kit was imported before, let `st.from_type` know its values; else it does so when it is."""
+    """Register the values of the kit for `st.from_type`, if the kit was imported before.
+
+    Otherwise the kit does so when it is imported.
+    """
     offers = sys.modules.get("pgha.chaos._offers")
     if offers is not None:
         offers.register()

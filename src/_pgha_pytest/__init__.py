@@ -1,11 +1,11 @@
-"""The pytest plugin: `pgha_nodes` and its companions, found by pytest through the entry point `pytest11`.
+"""The pytest plugin: `pgha_nodes` and its companions, which pytest finds through the entry point `pytest11`.
 
-A package of its own, since importing anything below `pgha` imports all of it, and every test run on a machine
-with pgha would pay for that. So nothing here imports pgha before a fixture is used.
+The plugin is a package of its own, because importing anything below `pgha` imports all of it, and every test
+run on a machine with pgha would pay for that. So nothing here imports pgha before a fixture is used.
 
-The nodes belong to no loop of the test's: a thread with a loop of its own, the portal, starts and ends them,
-and runs the proxies. That is why the fixtures suit synchronous tests, anyio's on both backends and
-pytest-asyncio's alike, and why nodes can be shared by tests with different loops.
+The nodes do not belong to the event loop of a test: a thread with a loop of its own, the portal, starts and
+ends them, and runs the proxies. For this reason the fixtures suit synchronous tests, anyio's tests on both
+backends, and pytest-asyncio's tests, and tests with different loops can share nodes.
 """
 
 from __future__ import annotations
@@ -29,25 +29,28 @@ if TYPE_CHECKING:
 
 _EVIDENCE = pytest.StashKey[FailureReport]()
 _MARKER = (
-    "pgha(topology='standalone', nodes=1, kind='local', scope='function', version=18, ...): the PostgreSQL"
-    " servers of the fixture pgha_nodes; all other keywords are those of pgha.chaos.standalone, masters or"
-    " replicas"
+    "pgha(topology='standalone', nodes=1, kind='local', scope='function', version=18, ...): describe the"
+    " PostgreSQL servers of the fixture pgha_nodes; all other keywords are those of pgha.chaos.standalone,"
+    " masters or replicas"
 )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    told = "what the PostgreSQL servers of pgha_nodes run in, unless a test says it: local or container"
+    """Add the option `--pgha-nodes` and the setting `pgha_nodes`."""
+    told = "environment of the PostgreSQL servers of pgha_nodes, if a test names none: local or container"
     parser.getgroup("pgha").addoption("--pgha-nodes", choices=KINDS, default=None, help=told)
     parser.addini("pgha_nodes", told, default="local")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker `pgha`, and check the configured kind of nodes."""
     config.addinivalue_line("markers", _MARKER)
-    kind_of(config)  # what is wrong is told before the first test
+    kind_of(config)  # reports a wrong value before the first test
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the faults and the ends of the servers' logs to the report of a failed test."""
     report = yield
     if report.failed and (evidence := item.stash.get(_EVIDENCE, None)) is not None:
         report.sections += evidence.sections()
@@ -56,9 +59,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session")
 def pgha_portal() -> Iterator[BlockingPortal]:
-    """The way into the loop that runs proxies and starts nodes, in a thread of its own.
+    """Provide access to the event loop that runs proxies and starts nodes, in a thread of its own.
 
-    With it, synchronous tests use what is async: `pgha_portal.call(pgha_nodes[0].kill)`.
+    With the portal, synchronous tests call async methods: `pgha_portal.call(pgha_nodes[0].kill)`.
+
+    Returns:
+        A `BlockingPortal` of anyio, the same for the whole session.
     """
     from anyio.from_thread import start_blocking_portal
 
@@ -66,7 +72,7 @@ def pgha_portal() -> Iterator[BlockingPortal]:
         try:
             yield portal
         finally:
-            # A Ctrl-C while nodes started has left that to go on: it would be waited for.
+            # After a Ctrl-C while nodes started, their start still runs here: cancel it instead of waiting.
             portal.call(portal.stop, True)
 
 
@@ -81,9 +87,13 @@ _pgha_function, _pgha_module, _pgha_session = _shelves
 
 @pytest.fixture
 def pgha_options(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What the nodes are to be like: the keywords of the markers `pgha`, of which the nearest wins.
+    """Provide the options of the nodes: the keywords of the markers `pgha`, of which the nearest wins.
 
-    To be overridden where a fixture has a say, as one that makes certificates.
+    Override this fixture if another fixture decides about the options, for example one that makes
+    certificates.
+
+    Returns:
+        The keywords.
     """
     return asked(request.node)
 
@@ -92,35 +102,51 @@ def pgha_options(request: pytest.FixtureRequest) -> dict[str, Any]:
 def pgha_nodes(
     request: pytest.FixtureRequest, pgha_options: dict[str, Any], pgha_portal: BlockingPortal
 ) -> Iterator[Nodes]:
-    """Running servers: `Nodes`, `Masters` or `Replicas`, as the marker `pgha` says.
+    """Provide running servers, as the marker `pgha` describes them.
 
-    Their methods can be awaited in any loop. They are killed and removed at the end; with a wider `scope`
-    they are shared by its tests, and after each test all of them run again.
+    The methods of the nodes can be awaited in any event loop. The nodes are killed and removed at the end of
+    the test. With a wider `scope`, the tests in that scope share them, and after each test all of them run
+    again.
+
+    Returns:
+        `Nodes`, `Masters` or `Replicas`.
     """
     options = dict(pgha_options)
     scope = options.pop("scope", "function")
     if scope not in SCOPES:
-        raise unusable(f"scope is one of {', '.join(SCOPES)}, not {scope!r}")
+        raise unusable(f"scope must be one of {', '.join(SCOPES)}, not {scope!r}")
     shelf: Shelf = request.getfixturevalue(f"_pgha_{scope}")
     nodes = shelf.nodes(options)
     evidence = request.node.stash[_EVIDENCE] = FailureReport(pgha_portal, nodes)
     try:
         yield nodes
     finally:
-        evidence.keep()  # the logs go with the nodes, and what fails later is told later
+        evidence.keep()  # the logs are removed with the nodes, and a later failure needs them
         if scope != "function":
             shelf.mend(nodes)
 
 
 @pytest.fixture
 def pgha_servers(pgha_nodes: Nodes, pgha_portal: BlockingPortal) -> Any:
-    """`pgha_nodes` for synchronous tests: every method blocks until it is done, `pgha_servers[0].kill()`."""
+    """Provide `pgha_nodes` for synchronous tests: every method blocks until it is done.
+
+    Example: `pgha_servers[0].kill()`.
+
+    Returns:
+        An object with the attributes and methods of the nodes.
+    """
     return blocking(pgha_nodes, pgha_portal)
 
 
 @pytest.fixture
 def pgha_proxies(pgha_nodes: Nodes, pgha_portal: BlockingPortal) -> Iterator[Proxies]:
-    """A proxy before each node. Their methods can be called from any loop and any thread."""
+    """Provide a proxy before each node.
+
+    The methods of the proxies can be called from any event loop and any thread.
+
+    Returns:
+        The `Proxies`, in the order of the nodes.
+    """
     from pgha.chaos import Proxies, proxied
 
     with pgha_portal.wrap_async_context_manager(proxied(pgha_nodes)) as proxies:
@@ -129,16 +155,22 @@ def pgha_proxies(pgha_nodes: Nodes, pgha_portal: BlockingPortal) -> Iterator[Pro
 
 @pytest.fixture
 def pgha_proxy(pgha_proxies: Proxies) -> Proxy:
-    """The proxy before the first node."""
+    """Provide the proxy before the first node.
+
+    Returns:
+        The `Proxy`.
+    """
     return pgha_proxies[0]
 
 
 @pytest.fixture
 def pgha_injector(request: pytest.FixtureRequest, pgha_nodes: Nodes) -> Injector:
-    """Performs faults on the nodes, and on the proxies if the test has them. What it did is told when the
-    test fails.
+    """Provide an injector of faults into the nodes, and into the proxies if the test uses them.
 
-    It belongs to the first loop that uses it.
+    If the test fails, its report lists the faults. The injector belongs to the first event loop that uses it.
+
+    Returns:
+        The `Injector`.
     """
     from pgha.chaos import Injector
 
@@ -149,8 +181,13 @@ def pgha_injector(request: pytest.FixtureRequest, pgha_nodes: Nodes) -> Injector
 
 @pytest.fixture
 async def pgha_cluster(request: pytest.FixtureRequest, pgha_nodes: Nodes) -> AsyncGenerator[Cluster]:
-    """pgha's own cluster of the nodes, through the proxies if the test has them. For tests that anyio's
-    plugin runs, on both backends.
+    """Provide a `pgha.Cluster` of the nodes, through the proxies if the test uses them.
+
+    This fixture is for tests that anyio's plugin runs, on both backends. The cluster is closed at the end of
+    the test, also if the test is cancelled.
+
+    Returns:
+        The open cluster.
     """
     import pgha
 
@@ -160,6 +197,6 @@ async def pgha_cluster(request: pytest.FixtureRequest, pgha_nodes: Nodes) -> Asy
 
 
 def _proxies(request: pytest.FixtureRequest) -> Proxies | None:
-    """None: the test did not ask for any."""
+    """Return the proxies, or None if the test did not ask for any."""
     wanted = "pgha_proxies" in request.fixturenames
     return request.getfixturevalue("pgha_proxies") if wanted else None

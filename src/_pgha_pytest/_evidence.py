@@ -1,4 +1,4 @@
-"""What is told of a test that failed: the faults that were done, and the ends of the servers' logs."""
+"""The report of a failed test: the faults that were injected, and the ends of the servers' logs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LINES = 30
 
 
 class FailureReport:
-    """Of one test. `began`: its times are told from here."""
+    """The report of one test. Its times count from the making of this object."""
 
     def __init__(self, portal: BlockingPortal, nodes: Nodes) -> None:
         self.injectors: list[Injector] = []
@@ -25,7 +25,7 @@ class FailureReport:
         self._told = False
 
     def keep(self) -> None:
-        """Read the logs, before the nodes go."""
+        """Read the logs, before the nodes are removed."""
         self._logs = [(f"pgha: the end of the log of {node.name}", self._tail(node)) for node in self._nodes]
 
     def _tail(self, node: Node) -> str:
@@ -33,7 +33,7 @@ class FailureReport:
         return "\n".join(text.splitlines()[-_LINES:])
 
     def sections(self) -> list[tuple[str, str]]:
-        """For the report, once."""
+        """Return the sections for the test's report; empty after the first call."""
         if self._told:
             return []
         self._told = True
@@ -45,7 +45,7 @@ class FailureReport:
 
     def _line(self, done: Done) -> str:
         if done.skipped:
-            what = f"could not be done: {done.skipped}"
+            what = f"skipped: {done.skipped}"
         elif isinf(done.until):
             what = "not healed"
         else:

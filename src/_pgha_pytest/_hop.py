@@ -1,4 +1,4 @@
-"""Objects that live in the portal's loop, used from other threads."""
+"""Objects that live in the portal's event loop, for use from other threads."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 class _Hop:
-    """An object whose attributes are read, and whose methods run, in the portal's loop.
+    """An object whose attributes are read, and whose methods run, in the portal's event loop.
 
-    The caller waits for it, also a caller that is a loop itself: what is called here does not take long, or
-    the caller is synchronous.
+    The caller is blocked meanwhile, even if it is an event loop itself: either the call is short, or the
+    caller is synchronous.
     """
 
     def __init__(self, inside: Any, portal: BlockingPortal) -> None:
@@ -32,13 +32,13 @@ class _Hop:
         return partial(self._there, value) if callable(value) else value
 
     def _there(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        if threading.get_ident() == self._thread:  # an injector that runs in the portal, say
+        if threading.get_ident() == self._thread:  # for example, an injector that runs in the portal
             return function(*args, **options)
         return self._portal.call(partial(function, *args, **options))
 
 
 class _Blocking(_Hop):
-    """Nodes, or one of them; also what they give is so."""
+    """Nodes, or one of them, whose methods block; nodes that they return are wrapped in the same way."""
 
     def __getattr__(self, name: str) -> Any:
         value = self._there(getattr, self._inside, name)
@@ -64,10 +64,10 @@ class _Blocking(_Hop):
 
 
 def in_portal(thing: T, portal: BlockingPortal) -> T:
-    """The same with methods that may be called from any thread. None of them may be async."""
+    """Wrap an object so that its methods may be called from any thread. None of them may be async."""
     return cast(T, _Hop(thing, portal))
 
 
 def blocking(thing: object, portal: BlockingPortal) -> Any:
-    """The same for threads without a loop: async methods block until they are done."""
+    """Wrap an object for threads without an event loop: async methods block until they are done."""
     return _Blocking(thing, portal)

@@ -14,14 +14,17 @@ if TYPE_CHECKING:
 
 
 class Shelf:
-    """Starts what is asked for, once; `stack` ends it all."""
+    """A store of nodes, each set started once; `stack` ends all of them."""
 
     def __init__(self, portal: BlockingPortal, stack: ExitStack) -> None:
         self._portal, self._stack = portal, stack
         self._kept: list[tuple[dict[str, Any], Nodes]] = []
 
     def nodes(self, options: dict[str, Any]) -> Nodes:
-        """The running nodes of these options. The test fails, with one message, when they cannot be had."""
+        """Return the running nodes with these options.
+
+        The test fails, with one message, if they cannot be started.
+        """
         from pgha.chaos import ChaosError
 
         for known, nodes in self._kept:
@@ -35,7 +38,10 @@ class Shelf:
         return started
 
     def mend(self, nodes: Nodes) -> None:
-        """Let all of them run, for the next test. Where that fails, the next one gets new ones."""
+        """Let all of the nodes run, for the next test.
+
+        If that fails, the next test gets new ones.
+        """
         from pgha.chaos import ChaosError
 
         try:
@@ -50,5 +56,5 @@ async def _mended(nodes: Nodes) -> None:
 
     for node in nodes:
         if node.running:
-            await node.thaw()  # a single frozen backend does not show
+            await node.thaw()  # always, because `frozen` does not report single frozen backends
     await Injector(nodes).heal()

@@ -136,7 +136,7 @@ def test_an_engine_that_may_not_be_used(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(Forbidden, "connect", connect)
     monkeypatch.setattr("pgha.chaos._containers.engine.socket.socket", Forbidden)
-    refused(monkeypatch, r"no permission to use the container engine at .*: join the group which owns it")
+    refused(monkeypatch, r"no permission to use the container engine at .*: join the group that owns it")
 
 
 def test_without_the_package_docker(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,7 +218,7 @@ def test_what_is_told_of_a_failure(pytester: pytest.Pytester) -> None:
     result = run(pytester, source, "-rA", "-p", "no:randomly")
     result.assert_outcomes(passed=2, failed=1, errors=1)
     result.stdout.re_match_lines([r"[ ]+\d+\.\d{3} s  kill n1, healed after \d+\.\d{3} s"])
-    result.stdout.re_match_lines([r"[ ]+\d+\.\d{3} s  freeze n1, could not be done: kill lasts on n1"])
+    result.stdout.re_match_lines([r"[ ]+\d+\.\d{3} s  freeze n1, skipped: kill lasts on n1"])
     told = result.stdout.str()
     assert told.count("pgha: faults") == 1
     assert told.count("pgha: the end of the log of n1") == 2
@@ -229,10 +229,10 @@ def test_what_is_told_of_a_failure(pytester: pytest.Pytester) -> None:
 MISTAKES = {
     "version=12": "pgha: no PostgreSQL 12 found*pgha?chaos?*",
     "colour='red'": "pgha: standalone: got an unexpected keyword argument 'colour'",
-    "topology='ring'": "pgha: topology is one of standalone, masters, replicas, not 'ring'",
+    "topology='ring'": "pgha: topology must be one of standalone, masters, replicas, not 'ring'",
     "topology='replicas', nodes=1": "pgha: a primary needs at least one standby, not 0*",
-    "scope='class'": "pgha: scope is one of function, module, session, not 'class'",
-    "'masters'": "pgha: the marker takes keywords only, not ('masters',)",
+    "scope='class'": "pgha: scope must be one of function, module, session, not 'class'",
+    "'masters'": "pgha: the marker pgha takes keywords only, not ('masters',)",
 }
 
 
@@ -282,7 +282,7 @@ def test_a_kind_that_there_is_not(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\npgha_nodes = virtual\n")
     result = run(pytester, "def test_it(): pass")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*pgha_nodes is local or container, not 'virtual'"])
+    result.stderr.fnmatch_lines(["*pgha_nodes must be local or container, not 'virtual'"])
 
 
 def test_ctrl_c_while_nodes_start(pytester: pytest.Pytester) -> None:

@@ -43,6 +43,7 @@ def steps(
     """Return a strategy for steps: one fault on one node.
 
     Args:
+        draw: Passed by Hypothesis, not by the caller.
         nodes: The number of nodes.
         seconds: Seconds within which the fault begins.
         kinds: The kinds of faults to choose from.
