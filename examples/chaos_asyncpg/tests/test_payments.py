@@ -1,4 +1,4 @@
-"""The lost acknowledgement, done on purpose: what each of the ledgers makes of it."""
+"""The lost acknowledgement, caused on purpose, and how each of the ledgers handles it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.pgha(scope="module")
 
 
 async def book(ledger: NaiveLedger, recorder: Recorder) -> None:
-    """Book a payment, and write down what the ledger said of it."""
+    """Book a payment, and record what the ledger told its caller."""
     one = recorder.begin("write")
     try:
         await ledger.book(UUID(one.key), "alice", 100)
@@ -30,7 +30,7 @@ async def book(ledger: NaiveLedger, recorder: Recorder) -> None:
 
 
 def url(proxies: Proxies) -> str:
-    """asyncpg takes URLs only."""
+    """Return the URL of the first proxy: asyncpg takes only URLs."""
     return f"postgresql://postgres@127.0.0.1:{proxies[0].port}/postgres"
 
 
@@ -40,7 +40,7 @@ async def prepare(nodes: Nodes) -> None:
 
 
 async def violations(nodes: Nodes, ledger: NaiveLedger, recorder: Recorder) -> list[Violation]:
-    """What the ledger told its callers, against what the server holds."""
+    """Compare what the ledger told its callers with what the server holds."""
     rows = await nodes[0].execute(f"SELECT id::text FROM {ledger.table}")
     return check(recorder.history(), {"n1": [(row[0], "n1") for row in rows]})
 
@@ -48,12 +48,12 @@ async def violations(nodes: Nodes, ledger: NaiveLedger, recorder: Recorder) -> l
 async def lose_an_acknowledgement(
     kind: type[NaiveLedger], nodes: Nodes, proxies: Proxies, injector: Injector
 ) -> list[Violation]:
-    """The server commits, the answer does not come through, and the connection breaks."""
+    """Let the server commit, hold back the answer, and break the connection."""
     await prepare(nodes)
     recorder = Recorder()
     async with open_pool(url(proxies)) as pool:
         ledger = kind(pool, timeout=10.0)
-        await book(ledger, recorder)  # from now on the statement is prepared: one message, one answer
+        await book(ledger, recorder)  # prepares the statement: from now on one message, one answer
         await injector.strike("drop_down", "n1")
         async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
             tasks.create_task(book(ledger, recorder))

@@ -17,7 +17,7 @@ LEDGER = Ledger
 
 
 @pytest.mark.pgha(scope="module")
-# Its examples share the nodes on purpose: the injector heals them after each one.
+# The examples share the nodes on purpose: the injector heals the nodes after each example.
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(schedule=schedules(nodes=1, spare=0, seconds=1.0, hold=0.5, max_steps=4))
 async def test_every_payment_is_booked_once(

@@ -174,7 +174,7 @@ def refused_present(evidence: Observations) -> Iterator[Violation]:
     for entry in evidence.writes():
         if _refused(entry) and entry.key in evidence.times:
             text = (
-                f"write {entry.key}, said to be not applied ({entry.error}), was applied:"
+                f"write {entry.key}, reported as not applied ({entry.error}), was applied:"
                 f" {evidence.applied(entry.key)}"
             )
             yield Violation("refused_present", entry.key, text)
@@ -353,7 +353,7 @@ def unproven_refusal(evidence: Observations) -> Iterator[Violation]:
         unproven = [one for one in entry.attempts if one.outcome != "not applied"]
         if _refused(entry) and unproven and not entry.keyed:
             text = (
-                f"write {entry.key} was said to be not applied ({entry.error}), but an attempt on"
+                f"write {entry.key} was reported as not applied ({entry.error}), but an attempt on"
                 f" {unproven[0].node} had ended {unproven[0].outcome or 'without any proof'}"
             )
             yield Violation("unproven_refusal", entry.key, text)

@@ -32,7 +32,7 @@ __all__ = ["Ending", "Entry", "History", "OperationKind", "Open", "Recorder", "A
 OperationKind: TypeAlias = Literal["read", "write"]
 """The kind of an operation: ``read`` or ``write``."""
 Ending: TypeAlias = Literal["acknowledged", "refused", "in doubt", "lost"]
-"""What the caller was told.
+"""The ending of an operation: what its caller was told.
 
 ``acknowledged``: a result. ``refused``: an error that says that nothing was applied. ``in doubt``: an error
 that says that the outcome is unknown. ``lost``: an error that says nothing about the outcome, as other
@@ -87,7 +87,7 @@ class Entry:
     ended: float | None = None
     """The time when the caller was told; None: the caller was never told."""
     ending: Ending | None = None
-    """What the caller was told; None: the operation was still running when the history was closed."""
+    """The ending that the caller was told; None: the operation was still running in this history."""
     node: str | None = None
     """The name of the node that answered; None: not known."""
     answer: str | None = None
@@ -302,7 +302,12 @@ class Open:
     """A running operation. Call exactly one of its ending methods, once, when the caller is told.
 
     The ending methods are `acknowledged`, `refused`, `doubt`, `lost` and `failed`. A second ending is a
-    `RuntimeError` and changes nothing.
+    `RuntimeError` and changes nothing. `Recorder.begin` makes this object.
+
+    Args:
+        entry: The entry as it is at the beginning.
+        clock: A function that returns the time in seconds.
+        entries: The recorder's entries, by key.
 
     Example::
 

@@ -1,6 +1,6 @@
-"""Payments booked in PostgreSQL over asyncpg. Nothing here knows pgha.
+"""Payments booked in PostgreSQL over asyncpg, without pgha.
 
-Three ways to deal with a connection that breaks, of which one is right.
+The module handles a broken connection in three ways, of which one is right.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ CREATE TABLE payment (id uuid PRIMARY KEY, account text NOT NULL, cents int NOT 
 """
 _BROKEN = (
     OSError,  # refused, reset, timed out
-    asyncpg.InterfaceError,  # the connection was closed meanwhile
-    asyncpg.InternalClientError,  # ... and asyncpg was told so between two statements
-    asyncpg.PostgresConnectionError,  # ... in the middle of a statement
+    asyncpg.InterfaceError,  # the connection was closed before the statement
+    asyncpg.InternalClientError,  # the connection was closed between two statements
+    asyncpg.PostgresConnectionError,  # the connection was closed in the middle of a statement
     asyncpg.exceptions.OperatorInterventionError,  # the server shuts down or starts
 )
 
 
 class Unknown(Exception):
-    """Time is up, and nobody knows whether the payment was booked. `book` may be called again with its id."""
+    """Time is up, and the outcome of the payment is unknown.
+
+    `book` may be called again with the same id.
+    """
 
 
 class NaiveLedger:
-    """Books again when the connection breaks.
+    """A ledger that books again when the connection breaks.
 
-    The defect: that it broke does not say that nothing was booked. If only the answer was lost, the payment
-    is booked twice.
+    The defect: a broken connection does not prove that nothing was booked. If only the answer was lost, the
+    payment is booked twice.
     """
 
     table: ClassVar[str] = "loose_payment"
@@ -44,12 +47,21 @@ class NaiveLedger:
         self._pool, self._patience, self._timeout = pool, patience, timeout
 
     async def book(self, payment: UUID, account: str, cents: int) -> None:
-        """Return when it is booked; `Unknown` after `patience` seconds, else asyncpg's errors."""
+        """Book a payment, and return when it is booked.
+
+        Args:
+            payment: The id of the payment.
+            account: The account.
+            cents: The amount in cents.
+
+        Raises:
+            Unknown: After `patience` seconds. Other errors of asyncpg are raised unchanged.
+        """
         try:
             async with asyncio.timeout(self._patience):
                 await self._until_booked(payment, account, cents)
         except TimeoutError as error:
-            raise Unknown(f"payment {payment} after {self._patience} s") from error
+            raise Unknown(f"payment {payment}: outcome unknown after {self._patience} s") from error
 
     async def _until_booked(self, *payment: object) -> None:
         pause = 0.01
@@ -65,16 +77,16 @@ class NaiveLedger:
             try:
                 await connection.execute(self.insert, *payment, timeout=self._timeout)
             except _BROKEN:
-                # Back in the pool it would wait for a server that may be silent.
+                # Returned to the pool as it is, the connection would wait for a server that may be silent.
                 connection.terminate()
                 raise
 
 
 class GuardedLedger(NaiveLedger):
-    """The same with a primary key on the payment's id.
+    """The same ledger with a primary key on the payment's id.
 
-    Nothing is booked twice now. But when the answer was lost, the second try fails because of the first one,
-    and the caller is told that a payment which was booked has failed.
+    No payment is booked twice. But when the answer was lost, the second attempt fails because of the first
+    one, and the caller is told that a booked payment has failed.
     """
 
     table = "payment"
@@ -82,7 +94,7 @@ class GuardedLedger(NaiveLedger):
 
 
 class Ledger(NaiveLedger):
-    """The same, repaired: the caller chooses the id, and booking it again is no error and changes nothing."""
+    """The repaired ledger: booking the same id again is not an error and changes nothing."""
 
     table = "payment"
     insert = "INSERT INTO payment (id, account, cents) VALUES ($1, $2, $3) ON CONFLICT (id) DO NOTHING"
@@ -90,7 +102,10 @@ class Ledger(NaiveLedger):
 
 @asynccontextmanager
 async def open_pool(url: str) -> AsyncGenerator[asyncpg.Pool[Any]]:
-    """Connections to the server, at most four. A statement that was sent is not waited for at the end."""
+    """Open a pool of at most four connections to the server.
+
+    At the end, the pool does not wait for statements that were sent.
+    """
     pool = await asyncpg.create_pool(url, min_size=1, max_size=4, timeout=1.0)
     try:
         yield pool

@@ -39,6 +39,7 @@ class Terms:
     """The number of connections accepted before counting began."""
 
     def wire(self, direction: Direction) -> Wire:
+        """Return the settings of a direction."""
         return self.up if direction == "up" else self.down
 
     @property
@@ -58,16 +59,19 @@ class Pause:
         """The time when the wait ends by itself; in the past while no task waits."""
 
     def end(self) -> None:
+        """End the wait, if a task is waiting."""
         # A task that does not wait right now is running, or about to run, and looks at everything again.
         if self._scope is not None:
             self._scope.cancel()
 
     async def wait(self, until: float = math.inf) -> None:
+        """Wait until another task calls `end`, or until this time of the loop's clock."""
         self.until = until
         with self._within(until):
             await anyio.sleep_forever()
 
     async def writable(self, sock: socket.socket) -> None:
+        """Wait until the socket can be written to, or until another task calls `end`."""
         with self._within(math.inf):
             await sockets.writable(sock)
 

@@ -183,7 +183,7 @@ def remove_shared_memory(data: Path) -> None:
     A server uses the inode of its data folder as the key of its segment, or the next free number, which is
     then in line 7 of postmaster.pid (written a moment later, and never by the servers that initdb starts). A
     segment is removed only if its creator is dead or no process is attached: even if the segment should
-    belong to another program, it is as useless as ours.
+    belong to another program, it is as useless as the node's own.
     """
     try:
         about = data.stat()

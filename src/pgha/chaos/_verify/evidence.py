@@ -44,7 +44,7 @@ class Violation:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promise:
-    """What the system under test promises beyond what always holds.
+    """The promises of the system under test beyond those that always hold.
 
     Example::
 

@@ -31,7 +31,12 @@ class Tasks:
     """The background tasks of a machine, which live until its teardown is over and are then cancelled.
 
     An exception of a task interrupts the running rule and becomes the failure of that rule. Between rules, it
-    becomes the failure of the next rule or of the teardown.
+    becomes the failure of the next rule or of the teardown. The machine makes this object, its attribute
+    `tasks`.
+
+    Args:
+        group: The task group of the tasks.
+        fail: A function that gets the exception of a failed task.
 
     Example::
 
