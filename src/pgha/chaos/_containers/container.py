@@ -85,9 +85,8 @@ class ContainerRunner:
             try:
                 container = self._create(port)
             except APIError:
-                (
-                    folder / warden.NOTE
-                ).unlink()  # the engine refused; after other errors the container may exist
+                # The engine refused. After other errors the container may exist.
+                (folder / warden.NOTE).unlink()
                 raise
         warden.note_container(folder, self._socket, folder.name, made=True)
         return container
@@ -112,10 +111,8 @@ class ContainerRunner:
             network_mode="host",
             userns_mode="host",  # otherwise the number may stand for another account
             cap_drop=["ALL"],
-            security_opt=[
-                "no-new-privileges",
-                "label=disable",
-            ],  # otherwise SELinux would require the folder to be relabelled
+            # label=disable: otherwise SELinux would require the folder to be relabelled.
+            security_opt=["no-new-privileges", "label=disable"],
         )
 
     def _find(self, container: Container) -> tuple[int, int] | None:

@@ -63,7 +63,7 @@ def choose(client: DockerClient, version: int | None, *, pull: bool = False) -> 
         _pull(client, official)
         return official
     own = _own_name(installation)
-    with _one_builder:  # three nodes of one program must not build it three times
+    with _one_builder:  # three nodes of one program must not build the image three times
         for name in (own, official):
             if _identifier(client, name) is not None:
                 return name

@@ -200,9 +200,8 @@ class ByteStream:
         """Change the settings, from now on."""
         self.wire, self.cut = wire, cut
         self._plain = wire == CLEAN and cut is None
-        self._free = max(
-            self._free, now
-        )  # a bandwidth counts from its setting on, without credit for earlier time
+        # A bandwidth counts from its setting on, without credit for earlier time.
+        self._free = max(self._free, now)
         if wire.coalesce is None or self._held_size >= wire.coalesce[0]:
             self._release(now)
 

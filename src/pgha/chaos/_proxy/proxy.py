@@ -318,9 +318,8 @@ class Proxy:
             except BlockingIOError:
                 await sockets.readable(self._listener)
             except OSError:
-                await anyio.sleep(
-                    _AGAIN
-                )  # too many open files, or the client has gone already: try again soon
+                # Too many open files, or the client has gone already: try again soon.
+                await anyio.sleep(_AGAIN)
             else:
                 self._begin(sockets.prepared(client))
                 await anyio.lowlevel.checkpoint()

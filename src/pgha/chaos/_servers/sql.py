@@ -67,9 +67,8 @@ async def execute(dsn: str, sql: str, params: Params = None, *, timeout: float =
     returns at once and closes the connection: the server may still finish the statement.
     """
     call = _Call(sql, params)
-    connect_timeout = max(
-        2, round(timeout)
-    )  # libpq takes whole seconds, at least 2; this ends an abandoned thread
+    # This ends an abandoned thread. libpq takes whole seconds, at least 2.
+    connect_timeout = max(2, round(timeout))
     with anyio.fail_after(timeout):
         try:
             return await anyio.to_thread.run_sync(

@@ -256,10 +256,8 @@ def remove_container(folder: Path, timeout: float = 20.0) -> None:
 
 def _delete(engine: str, path: str, timeout: float) -> tuple[int, str]:
     """Send a DELETE request over the socket `engine`; return the HTTP status and the text of the answer."""
-    from http.client import (
-        HTTPConnection,
-        HTTPException,
-    )  # imported here: it takes 50 ms, and few programs need it
+    # Imported here: the import takes 50 ms, and few programs need it.
+    from http.client import HTTPConnection, HTTPException
 
     connection = HTTPConnection("localhost")
     connection.sock = socket.socket(socket.AF_UNIX)
@@ -288,9 +286,8 @@ def clear(folder: Path) -> None:
 def main() -> int:
     """Read `+folder` and `-folder` (NUL-terminated) until end of file, then remove what is left."""
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(
-            sig, signal.SIG_IGN
-        )  # a signal to the whole process group must not end the warden before its program
+        # A signal that ends the program must not end its warden first.
+        signal.signal(sig, signal.SIG_IGN)
     folders: dict[bytes, None] = {}
     for record in sys.stdin.buffer.read().split(b"\0")[:-1]:
         if record[:1] == ADD:
@@ -306,9 +303,8 @@ def main() -> int:
             sys.stderr.write(f"pgha.chaos: {error}\n")
             failures.append(name)
 
-    threads = [
-        threading.Thread(target=end, args=(name,)) for name in folders
-    ]  # in parallel: an engine may take seconds per container
+    # In parallel: an engine may take seconds per container.
+    threads = [threading.Thread(target=end, args=(name,)) for name in folders]
     for thread in threads:
         thread.start()
     for thread in threads:

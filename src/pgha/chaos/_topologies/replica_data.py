@@ -47,14 +47,12 @@ async def rewind(node: ServerNode, primary: ServerNode, timeout: float) -> None:
     After a failure or a cancellation, only a base backup can repair the folder.
     """
     server = node._server
-    await blocking(
-        server.replace_data, _nothing
-    )  # removes the lock file of a killed server, which pg_rewind would reject
+    # Removes the lock file of a killed server, with which pg_rewind would fail.
+    await blocking(server.replace_data, _nothing)
     words = ["--no-sync", "--source-server", primary.dsn]
     await _run([server.installation.program("pg_rewind"), "-D", server.data, *words], server.folder, timeout)
-    await blocking(
-        server.replace_data, _nothing
-    )  # pg_rewind has copied the primary's settings: write the node's own again
+    # pg_rewind has copied the primary's settings: write the node's own again.
+    await blocking(server.replace_data, _nothing)
 
 
 def _nothing(data: Path) -> None:

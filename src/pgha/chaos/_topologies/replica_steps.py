@@ -29,9 +29,7 @@ class Topology(Nodes):
         self._unfollowed = False  # True after a promotion, until it is known which standbys follow
         self._strays: set[str] = set()
         self._apart: set[str] = set()  # standbys that were disconnected
-        self._torn: set[str] = (
-            set()
-        )  # nodes whose data folder pg_rewind began to change, and may be incomplete
+        self._torn: set[str] = set()  # nodes whose data may be incomplete, because pg_rewind began
         self._wished, self._favoured = 0, self.names
         self._waits_for: dict[str, str] = {}  # synchronous_standby_names, by node, if not empty
         self._unsure: set[str] = set()  # nodes that may not have loaded their synchronous_standby_names yet

@@ -79,9 +79,8 @@ class Replicas(Topology):
             ChaosError: If the node is not a standby that answers, or after `timeout`.
         """
         deadline = anyio.current_time() + timeout
-        if not (
-            self._unfollowed and self._known(node) is self._primary
-        ):  # otherwise only the rest has to be done
+        # After a call that promoted the node and then failed, only the rest has to be done.
+        if not (self._unfollowed and self._known(node) is self._primary):
             chosen = self._standby(node)
             followers = [one for one in self._able() if one is not chosen]
             await self._demand(chosen, self._affordable(followers))
@@ -91,9 +90,8 @@ class Replicas(Topology):
         self._unfollowed = False
 
     async def _take_over(self, node: ServerNode, timeout: float) -> None:
-        if await state.in_recovery(
-            node
-        ):  # otherwise a cancelled call, or another program, has promoted it already
+        # A cancelled call, or another program, may have promoted the node already.
+        if await state.in_recovery(node):
             seconds = max(1, math.ceil(timeout))
             await state.ask(node, "SELECT pg_promote(true, %s)", [seconds], timeout=timeout)
             if await state.in_recovery(node):
