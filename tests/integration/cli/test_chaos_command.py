@@ -142,14 +142,14 @@ def test_a_schedule_is_read_from_its_own_json_and_from_a_report(tmp_path: Path) 
     ("text", "complaint"),
     [
         ("", "Expecting value"),
-        ("[1]", "no schedule"),
-        ("{}", "no schedule"),
+        ("[1]", "not a schedule"),
+        ("{}", "not a schedule"),
         ('{"steps": []}', "no faults"),
-        ('{"steps": [{"at": 1}]}', "no schedule"),
+        ('{"steps": [{"at": 1}]}', "not a schedule"),
         ('{"steps": [{"at": 1, "kind": "burn", "node": 0}]}', "'burn' is not a kind of fault"),
         ('{"steps": [{"at": NaN, "kind": "kill", "node": 0}]}', "finite"),
         ('{"steps": [{"at": 1, "kind": "kill", "node": 0.5}]}', "whole numbers"),
-        ('{"schedule": null}', "no schedule"),
+        ('{"schedule": null}', "not a schedule"),
     ],
 )
 def test_what_is_no_schedule_is_told(text: str, complaint: str) -> None:
