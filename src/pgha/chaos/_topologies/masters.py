@@ -215,8 +215,8 @@ async def masters(
     """Run `n` servers, named n1, n2, ..., each of which replicates to every other.
 
     Entering waits until all directions stream (about a second). Leaving kills the servers, frozen or not, and
-    removes all their files. Cancellation cannot interrupt leaving, whose time is bounded; cancelled entering
-    does the same.
+    removes all their files. The time for that is bounded, and cancellation cannot interrupt it. If entering
+    is cancelled, the servers are removed in the same way.
 
     Args:
         n: The number of servers.

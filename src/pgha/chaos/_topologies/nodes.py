@@ -203,8 +203,8 @@ async def standalone(
 ) -> AsyncGenerator[Nodes]:
     """Run `n` independent servers, named n1, n2, ...
 
-    Leaving kills the servers, frozen or not, and removes all their files. Cancellation cannot interrupt
-    leaving, whose time is bounded; cancelled entering does the same.
+    Leaving kills the servers, frozen or not, and removes all their files. The time for that is bounded, and
+    cancellation cannot interrupt it. If entering is cancelled, the servers are removed in the same way.
 
     Args:
         n: The number of servers.

@@ -346,8 +346,8 @@ async def replicas(
     """Run a primary, n1, and hot standbys that stream from it, n2, n3, ...
 
     Entering waits until all standbys stream (about a second). Leaving kills the servers, frozen or not, and
-    removes all their files. Cancellation cannot interrupt leaving, whose time is bounded; cancelled entering
-    does the same.
+    removes all their files. The time for that is bounded, and cancellation cannot interrupt it. If entering
+    is cancelled, the servers are removed in the same way.
 
     Args:
         standbys: The number of standbys.

@@ -158,7 +158,7 @@ class AsyncRuleBasedStateMachine(_Machine):
         self._steps.append(self._as_awaited(name, f"state.{name}()"))
 
     def _repr_step(self, rule: Rule, data: Any, result: Any) -> str:
-        # Hypothesis prints this line, and the program has the same one. It calls this only for printed steps.
+        # Hypothesis prints this line, and the program repeats it. This is called only for printed steps.
         drawn = {name: f"Draws({', '.join(one.drawn)})" for name, one in self._drawn.items()}
         line = super()._repr_step(rule, {**data, **drawn}, result)
         self._steps.append(self._as_awaited(rule.function.__name__, line))
