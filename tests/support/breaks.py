@@ -99,7 +99,7 @@ def cancel_without_a_gate(patch: Patch) -> None:
 
 
 def forget_what_was_cancelled(patch: Patch) -> None:
-    patch.setattr(Cancellation, "_give_up_sent", lambda partings, operation, why: None)
+    patch.setattr(Cancellation, "_give_up_sent", lambda cancellation, operation, why: None)
 
 
 _left: list[Link] = []
