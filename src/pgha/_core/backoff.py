@@ -1,27 +1,30 @@
-"""Waiting times between attempts, and the budget that keeps retries from becoming a storm.
+"""Backoff delays between attempts, and the budget that keeps retries from becoming a storm.
 
-Full jitter after https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/ :
-many clients that lost the same node must not come back in step.
+The delays have jitter, as recommended in
+https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/ :
+many clients that lost the same node must not all reconnect at the same moment.
 """
 
 from __future__ import annotations
 
 
 def delay(attempt: int, draw: float, first: float, most: float) -> float:
-    """Seconds to wait before attempt number ``attempt`` (0 is the first repetition).
+    """Return the seconds to wait before retry number ``attempt`` (0 is the first retry).
 
-    ``draw`` is a random number in [0, 1). The bound doubles from ``first`` up to ``most``; the answer
-    lies between half the bound and the bound, so that it is never zero.
+    ``draw`` is a random number in [0, 1). The bound doubles from ``first`` up to ``most``; the delay
+    lies between half the bound and the bound, so that the delay is never zero.
     """
     bound = min(most, first * 2.0 ** min(attempt, 30))
     return bound * (0.5 + draw / 2)
 
 
 class RetryBudget:
-    """A token bucket: each repetition takes one, each success gives some back, time gives some too.
+    """A token bucket that limits retries.
 
-    A node that dies may put every operation in flight back at once, so the bucket is deep; a cluster
-    where everything fails all the time is soon told so, instead of being asked several times over.
+    Each retry takes one token. Each success and each passing second give some tokens back. The bucket is
+    deep, because the loss of a node may requeue every operation in flight at once. When everything fails all
+    the time, the bucket is soon empty, and operations fail at once instead of loading the cluster with
+    retries.
     """
 
     __slots__ = ("_at", "_most", "_per_second", "_per_success", "_tokens")
@@ -36,14 +39,16 @@ class RetryBudget:
         self._tokens = most
 
     def success(self) -> None:
+        """Record that an operation succeeded."""
         if self._tokens < self._most:
             self._tokens = min(self._most, self._tokens + self._per_success)
 
     def available(self, now: float) -> bool:
-        """Whether a repetition may be made now."""
+        """Return whether a retry is allowed now."""
         self._tokens = min(self._most, self._tokens + (now - self._at) * self._per_second)
         self._at = now
         return self._tokens >= 1
 
     def take(self) -> None:
+        """Take the token of one retry."""
         self._tokens -= 1

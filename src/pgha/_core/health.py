@@ -1,18 +1,18 @@
-"""One node's health: what its monitor and its lanes saw, turned into a state and into actions.
+"""The health of one node: a state machine fed by the node's monitor and lanes.
 
 ========== =========================================== ====================================================
 state      meaning                                     exits
 ========== =========================================== ====================================================
 connecting no answer yet since the node was added      answered -> up; failed -> down or rejected
-up         it answered the last ping                   doubted -> suspect; failed -> down
-suspect    something went wrong, the answer to a ping  answered -> up; failed -> down
-           is outstanding; nothing is sent until then
-down       the monitor lost it, and reconnects         answered -> up; rejected -> rejected
-rejected    it answers that it will not have us (bad    answered -> up; failed -> down
-           password, no such database); asked rarely
+up         the node answered the last ping             suspected -> suspect; failed -> down
+suspect    something went wrong on a lane, and a ping  answered -> up; failed -> down
+           decides; nothing is sent until its answer
+down       the monitor lost the node, and reconnects   answered -> up; rejected -> rejected
+rejected   the node rejects the connection (wrong      answered -> up; failed -> down
+           password, no such database); tried rarely
 ========== =========================================== ====================================================
 
-Only the monitor's own connection moves a node to *up* or *down*; a lane can but doubt.
+Only the monitor's own connection moves a node to *up* or *down*; a lane can only make a node *suspect*.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pgha._types import Role, State
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A node's state or role before and after."""
+    """A node's state and role, before and after an observation."""
 
     before: State
     after: State
@@ -34,28 +34,33 @@ class Transition:
 
     @property
     def state_changed(self) -> bool:
+        """Whether the state is another one than before."""
         return self.before != self.after
 
     @property
     def role_changed(self) -> bool:
+        """Whether the role is another one than before."""
         return self.role_before != self.role
 
     @property
     def fell(self) -> bool:
-        """The node was in use and is not any more: its lanes are to be given up."""
+        """Whether the node was in use and no longer is, so that its lanes must be closed."""
         return self.before in ("up", "suspect") and self.after in ("down", "rejected")
 
     @property
     def rose(self) -> bool:
-        """The node may be used from now on."""
+        """Whether the node came into use."""
         return self.after == "up" and self.before not in ("up", "suspect")
 
 
 class Health:
-    """State, role and latency of one node. Every method takes ``now`` and records it when deciding."""
+    """The state, role and latency of one node.
+
+    Every method that changes the state takes the time as ``now``, and records that time.
+    """
 
     WINDOW = 64
-    """Round trips that the p99 is taken from."""
+    """Number of round trips from which the p99 is computed."""
     SMOOTHING = 0.2
     """Weight of the newest round trip in the smoothed latency."""
 
@@ -70,31 +75,34 @@ class Health:
 
     @property
     def usable(self) -> bool:
-        """Its connections are kept: it answered, and nothing proves that it is gone."""
+        """Whether the node's connections are kept: the node has answered, and nothing proves its loss."""
         return self.state == "up" or self.state == "suspect"
 
     @property
     def sendable(self) -> bool:
-        """Something new may be sent. Not while a ping is to decide: where one lane broke, the
-        others may be about to, and an operation that is lost twice is not run again."""
+        """Whether operations may be sent to the node.
+
+        Nothing is sent while a ping is to decide: after one lane broke, the others may be about to break,
+        and an operation that is lost twice is not run again.
+        """
         return self.state == "up"
 
     def answered(self, now: float, role: Role, trip: float) -> Transition:
-        """A ping came back after ``trip`` seconds."""
+        """Record the answer to a ping, which took ``trip`` seconds."""
         self._trips.append(trip)
         self.latency = trip if self.latency is None else self.latency + self.SMOOTHING * (trip - self.latency)
         ordered = sorted(self._trips)
         self.p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
         return self._move(now, "up", "", role)
 
-    def doubted(self, now: float, reason: str) -> Transition:
-        """A lane broke, or its head is old: a ping will tell."""
+    def suspected(self, now: float, reason: str) -> Transition:
+        """Record that something went wrong on a lane; the next ping decides whether the node is lost."""
         if self.state != "up":
             return self._move(now, self.state, self.reason, self.role)
         return self._move(now, "suspect", reason, self.role)
 
     def failed(self, now: float, reason: str, *, rejected: bool = False) -> Transition:
-        """The monitor's connection was lost, or could not be made."""
+        """Record that the monitor's connection was lost, or could not be opened."""
         return self._move(now, "rejected" if rejected else "down", reason, self.role)
 
     def _move(self, now: float, state: State, reason: str, role: Role) -> Transition:
@@ -107,14 +115,15 @@ class Health:
         return moved
 
 
-def suspicious_age(p99: float, floor: float, ceiling: float, asked: int) -> float:
-    """How old a head may be before the monitor asks: max(floor, 4 x p99), twice that after each answer.
+def suspicious_age(p99: float, floor: float, ceiling: float, pings: int) -> float:
+    """Return the age in seconds at which the head of a lane causes a ping.
 
-    Doubling keeps a long query from being watched by a ping every few milliseconds.
+    The age is max(floor, 4 x p99), but at most ``ceiling``, and doubles with each of the ``pings`` that the
+    same head has caused. Doubling keeps a long query from causing a ping every few milliseconds.
     """
-    return min(max(floor, 4 * p99), ceiling) * 2.0 ** min(asked, 30)
+    return min(max(floor, 4 * p99), ceiling) * 2.0 ** min(pings, 30)
 
 
 def role_of(in_recovery: bool, read_only: bool) -> Role:
-    """A server that is read-only by default takes no writes either, recovery or not."""
+    """Return the role of a server; one that is read-only by default takes no writes, in recovery or not."""
     return "standby" if in_recovery or read_only else "primary"

@@ -1,27 +1,28 @@
-"""The ledger's decisions: until when an attempt may begin, what a row means, what may be pruned.
+"""The ledger's decisions: how late an attempt may begin, what a row means, what may be pruned.
 
-A keyed write inserts its key into the ledger in the transaction of its own statements, so the row is there
-exactly when the write is. What may be concluded, always within one *lineage* (one system identifier: a
-primary, and whoever takes over from it):
+A keyed write inserts its key into the ledger in the transaction of its own statements. So the row exists
+exactly if the write was applied. The conclusions hold within one *lineage* (one system identifier: a primary
+and every server that takes over from that primary):
 
 ============================== ===============================================================================
-seen                           meaning
+observation                    meaning
 ============================== ===============================================================================
-the insert passed              no attempt with this key was applied before: this one is, with the transaction
-23505 at the ledger            one was; whose it is tells the row's fingerprint (`row_meaning`)
+the insert passed              no attempt with this key was applied before; this one is, with its transaction
+23505 at the ledger            a row with the key exists; its fingerprint says for which write (`row_meaning`)
 23502 at the ledger            the guard: the attempt began too late by the server's clock, and did nothing
-own fingerprint in the row     applied
-no fingerprint in the row      a tombstone: resolved as not applied, and the key is used up
-another one's                  the key was used for another body: an error
+row with our fingerprint       applied
+row without a fingerprint      a tombstone: resolved as not applied, and the key is used up
+row with another fingerprint   the key was used for another body: an error
 ============================== ===============================================================================
 
-Why a row can be trusted to be there, and may go at last:
+Two facts show when a row must exist, and when it may be deleted:
 
-* An attempt inserts its row no later than its guard's deadline, begun before it. The deadlines of all
-  attempts of an operation lie within `LIFE` of the operation's start.
-* So a row whose own deadline is `LIFE` and the difference of the servers' clocks ago is met by no attempt
-  any more, but one that passed its guard and has been frozen since. That one holds a lock on the table, which
-  pruning looks for (the lock is taken before the clock is read: measured on 16 and 18).
+* An attempt must begin before its guard's deadline, or its insert fails. The deadlines of all attempts of an
+  operation lie within `LIFE` of the operation's start.
+* So, `LIFE` plus the difference of the servers' clocks after a row's own deadline, no attempt can meet the
+  row any more, except one that passed its guard and has been frozen since. Such an attempt holds a lock on
+  the table, and pruning looks for that lock (the lock is taken before the clock is read: measured on 16
+  and 18).
 """
 
 from __future__ import annotations
@@ -29,20 +30,21 @@ from __future__ import annotations
 import enum
 
 LIFE = 3600.0
-"""Seconds after its start in which an operation's attempts may begin; a part of the ledger's layout."""
+"""Seconds after an operation's start within which its attempts may begin; a part of the ledger's layout."""
 TOMBSTONE = b""
 EXISTS, LATE = "23505", "23502"
 UNUSABLE = frozenset({"42P01", "3F000", "42501", "42703", "42P10", "42804"})
-"""What the ledger's own statement is told where there is none, of another layout, or without a right."""
+"""Errors of the ledger's own statement if the table is missing, has another layout, or may not be used."""
 _STEADY = 0.05
 """Seconds that two measurements of a clock may differ beyond their own errors."""
 _CALM = 0.95
-"""What is left of a clock's unrest at the next measurement."""
+"""The share of a clock's unrest that remains at the next measurement."""
 _WIDER = 4.0
+"""The factor by which each refusal widens the next attempt's guard."""
 
 
 class RowMeaning(enum.Enum):
-    """What the row of a key says of a write."""
+    """The meaning of a key's row for a write."""
 
     APPLIED = enum.auto()
     NOT_APPLIED = enum.auto()
@@ -50,33 +52,36 @@ class RowMeaning(enum.Enum):
 
 
 def row_meaning(found: bytes, own: bytes) -> RowMeaning:
-    """``found``: the fingerprint in the row; ``own``: of the write that is asked about."""
+    """Return the meaning of a row with the fingerprint ``found`` for a write with the fingerprint ``own``."""
     if found == own:
         return RowMeaning.APPLIED
     return RowMeaning.NOT_APPLIED if found == TOMBSTONE else RowMeaning.OTHER_BODY
 
 
 class ServerClock:
-    """A server's clock in terms of our monotonic one, as pings measure it. All in seconds."""
+    """A server's clock relative to the local monotonic clock, as measured by pings. All times are seconds."""
 
     __slots__ = ("_limit", "_margin", "_offset", "_uncertain", "_unrest", "_window", "skew", "skewed")
 
     def __init__(self, *, window: float, margin: float, limit: float) -> None:
         self._window = window
-        """How long an attempt without a deadline of its own may take until it begins."""
+        """Seconds until an attempt without a deadline of its own must have begun."""
         self._margin = margin
         self._limit = limit
         self._offset: float | None = None
         self._uncertain = 0.0
         self._unrest = 0.0
         self.skew: float | None = None
-        """The server's clock minus this machine's."""
+        """The server's clock minus the local clock."""
         self.skewed = False
-        """It is more than the limit."""
+        """Whether the skew is larger than the limit."""
 
     def measured(self, sent: float, received: float, server: float, wall: float) -> bool:
-        """A ping went out and came back (monotonic); the server's clock said ``server``, ours now says
-        ``wall`` (since 1970). Whether ``skewed`` changed."""
+        """Record one measurement of the server's clock, and return whether ``skewed`` changed.
+
+        ``sent`` and ``received`` are the monotonic times of a ping and its answer. ``server`` is the server's
+        clock in that answer, ``wall`` the local clock now, both in seconds since 1970.
+        """
         uncertain = (received - sent) / 2
         offset = server - (sent + received) / 2
         if self._offset is not None:
@@ -90,15 +95,16 @@ class ServerClock:
 
     @property
     def margin(self) -> float:
-        """What is added to a deadline: a guard that is too narrow refuses what was in time."""
+        """Seconds added to a deadline: a guard that is too narrow refuses an attempt that was in time."""
         off = abs(self.skew or 0.0) if self.skewed else 0.0
         return self._margin + self._uncertain + self._unrest + off
 
     def guard(self, now: float, started: float, ends: float | None, refusals: int) -> tuple[float, float]:
-        """Until when an attempt that is sent now may begin: by our clock, and by the server's (since 1970).
+        """Return the latest time at which an attempt sent now may begin.
 
-        ``started``, ``ends``: of its operation, the latter None without a deadline; ``refusals``: earlier
-        attempts that the guard refused although it was in time. Each makes it wider.
+        The first number is monotonic, the second is by the server's clock in seconds since 1970. ``started``
+        is the start of the operation, ``ends`` its deadline, None without one. ``refusals`` counts earlier
+        attempts that the guard refused although they were in time; each one widens the guard.
         """
         until = (now + self._window if ends is None else max(ends, now)) + self.margin
         until = min(now + (until - now) * _WIDER**refusals, started + LIFE)
@@ -106,6 +112,9 @@ class ServerClock:
 
 
 def horizon(older_than: float, skews: list[float]) -> float:
-    """Seconds after its deadline that a row is kept: what is asked, at least an operation's life, and the
-    difference between the servers' clocks (``skews``, of each against ours)."""
+    """Return the seconds after its deadline for which a row is kept.
+
+    The horizon is ``older_than``, but at least an operation's `LIFE`, plus the difference between the
+    servers' clocks. ``skews`` holds the skew of each server's clock against the local one.
+    """
     return max(older_than, LIFE) + (max(skews) - min(skews) if skews else 0.0)

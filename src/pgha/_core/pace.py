@@ -1,8 +1,9 @@
-"""How long a statement keeps its lane busy, learned from its answers; decides which lane it is put on.
+"""The time for which a statement keeps its lane busy, learned from its answers; used to choose a lane.
 
 Many quick statements are best packed onto one lane: their answers arrive together, and one wake-up handles
-them all (measured with 10 tasks: 10 to 15 % more throughput than spread over two lanes). A slow one holds up
-whatever is behind it, so it goes where the least is in flight. What is not known yet counts as slow.
+them all (measured with 10 tasks: 10 to 15 % more throughput than spread over two lanes). A slow statement
+holds up everything behind it, so it is sent on the lane with the fewest operations in flight. A statement
+without a measurement counts as slow.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 QUICK = 0.0002
 """Seconds of a lane's time below which a statement is packed."""
 WEIGHT = 0.2
-"""Of the newest sample."""
+"""Weight of the newest sample in the smoothed time."""
 
 
 class Pace:
-    """Of one statement's text."""
+    """The smoothed time for which one statement's text keeps a lane busy."""
 
     __slots__ = ("seconds",)
 
@@ -23,10 +24,11 @@ class Pace:
 
     @property
     def quick(self) -> bool:
+        """Whether the statement is quick enough to be packed."""
         return self.seconds < QUICK
 
     def took(self, sample: float) -> None:
-        """It was answered after ``sample`` seconds at the head of its lane."""
+        """Record that the statement was answered after ``sample`` seconds at the head of its lane."""
         if self.seconds == float("inf"):
             self.seconds = sample
         else:
@@ -34,7 +36,7 @@ class Pace:
 
 
 class Paces:
-    """By text, bounded: when full, all begin to learn anew."""
+    """The paces by statement text; at most ``limit``, after which all are forgotten and learned again."""
 
     __slots__ = ("_limit", "_paces")
 
@@ -43,6 +45,7 @@ class Paces:
         self._paces: dict[bytes, Pace] = {}
 
     def of(self, text: bytes) -> Pace:
+        """Return the pace of ``text``, a new one if there is none."""
         pace = self._paces.get(text)
         if pace is None:
             if len(self._paces) >= self._limit:

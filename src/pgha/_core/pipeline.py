@@ -1,35 +1,36 @@
-"""One lane: how deep it is, what may be sent, and the ladder by which an operation is cancelled.
+"""The state of one lane: how deep it is, what may be sent, and how an operation is cancelled.
 
-======== ==================================================== =========================================
+======== ==================================================== ==========================================
 state    meaning                                              exits
-======== ==================================================== =========================================
-OPEN     operations may be sent while there is room           cancel sent -> GATED; stop_sending -> DRAINING
+======== ==================================================== ==========================================
+OPEN     operations may be sent while there is capacity       cancel sent -> GATED;
+                                                              stop_sending -> DRAINING
 GATED    a cancel is in flight: nothing is sent, since the    cancel done and its target answered ->
-         cancel could hit whatever the server runs when it    OPEN; no effect within the deadline ->
-         arrives                                              action DISCARD
-DRAINING what is in flight may end, then the lane is closed   empty -> the shell closes it
-======== ==================================================== =========================================
+         cancel could hit whatever the server runs when the   OPEN; no effect within the deadline ->
+         cancel arrives                                       action DISCARD
+DRAINING segments in flight may end, then the lane is closed  empty -> the shell closes the lane
+======== ==================================================== ==========================================
 
-Only the head is ever cancelled: it alone is known to be running, or about to. What is in flight with it
-when the cancel leaves is marked ``overlapped``: a 57014 there is our doing, and is run again. An abandoned
-operation behind the head is left alone until it becomes the head and a grace has passed, since most
-finish sooner than a cancel takes.
+Only the head (the oldest segment in flight) is ever cancelled: only the head is known to be running, or about
+to run. All segments in flight when the cancel is sent are marked ``overlapped``: a 57014 for one of them was
+caused by pgha, and the operation is run again. An abandoned operation behind the head is not cancelled until
+it is the head and a grace period has passed, since most operations finish sooner than a cancel takes.
 
-A cancel that meets an idle backend is ignored by PostgreSQL, so a cancel that was delivered and shows no
-effect is sent again, until the deadline.
+PostgreSQL ignores a cancel that meets an idle backend. So a cancel that was delivered and shows no effect is
+sent again, until the deadline.
 
-A head older than a bound is not acted upon blindly: the server is asked first what its backend is doing.
+If the head is older than a bound, the server is asked first what the lane's backend is doing.
 
 =========== ==========================================================================================
-answer      what follows
+answer      consequence
 =========== ==========================================================================================
-RUNNING     with others behind it, it is cancelled and run again alone: it may wait for a lock that is
-            let go of only by one of them; on its own it is left alone
-REPLICATING it has committed and waits for a synchronous standby. A cancel would end that wait, and with
-            it what the acknowledgement is worth (measured: acknowledged writes were lost): left alone
-IDLE        twice, nothing moved meanwhile, and the request has had time to arrive: it is lost on the way, or
-            its answer is, on a connection that both ends believe to be alive: action DISCARD
-UNKNOWN     the server does not tell (another role's backend, a pooler's): as RUNNING
+RUNNING     if other segments are behind the head, the head is cancelled and run again exclusively: it
+            may wait for a lock that only one of them releases; without others behind it nothing is done
+REPLICATING the head has committed and waits for a synchronous standby. A cancel would end that wait, and
+            make the acknowledgement worthless (measured: acknowledged writes were lost): nothing is done
+IDLE        twice in a row, with no bytes moved in between and after the request had time to arrive: the
+            request or its answer was lost on a connection that both ends believe alive: action DISCARD
+UNKNOWN     the server does not say (another role's backend, a pooler): as RUNNING
 =========== ==========================================================================================
 """
 
@@ -46,25 +47,27 @@ _MOST_DOUBLINGS = 5
 
 
 class Gate(enum.Enum):
+    """The states of a lane; see the head of this file."""
+
     OPEN = enum.auto()
     GATED = enum.auto()
     DRAINING = enum.auto()
 
 
 class Act(enum.Enum):
-    """What the shell is to do."""
+    """An action that the shell performs."""
 
     NOTHING = enum.auto()
     CANCEL = enum.auto()
     """Send a cancel request for this connection, then call `Pipeline.cancel_done`."""
     DISCARD = enum.auto()
-    """Give the connection up: its state can no longer be known in time."""
+    """Close the connection: its state cannot be learned in time."""
     INSPECT = enum.auto()
-    """Ask the server what this connection's backend does, then call `Pipeline.inspected`."""
+    """Ask the server what this connection's backend is doing, then call `Pipeline.inspected`."""
 
 
 class Doing(enum.Enum):
-    """What a backend does, as the server says; see the head of this file."""
+    """A backend's activity as reported by the server; see the head of this file."""
 
     RUNNING = enum.auto()
     REPLICATING = enum.auto()
@@ -74,21 +77,26 @@ class Doing(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """All in seconds, but for the depth."""
+    """The limits of a lane; all are seconds except the depth."""
 
     depth: int
+    """The largest number of segments in flight."""
     hold_behind: float
+    """The age of a head from which on nothing is sent behind it."""
     head_of_line: float
-    """The server is asked about a head of this age."""
+    """The age of a head at which the server is asked about it."""
     ask_again: float
-    """The first time after so long, then after twice that, and so on."""
+    """Time until the server is asked again; doubles with each further question."""
     cancel_grace: float
+    """Time for which an abandoned head may go on before it is cancelled."""
     cancel_again: float
+    """Time after which a cancel without effect is sent again."""
     cancel_deadline: float
+    """Time after which a cancel without effect leads to DISCARD."""
 
 
 class Slot(Generic[T, S]):
-    """One segment in flight: ``item`` is whose it is, ``segment`` what was sent."""
+    """A segment in flight; ``item`` is its owner, ``segment`` the segment as sent."""
 
     __slots__ = (
         "abandoned_at",
@@ -116,7 +124,7 @@ class Slot(Generic[T, S]):
         self.asked = 0
         self.asked_at = 0.0
         self.idle_at_mark: int | None = None
-        """Its backend was idle when the server was asked last, and so many bytes had moved."""
+        """The bytes that had moved when the server last said that the backend was idle; None otherwise."""
 
 
 class Pipeline(Generic[T, S]):
@@ -134,7 +142,7 @@ class Pipeline(Generic[T, S]):
         self._cancel_again_at = 0.0
 
     def has_capacity(self, now: float) -> bool:
-        """Whether one more may be sent behind what is in flight."""
+        """Return whether one more segment may be sent behind those in flight."""
         if self.gate is not Gate.OPEN:
             return False
         slots = self.slots
@@ -147,11 +155,11 @@ class Pipeline(Generic[T, S]):
 
     @property
     def quiet(self) -> bool:
-        """Whether something may be sent that must be alone."""
+        """Whether an exclusive segment may be sent: the lane is open and nothing is in flight."""
         return self.gate is Gate.OPEN and not self.slots
 
     def stuck(self, now: float) -> bool:
-        """In use, and nothing can be sent for a while: the head is slow or alone, or a cancel is out."""
+        """Return whether the lane is blocked for a while: by a slow or exclusive head, or by a cancel."""
         if self.gate is not Gate.OPEN:
             return True
         if not self.slots:
@@ -168,7 +176,7 @@ class Pipeline(Generic[T, S]):
         return slot
 
     def answered(self, now: float) -> Slot[T, S]:
-        """The head's Sync is in: take it out; the next one is the head now."""
+        """Remove and return the head, whose Sync has arrived; the next segment becomes the head."""
         slot = self.slots.popleft()
         if self.slots:
             self.slots[0].head_at = now
@@ -178,7 +186,10 @@ class Pipeline(Generic[T, S]):
         return slot
 
     def abandon(self, slot: Slot[T, S], now: float, *, urgent: bool) -> Act:
-        """Nobody waits for this segment any more; ``urgent``: cancel it at once if it is the head."""
+        """Record that no caller waits for this segment any more.
+
+        With ``urgent``, the segment is cancelled at once if it is the head.
+        """
         if slot.abandoned_at is None:
             slot.abandoned_at = now
         cancelling = self._delivering or self._target is not None
@@ -197,7 +208,7 @@ class Pipeline(Generic[T, S]):
         return Act.CANCEL
 
     def cancel_done(self, now: float) -> None:
-        """The cancel request was delivered, refused or lost: it cannot arrive any later than now."""
+        """Record that the cancel request was delivered, refused or lost: it cannot arrive later than now."""
         self._delivering = False
         self._cancel_again_at = now + self._bounds.cancel_again
         self._maybe_open()
@@ -207,7 +218,7 @@ class Pipeline(Generic[T, S]):
             self.gate = Gate.OPEN
 
     def tick(self, now: float) -> Act:
-        """What time alone brings: a grace over, a head too old, a cancel without effect."""
+        """Return the action that is due by now: a grace is over, the head is old, a cancel had no effect."""
         if self._target is not None:
             return self._tick_cancelling(now)
         if self._delivering or not self.slots:
@@ -232,10 +243,10 @@ class Pipeline(Generic[T, S]):
     def inspected(
         self, slot: Slot[T, S], doing: Doing, moved: int, now: float, *, travelling: bool = False
     ) -> Act:
-        """The server says what the backend does.
+        """Record what the server said about the backend, and return the action that follows.
 
-        ``moved``: bytes that the connection has carried so far, both ways; ``travelling``: the request is
-        large, and may still be under way, in somebody's buffer.
+        ``moved`` is the number of bytes that the connection has carried so far, both ways. ``travelling``
+        says that the request is large and may still be on its way, in some buffer.
         """
         cancelling = self._delivering or self._target is not None
         if cancelling or not self.slots or self.slots[0] is not slot:
@@ -243,7 +254,7 @@ class Pipeline(Generic[T, S]):
         idle = doing is Doing.IDLE
         before, slot.idle_at_mark = slot.idle_at_mark, moved if idle and not travelling else None
         if idle:
-            # Once is no proof: the answer may be on its way.
+            # A single observation proves nothing: the answer may be on its way.
             return Act.DISCARD if before == moved and not travelling else Act.NOTHING
         if doing is Doing.REPLICATING or len(self.slots) == 1:
             return Act.NOTHING
@@ -259,9 +270,10 @@ class Pipeline(Generic[T, S]):
         return Act.NOTHING
 
     def stop_sending(self) -> None:
-        """Send nothing more; close when empty."""
+        """Send nothing more; the lane is closed once nothing is in flight."""
         self.gate = Gate.DRAINING
 
     @property
     def draining(self) -> bool:
+        """Whether nothing more is sent on the lane."""
         return self.gate is Gate.DRAINING

@@ -1,4 +1,4 @@
-"""What waits: queues from which operations can be taken out anywhere, and one heap of deadlines."""
+"""Data structures for waiting: queues from which any operation can be removed, and a heap of timers."""
 
 from __future__ import annotations
 
@@ -11,25 +11,28 @@ T = TypeVar("T")
 
 
 class Queue(OrderedDict[T, None]):
-    """First in, first out; an operation that is run again goes to the front; any may leave at once.
+    """A first-in, first-out queue from which any item can be removed at once.
 
-    An ordered dictionary: a deque could not forget a cancelled operation in its middle, and a million
-    operations that timed out while no node was there would stay in memory.
+    An operation that is run again goes to the front. The queue is an ordered dictionary: a deque cannot
+    forget a cancelled operation in its middle, so a million operations that timed out while no node was
+    usable would stay in memory.
     """
 
     def push(self, item: T) -> None:
+        """Append ``item``."""
         self[item] = None
 
     def push_front(self, item: T) -> None:
+        """Insert ``item`` at the front."""
         self[item] = None
         self.move_to_end(item, last=False)
 
     def take(self) -> T:
-        """Take the oldest out; KeyError when empty."""
+        """Remove and return the first item; raise KeyError if the queue is empty."""
         return self.popitem(last=False)[0]
 
     def remove(self, item: T) -> bool:
-        """Take ``item`` out; False when it was not there."""
+        """Remove ``item``; return False if ``item`` was not in the queue."""
         try:
             del self[item]
         except KeyError:
@@ -37,14 +40,14 @@ class Queue(OrderedDict[T, None]):
         return True
 
     def drain(self) -> list[T]:
-        """Take all out, oldest first."""
+        """Remove and return all items, first item first."""
         items = list(self)
         self.clear()
         return items
 
 
 class Timer(Generic[T]):
-    """An entry of `TimerHeap`; ``item`` is None once it was cancelled, so that nothing is kept alive."""
+    """An entry of `TimerHeap`; ``item`` is None after cancellation, so that the timer keeps nothing alive."""
 
     __slots__ = ("item", "when")
 
@@ -54,8 +57,10 @@ class Timer(Generic[T]):
 
 
 class TimerHeap(Generic[T]):
-    """A heap of moments. Cancelling is O(1): dead entries are dropped when they come up, or when they
-    are more than half of the heap."""
+    """A heap of timers, whose cancellation is O(1).
+
+    Cancelled timers stay in the heap until they come up, or until they are more than half of the heap.
+    """
 
     __slots__ = ("_dead", "_heap", "_sequence")
 
@@ -68,12 +73,14 @@ class TimerHeap(Generic[T]):
         return len(self._heap) - self._dead
 
     def add(self, when: float, item: T) -> Timer[T]:
+        """Add a timer that is due at ``when``."""
         timer = Timer(when, item)
         self._sequence += 1
         heapq.heappush(self._heap, (when, self._sequence, timer))
         return timer
 
     def cancel(self, timer: Timer[T]) -> None:
+        """Cancel ``timer``; do nothing if it is no longer pending."""
         if timer.item is None:
             return
         timer.item = None
@@ -84,14 +91,14 @@ class TimerHeap(Generic[T]):
             self._dead = 0
 
     def next(self) -> float | None:
-        """The earliest moment, or None."""
+        """Return the time of the earliest timer, or None if there is none."""
         while self._heap and self._heap[0][2].item is None:
             heapq.heappop(self._heap)
             self._dead -= 1
         return self._heap[0][0] if self._heap else None
 
     def due(self, now: float) -> Iterator[T]:
-        """Take out what is due, earliest first, one by one: what comes first may cancel what follows."""
+        """Remove and yield the due items one by one, earliest first: each may cancel later ones."""
         while (when := self.next()) is not None and when <= now:
             timer = heapq.heappop(self._heap)[2]
             item, timer.item = timer.item, None

@@ -1,7 +1,7 @@
-"""Which node an operation goes to, given what is known of all nodes. Pure; no state but the choice itself.
+"""The choice of a node for an operation, given the state of all nodes. Pure, without state of its own.
 
-A choice is kept while its node is usable and no other is *much* nearer: spreading writes over masters
-invites conflicts, and reads that stay with the writes see them.
+A chosen node is kept while that node is usable and no other node is *much* nearer: spreading writes over
+masters invites conflicts, and reads on the node of the writes see those writes.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from pgha._types import Role, State
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What routing may know of a node."""
+    """A node as seen by routing."""
 
     name: str
     state: State
     role: Role
     latency: float
     serving: bool
-    """It has an open lane of the kind asked for, or none was tried yet; False while connecting fails."""
+    """Whether a lane of the requested kind is open or was not tried yet; False while connecting fails."""
 
 
 NEARER_FACTOR = 0.5
 NEARER_BY = 0.002
-"""Another node takes over when it answers in half the time, and at least 2 ms sooner."""
+"""Another node replaces the chosen one if that other node answers in half the time and 2 ms sooner."""
 
 
 def _rank(one: Candidate) -> tuple[int, float, str]:
@@ -34,12 +34,15 @@ def _rank(one: Candidate) -> tuple[int, float, str]:
 
 
 def eligible(one: Candidate, *, write: bool) -> bool:
-    """Whether an operation may be sent there: never a write to a standby."""
+    """Return whether an operation may be sent to the node; a write is never sent to a standby."""
     return one.state in ("up", "suspect") and not (write and one.role != "primary")
 
 
 def choose(candidates: Sequence[Candidate], current: str | None, *, write: bool) -> str | None:
-    """The node for operations routed ``nearest()``, or None when no node may be used."""
+    """Return the node for operations routed ``nearest()``, or None if no node is usable.
+
+    ``current`` is the node chosen last.
+    """
     usable = [one for one in candidates if eligible(one, write=write)]
     if not usable:
         return None
@@ -52,13 +55,16 @@ def choose(candidates: Sequence[Candidate], current: str | None, *, write: bool)
 
 
 def elsewhere(candidates: Sequence[Candidate], avoid: str, *, write: bool) -> str | None:
-    """Another node than ``avoid``, or None when there is none."""
+    """Return a node other than ``avoid``, or None if no other node is usable."""
     return choose([one for one in candidates if one.name != avoid], None, write=write)
 
 
 def among(members: Sequence[Candidate], current: str | None, last: str | None) -> str | None:
-    """Where a write goes that only these nodes know of: to one that takes writes, ``current`` if it does;
-    while none does, to wait for ``last``, or for another of them where that is none."""
+    """Return the node for a write that may only be sent to ``members``, the nodes of one lineage.
+
+    The choice is a member that takes writes, ``current`` if possible. While no member takes writes, the write
+    waits for ``last``, or for another member if ``last`` is none. None means that there is no member.
+    """
     if any(one.name == current and eligible(one, write=True) for one in members):
         return current
     found = choose(members, None, write=True)

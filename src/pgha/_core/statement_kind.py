@@ -1,20 +1,21 @@
-"""What a pipelined lane does with a statement, decided by its first keywords.
+"""The handling of a statement on a pipelined lane, decided by the statement's first keywords.
 
-A lane is one connection shared by many callers, each operation of which is one implicit transaction. So
-nothing may outlive an operation: a neighbour's `SET search_path` reads another schema's table, a neighbour's
-`BEGIN` swallows acknowledged writes, a COPY stops the reader, a temporary table shadows a real one.
+A lane is one connection shared by many callers, and each of their operations is one implicit transaction. So
+nothing may outlive an operation: one caller's `SET search_path` makes another caller read another schema's
+table, one caller's `BEGIN` swallows acknowledged writes of others, a COPY stops the reader, a temporary table
+shadows a real one.
 
-    PLAIN    may share a segment with other statements
-    FRAMED   needs a transaction block around it: 25P01 without (PostgreSQL 18 takes LOCK and DECLARE as the
-             second statement of a segment, never as the first)
-    ALONE    may commit by itself: a segment of its own, without prologue (25001) and without follow-up (its
-             work would stay although the follow-up failed), nothing pipelined before or behind it
-    REFUSED  changes the session, which is the lane's, not the caller's: `session()` will do it
+    PLAIN      may share a segment with other statements
+    FRAMED     needs a transaction block around it: 25P01 without one (PostgreSQL 18 accepts LOCK and DECLARE
+               as the second statement of a segment, never as the first)
+    EXCLUSIVE  may commit by itself: gets a segment of its own, without prologue (25001) and without follow-up
+               (its work would stay although the follow-up failed), and nothing pipelined before or behind it
+    REFUSED    changes the session, which belongs to the lane and not to the caller: needs `session()`
 
-Only the text is seen, not what a function does inside (`set_config(..., false)`, session advisory locks).
+Only the text is examined, not the effects of functions (`set_config(..., false)`, session advisory locks).
 A second statement in one string is left to the server, which answers 42601; so is every syntax error.
 
-Measured on PostgreSQL 16 and 18: first and second in a segment, and between BEGIN and COMMIT.
+Measured on PostgreSQL 16 and 18: as first and second statement of a segment, and between BEGIN and COMMIT.
 """
 
 import enum
@@ -27,7 +28,7 @@ from typing import Final
 
 
 class Handling(enum.Enum):
-    """What a lane does with a statement; the meanings stand at the head of this module."""
+    """The handling of a statement on a lane; see the head of this module for the meanings."""
 
     PLAIN = "plain"
     FRAMED = "framed"
@@ -37,32 +38,34 @@ class Handling(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class StatementKind:
-    """The verdict on one statement."""
+    """The classification of one statement."""
 
     handling: Handling
     keyword: str
-    """First keywords in upper case, for messages; empty when the text does not begin with a word."""
+    """The first keywords in upper case, for messages; empty if the text does not begin with a word."""
     self_committing: bool = False
-    """Outside of a frame its work may be committed although it failed or was never acknowledged."""
+    """Whether the statement's work, outside of a frame, may be committed although the statement failed or was
+    never acknowledged."""
     in_batch: bool = False
-    """Refused or alone by itself, but allowed within a framed batch (SAVEPOINT, CALL)."""
+    """Whether a statement that is refused or exclusive by itself is allowed in a framed batch (SAVEPOINT,
+    CALL)."""
     hint: str = ""
-    """What to do instead, as the end of a sentence; empty for PLAIN and FRAMED."""
+    """The advice to the caller, as the end of a sentence; empty for PLAIN and FRAMED."""
 
 
 _OWN_TRANSACTION = (
     "every operation is a transaction: give several statements to execute_batch() or use transaction()"
 )
 _SAVEPOINT = "it needs the statements around it: use execute_batch(), transaction() or session()"
-_SETTING = "a lane's settings are shared: use SET LOCAL in execute_batch(), on_connect, or session()"
+_SETTING = "the connection's settings are shared: use SET LOCAL in execute_batch(), on_connect, or session()"
 _PREPARED = "statements are prepared for you (prepare_threshold); a name of your own needs session()"
 _NOTIFICATIONS = "use listen(), or session()"
 _COPY = "use session(), whose cursors have copy()"
 _LIBRARY = "use session_preload_libraries, on_connect, or session()"
-_DISCARD = "a lane's session is shared and carries nothing of yours; use session() for a session of your own"
+_DISCARD = "the session is shared and keeps no state of yours: use session() for a session of your own"
 _HOLD = "a cursor that outlives its transaction needs session(); stream() reads a large result"
-_TEMP_TABLE = "it would outlive the operation on a shared lane: add ON COMMIT DROP, or use session()"
-_TEMP_OTHER = "it would outlive the operation on a shared lane: use session()"
+_TEMP_TABLE = "it would outlive the operation on a shared connection: add ON COMMIT DROP, or use session()"
+_TEMP_OTHER = "it would outlive the operation on a shared connection: use session()"
 _NOT_IN_TRANSACTION = "it cannot run inside a transaction: give it to execute() on its own"
 _COMMITS = "it may commit by itself: give it to execute() on its own"
 
@@ -75,12 +78,16 @@ def _framed(keyword: str) -> StatementKind:
     return StatementKind(Handling.FRAMED, keyword)
 
 
-def _alone(keyword: str) -> StatementKind:
+def _exclusive(keyword: str) -> StatementKind:
     return StatementKind(Handling.EXCLUSIVE, keyword, self_committing=True, hint=_NOT_IN_TRANSACTION)
 
 
-def _alone_or_batch(keyword: str) -> StatementKind:
-    """Some forms work inside a transaction: a frame keeps them from committing, the rest get a 25001."""
+def _exclusive_or_batch(keyword: str) -> StatementKind:
+    """Return the kind of a statement that may be alone or in a framed batch.
+
+    Some of its forms work inside a transaction, and a frame keeps those from committing; in a frame the
+    other forms fail with 25001.
+    """
     return StatementKind(Handling.EXCLUSIVE, keyword, self_committing=True, in_batch=True, hint=_COMMITS)
 
 
@@ -95,8 +102,8 @@ def _only_in_batch(keyword: str) -> StatementKind:
 _Row = tuple[str, StatementKind]
 
 
-def _each(verdict: Callable[[str], StatementKind], *keywords: str) -> tuple[_Row, ...]:
-    return tuple((rf"{keyword}\b", verdict(keyword)) for keyword in keywords)
+def _each(kind_of: Callable[[str], StatementKind], *keywords: str) -> tuple[_Row, ...]:
+    return tuple((rf"{keyword}\b", kind_of(keyword)) for keyword in keywords)
 
 
 def _each_refused(hint: str, *keywords: str) -> tuple[_Row, ...]:
@@ -110,8 +117,8 @@ _NAMED = (
     r"(?:(?:RECURSIVE |MATERIALIZED )?VIEW|FOREIGN TABLE|SEQUENCE|TYPE|DOMAIN|FUNCTION|PROCEDURE|AGGREGATE)"
 )
 _DROPPED = r".* ON COMMIT DROP\b"
-# `INTO temp FROM x` makes a permanent table that is called temp. INSERT INTO and MERGE INTO make none where
-# they are statements; where they are names, they do: `SELECT 1 AS insert INTO TEMP t`.
+# `INTO temp FROM x` makes a permanent table named temp. INSERT INTO and MERGE INTO make no table if INSERT
+# and MERGE are keywords; if they are names, INTO does make one: `SELECT 1 AS insert INTO TEMP t`.
 _AFTER_INTO = r"(?:FROM|WHERE|GROUP|HAVING|WINDOW|ORDER|LIMIT|OFFSET|FETCH|FOR|UNION|INTERSECT|EXCEPT)\b"
 _NO_STATEMENT = "".join(
     rf"(?<!{before} {verb} )"
@@ -125,16 +132,17 @@ _INTO_TEMP = (
 _EXPLAINED = r"EXPLAIN .*?\bANALY[SZ]E\b(?! (?:OFF|FALSE|0)\b)"
 _EXPLAINED_TEMP = rf"{_EXPLAINED}.*? CREATE (?:{_TEMP}TABLE\b|(?:TABLE|MATERIALIZED VIEW) {_NEW})"
 
-# Patterns over the normalised statement (see _normalised), anchored at its start. The first that matches
-# decides; a statement that none matches is PLAIN. Each begins with a literal keyword, which indexes _RULES.
+# Patterns over the normalised statement (see _normalised), anchored at its start. The first pattern that
+# matches decides; a statement without a match is PLAIN. Each pattern begins with a literal keyword, which is
+# the key in _RULES.
 _TABLE: Final[tuple[_Row, ...]] = (
-    # Transaction control. PREPARED acts on a transaction that belongs to no session any more.
-    *_each(_alone, "COMMIT PREPARED", "ROLLBACK PREPARED"),
+    # Transaction control. COMMIT PREPARED acts on a transaction that belongs to no session any more.
+    *_each(_exclusive, "COMMIT PREPARED", "ROLLBACK PREPARED"),
     (r"ROLLBACK (?:WORK |TRANSACTION )?TO\b", _only_in_batch("ROLLBACK TO")),
     *_each(_only_in_batch, "SAVEPOINT", "RELEASE"),
     *_each_refused(_OWN_TRANSACTION, "BEGIN", "START TRANSACTION", "COMMIT", "END", "ROLLBACK", "ABORT"),
     *_each_refused(_OWN_TRANSACTION, "PREPARE TRANSACTION"),
-    # The session's settings. `SET local.x = 1` sets the parameter x of a class called local, for the session.
+    # The session's settings. `SET local.x = 1` sets the parameter x of a class named local, for the session.
     (r"SET LOCAL\b(?! \.)", _plain("SET LOCAL")),
     (r"SET TRANSACTION\b(?! \.)", _plain("SET TRANSACTION")),
     (r"SET CONSTRAINTS\b(?! \.)", _plain("SET CONSTRAINTS")),
@@ -148,7 +156,7 @@ _TABLE: Final[tuple[_Row, ...]] = (
     *_each(_framed, "DECLARE", "LOCK"),
     # Another protocol.
     *_each_refused(_COPY, "COPY"),
-    # The session's own schema. EXPLAIN ANALYZE does create what it explains.
+    # The session's own schema. EXPLAIN ANALYZE runs, and so creates, what it explains.
     (rf"CREATE {_TEMP}TABLE\b{_DROPPED}", _plain("CREATE TEMPORARY TABLE")),
     (rf"CREATE {_TEMP}TABLE\b", _refused("CREATE TEMPORARY TABLE", _TEMP_TABLE)),
     (rf"CREATE (?:OR REPLACE )?{_TEMP}(?:RECURSIVE )?VIEW\b", _refused("CREATE TEMPORARY VIEW", _TEMP_OTHER)),
@@ -161,48 +169,52 @@ _TABLE: Final[tuple[_Row, ...]] = (
     (rf"{_EXPLAINED}{_INTO_TEMP}", _refused("SELECT INTO TEMPORARY", _TEMP_OTHER)),
     (rf"{_EXPLAINED_TEMP}{_DROPPED}", _plain("EXPLAIN")),
     (_EXPLAINED_TEMP, _refused("CREATE TEMPORARY TABLE", _TEMP_TABLE)),
-    # What may commit by itself (REPACK: PostgreSQL 19, by its documentation).
-    *_each(_alone_or_batch, "CALL", "DO", "CLUSTER", "REINDEX", "REPACK"),
-    *_each(_alone_or_batch, "CREATE SUBSCRIPTION", "DROP SUBSCRIPTION"),
-    (r"ALTER SUBSCRIPTION \S+ (?:SET|ADD|DROP|REFRESH)\b", _alone_or_batch("ALTER SUBSCRIPTION")),
-    *_each(_alone, "VACUUM", "CREATE DATABASE", "DROP DATABASE", "CREATE TABLESPACE", "DROP TABLESPACE"),
-    *_each(_alone, "ALTER SYSTEM", "DROP INDEX CONCURRENTLY"),
-    (r"CREATE (?:UNIQUE )?INDEX CONCURRENTLY\b", _alone("CREATE INDEX CONCURRENTLY")),
-    (r"ALTER DATABASE \S+ (?:SET )?TABLESPACE\b(?! (?:TO\b|=|\.))", _alone("ALTER DATABASE SET TABLESPACE")),
-    (r"ALTER TABLE .* DETACH PARTITION .* CONCURRENTLY\b", _alone("DETACH PARTITION CONCURRENTLY")),
+    # Statements that may commit by themselves (REPACK: PostgreSQL 19, according to its documentation).
+    *_each(_exclusive_or_batch, "CALL", "DO", "CLUSTER", "REINDEX", "REPACK"),
+    *_each(_exclusive_or_batch, "CREATE SUBSCRIPTION", "DROP SUBSCRIPTION"),
+    (r"ALTER SUBSCRIPTION \S+ (?:SET|ADD|DROP|REFRESH)\b", _exclusive_or_batch("ALTER SUBSCRIPTION")),
+    *_each(_exclusive, "VACUUM", "CREATE DATABASE", "DROP DATABASE", "CREATE TABLESPACE", "DROP TABLESPACE"),
+    *_each(_exclusive, "ALTER SYSTEM", "DROP INDEX CONCURRENTLY"),
+    (r"CREATE (?:UNIQUE )?INDEX CONCURRENTLY\b", _exclusive("CREATE INDEX CONCURRENTLY")),
+    (
+        r"ALTER DATABASE \S+ (?:SET )?TABLESPACE\b(?! (?:TO\b|=|\.))",
+        _exclusive("ALTER DATABASE SET TABLESPACE"),
+    ),
+    (r"ALTER TABLE .* DETACH PARTITION .* CONCURRENTLY\b", _exclusive("DETACH PARTITION CONCURRENTLY")),
 )
 
 _Rule = tuple[re.Pattern[bytes], StatementKind]
 
 
 def _indexed(table: Iterable[_Row]) -> dict[bytes, tuple[_Rule, ...]]:
-    """The rules by their first keyword, each kept in the order of the table."""
+    """Return the rules by their first keyword; rules of one keyword stay in the order of the table."""
     rules: dict[bytes, tuple[_Rule, ...]] = {}
-    for pattern, verdict in table:
+    for pattern, kind in table:
         head = re.match(r"[A-Z]+", pattern)
         assert head is not None, pattern
-        rule = (re.compile(pattern.encode("latin-1"), re.DOTALL), verdict)
+        rule = (re.compile(pattern.encode("latin-1"), re.DOTALL), kind)
         rules[head[0].encode()] = (*rules.get(head[0].encode(), ()), rule)
     return rules
 
 
 _RULES: Final = _indexed(_TABLE)
-# What must stand somewhere in the text before a query is worth normalising, which takes half a microsecond a
-# token: a long list of values, normalised whenever it speaks of "temp", would stop the event loop.
+# Patterns without which a query is not normalised. Normalising takes half a microsecond per token: a long
+# list of values, normalised whenever the text contains "temp", would stop the event loop.
 _INTO_CLUE: Final = re.compile(rb"INTO\s*(?:(?:TABLE|LOCAL|GLOBAL)\s*)?(?:TEMP|\"?PG_TEMP|U&|/\*|--)")
 _CLUES: Final = {b"SELECT": _INTO_CLUE, b"WITH": _INTO_CLUE, b"EXPLAIN": re.compile(rb"TEMP")}
-# Elsewhere the first tokens decide.
+# Statements that are normalised to their end; of all others, the first tokens decide.
 _TO_THE_END: Final = frozenset((*_CLUES, b"CREATE", b"ALTER"))
 _HEAD_TOKENS: Final = 32
 _FREQUENT = ("SELECT", "WITH", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES", "TABLE", "EXPLAIN", "")
 _KNOWN: Final = {word.encode(): _plain(word) for word in _FREQUENT}
 
-# PostgreSQL's lexer. White space (the vertical tab only after 16), identifiers (every byte above 127 belongs
-# to one: a byte order mark or a no-break space is part of a name), comments up to the line's end or nested.
+# PostgreSQL's lexical rules: white space (the vertical tab only after 16), identifiers (every byte above 127
+# belongs to one: a byte order mark or a no-break space is part of a name), comments to the line's end or
+# nested.
 _NOISE: Final = re.compile(rb"(?:[ \t\n\r\f\v;(]++|--[^\n\r]*+)*+")
 _WORD: Final = re.compile(rb"[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+")
 _COMMENT_EDGE: Final = re.compile(rb"/\*|\*/")
-# An unfinished literal runs up to the end. Everything is possessive: no text makes this slower than linear.
+# An unfinished literal extends to the end. All quantifiers are possessive: the time is linear for any text.
 _TOKEN: Final = re.compile(
     rb"""
       (?P<space> [ \t\n\r\f\v]++ | --[^\n\r]*+ )
@@ -222,29 +234,30 @@ _KEYWORD_LENGTH: Final = 32
 
 
 def classify_statement(query: bytes) -> StatementKind:
-    """What a lane does with `query`, a single statement as it goes to the server. Never raises."""
-    # Longer texts are seldom sent twice and would fill the cache's memory.
+    """Return the kind of `query`, a single statement as sent to the server. Never raises."""
+    # Longer texts are seldom sent twice and would take much memory in the cache.
     return _cached(query) if len(query) <= _CACHED_LENGTH else _decide(query)
 
 
 def frame_needed(kinds: Iterable[StatementKind]) -> bool:
-    """Whether a batch of these must go as BEGIN ... COMMIT rather than as one implicit transaction.
+    """Return whether a batch of these must be sent as BEGIN ... COMMIT, not as one implicit transaction.
 
-    CALL and DO are framed for the batch's sake: as first statement of a segment (on PostgreSQL 16 anywhere in
-    it) their COMMIT would commit half of the batch; inside a block it fails with 2D000.
+    CALL and DO are framed to protect the batch: a COMMIT inside them would commit half of the batch if they
+    are the first statement of a segment (on PostgreSQL 16 at any place in the segment); inside a transaction
+    block that COMMIT fails with 2D000.
     """
     return any(one.handling is Handling.FRAMED or one.in_batch for one in kinds)
 
 
 def refuse_in_batch(kind: StatementKind) -> str | None:
-    """Why this statement cannot stand in a batch of several, or None when it can."""
+    """Return the reason why this statement cannot be part of a batch, or None if it can."""
     if kind.in_batch or kind.handling in (Handling.PLAIN, Handling.FRAMED):
         return None
     return f"{kind.keyword} cannot be part of a batch: {kind.hint}"
 
 
 def _decide(query: bytes) -> StatementKind:
-    # libpq takes a C string: what follows a NUL never reaches the server.
+    # libpq takes a C string: the text behind a NUL never reaches the server.
     text = query.partition(b"\0")[0]
     start, word = _first_word(text)
     rules = _RULES.get(word, ())
@@ -253,7 +266,7 @@ def _decide(query: bytes) -> StatementKind:
         return _no_rule(word)
     tokens = itertools.islice(_normalised(text, start), None if word in _TO_THE_END else _HEAD_TOKENS)
     statement = b" ".join(tokens)
-    return next((verdict for pattern, verdict in rules if pattern.match(statement)), None) or _no_rule(word)
+    return next((kind for pattern, kind in rules if pattern.match(statement)), None) or _no_rule(word)
 
 
 _cached = functools.lru_cache(maxsize=1024)(_decide)
@@ -264,7 +277,7 @@ def _no_rule(word: bytes) -> StatementKind:
 
 
 def _first_word(text: bytes) -> tuple[int, bytes]:
-    """Where the first word begins, and that word in upper case: empty when something else comes first."""
+    """Return the index of the first word and the word in upper case, empty if another token comes first."""
     start = _after_noise(text, 0)
     while text.startswith(b"/*", start):
         start = _after_noise(text, _after_comment(text, start))
@@ -278,7 +291,7 @@ def _after_noise(text: bytes, start: int) -> int:
 
 
 def _after_comment(text: bytes, start: int) -> int:
-    """The end of the comment that opens at `start`: comments nest, an unfinished one takes the rest."""
+    """Return the end of the comment that opens at `start`; comments nest, an unfinished one has no end."""
     depth = 0
     for edge in _COMMENT_EDGE.finditer(text, start):
         depth += 1 if edge[0] == b"/*" else -1
@@ -288,9 +301,9 @@ def _after_comment(text: bytes, start: int) -> int:
 
 
 def _normalised(text: bytes, start: int) -> Iterator[bytes]:
-    """The statement's tokens: words in upper case, quoted names made one word, literals emptied, no comments.
+    """Yield the statement's tokens, so that no literal, quoted name or comment can deceive a rule.
 
-    So that a rule cannot be deceived by what stands inside a literal, a name or a comment.
+    Words become upper case, each quoted name becomes one word, literals become empty, comments are dropped.
     """
     while token := _TOKEN.match(text, start):
         start = token.end()

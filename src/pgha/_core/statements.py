@@ -1,16 +1,17 @@
-"""Which statements of a lane are prepared: a bounded cache whose names are never used twice.
+"""The prepared statements of a lane: a bounded cache whose names are never used twice.
 
 ========= ==================================================== ============================================
 entry     meaning                                              exits
 ========= ==================================================== ============================================
 counting  seen fewer times than the threshold; sent unprepared seen often enough -> parsing
-parsing   a Parse is in flight; others go unprepared meanwhile parsed -> ready; failed -> gone
+parsing   a Parse is in flight; meanwhile others are sent      parsed -> ready; failed -> gone
+          unprepared
 ready     later segments reuse the name                        evicted or spoiled -> gone, Close is sent
 ========= ==================================================== ============================================
 
-Waiting for the Parse to be confirmed costs a few unprepared sends and means that no pipelined neighbour
-ever depends on a Parse that failed. A Parse that passed before its statement failed keeps the name
-(PostgreSQL: a prepared statement is not transactional), so *ready* follows the Parse's own answer.
+Waiting until the Parse is confirmed costs a few unprepared sends, but no pipelined segment ever depends on a
+Parse that failed. If the Parse passed and its statement failed, the name stays valid (PostgreSQL: a prepared
+statement is not transactional), so *ready* follows from the answer to the Parse itself.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ Key = tuple[bytes, tuple[int, ...]]
 
 
 class Entry:
+    """The state of one statement in the cache."""
+
     __slots__ = ("columns", "key", "keyed", "name", "ready", "seen", "segment")
 
     def __init__(self, key: Key) -> None:
@@ -30,20 +33,24 @@ class Entry:
         self.name: bytes | None = None
         self.ready = False
         self.segment: Any = None
-        """For the wire: what it sends each time that the statement is reused."""
+        """For `pgha._wire`: the segment that is sent each time that the statement is reused."""
         self.keyed: Any = None
-        """The same, behind the ledger's statement."""
+        """For `pgha._wire`: the same segment with the ledger's statement in front."""
         self.columns: Any = None
-        """For the wire: what it knows of the columns of each result."""
+        """For `pgha._wire`: the columns of each result."""
 
 
 class StatementCache:
-    """For one connection. ``threshold`` None prepares nothing; 0 prepares at first sight."""
+    """The statement cache of one connection.
+
+    With a ``threshold`` of None nothing is prepared; with 0 a statement is prepared when first seen.
+    """
 
     __slots__ = ("_entries", "_limit", "_number", "_threshold", "to_close")
 
     LONGEST = 8192
-    """Longer texts are made by programs, rarely repeated, and not worth the server's memory."""
+    """The longest text that is prepared; longer ones are mostly generated, seldom repeated, and not worth the
+    server's memory."""
 
     def __init__(self, threshold: int | None, limit: int) -> None:
         self._threshold = threshold
@@ -51,15 +58,15 @@ class StatementCache:
         self._entries: OrderedDict[Key, Entry] = OrderedDict()
         self._number = 0
         self.to_close: list[bytes] = []
-        """What `closing` will give."""
+        """The names that `closing` will return."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def look(self, key: Key) -> Entry | None:
-        """The entry if the statement is to go prepared: to be parsed first unless it is ``ready``.
+    def lookup(self, key: Key) -> Entry | None:
+        """Return the entry of a statement that is to be sent prepared, or None to send it unprepared.
 
-        None means: send it unprepared.
+        Unless the entry is ``ready``, a Parse must be sent first.
         """
         if self._threshold is None or len(key[0]) > self.LONGEST:
             return None
@@ -79,24 +86,24 @@ class StatementCache:
         return entry
 
     def parsed(self, entry: Entry) -> None:
-        """The server confirmed the Parse."""
+        """Record that the server confirmed the Parse."""
         entry.ready = True
         if self._entries.get(entry.key) is not entry:
-            # Evicted while its Parse was in flight: the name exists, and nobody will use it.
+            # Evicted while its Parse was in flight: the name exists, and no segment will use it.
             self._close(entry)
 
     def failed(self, entry: Entry) -> None:
-        """The Parse failed, or was never run: the name is free, but not used again."""
+        """Record that the Parse failed or was never run; the name is free, but is not used again."""
         self._forget(entry)
 
     def spoiled(self, entry: Entry) -> None:
-        """A reused statement failed in a way that may be the plan's fault (DDL): parse it anew."""
+        """Record that a reused statement failed, perhaps because of a stale plan (DDL): parse it again."""
         if self._entries.get(entry.key) is entry:
             self._forget(entry)
             self._close(entry)
 
     def closing(self) -> list[bytes]:
-        """Names that the next segment is to close; each is given once."""
+        """Return the names that the next segment must close; each name is returned once."""
         if not self.to_close:
             return []
         names, self.to_close = self.to_close, []

@@ -189,7 +189,7 @@ class ManagedNode:
 
     def doubt(self, reason: str) -> None:
         """A lane was lost: ask whether the node lives, and send nothing meanwhile."""
-        moved = self.health.doubted(self._clock(), reason)
+        moved = self.health.suspected(self._clock(), reason)
         self._monitor.request_ping()
         if moved.state_changed:
             self._host.health_changed(self, moved, reason)

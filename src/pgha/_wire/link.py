@@ -196,7 +196,7 @@ class Link:
         # What commits by itself cannot be run again when DDL made its plan stale: it goes unprepared.
         if statement.kind.self_committing:
             return None
-        return self._cache.look((statement.query, statement.types))
+        return self._cache.lookup((statement.query, statement.types))
 
     def _send_one(self, statement: Statement) -> Segment:
         entry = self._look(statement)

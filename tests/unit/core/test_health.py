@@ -16,37 +16,37 @@ quick = settings(deadline=None, max_examples=100)
 STATES: tuple[State, ...] = ("connecting", "up", "suspect", "down", "rejected")
 EVENTS: dict[str, Callable[[Health, float], Transition]] = {
     "answered": lambda node, now: node.answered(now, "primary", 0.001),
-    "doubted": lambda node, now: node.doubted(now, "a lane broke"),
+    "suspected": lambda node, now: node.suspected(now, "a lane broke"),
     "failed": lambda node, now: node.failed(now, "no answer"),
     "rejected": lambda node, now: node.failed(now, "bad password", rejected=True),
 }
-REASONS = {"answered": "", "doubted": "a lane broke", "failed": "no answer", "rejected": "bad password"}
+REASONS = {"answered": "", "suspected": "a lane broke", "failed": "no answer", "rejected": "bad password"}
 PATHS: dict[State, tuple[str, ...]] = {
     "connecting": (),
     "up": ("answered",),
-    "suspect": ("answered", "doubted"),
+    "suspect": ("answered", "suspected"),
     "down": ("failed",),
     "rejected": ("rejected",),
 }
 TABLE: dict[tuple[State, str], State] = {
     ("connecting", "answered"): "up",
-    ("connecting", "doubted"): "connecting",
+    ("connecting", "suspected"): "connecting",
     ("connecting", "failed"): "down",
     ("connecting", "rejected"): "rejected",
     ("up", "answered"): "up",
-    ("up", "doubted"): "suspect",
+    ("up", "suspected"): "suspect",
     ("up", "failed"): "down",
     ("up", "rejected"): "rejected",
     ("suspect", "answered"): "up",
-    ("suspect", "doubted"): "suspect",
+    ("suspect", "suspected"): "suspect",
     ("suspect", "failed"): "down",
     ("suspect", "rejected"): "rejected",
     ("down", "answered"): "up",
-    ("down", "doubted"): "down",
+    ("down", "suspected"): "down",
     ("down", "failed"): "down",
     ("down", "rejected"): "rejected",
     ("rejected", "answered"): "up",
-    ("rejected", "doubted"): "rejected",
+    ("rejected", "suspected"): "rejected",
     ("rejected", "failed"): "down",
     ("rejected", "rejected"): "rejected",
 }
@@ -77,7 +77,7 @@ def test_transition(before: State, event: str) -> None:
     assert moved.fell == (before in IN_USE and after not in IN_USE)
     assert moved.rose == (before not in IN_USE and after == "up")
     assert node.since == (1.0 if before == after else 5.0)
-    kept = event == "doubted" and before != "up"  # a lane knows no better than the monitor
+    kept = event == "suspected" and before != "up"  # a lane knows no better than the monitor
     assert node.reason == (reason if kept else REASONS[event])
 
 
@@ -99,7 +99,7 @@ def test_only_an_answer_tells_the_role() -> None:
     node = Health(0.0)
     first = node.answered(1.0, "standby", 0.001)
     assert (first.role_before, first.role, first.role_changed) == ("unknown", "standby", True)
-    for event in ("doubted", "failed", "rejected"):
+    for event in ("suspected", "failed", "rejected"):
         assert not EVENTS[event](node, 2.0).role_changed
         assert node.role == "standby"
     promoted = node.answered(3.0, "primary", 0.001)

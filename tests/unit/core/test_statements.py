@@ -18,7 +18,7 @@ def key(text: str, *types: int) -> Key:
 
 def prepared(cache: StatementCache, text: str) -> Entry:
     """Look until it is to be parsed, and confirm that."""
-    while (entry := cache.look(key(text))) is None:
+    while (entry := cache.lookup(key(text))) is None:
         pass
     cache.parsed(entry)
     return entry
@@ -27,7 +27,7 @@ def prepared(cache: StatementCache, text: str) -> Entry:
 def looks_until_parse(threshold: int) -> int:
     cache = StatementCache(threshold, 10)
     for looks in range(1, 100):
-        entry = cache.look(key("SELECT 1"))
+        entry = cache.lookup(key("SELECT 1"))
         if entry is not None:
             assert not entry.ready and entry.name is not None
             return looks
@@ -41,44 +41,44 @@ def test_the_threshold_is_how_often_it_goes_unprepared(threshold: int, looks: in
 
 def test_no_threshold_prepares_nothing_and_remembers_nothing() -> None:
     cache = StatementCache(None, 10)
-    assert [cache.look(key("SELECT 1")) for _ in range(100)] == [None] * 100
+    assert [cache.lookup(key("SELECT 1")) for _ in range(100)] == [None] * 100
     assert len(cache) == 0
 
 
 def test_long_texts_are_not_prepared() -> None:
     cache = StatementCache(0, 10)
-    assert cache.look(key("x" * (StatementCache.LONGEST + 1))) is None
+    assert cache.lookup(key("x" * (StatementCache.LONGEST + 1))) is None
     assert len(cache) == 0
-    assert cache.look(key("x" * StatementCache.LONGEST)) is not None
+    assert cache.lookup(key("x" * StatementCache.LONGEST)) is not None
 
 
 def test_the_types_belong_to_the_key() -> None:
     cache = StatementCache(0, 10)
-    number, text = cache.look(key("SELECT $1", 23)), cache.look(key("SELECT $1", 25))
+    number, text = cache.lookup(key("SELECT $1", 23)), cache.lookup(key("SELECT $1", 25))
     assert number is not None and text is not None
     assert number is not text and number.name != text.name
 
 
 def test_others_go_unprepared_until_the_parse_is_confirmed() -> None:
     cache = StatementCache(0, 10)
-    entry = cache.look(key("a"))
+    entry = cache.lookup(key("a"))
     assert entry is not None
-    assert [cache.look(key("a")) for _ in range(5)] == [None] * 5
+    assert [cache.lookup(key("a")) for _ in range(5)] == [None] * 5
     cache.parsed(entry)
-    assert cache.look(key("a")) is entry and entry.ready
+    assert cache.lookup(key("a")) is entry and entry.ready
     assert cache.closing() == []
 
 
 def test_a_failed_parse_begins_anew_under_another_name() -> None:
     cache = StatementCache(1, 10)
-    assert cache.look(key("a")) is None
-    first = cache.look(key("a"))
+    assert cache.lookup(key("a")) is None
+    first = cache.lookup(key("a"))
     assert first is not None
     name = first.name
     cache.failed(first)
     assert len(cache) == 0 and cache.closing() == []
-    assert cache.look(key("a")) is None  # counted from the beginning
-    second = cache.look(key("a"))
+    assert cache.lookup(key("a")) is None  # counted from the beginning
+    second = cache.lookup(key("a"))
     assert second is not None and second is not first and second.name != name
 
 
@@ -86,31 +86,31 @@ def test_the_least_recently_used_is_evicted_and_closed_once() -> None:
     cache = StatementCache(0, 2)
     a, b = prepared(cache, "a"), prepared(cache, "b")
     name = b.name
-    assert cache.look(key("a")) is a
+    assert cache.lookup(key("a")) is a
     prepared(cache, "c")
     assert len(cache) == 2
     assert cache.closing() == [name]
     assert cache.closing() == []
-    assert cache.look(key("a")) is a
+    assert cache.lookup(key("a")) is a
 
 
 def test_what_is_only_counted_moves_up_too() -> None:
     cache = StatementCache(1, 2)
-    assert cache.look(key("a")) is None
-    assert cache.look(key("b")) is None
-    cache.look(key("a"))
-    cache.look(key("c"))  # "b" leaves
-    assert cache.look(key("b")) is None
+    assert cache.lookup(key("a")) is None
+    assert cache.lookup(key("b")) is None
+    cache.lookup(key("a"))
+    cache.lookup(key("c"))  # "b" leaves
+    assert cache.lookup(key("b")) is None
     assert cache.closing() == []
 
 
 def test_evicted_while_parsing_is_closed_when_confirmed() -> None:
     cache = StatementCache(0, 1)
-    first = cache.look(key("a"))
+    first = cache.lookup(key("a"))
     assert first is not None
     name = first.name
     assert name is not None
-    assert cache.look(key("b")) is not None
+    assert cache.lookup(key("b")) is not None
     assert cache.closing() == []  # the server does not have it yet, as far as is known
     cache.parsed(first)
     assert cache.closing() == [name]
@@ -118,25 +118,25 @@ def test_evicted_while_parsing_is_closed_when_confirmed() -> None:
 
 def test_evicted_while_parsing_and_failed_is_forgotten() -> None:
     cache = StatementCache(0, 1)
-    first, second = cache.look(key("a")), cache.look(key("b"))
+    first, second = cache.lookup(key("a")), cache.lookup(key("b"))
     assert first is not None and second is not None
     cache.failed(first)
     cache.parsed(second)
     assert cache.closing() == []
-    assert cache.look(key("b")) is second
+    assert cache.lookup(key("b")) is second
 
 
 def test_a_late_failure_does_not_hit_a_namesake() -> None:
     cache = StatementCache(0, 1)
-    old = cache.look(key("a"))
-    cache.look(key("b"))
-    new = cache.look(key("a"))
+    old = cache.lookup(key("a"))
+    cache.lookup(key("b"))
+    new = cache.lookup(key("a"))
     assert old is not None and new is not None
     assert new.name != old.name
     cache.parsed(new)
     cache.failed(old)
     cache.spoiled(old)
-    assert cache.look(key("a")) is new
+    assert cache.lookup(key("a")) is new
     assert cache.closing() == []
 
 
@@ -148,7 +148,7 @@ def test_spoiled_is_closed_once_and_parsed_anew() -> None:
     cache.spoiled(entry)  # a neighbour in flight reused it too
     assert cache.closing() == [name]
     assert cache.closing() == []
-    fresh = cache.look(key("a"))
+    fresh = cache.lookup(key("a"))
     assert fresh is not None and not fresh.ready and fresh.name != name
 
 
@@ -193,7 +193,7 @@ class CacheAndServer(RuleBasedStateMachine):
         for name in self.cache.closing():
             self.close(name)
         for text in texts:
-            entry = self.cache.look(key(text))
+            entry = self.cache.lookup(key(text))
             self.seen[key(text)] = self.seen.get(key(text), 0) + 1
             if entry is None:
                 continue
