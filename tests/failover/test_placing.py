@@ -261,7 +261,7 @@ class Track:
     def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None:
         self.placed.append(operation)
 
-    def take_back(self, operation: Operation[Any]) -> None:
+    def abandon_leg(self, operation: Operation[Any]) -> None:
         operation.finish(None, LegLost("another node was faster"))
 
     def give_up(self, operation: Operation[Any], why: object) -> None: ...

@@ -43,7 +43,7 @@ async def test_an_event_tells_of_a_write_whose_caller_was_leaving_when_its_answe
             while (
                 lane.in_flight and time.monotonic() < deadline
             ):  # the loop stands still, the server does not
-                lane.take_in(time.monotonic())
+                lane.receive(time.monotonic())
             await eventually(lambda: scope.cancelled_caught)
             with anyio.move_on_after(0.5):
                 await eventually(lambda: bool(told))

@@ -39,7 +39,7 @@ class Cancellation:
         """The caller cancelled, or the deadline passed."""
         if operation.stage is Stage.SENT and why == "timeout":
             # The loop may have been busy: the answer may have been there in time.
-            operation.place[0].take_in(self._clock())
+            operation.place[0].receive(self._clock())
         if operation.stage is Stage.RESOLVING:
             operation.gave_up = operation.gave_up or why
             self._resolver.drop(operation)
@@ -68,14 +68,14 @@ class Cancellation:
 
     def _no_proof(self, operation: Operation[Any]) -> None:
         if operation.stage is Stage.SENT:
-            operation.place[0].take_in(self._clock())
+            operation.place[0].receive(self._clock())
         if operation.stage is Stage.RESOLVING:
             self._resolver.drop(operation)
         if operation.stage is not Stage.DONE:
             reason = f"no answer within {operation.request.timeout:g} s, nor to the cancel"
             self._tracker.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
 
-    def take_back(self, operation: Operation[Any]) -> None:
+    def abandon_leg(self, operation: Operation[Any]) -> None:
         """A leg that nobody waits for any more."""
         place, stage = operation.place, operation.stage
         if stage is Stage.QUEUED:

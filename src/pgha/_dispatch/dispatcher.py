@@ -117,7 +117,7 @@ class Dispatcher:
         """Send it if that is possible at once, else put it in line."""
         kind = operation.request.kind
         if operation.lineage is not None and operation.exactly_once:
-            operation.home = self._in_lineage(operation)
+            operation.home = self._node_in_lineage(operation)
             if operation.home is None:
                 self.expired(operation, "no node is left that can tell")
                 return
@@ -125,7 +125,7 @@ class Dispatcher:
         if home is None:
             node = self._target[kind]
         elif (node := self._nodes.get(home)) is None:
-            self._homeless(operation)
+            self._node_removed(operation)
             return
         if front or operation.exclusive or self._working or node is None or not node.takes(kind):
             self._enqueue(operation, node, now, front=front)
@@ -141,7 +141,7 @@ class Dispatcher:
         # makes room looks at the queues.
         self._enqueue(operation, node, now, front=False, feed=not lanes.complete)
 
-    def _in_lineage(self, operation: Operation[Any]) -> str | None:
+    def _node_in_lineage(self, operation: Operation[Any]) -> str | None:
         """The node for a write that only the servers of its lineage know of."""
         route, lineage = operation.request.route, operation.lineage
         if isinstance(route, Pin):
@@ -156,7 +156,7 @@ class Dispatcher:
         """A node may take now what waits for another of its lineage."""
         for operation in tuple(self._wait_queue.waiting_for_lineage):
             if operation.stage is Stage.QUEUED and operation.exactly_once:
-                home = self._in_lineage(operation)
+                home = self._node_in_lineage(operation)
                 node = self._nodes.get(home) if home is not None else None
                 if home == operation.home or node is None or not node.takes("write"):
                     continue
@@ -166,10 +166,10 @@ class Dispatcher:
             else:
                 self._wait_queue.waiting_for_lineage.discard(operation)
 
-    def _homeless(self, operation: Operation[Any]) -> None:
+    def _node_removed(self, operation: Operation[Any]) -> None:
         """Its node was removed while it was between two attempts."""
         if operation.parent is None and not isinstance(operation.request.route, Pin):
-            if operation.exactly_once and self._in_lineage(operation) not in self._nodes:
+            if operation.exactly_once and self._node_in_lineage(operation) not in self._nodes:
                 self.expired(operation, "its node was removed, and no other can tell")
                 return
             operation.home = None
@@ -230,7 +230,7 @@ class Dispatcher:
     def _send(self, lane: Lane, node: ManagedNode, operation: Operation[Any], now: float) -> bool:
         """False: it is in line again, since the lane has no room any more, or has ended."""
         if operation.request.on_send is not None:
-            self._tell(operation, node.name)
+            self._call_on_send(operation, node.name)
             if operation.stage is Stage.DONE:
                 return True
             if not lane.takes(operation, now):
@@ -245,7 +245,7 @@ class Dispatcher:
             self._work()
         return sent
 
-    def _tell(self, operation: Operation[Any], node: str) -> None:
+    def _call_on_send(self, operation: Operation[Any], node: str) -> None:
         """Run the user's ``on_send``, which may submit and cancel: nothing else is sent meanwhile."""
         request = operation.request
         pairs = [(one.query, one.params) for one in request.statements]
@@ -373,15 +373,15 @@ class Dispatcher:
         if lane.node in self._nodes:
             self._nodes[lane.node].sets[lane.kind].forget(lane)
             if lost:
-                self._nodes[lane.node].doubt(reason)
+                self._nodes[lane.node].suspect(reason)
 
     def terminate(self, lane: Lane) -> None:
         if lane.node in self._nodes:
             self._nodes[lane.node].terminate(lane)
 
-    def inspect(self, lane: Lane, tell: Callable[[Doing], None]) -> None:
+    def inspect(self, lane: Lane, report: Callable[[Doing], None]) -> None:
         if lane.node in self._nodes:
-            self._nodes[lane.node].inspect(lane, tell)
+            self._nodes[lane.node].inspect(lane, report)
 
     def cancel_sent(self) -> None:
         self.tracker.counters.cancels_sent += 1
@@ -403,7 +403,7 @@ class Dispatcher:
                 self._wait_queue.expire_all_later(node.waiting[kind], None)
                 if self._target[kind] is node:
                     self._wait_queue.expire_all_later(self._shared[kind], None)
-        self._tell_changed()
+        self._notify_changed()
         self._mark(node)
 
     def health_changed(self, node: ManagedNode, moved: Transition, reason: str) -> None:
@@ -418,12 +418,12 @@ class Dispatcher:
             events.emit(RoleChanged(at=now, node=node.name, role=moved.role, before=moved.role_before))
         self.reroute()
         if moved.fell or moved.role_changed:
-            self._bring_home(node)
+            self._requeue(node)
         if moved.state_changed or moved.role_changed:
-            self._tell_changed()
+            self._notify_changed()
         self._mark(node)
 
-    def _bring_home(self, node: ManagedNode) -> None:
+    def _requeue(self, node: ManagedNode) -> None:
         """What was put to this node by us may go to any again; what its caller pinned stays."""
         for kind in ACCESS_MODES:
             for queue in node.waiting[kind].queues:
@@ -469,7 +469,7 @@ class Dispatcher:
         self._changed.append(event)
         await event.wait()
 
-    def _tell_changed(self) -> None:
+    def _notify_changed(self) -> None:
         events, self._changed = self._changed, []
         for event in events:
             event.set()
@@ -481,9 +481,9 @@ class Dispatcher:
         """The caller cancelled, or the deadline passed."""
         self._cancellation.give_up(operation, why)
 
-    def take_back(self, operation: Operation[Any]) -> None:
+    def abandon_leg(self, operation: Operation[Any]) -> None:
         """A leg that nobody waits for any more."""
-        self._cancellation.take_back(operation)
+        self._cancellation.abandon_leg(operation)
 
     def left(self, operation: Operation[Any]) -> None:
         """Its caller was leaving when it was done."""
@@ -494,7 +494,7 @@ class Dispatcher:
     def in_doubt(self, operation: Operation[Any]) -> InDoubtOutcome:
         place = operation.place
         outstanding = operation.stage is Stage.SENT and place[1] in place[0].pipeline.slots
-        return self._resolver.doubt(operation, outstanding=outstanding)
+        return self._resolver.in_doubt(operation, outstanding=outstanding)
 
     def unretrieved(self, operation: Operation[Any], error: BaseException) -> None:
         self.tracker.log_unretrieved(error)
@@ -513,7 +513,7 @@ class Dispatcher:
             operation.gave_up = operation.gave_up or "cancelled"
             self.tracker.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
         self._wait_queue.wake()
-        self._tell_changed()
+        self._notify_changed()
 
     def forget(self, node: ManagedNode) -> None:
         """The node was removed: what was pinned to it fails."""
@@ -522,5 +522,5 @@ class Dispatcher:
             for queue in node.waiting[kind].queues:
                 for operation in queue.drain():
                     self._wait_queue.out(operation)
-                    self._homeless(operation)
-        self._tell_changed()
+                    self._node_removed(operation)
+        self._notify_changed()

@@ -86,7 +86,7 @@ def classify(operation: Operation[Any], failure: SegmentFailure, tuning: Tuning,
         state = facts.error.sqlstate if facts.error is not None else ""
         reason = failure.note or state or failure.lost or "no answer"
     if outcome is Outcome.IN_DOUBT:
-        _doubted(operation, failure, reason)
+        _record_doubt(operation, failure, reason)
     elif facts.at_ledger:
         _refused_by_ledger(operation, facts)
     return Decision(then, outcome, reason)
@@ -109,7 +109,7 @@ def _suspected(attempts: Sequence[AttemptState], failure: SegmentFailure) -> boo
     return not same_crash
 
 
-def _doubted(operation: Operation[Any], failure: SegmentFailure, reason: str) -> None:
+def _record_doubt(operation: Operation[Any], failure: SegmentFailure, reason: str) -> None:
     operation.doubted = True
     facts, error, last = failure.facts, failure.facts.error, operation.attempts[-1]
     operation.evidence = Evidence(

@@ -29,7 +29,7 @@ class RaceCallbacks(Protocol):
     """Who places the legs, and takes them back."""
 
     def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None: ...
-    def take_back(self, operation: Operation[Any]) -> None:
+    def abandon_leg(self, operation: Operation[Any]) -> None:
         """A leg that nobody waits for any more; it is done already."""
         ...
 
@@ -112,4 +112,4 @@ class Races:
         for leg in legs:
             operation.attempts.extend(leg.attempts)
             if leg.stage is not Stage.DONE:
-                self._callbacks.take_back(leg)
+                self._callbacks.abandon_leg(leg)

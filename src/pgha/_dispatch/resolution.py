@@ -78,10 +78,10 @@ class Resolution:
     guard: float = 0.0
     """To look: its guard's deadline, by the servers' clocks."""
     question: Operation[Any] | None = None
-    tries: int = 0
+    attempts: int = 0
     over: bool = False
 
-    def telling(self, now: float) -> bool:
+    def may_be_pruned(self, now: float) -> bool:
         """Its row may have been pruned."""
         return now - self.started_at > _SURELY
 
@@ -156,7 +156,7 @@ class Resolver:
 
     # For a caller who was told "in doubt"
 
-    def doubt(self, operation: Operation[Any], *, outstanding: bool) -> InDoubtOutcome:
+    def in_doubt(self, operation: Operation[Any], *, outstanding: bool) -> InDoubtOutcome:
         """What may still be learned of an operation that is about to fail; ``outstanding``: its lane may yet
         bring an answer."""
         attempts = operation.attempts
@@ -232,7 +232,7 @@ class Resolver:
 
     def _ask(self, resolution: Resolution) -> None:
         now, limit = self._clock(), resolution.limit
-        resolution.tries += 1
+        resolution.attempts += 1
         question: Operation[Any] = Operation(self._runner, _question(resolution, now), now)
         question.counted = False
         question.lineage = resolution.system
@@ -254,7 +254,7 @@ class Resolver:
         if failure is None and self._understood(resolution, node, question.value or []):
             return
         now = self._clock()
-        wait = delay(resolution.tries - 1, random.random(), _FIRST, _MOST)
+        wait = delay(resolution.attempts - 1, random.random(), _FIRST, _MOST)
         if (
             self._closed
             or not resolution.wanted()
@@ -266,7 +266,7 @@ class Resolver:
 
     def _understood(self, resolution: Resolution, node: str, values: Sequence[bytes | None]) -> bool:
         """Whether the answer ends it, or the next question is on its way."""
-        if values and values[0] is None and resolution.telling(self._clock()):
+        if values and values[0] is None and resolution.may_be_pruned(self._clock()):
             self._end_with(resolution, None, node, _PRUNED)
             return True
         if not values or values[0] is None:
@@ -308,7 +308,7 @@ class Resolver:
 
 def _question(resolution: Resolution, now: float) -> Request:
     keyed, system = resolution.keyed, resolution.system
-    asked = keyed.tell(system) if resolution.telling(now) else keyed.decide(system)
+    asked = keyed.tell(system) if resolution.may_be_pruned(now) else keyed.decide(system)
     return Request(
         (asked, undecided(resolution.guard)) if resolution.look else (asked,),
         "write",

@@ -63,7 +63,7 @@ class Retries:
             case NextStep.AGAIN_ELSEWHERE:
                 if failure.lost is None and decision.reason in ELSEWHERE and node is not None:
                     # It takes no writes any more, or nothing at all: no more of them until it was asked.
-                    node.doubt(decision.reason)
+                    node.suspect(decision.reason)
                 self._again(operation, decision, away_from=lane.node if failure.lost is None else None)
             case NextStep.AGAIN_LATER:
                 if failure.facts.at_ledger and node is not None:

@@ -137,7 +137,7 @@ class Lane:
             return True
         attempt.system = self.system
         if operation.exactly_once and operation.lineage != attempt.system:
-            self._not_for_here(operation, "57P01", "another server has taken the node's place")
+            self._refuse(operation, "57P01", "another server has taken the node's place")
             return True
         ledger = None
         if (keyed := request.keyed) is not None and not operation.unkeyed:
@@ -146,7 +146,7 @@ class Lane:
             if attempt.system is not None and wanted:
                 ledger = self._insert(keyed, operation, attempt, now)
             elif not keyed.auto:
-                self._not_for_here(operation, "42501", "the server does not tell its system identifier")
+                self._refuse(operation, "42501", "the server does not tell its system identifier")
                 return True
         self._put(request.statements, extras, operation, now, ledger)
         return True
@@ -163,7 +163,7 @@ class Lane:
         operation.guard = max(operation.guard, deadline)
         return LedgerPart(keyed.insert(self.system, deadline), keyed.behind)
 
-    def _not_for_here(self, operation: Operation[Any], sqlstate: str, reason: str) -> None:
+    def _refuse(self, operation: Operation[Any], sqlstate: str, reason: str) -> None:
         """It cannot be sent on this lane: that is answered as its server would."""
         facts = Facts(Handed.NOTHING, error=ServerError(sqlstate, "ERROR"), at_ledger=sqlstate == "42501")
         self._owner.segment_failed(
@@ -175,7 +175,7 @@ class Lane:
             if self.broken is not None or not self.link.readable():
                 return
             # A new look at the clock: what came in before may have had more sent, on this lane too.
-            self.take_in(self._clock())
+            self.receive(self._clock())
 
     def _put(
         self, statements: Sequence[Statement], extras: Extras, operation: Operation[Any] | None, now: float,
@@ -189,7 +189,7 @@ class Lane:
             else:
                 # All of it was handed over: its place in the line tells what becomes of it.
                 self._sent(failure.segment, operation, now)
-                self.abort(_words_of(failure), lost=True)
+                self.abort(_one_line(failure), lost=True)
             return
         self._sent(segment, operation, now)
         if not self.corked:
@@ -205,7 +205,7 @@ class Lane:
 
     def _not_sent(self, operation: Operation[Any] | None, framed: bool, failure: SendFailed) -> None:
         """libpq took a part of it at most, without the Sync: the connection is of no use any more."""
-        reason = _words_of(failure)
+        reason = _one_line(failure)
         self.abort(reason, lost=True)
         if operation is not None and operation.stage is not Stage.DONE:
             committing = operation.request.self_committing
@@ -225,7 +225,7 @@ class Lane:
             if self.link.flush() or self._writing or self._tasks is None:
                 return
         except psycopg.Error as error:
-            self.abort(_words_of(error), lost=True)
+            self.abort(_one_line(error), lost=True)
             return
         self._writing = True
         self._tasks.start_soon(self._write_out)
@@ -237,8 +237,8 @@ class Lane:
             while self.broken is None and not self.link.flush():
                 await anyio.wait_writable(self.link.fd)
         except psycopg.Error as error:
-            self.take_in(self._clock())
-            self.abort(_words_of(error), lost=True)
+            self.receive(self._clock())
+            self.abort(_one_line(error), lost=True)
         finally:
             self._writing = False
 
@@ -262,19 +262,19 @@ class Lane:
             self.link.finish()
 
     def _readable(self) -> bool:
-        more = self.take_in(self._clock())
+        more = self.receive(self._clock())
         if self.broken is None:
             self._owner.capacity_freed(self)
         return more
 
-    def take_in(self, now: float) -> bool:
+    def receive(self, now: float) -> bool:
         """Read what is there and handle it, without waiting. True: there is more to read at once."""
         if self.broken is not None:
             return False
         received = self.link.receive(len(self.pipeline.slots), _PER_WAKE_UP)
         self._handle(received.answers, now)
         if received.broken is not None:
-            self._break(_words_of(received.broken))
+            self._break(_one_line(received.broken))
             return False
         if received.answers and not self.pipeline.slots and self.usable:
             self._drained(now)
@@ -290,13 +290,13 @@ class Lane:
             return
         # What arrived together was worked on in turn: each took its share of the time.
         share = (now - (slots[0].head_at or now)) / len(answers)
-        for slot, results in [(self._popped(now), results) for results in answers]:
+        for slot, results in [(self._pop_head(now), results) for results in answers]:
             operation = slot.item
             if operation is not None and (pace := operation.request.pace) is not None:
                 pace.took(share)
             self._answered(slot, results, now)
 
-    def _popped(self, now: float) -> FlightSlot:
+    def _pop_head(self, now: float) -> FlightSlot:
         slots = self.pipeline.slots
         slot = self.pipeline.answered(now)
         self.asked = 0
@@ -323,7 +323,7 @@ class Lane:
                 self._owner.succeeded(self, operation, results, segment.entry)
                 return
         answer = read_answer(segment, results)
-        self._learn(answer)
+        self._update_cache(answer)
         if answer.protocol_mismatch:
             self.abort("its answers do not fit what was sent")
         if segment.framed and answer.commit_tag is None:
@@ -339,9 +339,9 @@ class Lane:
                 synced = not answer.protocol_mismatch
                 self._owner.segment_failed(self, operation, self._failure_of(slot, answer, synced=synced))
         elif operation.doubt is not None:
-            self._tell_late(operation, self._failure_of(slot, answer, synced=not answer.protocol_mismatch))
+            self._report_late(operation, self._failure_of(slot, answer, synced=not answer.protocol_mismatch))
 
-    def _tell_late(self, operation: Operation[Any], failure: SegmentFailure) -> None:
+    def _report_late(self, operation: Operation[Any], failure: SegmentFailure) -> None:
         """Its caller was told that nobody knows, and now somebody does."""
         found, error = outcome(failure.facts), failure.facts.error
         if found is Outcome.NOT_APPLIED:
@@ -351,7 +351,7 @@ class Lane:
         if operation.doubt is not None:
             operation.doubt.evidence(found)
 
-    def _learn(self, answer: Answer) -> None:
+    def _update_cache(self, answer: Answer) -> None:
         cache = self.link.cache
         for entry in answer.parsed:
             cache.parsed(entry)
@@ -390,7 +390,7 @@ class Lane:
         """The connection ended (``lost``: not by our choice): judge all that was on it, by what arrived."""
         if self.broken is not None:
             return
-        if words := self.link.last_words():
+        if words := self.link.closing_notice():
             reason = f"{words}; {reason}"
         self.broken = reason
         slots = list(self.pipeline.slots)
@@ -413,7 +413,7 @@ class Lane:
                 self._owner.segment_failed(self, operation, failure)
             elif operation is not None and operation.doubt is not None:
                 late = self._failure_of(slot, answer, synced=False, after_fatal=after_fatal, lost=reason)
-                self._tell_late(operation, late)
+                self._report_late(operation, late)
             after_fatal = after_fatal or _ends_all(answer.fault)
         if self._tasks is not None:
             self._tasks.cancel_scope.cancel()
@@ -428,7 +428,7 @@ class Lane:
             received = self.link.receive(len(self.pipeline.slots), len(self.pipeline.slots))
             self._handle(received.answers, now)
             if received.broken is not None:
-                reason = _words_of(received.broken)
+                reason = _one_line(received.broken)
                 break
             if not self.link.readable():
                 break
@@ -458,7 +458,7 @@ class Lane:
         """Look at what time brings; called while anything is in flight."""
         if self.link.tls or self._drain_until is not None:
             # Decrypted bytes inside OpenSSL do not wake anybody.
-            self.take_in(self._clock())
+            self.receive(self._clock())
         if self._drain_until is not None and now >= self._drain_until:
             self.abort(self._drain_reason)
         if self.broken is not None:
@@ -490,7 +490,7 @@ class Lane:
     def _inspected(self, slot: FlightSlot, doing: Doing) -> None:
         now = self._clock()
         # The server's word is older than what has come meanwhile.
-        self.take_in(now)
+        self.receive(now)
         if self.usable:
             moved, travelling = self.link.moved(), self._travelling(slot, now)
             act = self.pipeline.inspected(slot, doing, moved, now, travelling=travelling)
@@ -546,6 +546,6 @@ def _ends_all(fault: ServerError | None) -> bool:
     return fault is not None and fault.genuine and fault.fatal and not fault.broken_connection
 
 
-def _words_of(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     """libpq's message on one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -52,7 +52,7 @@ class LaneSetCallbacks(Protocol):
     @property
     def usable(self) -> bool: ...
     def lanes_changed(self) -> None: ...
-    def lane_wanted(self) -> None:
+    def lane_ended(self) -> None:
         """A lane ended: see what should be open."""
         ...
 
@@ -203,7 +203,7 @@ class LaneSet:
         if lane is not None:
             self.failures, self.rejected = 0, False
             await self._serve(lane)
-        self._owner.lane_wanted()
+        self._owner.lane_ended()
 
     async def _serve(self, lane: Lane) -> None:
         if not self._owner.usable:

@@ -48,7 +48,7 @@ _ACTIVITY = (
     b" pg_catalog.pg_stat_get_activity(asked.pid) AS a"
 )
 """Not by the view, which looks up names of roles and databases, and needs a right of its own."""
-_LOOK_TIMEOUT = 2.0
+_QUERY_TIMEOUT = 2.0
 REJECTED_EVERY = 5.0
 """Seconds between attempts at a node that says it will not have us."""
 
@@ -80,7 +80,7 @@ class MonitorCallbacks(Protocol):
     def ledger_seen(self, usable: bool) -> None: ...
     def dead(self, reason: str, *, rejected: bool, silent: bool) -> None: ...
     @property
-    def in_a_hurry(self) -> bool: ...
+    def ping_often(self) -> bool: ...
 
 
 class Monitor:
@@ -94,34 +94,34 @@ class Monitor:
         self._owner = owner
         self._clock = clock
         self._wall = time.time
-        self._look_at = 0.0
+        self._ledger_check_at = 0.0
         """When to look for the ledger again."""
         self._sleep: anyio.CancelScope | None = None
-        self._poked = False
-        self._condemned: list[int] = []
+        self._ping_requested = False
+        self._to_terminate: list[int] = []
         """Backends to be ended with the next ping."""
-        self._asked: dict[int, Callable[[Doing], None]] = {}
+        self._to_inspect: dict[int, Callable[[Doing], None]] = {}
         """Backends that somebody asks about, and who is to be told."""
 
     def request_ping(self) -> None:
         """Ping now rather than later. Synchronous; a ping under way counts."""
-        self._poked = True
+        self._ping_requested = True
         if self._sleep is not None:
             self._sleep.cancel()
 
     def look_at_ledger(self) -> None:
         """Look for the ledger with the next ping."""
-        self._look_at = self._clock()
+        self._ledger_check_at = self._clock()
         self.request_ping()
 
     def terminate(self, pid: int) -> None:
         """End a backend of ours; lost when the node is down, and then there is no backend either."""
-        self._condemned.append(pid)
+        self._to_terminate.append(pid)
         self.request_ping()
 
-    def inspect(self, pid: int, tell: Callable[[Doing], None]) -> None:
+    def inspect(self, pid: int, report: Callable[[Doing], None]) -> None:
         """Ask what a backend of ours does, and tell it; nobody is told when the node is down."""
-        self._asked[pid] = tell
+        self._to_inspect[pid] = report
         self.request_ping()
 
     @uninterrupted
@@ -160,27 +160,27 @@ class Monitor:
             while True:
                 await self._ping(pgconn)
                 answered = True
-                if self._options.ledger == "auto" and self._clock() >= self._look_at:
-                    await self._look_at_ledger(pgconn)
-                if self._condemned:
+                if self._options.ledger == "auto" and self._clock() >= self._ledger_check_at:
+                    await self._check_ledger(pgconn)
+                if self._to_terminate:
                     await self._end_backends(pgconn)
-                if self._asked:
-                    await self._look_at_backends(pgconn)
+                if self._to_inspect:
+                    await self._inspect_backends(pgconn)
                 await self._sleep_lightly(pgconn)
         except PingFailed as error:
             self._owner.dead(str(error), rejected=False, silent=True)
         except psycopg.Error as error:
             self._owner.dead(" ".join(str(error).split()), rejected=False, silent=False)
         finally:
-            self._condemned.clear()
-            self._asked.clear()
+            self._to_terminate.clear()
+            self._to_inspect.clear()
         return answered
 
     async def _sleep_lightly(self, pgconn: PGconn) -> None:
         interval = self._options.ping_interval
-        if self._owner.in_a_hurry:
+        if self._owner.ping_often:
             interval = min(interval, self._options.tuning.probe_no_primary)
-        if self._poked:
+        if self._ping_requested:
             return
         with anyio.move_on_after(interval) as self._sleep:
             # Readable while nothing was asked: a notice, or the end. The ping will tell.
@@ -188,7 +188,7 @@ class Monitor:
         self._sleep = None
 
     async def _ping(self, pgconn: PGconn) -> None:
-        self._poked = False
+        self._ping_requested = False
         started = self._clock()
         pgconn.send_query(PING)
         reply = await self._read_reply(pgconn, started + self._options.ping_timeout)
@@ -203,24 +203,24 @@ class Monitor:
         pgconn.send_query(SYSTEM)
         try:
             # It is not in use yet: whoever has just started may take its time for the first question.
-            reply = await self._read_reply(pgconn, self._clock() + _LOOK_TIMEOUT)
+            reply = await self._read_reply(pgconn, self._clock() + _QUERY_TIMEOUT)
             system = int(reply.get_value(0, 0) or 0) or None if reply is not None else None
         except psycopg.Error as error:
             if pgconn.status != OK:
                 raise
             logger.warning("%s: the server does not tell who it is: %s", self._config.name, error)
         self._owner.identified(system)
-        self._look_at = self._clock()
+        self._ledger_check_at = self._clock()
 
-    async def _look_at_ledger(self, pgconn: PGconn) -> None:
-        self._look_at = self._clock() + self._options.tuning.ledger_look
+    async def _check_ledger(self, pgconn: PGconn) -> None:
+        self._ledger_check_at = self._clock() + self._options.tuning.ledger_look
         pgconn.send_query(_LEDGER)
-        reply = await self._read_reply(pgconn, self._clock() + _LOOK_TIMEOUT)
+        reply = await self._read_reply(pgconn, self._clock() + _QUERY_TIMEOUT)
         usable = reply is not None and reply.ntuples == 1 and reply.get_value(0, 0) == b"t"
         self._owner.ledger_seen(usable)
 
     async def _end_backends(self, pgconn: PGconn) -> None:
-        pids, self._condemned = self._condemned, []
+        pids, self._to_terminate = self._to_terminate, []
         ends = b", ".join(b"pg_catalog.pg_terminate_backend(%d)" % pid for pid in pids)
         pgconn.send_query(b"SELECT " + ends)
         try:
@@ -231,14 +231,14 @@ class Monitor:
             # A role may be denied the function: the lanes are hung up on, then, and the node is well.
             logger.warning("%s: backends cannot be ended: %s", self._config.name, error)
 
-    async def _look_at_backends(self, pgconn: PGconn) -> None:
-        asked, self._asked = self._asked, {}
+    async def _inspect_backends(self, pgconn: PGconn) -> None:
+        asked, self._to_inspect = self._to_inspect, {}
         pids = b", ".join(b"%d" % pid for pid in asked)
         pgconn.send_query(_ACTIVITY % pids)
         found: dict[int, Doing] = {}
         try:
             # The ping was answered just now: this may take longer, where there are many backends.
-            reply = await self._read_reply(pgconn, self._clock() + _LOOK_TIMEOUT)
+            reply = await self._read_reply(pgconn, self._clock() + _QUERY_TIMEOUT)
         except psycopg.Error as error:
             if pgconn.status != OK:
                 raise
@@ -249,8 +249,8 @@ class Monitor:
             found = {
                 int(reply.get_value(row, 0) or 0): _doing(reply, row) for row in rows if reply is not None
             }
-        for pid, tell in asked.items():
-            tell(found.get(pid, Doing.UNKNOWN))
+        for pid, report in asked.items():
+            report(found.get(pid, Doing.UNKNOWN))
 
     async def _read_reply(self, pgconn: PGconn, deadline: float) -> PGresult | None:
         reply: PGresult | None = None

@@ -65,7 +65,7 @@ class ManagedNode:
         self._scope = anyio.CancelScope()
         self._parked: anyio.Event | None = None
         self._gone: anyio.Event | None = None
-        self._beat = anyio.Event()
+        self._ticked = anyio.Event()
         """Set when a lane ended and at each tick, and then replaced."""
 
     # Life
@@ -105,7 +105,7 @@ class ManagedNode:
     async def drained(self) -> None:
         """Wait until nothing is in flight."""
         while self.in_flight:
-            await self._beat.wait()
+            await self._ticked.wait()
 
     async def drain(self) -> None:
         """End the backends of what is in flight: hanging up would leave them working."""
@@ -115,7 +115,7 @@ class ManagedNode:
             for lane in list(lanes.lanes):
                 lane.drain("the cluster is closed", now, terminate=True)
         while any(lanes.lanes for lanes in self.sets.values()):
-            await self._beat.wait()
+            await self._ticked.wait()
 
     async def gone(self) -> None:
         """Wait until nothing of this node is left."""
@@ -130,7 +130,7 @@ class ManagedNode:
         return self.health.usable and not self.leaving
 
     @property
-    def in_a_hurry(self) -> bool:
+    def ping_often(self) -> bool:
         return self._host.primary_wanted
 
     def request_ping(self) -> None:
@@ -141,10 +141,10 @@ class ManagedNode:
         if self.health.usable:
             self._monitor.terminate(lane.link.pid)
 
-    def inspect(self, lane: Lane, tell: Callable[[Doing], None]) -> None:
+    def inspect(self, lane: Lane, report: Callable[[Doing], None]) -> None:
         """Ask by way of the monitor what a lane's backend does; never answered when the node is lost."""
         if self.health.usable:
-            self._monitor.inspect(lane.link.pid, tell)
+            self._monitor.inspect(lane.link.pid, report)
 
     def identified(self, system: int | None) -> None:
         """The server that answers from now on."""
@@ -187,7 +187,7 @@ class ManagedNode:
                     # ran there is to blame.
                     lane.drain(reason, now, terminate=False)
 
-    def doubt(self, reason: str) -> None:
+    def suspect(self, reason: str) -> None:
         """A lane was lost: ask whether the node lives, and send nothing meanwhile."""
         moved = self.health.suspected(self._clock(), reason)
         self._monitor.request_ping()
@@ -204,14 +204,14 @@ class ManagedNode:
                 self.sets["write"].keep(1)
 
     def lanes_changed(self) -> None:
-        self._tell_beat()
+        self._signal_tick()
         self._host.lanes_changed(self)
 
-    def _tell_beat(self) -> None:
-        beat, self._beat = self._beat, anyio.Event()
+    def _signal_tick(self) -> None:
+        beat, self._ticked = self._ticked, anyio.Event()
         beat.set()
 
-    def lane_wanted(self) -> None:
+    def lane_ended(self) -> None:
         self.keep_lanes()
         self._host.pump(self)
 
@@ -258,8 +258,8 @@ class ManagedNode:
             now = self._clock()
             for lanes in self.sets.values():
                 for lane in list(lanes.lanes):
-                    self._look_at(lane, lanes, now)
-            self._tell_beat()
+                    self._check_lane(lane, lanes, now)
+            self._signal_tick()
             self._host.pump(self)
 
     def _anything_to_watch(self) -> bool:
@@ -267,7 +267,7 @@ class ManagedNode:
             return True
         return any(lanes.additional for lanes in self.sets.values())
 
-    def _look_at(self, lane: Lane, lanes: LaneSet, now: float) -> None:
+    def _check_lane(self, lane: Lane, lanes: LaneSet, now: float) -> None:
         lane.tick(now)
         tuning = self._options.tuning
         if lane.in_flight:

@@ -156,7 +156,7 @@ class Link:
         """None of the settings that the server reports was changed."""
         return self._read_settings() == self._settings
 
-    def last_words(self) -> str:
+    def closing_notice(self) -> str:
         """The last notice of the server, where it is about the end of the connection."""
         notice = self.notices[-1] if self.notices else None
         ending = notice is not None and (notice.severity == "FATAL" or notice.sqlstate.startswith("57P"))
@@ -192,14 +192,14 @@ class Link:
             raise SendFailed(handed, segment, error) from error
         return segment
 
-    def _look(self, statement: Statement) -> Entry | None:
+    def _lookup(self, statement: Statement) -> Entry | None:
         # What commits by itself cannot be run again when DDL made its plan stale: it goes unprepared.
         if statement.kind.self_committing:
             return None
         return self._cache.lookup((statement.query, statement.types))
 
     def _send_one(self, statement: Statement) -> Segment:
-        entry = self._look(statement)
+        entry = self._lookup(statement)
         if entry is None:
             self._send_unprepared(statement)
             return _UNPREPARED
@@ -214,7 +214,7 @@ class Link:
 
     def _send_keyed(self, ledger: LedgerPart, statement: Statement) -> Segment:
         """The usual keyed write: both are prepared, or neither is."""
-        first, entry = self._look(ledger.statement), self._look(statement)
+        first, entry = self._lookup(ledger.statement), self._lookup(statement)
         if first is not None and entry is not None and first.ready and entry.ready:
             self._send_prepared(first, ledger.statement)
             self._send_prepared(entry, statement)
@@ -261,7 +261,7 @@ class Link:
     def _send_user(
         self, statement: Statement, unprepared: bool, pieces: list[Piece], kind: PieceKind = PieceKind.USER
     ) -> None:
-        self._send_found(None if unprepared else self._look(statement), statement, kind, pieces)
+        self._send_found(None if unprepared else self._lookup(statement), statement, kind, pieces)
 
     def _send_found(
         self, entry: Entry | None, statement: Statement, kind: PieceKind, pieces: list[Piece]

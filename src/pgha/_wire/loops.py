@@ -37,10 +37,10 @@ class Loop(Protocol):
         """For one task only."""
         ...
 
-    async def serve(self, fd: int, take_in: Callable[[], bool]) -> None:
-        """Call ``take_in`` whenever ``fd`` is readable, until cancelled; again at once when it says True.
+    async def serve(self, fd: int, on_readable: Callable[[], bool]) -> None:
+        """Call ``on_readable`` whenever ``fd`` is readable, until cancelled; again at once when it says True.
 
-        The socket must stay open until this has returned. What ``take_in`` raises comes out here.
+        The socket must stay open until this has returned. What ``on_readable`` raises comes out here.
         """
         ...
 
@@ -61,11 +61,11 @@ def current_loop() -> Loop:
     return TrioLoop() if trio.lowlevel.in_trio_run() else AsyncioLoop()
 
 
-async def serve_by_anyio(fd: int, take_in: Callable[[], bool]) -> None:
+async def serve_by_anyio(fd: int, on_readable: Callable[[], bool]) -> None:
     """`Loop.serve` for any loop."""
     while True:
         await anyio.wait_readable(fd)
-        while take_in():
+        while on_readable():
             await checkpoint()
 
 
@@ -76,10 +76,10 @@ class TrioLoop:
     def waiter(self) -> Waiter:
         return TrioWaiter()
 
-    async def serve(self, fd: int, take_in: Callable[[], bool]) -> None:
+    async def serve(self, fd: int, on_readable: Callable[[], bool]) -> None:
         while True:
             await trio.lowlevel.wait_readable(fd)
-            while take_in():
+            while on_readable():
                 await checkpoint()
 
     def soon(self, callback: Callable[[], object]) -> None:
@@ -127,14 +127,14 @@ class AsyncioLoop:
     def waiter(self) -> Waiter:
         return AsyncioWaiter(self._loop)
 
-    async def serve(self, fd: int, take_in: Callable[[], bool]) -> None:
-        serving = _Serving(self._loop, take_in)
+    async def serve(self, fd: int, on_readable: Callable[[], bool]) -> None:
+        serving = _Serving(self._loop, on_readable)
         try:
             # A handle takes the context that it is made in.
             self._context.copy().run(self._loop.add_reader, fd, serving.ready)
         except NotImplementedError:
             # Windows' proactor loop has no readers; anyio helps itself with a thread.
-            await serve_by_anyio(fd, take_in)
+            await serve_by_anyio(fd, on_readable)
             return
         try:
             await serving.end
@@ -160,9 +160,9 @@ class _Serving:
 
     __slots__ = ("_loop", "_take_in", "end")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, take_in: Callable[[], bool]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_readable: Callable[[], bool]) -> None:
         self._loop = loop
-        self._take_in = take_in
+        self._take_in = on_readable
         self.end: asyncio.Future[None] = loop.create_future()
 
     def ready(self) -> None:
