@@ -1,4 +1,4 @@
-"""Callers that do not want their operation any more, wherever it is: cancelled, late, or beaten in a race."""
+"""Ending of operations that are no longer wanted: cancelled, past their deadline, or beaten in a race."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from pgha._operation.operation import Operation, Stage
 
 
 class CancellationCallbacks(Protocol):
-    """Who has the operations that wait."""
+    """The owner of the queues."""
 
-    def leave_queue(self, operation: Operation[Any]) -> None: ...
+    def leave_queue(self, operation: Operation[Any]) -> None:
+        """Remove an operation from its queue."""
+        ...
 
 
 class Cancellation:
-    """See the head of this file."""
+    """Ends operations that are no longer wanted, in whatever stage they are."""
 
     def __init__(
         self, queues: CancellationCallbacks, tracker: Tracker, races: Races, resolver: Resolver,
@@ -36,14 +38,15 @@ class Cancellation:
         self._proof_time = proof_time
 
     def give_up(self, operation: Operation[Any], why: GaveUp) -> None:
-        """The caller cancelled, or the deadline passed."""
+        """End an operation that its caller cancelled, or whose deadline passed."""
         if operation.stage is Stage.SENT and why == "timeout":
-            # The loop may have been busy: the answer may have been there in time.
+            # The loop may have been busy, and the answer may have arrived in time.
             operation.place[0].receive(self._clock())
         if operation.stage is Stage.RESOLVING:
             operation.gave_up = operation.gave_up or why
             self._resolver.drop(operation)
-            error = in_doubt(operation, f"{operation.gave_up} while the ledger was asked")
+            ended = "timed out" if operation.gave_up == "timeout" else "cancelled"
+            error = in_doubt(operation, f"{ended} while the ledger was asked")
             self._tracker.fail(operation, error, Outcome.IN_DOUBT)
         if operation.stage is Stage.DONE or operation.gave_up is not None:
             return
@@ -72,11 +75,11 @@ class Cancellation:
         if operation.stage is Stage.RESOLVING:
             self._resolver.drop(operation)
         if operation.stage is not Stage.DONE:
-            reason = f"no answer within {operation.request.timeout:g} s, nor to the cancel"
+            reason = f"no answer within {operation.request.timeout:g} s, and none to the cancel request"
             self._tracker.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
 
     def abandon_leg(self, operation: Operation[Any]) -> None:
-        """A leg that nobody waits for any more."""
+        """End a leg of a race that is over."""
         place, stage = operation.place, operation.stage
         if stage is Stage.QUEUED:
             self._queues.leave_queue(operation)

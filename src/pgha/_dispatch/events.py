@@ -1,4 +1,4 @@
-"""The stream of events: every subscriber has its own bounded buffer, and the cluster never waits for one."""
+"""The streams of events. Every subscriber has a bounded buffer; the cluster never waits for a subscriber."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pgha._types import Event
 
 
 class EventHub:
-    """Passes events on to whoever listens; what a full buffer does not take is counted."""
+    """Passes events on to all subscribers; counts the events that a full buffer did not take."""
 
     def __init__(self) -> None:
         self._streams: set[MemoryObjectSendStream[Event]] = set()
@@ -21,10 +21,11 @@ class EventHub:
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody listens: spares making events for nobody."""
+        """Whether there is a subscriber; without one, events need not be made."""
         return bool(self._streams)
 
     def emit(self, event: Event) -> None:
+        """Pass an event on, without waiting."""
         for stream in tuple(self._streams):
             try:
                 stream.send_nowait(event)
@@ -35,6 +36,7 @@ class EventHub:
 
     @asynccontextmanager
     async def subscribe(self, buffer: float) -> AsyncGenerator[MemoryObjectReceiveStream[Event], None]:
+        """Give a stream of the events from now on, of which ``buffer`` are kept; all, if it is negative."""
         send, receive = anyio.create_memory_object_stream[Event](math.inf if buffer < 0 else buffer)
         self._streams.add(send)
         try:
@@ -45,7 +47,7 @@ class EventHub:
             send.close()
 
     def close(self) -> None:
-        """End every stream: its reader sees the end."""
+        """End every stream; its reader sees the end of the stream."""
         for stream in tuple(self._streams):
             stream.close()
         self._streams.clear()

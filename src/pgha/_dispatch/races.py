@@ -1,8 +1,9 @@
-"""`fastest`: one operation runs on every node as legs; the first good answer wins, errors when all fail.
+"""The route `fastest`: one operation runs on every node at once; the first success wins.
 
-A leg is an operation pinned to its node, never run again by itself. Losers are dropped, or left to finish:
-a cancel costs a lane several milliseconds (200 a second cut one from 24.6 k/s to 3.0 k/s, measured), so they
-are cancelled only when they grow old.
+The parts of the operation are legs: operations pinned to their nodes, never run again by themselves. If all
+legs fail, the operation fails. Losers are removed from the queue, or left to finish: a cancel costs a lane
+several milliseconds (200 cancels per second cut a lane from 24.6 k/s to 3.0 k/s, measured), so losers are
+cancelled only when they have run for long.
 """
 
 from __future__ import annotations
@@ -20,22 +21,25 @@ from pgha._operation.operation import Operation, OperationCallbacks, Stage
 
 
 def _without_answer(failure: BaseException) -> bool:
-    """It says nothing about the operation, only that a node was lost."""
+    """Return whether the error says only that a node was lost, and nothing about the operation."""
     lost = isinstance(failure, psycopg.OperationalError) and failure.sqlstate is None
     return lost or isinstance(failure, NoNodeAvailable)
 
 
 class RaceCallbacks(Protocol):
-    """Who places the legs, and takes them back."""
+    """The owner of the queues, which places and ends the legs."""
 
-    def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None: ...
+    def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None:
+        """Send an operation, or put it into a queue."""
+        ...
+
     def abandon_leg(self, operation: Operation[Any]) -> None:
-        """A leg that nobody waits for any more; it is done already."""
+        """End a leg of a race that is over."""
         ...
 
 
 class Races:
-    """See the head of this file."""
+    """Runs operations with the route `fastest`; see the head of this file."""
 
     def __init__(
         self,
@@ -50,10 +54,10 @@ class Races:
         self._tracker = tracker
         self._clock = clock
         self._most = most
-        """Legs in all before lost connections are an answer."""
+        """The number of attempts, over all legs, after which lost connections fail the operation."""
 
     def start(self, operation: Operation[Any], names: Iterable[str], now: float) -> None:
-        """Run it on each of the nodes called ``names``."""
+        """Run ``operation`` on each of the nodes ``names``."""
         operation.stage = Stage.RACING
         operation.legs = [self._leg(operation, name, now) for name in names]
         for leg in tuple(operation.legs):
@@ -84,14 +88,14 @@ class Races:
             self._all_failed(operation, legs)
 
     def _all_failed(self, operation: Operation[Any], legs: Sequence[Operation[Any]]) -> None:
-        """An error of SQL is the answer; lost connections alone only mean another try, anywhere."""
+        """Fail with the first SQL error; if all legs only lost their connections, run the operation again."""
         for leg in legs:
             if leg.failure is not None and not _without_answer(leg.failure):
                 note(leg.failure, operation, Outcome.NOT_APPLIED, error_info(leg.failure).statement)
                 self._tracker.fail(operation, leg.failure, Outcome.NOT_APPLIED, noted=True)
                 return
         operation.legs = None
-        # One race is one try: where all nodes were cut off at once, no leg is to blame.
+        # A race counts as one attempt: if all nodes were cut off at once, no leg was the cause.
         operation.suspected_crashes = max(leg.suspected_crashes for leg in legs)
         if len(operation.attempts) >= self._most:
             self._tracker.fail(operation, legs[-1].failure or LegLost("lost"), Outcome.NOT_APPLIED)
@@ -99,15 +103,15 @@ class Races:
             self._callbacks.place(operation, self._clock(), front=True)
 
     def lost(self, leg: Operation[Any], decision: Decision) -> None:
-        """A leg's connection was lost; its operation goes on with the others."""
+        """Fail a leg whose connection was lost; its operation goes on with the other legs."""
         error = LegLost(f"{leg.home}: {decision.reason}")
         note(error, leg, decision.outcome)
         self._tracker.fail(leg, error, decision.outcome, noted=True)
 
     def drop(self, operation: Operation[Any]) -> None:
-        """The race is over: nobody waits for the legs that still run."""
+        """End the race, and abandon the legs that still run."""
         legs, operation.legs = operation.legs or [], None
-        # Before any leg ends: its end must not count as the race's.
+        # Set before any leg ends: the end of a leg must not count as the end of the race.
         operation.stage = Stage.NEW
         for leg in legs:
             operation.attempts.extend(leg.attempts)

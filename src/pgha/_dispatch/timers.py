@@ -1,4 +1,4 @@
-"""One heap of moments a cluster: a cancel scope an operation would halve the throughput (measured)."""
+"""One heap of timers per cluster: a cancel scope per operation would halve the throughput (measured)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from pgha._wire.loops import uninterrupted
 logger = logging.getLogger("pgha")
 
 Moment: TypeAlias = Timer[Callable[[], None]]
+"""A timer that was set; needed for cancelling it."""
 
 
 class Timers:
-    """Calls what is due, in one task."""
+    """Calls functions at given times, all in one task."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -26,24 +27,25 @@ class Timers:
         self._wakes_at = float("inf")
 
     def at(self, when: float, call: Callable[[], None]) -> Moment:
-        """Call ``call`` at ``when``, unless it is cancelled before."""
+        """Call ``call`` at ``when``, unless the returned timer is cancelled before."""
         timer = self._timers.add(when, call)
         if when < self._wakes_at and self._sleep is not None:
             self._sleep.cancel()
         return timer
 
     def cancel(self, moment: Moment) -> None:
+        """Cancel a timer; do nothing if it is no longer pending."""
         self._timers.cancel(moment)
 
     @uninterrupted
     async def run(self) -> None:
-        """Until cancelled."""
+        """Call what is due, until cancelled."""
         while True:
             for call in self._timers.due(self._clock()):
                 try:
                     call()
                 except Exception:
-                    # A defect in what one operation asked for must not end the time of all others.
+                    # A defect in the timer of one operation must not stop the timers of all others.
                     logger.exception("a timer failed by a defect")
             when = self._timers.next()
             with anyio.CancelScope() as self._sleep:

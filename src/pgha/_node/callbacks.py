@@ -1,4 +1,4 @@
-"""What lanes and their owners say to each other."""
+"""The interface between lanes and their owners."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pgha._wire.loops import Loop
 from pgha._wire.segment import Answer, Segment
 
 LaneT = TypeVar("LaneT", contravariant=True)
-"""A lane: what is said here does not depend on how it works."""
+"""A lane; a type variable, so that this module need not import the class."""
 
 FlightSlot: TypeAlias = Slot[Operation[Any] | None, Segment]
-"""A segment in flight, and whose it is (None: the lane's own ROLLBACK)."""
+"""A segment in flight, with its operation (None for the lane's own ROLLBACK)."""
 
 
 @dataclass(slots=True)
 class SegmentFailure:
-    """What a lane knows about a segment that did not simply succeed."""
+    """The facts that a lane knows about a segment that did not simply succeed."""
 
     facts: Facts
     answer: Answer
@@ -32,48 +32,70 @@ class SegmentFailure:
     was_head: bool
     rerun_exclusive: bool
     lost: str | None
-    """Why the connection ended, if it did."""
+    """The reason why the connection ended; None if the connection did not end."""
     not_suspected: bool = False
-    """What was sent there did not end the connection: somebody else told the server to, as it said itself, or
-    we hung up."""
+    """Whether the operation certainly did not end the connection: the server said that an administrator did,
+    or pgha closed the connection."""
     crashed: bool = False
-    """The server said that it ends all its connections, since one of its processes crashed."""
+    """Whether the server said that it ends all its connections because one of its processes crashed."""
     ours: bool = False
-    """It was us who had it ended."""
+    """Whether pgha had the backend terminated."""
     note: str = ""
-    """Why, where no server and no connection says it."""
+    """The reason for the failure, if neither a server nor a connection gave one."""
 
 
 class LaneCallbacks(Protocol[LaneT]):
-    """Who decides what becomes of operations."""
+    """The owner of lanes, which decides the next step of each operation."""
 
     loop: Loop
 
     def succeeded(
         self, lane: LaneT, operation: Operation[Any], results: Sequence[PGresult], entry: Entry | None
-    ) -> None: ...
-    def segment_failed(self, lane: LaneT, operation: Operation[Any], failure: SegmentFailure) -> None: ...
-    def capacity_freed(self, lane: LaneT) -> None: ...
-    def lane_broke(self, lane: LaneT, reason: str, *, lost: bool) -> None: ...
-    def terminate(self, lane: LaneT) -> None: ...
-    def inspect(self, lane: LaneT, report: Callable[[Doing], None]) -> None: ...
-    def cancel_sent(self) -> None: ...
+    ) -> None:
+        """Take the results of an operation; ``entry`` belongs to the prepared statement that was reused."""
+        ...
+
+    def segment_failed(self, lane: LaneT, operation: Operation[Any], failure: SegmentFailure) -> None:
+        """Take the facts of a segment that did not simply succeed."""
+        ...
+
+    def capacity_freed(self, lane: LaneT) -> None:
+        """Send more, if the lane has capacity."""
+        ...
+
+    def lane_broke(self, lane: LaneT, reason: str, *, lost: bool) -> None:
+        """Stop using a lane whose connection ended; ``lost`` says that pgha did not end it on purpose."""
+        ...
+
+    def terminate(self, lane: LaneT) -> None:
+        """Have the lane's backend terminated."""
+        ...
+
+    def inspect(self, lane: LaneT, report: Callable[[Doing], None]) -> None:
+        """Ask the server what the lane's backend is doing, and call ``report`` with the answer."""
+        ...
+
+    def cancel_sent(self) -> None:
+        """Count a cancel request."""
+        ...
 
 
 @dataclass(slots=True)
 class ServerFacts:
-    """What is known of a node's server; shared by its lanes."""
+    """The facts known about a node's server; shared by its lanes."""
 
     clock: ServerClock = field(default_factory=lambda: ServerClock(window=60.0, margin=1.0, limit=1.0))
     system: int | None = None
-    """Its system identifier, as it told last; None where it does not tell. A lane has its own: another
-    server may take a node's place."""
+    """The server's system identifier, as last read; None if the role may not read it. Each lane keeps the
+    identifier of its own server, since another server may take a node's place."""
     ledger: bool = False
-    """There is one that can be used; looked at for keys of our own alone."""
+    """Whether the server has a usable ledger; only needed for keys that pgha chooses."""
 
 
 @dataclass(frozen=True, slots=True)
 class LaneBounds:
+    """The time limits of a lane, in seconds."""
+
     pipeline: Bounds
     cancel_deadline: float
     drain_timeout: float

@@ -1,9 +1,9 @@
-"""One lane: a connection that many operations share, at most a few of them at a time.
+"""A lane: a pipelined connection that many operations share, a limited number of them at a time.
 
-Who owns what: `Pipeline` decides what may be sent and cancelled, `Link` talks to libpq, `LaneCallbacks`
-decides what becomes of operations. This shell moves things between them. Its tasks are one reader and, when
-needed, a writer and a canceller, all inside `run`; when `run` ends, the connection is closed and nothing is
-left.
+`Pipeline` decides what may be sent and cancelled, `Link` talks to libpq, and `LaneCallbacks` decides the next
+step of each operation. `Lane` is the shell that connects these parts. The tasks of a lane are one reader and,
+when needed, a writer and a canceller. All of them run inside `run`; when `run` ends, the connection is closed
+and nothing is left.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from pgha._wire.loops import uninterrupted
 from pgha._wire.segment import Answer, Segment, plain_success, read_answer
 
 _PER_WAKE_UP = 64
-"""Answers taken before other tasks get a turn."""
+"""The largest number of answers handled before other tasks get a turn."""
 _SLOW_LINE = 2_000.0
-"""Bytes a second."""
+"""The speed of a slow line, in bytes per second."""
 _SLOWEST = 60.0
 """Seconds after which no request is on its way any more."""
 _MOST_READS = 1024
-"""Reads of 8 kB and more before a connection is given up, or before something is sent: bounds the time spent
-where a server keeps on sending."""
+"""The largest number of reads, of 8 kB and more, before a connection is closed or an operation is sent:
+bounds the time spent while a server keeps on sending."""
 
 
 class Lane:
-    """See the head of this file."""
+    """A pipelined connection to one node; see the head of this file."""
 
     def __init__(
         self, link: Link, node: str, kind: AccessMode, adapters: AdaptersMap, owner: LaneCallbacks[Lane],
@@ -61,72 +61,77 @@ class Lane:
         self.broken: str | None = None
         self.idle_since = clock()
         self.asked = 0
-        """Suspicious pings caused by the present head."""
+        """The number of pings that the present head has caused by its age."""
         self._bounds = bounds
         self._owner = owner
         self._clock = clock
         self.corked = False
-        """More is about to be sent: it is written together, by `uncork`."""
+        """Whether more operations are about to be sent; `uncork` then writes all of them together."""
         self._tasks: TaskGroup | None = None
         self._writing = False
         self._ending = False
-        """Being given up: what arrives is still handled, nothing more is sent."""
+        """Whether the connection is being closed: arriving answers are handled, nothing more is sent."""
         self._drain_until: float | None = None
         self._terminated = False
-        """We had its backend ended."""
+        """Whether pgha had the backend terminated."""
         self._drain_reason = ""
 
-    # What the node and the dispatcher ask
+    # State, for the node and the dispatcher
 
     @property
     def in_flight(self) -> int:
+        """The number of segments in flight."""
         return len(self.pipeline.slots)
 
     @property
     def usable(self) -> bool:
-        """Neither broken nor about to be."""
+        """Whether the lane is neither broken nor about to be closed."""
         return self.broken is None and not self._ending
 
     def has_capacity(self, now: float) -> bool:
+        """Return whether one more segment may be sent behind those in flight."""
         return self.broken is None and not self._ending and self.pipeline.has_capacity(now)
 
     @property
     def quiet(self) -> bool:
+        """Whether an exclusive operation may be sent."""
         return self.usable and self.pipeline.quiet
 
     def stuck(self, now: float) -> bool:
+        """Return whether nothing can be sent for a while; see `Pipeline.stuck`."""
         return not self.usable or self.pipeline.stuck(now)
 
     def head_age(self, now: float) -> float:
-        """Seconds that the present head has been waiting; 0 without one."""
+        """Return the seconds for which the present head has been the head; 0 if nothing is in flight."""
         slots = self.pipeline.slots
         return now - (slots[0].head_at or now) if slots else 0.0
 
     # Sending
 
     def takes(self, operation: Operation[Any], now: float) -> bool:
-        """It may be sent at this moment."""
+        """Return whether ``operation`` may be sent at this moment."""
         return self.quiet if operation.exclusive else self.has_capacity(now)
 
     def send(self, operation: Operation[Any], now: float) -> bool:
-        """Hand ``operation`` to libpq, in the calling task; the lane took it a moment ago (see `takes`).
+        """Hand ``operation`` to libpq, in the calling task; call only if `takes` returned True.
 
-        False: there is no room any more, by what came in meanwhile.
-
-        When the link breaks meanwhile, the owner is told to judge, this operation included.
+        Return False if the lane has lost its capacity meanwhile, because of answers that this method read.
+        If the connection breaks meanwhile, the owner gets the facts of every operation on the lane, this one
+        included.
         """
         if self.kind == "write" or operation.suspected_crashes:
-            # What the server said before it closed would be lost by sending: RST discards it unread
-            # (measured: 46 of 47 acknowledgements). And where every connection was cut at one moment, before
-            # the first try, the second must not be held against the operation: it never got that far.
+            # Sending on a connection that the server has closed causes an RST, which discards answers that
+            # were not read yet (measured: 46 of 47 acknowledgements). And if every connection was cut at the
+            # same moment, before the first attempt, the second loss must not count against the operation,
+            # which never reached the server.
             self._read_ahead()
             if operation.stage is Stage.DONE:
-                return True  # cancelled: what came in ran row factories
+                return True  # cancelled by a row factory, which ran for an answer that was just read
             if not self.takes(operation, now):
                 return False
         if operation.attempts:
-            # Its last attempt may have ended while the caller was sending others, after it had looked at
-            # the clock: in the record, time does not run backwards.
+            # The last attempt may have ended while the caller was sending other operations, after the caller
+            # had read the clock. Times in the record must not run backwards.
             now = self._clock()
         attempt = AttemptState(self.node, now)
         operation.attempts.append(attempt)
@@ -141,12 +146,12 @@ class Lane:
             return True
         ledger = None
         if (keyed := request.keyed) is not None and not operation.unkeyed:
-            # Once an attempt may have been applied, only the ledger keeps the next from doubling it.
-            wanted = self.server.ledger or not keyed.auto or operation.exactly_once
-            if attempt.system is not None and wanted:
+            # Once an attempt may have been applied, only the ledger keeps the next from applying it twice.
+            use_ledger = self.server.ledger or not keyed.auto or operation.exactly_once
+            if attempt.system is not None and use_ledger:
                 ledger = self._insert(keyed, operation, attempt, now)
             elif not keyed.auto:
-                self._refuse(operation, "42501", "the server does not tell its system identifier")
+                self._refuse(operation, "42501", "the server did not give its system identifier")
                 return True
         self._put(request.statements, extras, operation, now, ledger)
         return True
@@ -164,7 +169,7 @@ class Lane:
         return LedgerPart(keyed.insert(self.system, deadline), keyed.behind)
 
     def _refuse(self, operation: Operation[Any], sqlstate: str, reason: str) -> None:
-        """It cannot be sent on this lane: that is answered as its server would."""
+        """Fail an operation that must not be sent on this lane, with an error as from its server."""
         facts = Facts(Handed.NOTHING, error=ServerError(sqlstate, "ERROR"), at_ledger=sqlstate == "42501")
         self._owner.segment_failed(
             self, operation, SegmentFailure(facts, Answer(), False, False, False, None, note=reason)
@@ -174,7 +179,7 @@ class Lane:
         for _ in range(_MOST_READS):
             if self.broken is not None or not self.link.readable():
                 return
-            # A new look at the clock: what came in before may have had more sent, on this lane too.
+            # The clock is read anew: answers read before may have caused more sending, also on this lane.
             self.receive(self._clock())
 
     def _put(
@@ -187,7 +192,7 @@ class Lane:
             if failure.segment is None:
                 self._not_sent(operation, extras.framed, failure)
             else:
-                # All of it was handed over: its place in the line tells what becomes of it.
+                # All of the segment was handed over, so it counts as in flight, and is classified as such.
                 self._sent(failure.segment, operation, now)
                 self.abort(_one_line(failure), lost=True)
             return
@@ -204,7 +209,7 @@ class Lane:
             operation.attempts[-1].head_at = slot.head_at
 
     def _not_sent(self, operation: Operation[Any] | None, framed: bool, failure: SendFailed) -> None:
-        """libpq took a part of it at most, without the Sync: the connection is of no use any more."""
+        """Close the connection after libpq took a part of a segment at most, and no Sync."""
         reason = _one_line(failure)
         self.abort(reason, lost=True)
         if operation is not None and operation.stage is not Stage.DONE:
@@ -215,7 +220,7 @@ class Lane:
             )
 
     def uncork(self) -> None:
-        """Write what was sent while ``corked``."""
+        """Write everything that was sent while the lane was ``corked``."""
         self.corked = False
         if self.broken is None:
             self._flush()
@@ -232,7 +237,7 @@ class Lane:
 
     @uninterrupted
     async def _write_out(self) -> None:
-        """Write what the socket did not take at once; the reader goes on reading meanwhile."""
+        """Write the rest that the socket did not take at once; the reader goes on reading meanwhile."""
         try:
             while self.broken is None and not self.link.flush():
                 await anyio.wait_writable(self.link.fd)
@@ -246,7 +251,7 @@ class Lane:
 
     @uninterrupted
     async def run(self, opened: Callable[[], None]) -> None:
-        """Read until the lane ends; closes the connection on the way out, however it ends.
+        """Read until the lane ends, then close the connection, also after an error or a cancellation.
 
         ``opened`` is called once operations may be sent.
         """
@@ -254,11 +259,11 @@ class Lane:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 opened()
-                # Ends by the cancellation of its task group alone: see `_break`.
+                # This ends only by cancellation of the task group: see `_break`.
                 await self._owner.loop.serve(self.link.fd, self._readable)
         finally:
             self._tasks = None
-            self.abort("the lane was closed")
+            self.abort("closed by pgha")
             self.link.finish()
 
     def _readable(self) -> bool:
@@ -268,7 +273,7 @@ class Lane:
         return more
 
     def receive(self, now: float) -> bool:
-        """Read what is there and handle it, without waiting. True: there is more to read at once."""
+        """Read and handle what has arrived, without waiting; return whether there is more to read at once."""
         if self.broken is not None:
             return False
         received = self.link.receive(len(self.pipeline.slots), _PER_WAKE_UP)
@@ -281,14 +286,14 @@ class Lane:
         return received.more
 
     def _handle(self, answers: Sequence[list[PGresult]], now: float) -> None:
-        """Give each answer to its segment.
+        """Assign each answer to its segment, and handle the answers.
 
-        All are paired before any is acted upon: acting may send and read on this very lane again.
+        All answers are assigned before the first is handled: handling one may send and read on this lane.
         """
         slots = self.pipeline.slots
         if not answers:
             return
-        # What arrived together was worked on in turn: each took its share of the time.
+        # The server worked on these segments one after another: each gets an equal share of the time.
         share = (now - (slots[0].head_at or now)) / len(answers)
         for slot, results in [(self._pop_head(now), results) for results in answers]:
             operation = slot.item
@@ -309,13 +314,13 @@ class Lane:
         if self.pipeline.draining:
             self.abort("drained")
         elif not self.link.clean():
-            # Somebody's statement changed the session, unseen: nobody else may get it.
-            self.abort("its session was changed by a statement")
+            # A statement changed the session without detection: no other operation may use the session.
+            self.abort("a statement changed the connection's session")
 
     def _answered(self, slot: FlightSlot, results: list[PGresult], now: float) -> None:
         operation, segment = slot.item, slot.segment
-        wanted = operation is not None and operation.stage is not Stage.DONE
-        if wanted and operation is not None:
+        pending = operation is not None and operation.stage is not Stage.DONE
+        if pending and operation is not None:
             operation.attempts[-1].answered_at = now
             if plain_success(segment, results):
                 if segment.keyed:
@@ -325,13 +330,13 @@ class Lane:
         answer = read_answer(segment, results)
         self._update_cache(answer)
         if answer.protocol_mismatch:
-            self.abort("its answers do not fit what was sent")
+            self.abort("the answers do not match what was sent")
         if segment.framed and answer.commit_tag is None:
             self._roll_back(now)
         if operation is None:
             if answer.fault is not None:
                 self.abort("a transaction could not be rolled back")
-        elif wanted:
+        elif pending:
             good = answer.fault is None and not answer.protocol_mismatch and not answer.unreplicated
             if good and (not segment.framed or answer.commit_tag == "COMMIT"):
                 self._owner.succeeded(self, operation, answer.results, None)
@@ -342,12 +347,12 @@ class Lane:
             self._report_late(operation, self._failure_of(slot, answer, synced=not answer.protocol_mismatch))
 
     def _report_late(self, operation: Operation[Any], failure: SegmentFailure) -> None:
-        """Its caller was told that nobody knows, and now somebody does."""
+        """Report the outcome of an operation whose caller already got `CommitInDoubt`."""
         found, error = outcome(failure.facts), failure.facts.error
         if found is Outcome.NOT_APPLIED:
             exists = failure.facts.at_ledger and error is not None and error.sqlstate == EXISTS
             if operation.doubted or exists:
-                found = Outcome.IN_DOUBT  # another attempt may have been, or was
+                found = Outcome.IN_DOUBT  # another attempt may have been applied, or was
         if operation.doubt is not None:
             operation.doubt.evidence(found)
 
@@ -361,7 +366,7 @@ class Lane:
             cache.spoiled(answer.spoiled)
 
     def _roll_back(self, now: float) -> None:
-        """A framed batch failed: its block is still open, in the failed state."""
+        """End the block of a framed batch that failed; the block is still open, in the failed state."""
         if self.broken is None:
             self._put((_ROLLBACK,), NO_EXTRAS, None, now)
 
@@ -387,7 +392,10 @@ class Lane:
     # Ending
 
     def _break(self, reason: str, *, lost: bool = True) -> None:
-        """The connection ended (``lost``: not by our choice): judge all that was on it, by what arrived."""
+        """Report the end of the connection, and classify everything in flight by the answers that arrived.
+
+        ``lost`` says that pgha did not end the connection on purpose.
+        """
         if self.broken is not None:
             return
         if words := self.link.closing_notice():
@@ -419,7 +427,11 @@ class Lane:
             self._tasks.cancel_scope.cancel()
 
     def abort(self, reason: str, *, lost: bool = False) -> None:
-        """Give the connection up now; what the socket still holds is read before anything is judged."""
+        """Close the connection now.
+
+        Everything that was already received is read first, so that pending operations are classified with
+        all the evidence.
+        """
         if not self.usable:
             return
         self._ending = True
@@ -435,10 +447,10 @@ class Lane:
         self._break(reason, lost=lost)
 
     def drain(self, reason: str, now: float, *, terminate: bool) -> None:
-        """Send nothing more, and give the server a moment to say what became of what is in flight.
+        """Send nothing more, and wait up to ``drain_timeout`` for the answers to the segments in flight.
 
-        ``terminate``: end the backend by way of the monitor, which proves what was not applied; a plain
-        hang-up would prove nothing.
+        With ``terminate``, the monitor has the backend terminated, which proves that a segment was not
+        applied; just closing the connection would prove nothing.
         """
         if self.broken is not None or self._drain_until is not None:
             return
@@ -455,21 +467,21 @@ class Lane:
     # Time and cancelling
 
     def tick(self, now: float) -> None:
-        """Look at what time brings; called while anything is in flight."""
+        """Do what is due by time; called regularly while anything is in flight."""
         if self.link.tls or self._drain_until is not None:
-            # Decrypted bytes inside OpenSSL do not wake anybody.
+            # Decrypted bytes inside OpenSSL do not make the socket readable, and so wake no task.
             self.receive(self._clock())
         if self._drain_until is not None and now >= self._drain_until:
             self.abort(self._drain_reason)
         if self.broken is not None:
             return
         if self.pipeline.slots and not self.link.settings_kept():
-            # Seen before it is drained: no more of it, then.
+            # A statement changed a setting: send nothing more; `_drained` closes the connection.
             self.pipeline.stop_sending()
         self._perform(self.pipeline.tick(now), now)
 
     def abandon(self, slot: FlightSlot, now: float, *, urgent: bool) -> None:
-        """Nobody waits for this segment any more."""
+        """Record that no caller waits for this segment any more; ``urgent`` cancels the head at once."""
         if self.broken is None:
             self._perform(self.pipeline.abandon(slot, now, urgent=urgent), now)
 
@@ -489,7 +501,7 @@ class Lane:
 
     def _inspected(self, slot: FlightSlot, doing: Doing) -> None:
         now = self._clock()
-        # The server's word is older than what has come meanwhile.
+        # The server's report is older than the answers that have arrived meanwhile.
         self.receive(now)
         if self.usable:
             moved, travelling = self.link.moved(), self._travelling(slot, now)
@@ -497,8 +509,10 @@ class Lane:
             self._perform(act, now, _LOST)
 
     def _travelling(self, slot: FlightSlot, now: float) -> bool:
-        """The other kernel has confirmed all of the head's request, and may be that of a proxy or a gateway
-        on the way: as long as a slow line takes for it, an idle backend proves nothing.
+        """Return whether the head's request may still be on its way between a proxy and the server.
+
+        The kernel that confirmed all of the request may be that of a proxy or a gateway. For as long as a
+        slow line would take to carry the request, an idle backend proves nothing.
         """
         if slot.item is None or slot.head_at is None or self.link.unsent():
             return False
@@ -515,8 +529,8 @@ class Lane:
                 await cancel(self.link.pgconn)
                 certain = True
         except psycopg.Error:
-            # Refused or cut off: it may or may not arrive. The ladder goes on for its target, and
-            # nobody new comes near this connection.
+            # Refused or cut off: the request may or may not arrive. The target is cancelled again until the
+            # deadline, and nothing new is sent on this connection.
             certain = False
         now = self._clock()
         if self.broken is not None:
@@ -525,11 +539,11 @@ class Lane:
             self.pipeline.stop_sending()
         self.pipeline.cancel_done(now)
         if not certain and not self.pipeline.slots:
-            self.abort("a cancel may still be under way")
+            self.abort("a cancel request may still arrive")
         self._owner.capacity_freed(self)
 
 
-_LOST = "the server has nothing to do for it: a request or its answer was lost on the way"
+_LOST = "the server is idle although a request is in flight: the request or its answer was lost on the way"
 _ROLLBACK = Statement(b"ROLLBACK", None, (), None, classify_statement(b"ROLLBACK"))
 
 
@@ -542,10 +556,10 @@ def _by_order(fault: ServerError | None) -> bool:
 
 
 def _ends_all(fault: ServerError | None) -> bool:
-    """A backend that said FATAL never begins with what was sent behind."""
+    """Return whether the error ends the backend, so that it never begins with the segments behind."""
     return fault is not None and fault.genuine and fault.fatal and not fault.broken_connection
 
 
 def _one_line(error: BaseException) -> str:
-    """libpq's message on one line."""
+    """Return the error's message on one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""The lanes of one kind on one node: how many there should be, and how they come and go."""
+"""The lanes of one access mode on one node: their number, opening and closing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pgha._wire.loops import uninterrupted
 
 
 class Waiting:
-    """Operations in line: the usual ones, and those that nothing may be in flight with."""
+    """Operations that wait, in two queues: ordinary ones, and exclusive ones, which need a quiet lane."""
 
     __slots__ = ("exclusive", "ordinary")
 
@@ -35,9 +35,11 @@ class Waiting:
 
     @property
     def queues(self) -> tuple[Queue[Operation[Any]], Queue[Operation[Any]]]:
+        """Both queues."""
         return self.ordinary, self.exclusive
 
     def of(self, operation: Operation[Any]) -> Queue[Operation[Any]]:
+        """Return the queue in which ``operation`` belongs."""
         return self.exclusive if operation.exclusive else self.ordinary
 
     def __bool__(self) -> bool:
@@ -45,20 +47,26 @@ class Waiting:
 
 
 class LaneSetCallbacks(Protocol):
-    """The node that the lanes belong to."""
+    """The node to which the lanes belong."""
 
     name: str
 
     @property
-    def usable(self) -> bool: ...
-    def lanes_changed(self) -> None: ...
+    def usable(self) -> bool:
+        """Whether connections to the node are opened and kept."""
+        ...
+
+    def lanes_changed(self) -> None:
+        """Take note that a lane opened, closed or failed to open."""
+        ...
+
     def lane_ended(self) -> None:
-        """A lane ended: see what should be open."""
+        """Open the lanes that are missing after one ended."""
         ...
 
 
 class LaneSet:
-    """See the head of this file."""
+    """The lanes of one access mode on one node."""
 
     def __init__(
         self, kind: AccessMode, config: NodeConfig, options: Options, adapters: AdaptersMap,
@@ -79,7 +87,7 @@ class LaneSet:
         self._server = server
         self._connecting: set[anyio.CancelScope] = set()
         self._reserved: Lane | None = None
-        """Kept free until it is quiet, for what must be alone."""
+        """A lane on which nothing ordinary is sent until it is quiet, for an exclusive operation."""
         self._tasks: TaskGroup | None = None
         tuning = options.tuning
         self._bounds = LaneBounds(
@@ -100,11 +108,11 @@ class LaneSet:
 
     @property
     def failing(self) -> bool:
-        """None is open, and the last attempt failed."""
+        """Whether no lane is open and the last attempt to open one failed."""
         return self.failures > 0 and not self.lanes
 
     def with_capacity(self, now: float, *, pack: bool = False) -> Lane | None:
-        """The least loaded lane that takes one more; with ``pack`` the most loaded."""
+        """Return the least loaded lane that has capacity, with ``pack`` the most loaded; None without any."""
         best: Lane | None = None
         found = -1 if pack else 1 << 30
         for lane in self.lanes:
@@ -115,31 +123,37 @@ class LaneSet:
         return best
 
     def quiet(self) -> Lane | None:
+        """Return a lane on which an exclusive operation may be sent, or None."""
         return next((lane for lane in self.lanes if lane.quiet), None)
 
     @property
     def in_flight(self) -> int:
+        """The number of segments in flight on all lanes."""
         return sum(lane.in_flight for lane in self.lanes)
 
     # How many
 
     @property
     def complete(self) -> bool:
-        """As many are open as usual."""
+        """Whether the usual number of lanes is open."""
         return len(self.lanes) >= self._options.read_connections
 
     @property
     def additional(self) -> bool:
-        """More are open than usual."""
+        """Whether more lanes are open than usual."""
         return len(self.lanes) > self._options.read_connections
 
-    def keep(self, wanted: int) -> None:
-        """Open what is missing of ``wanted`` lanes."""
-        while len(self.lanes) + self.opening < wanted and self._open():
+    def keep(self, count: int) -> None:
+        """Open lanes until ``count`` are open or opening."""
+        while len(self.lanes) + self.opening < count and self._open():
             pass
 
     def demand(self, now: float, *, quiet: bool) -> None:
-        """Work waits for a lane: open one more if that is the way to serve it."""
+        """Open one more lane for operations that wait, if allowed and useful.
+
+        ``quiet`` says that an exclusive operation waits. If no more lanes may be opened, one is reserved for
+        that operation.
+        """
         if self.opening or self.failing or not self._owner.usable:
             return
         count = len(self.lanes)
@@ -147,28 +161,29 @@ class LaneSet:
         if not self.complete or (count < self._options.tuning.max_lanes and stuck):
             self._open()
         elif quiet and self.lanes and self._reserved not in self.lanes:
-            # No more may be opened, and under steady load none would ever fall quiet by itself.
+            # No more lanes may be opened, and under steady load no lane would ever become quiet by itself.
             self._reserved = min(self.lanes, key=lambda lane: lane.in_flight)
 
     def unreserve(self) -> None:
-        """Nothing waits for a quiet lane any more."""
+        """Release the reserved lane, because no operation waits for a quiet lane any more."""
         self._reserved = None
 
     # Coming and going
 
     def attach(self, tasks: TaskGroup | None) -> None:
-        """The task group that the lanes live in; None: it ended, and all of them with it."""
+        """Set the task group in which the lanes run; None once that task group has ended."""
         self._tasks = tasks
         if tasks is None:
             self.opening = 0
             self._connecting.clear()
 
     def forget(self, lane: Lane) -> None:
-        """It broke: nobody is to count on it, though its task has yet to end."""
+        """Stop using a lane that broke, although its task has yet to end."""
         if lane in self.lanes:
             self.lanes.remove(lane)
 
     def stop_connecting(self) -> None:
+        """Cancel the attempts to open a lane."""
         for scope in self._connecting:
             scope.cancel()
 
@@ -181,7 +196,7 @@ class LaneSet:
 
     @uninterrupted
     async def _life(self) -> None:
-        """One lane, from connecting to its end; a failure waits out its backoff before it counts as ended."""
+        """Open a lane and run it to its end; after a failure to open, wait for the backoff."""
         lane: Lane | None = None
         try:
             with anyio.CancelScope() as scope:
@@ -226,7 +241,7 @@ class LaneSet:
         if self.kind == "read":
             settings.append("-c default_transaction_read_only=on")
         else:
-            # A role's or a database's own setting may keep back what tells a commit that is not replicated.
+            # A setting of the role or the database may suppress the warning that a commit is not replicated.
             settings.append("-c client_min_messages=warning")
         if options.statement_timeout is not None:
             settings.append(f"-c statement_timeout={round(options.statement_timeout * 1000)}")
@@ -251,14 +266,14 @@ class LaneSet:
         )
 
     async def _set_up(self, pgconn: PGconn) -> int | None:
-        """Run ``on_connect``; the system identifier, where writes will need it."""
+        """Run ``on_connect``; return the system identifier for a write lane, else None."""
         system = None
         options = self._options
         scope = anyio.CancelScope(deadline=anyio.current_time() + options.connect_timeout)
         try:
             with scope:
                 if self.kind == "write":
-                    # Before the user's: it may give rights away.
+                    # Before the user's on_connect, which may give up rights.
                     system = self._server.system = await system_of(pgconn)
                 await set_up(pgconn, options.on_connect)
         except Exception as error:
@@ -267,6 +282,6 @@ class LaneSet:
         if scope.cancelled_caught:
             raise ConnectFailed(f"on_connect took more than {options.connect_timeout:g} s")
         if not idle(pgconn):
-            # Every write would be part of it, and acknowledged, and lost with the lane.
-            raise ConnectFailed("on_connect left a transaction open: end it there", rejected=True)
+            # Every write would be part of that transaction: acknowledged, and lost with the lane.
+            raise ConnectFailed("on_connect left a transaction open: commit it in on_connect", rejected=True)
         return system

@@ -1,8 +1,9 @@
-"""A node's monitor: a connection of its own that pings, and that alone tries a node that is down.
+"""A node's monitor: a connection of its own for pings; only the monitor tries to reach a node that is down.
 
-Its loop: connect (with backoff) -> ping -> sleep until the next ping is due, somebody is suspicious, or the
-server says something by itself (last words, an end of file) -> ping ... The health of the node is decided by
-`pgha._core.health`; the monitor reports what it saw to its `MonitorCallbacks`.
+The loop of the monitor: connect (with backoff) -> ping -> sleep until the next ping is due, a ping is
+requested, or the server sends something unasked (a notice before its end, an end of file) -> ping ...
+`pgha._core.health` decides the health of the node; the monitor reports its observations to
+`MonitorCallbacks`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pgha._wire.segment import FATAL_ERROR
 logger = logging.getLogger("pgha")
 
 PING = b"SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())"
-"""As cheap as SELECT 1, and it tells the role on every version, and the server's clock."""
+"""A query as cheap as SELECT 1, which also returns the role, on every version, and the server's clock."""
 _LEDGER = (
     b"SELECT pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE')"
     b" AND pg_catalog.has_table_privilege(c.oid, 'INSERT')"
@@ -42,49 +43,69 @@ _LEDGER = (
     b" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
     b" WHERE n.nspname = 'pgha' AND c.relname = 'ledger'"
 )
-"""By the catalogue: to_regclass fails where the role may not use the schema."""
+"""A query that says whether the ledger is usable. The query reads the catalogue, since to_regclass fails if
+the role may not use the schema."""
 _ACTIVITY = (
     b"SELECT a.pid, a.state, a.wait_event FROM pg_catalog.unnest(ARRAY[%s]) AS asked (pid),"
     b" pg_catalog.pg_stat_get_activity(asked.pid) AS a"
 )
-"""Not by the view, which looks up names of roles and databases, and needs a right of its own."""
+"""A query for the state of backends. The query avoids the view pg_stat_activity, which looks up names of
+roles and databases, and needs a right of its own."""
 _QUERY_TIMEOUT = 2.0
 REJECTED_EVERY = 5.0
-"""Seconds between attempts at a node that says it will not have us."""
+"""Seconds between attempts to connect to a node that rejects the connection."""
 
 
 class PingFailed(Exception):
-    """The monitor's connection is open, and no answer came."""
+    """No answer to a ping came in time, although the monitor's connection is open."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """What the answer to a ping told."""
+    """The answer to a ping."""
 
     role: Role
     server_version: int
     sent: float
-    """By the cluster's clock, as ``received``."""
+    """When the ping was sent, by the cluster's clock."""
     received: float
+    """When the answer came, by the cluster's clock."""
     clock: float
-    """The server's, in seconds since 1970."""
+    """The server's clock, in seconds since 1970."""
     wall: float
-    """This machine's when the answer came."""
+    """The local clock when the answer came, in seconds since 1970."""
 
 
 class MonitorCallbacks(Protocol):
-    """Who wants to know."""
+    """The receiver of a monitor's observations."""
 
-    def alive(self, ping: Ping) -> None: ...
-    def identified(self, system: int | None) -> None: ...
-    def ledger_seen(self, usable: bool) -> None: ...
-    def dead(self, reason: str, *, rejected: bool, silent: bool) -> None: ...
+    def alive(self, ping: Ping) -> None:
+        """Take the answer to a ping."""
+        ...
+
+    def identified(self, system: int | None) -> None:
+        """Take the system identifier of the server behind a new connection; None if unreadable."""
+        ...
+
+    def ledger_seen(self, usable: bool) -> None:
+        """Take note whether the server has a usable ledger."""
+        ...
+
+    def dead(self, reason: str, *, rejected: bool, silent: bool) -> None:
+        """Take note that the node does not answer.
+
+        ``rejected`` says that the server rejected the connection, ``silent`` that a ping had no answer.
+        """
+        ...
+
     @property
-    def ping_often(self) -> bool: ...
+    def ping_often(self) -> bool:
+        """Whether pings are urgent: writes wait, and no node is known to take them."""
+        ...
 
 
 class Monitor:
-    """See the head of this file."""
+    """The monitor of one node; see the head of this file."""
 
     def __init__(
         self, config: NodeConfig, options: Options, owner: MonitorCallbacks, clock: Callable[[], float]
@@ -95,38 +116,44 @@ class Monitor:
         self._clock = clock
         self._wall = time.time
         self._ledger_check_at = 0.0
-        """When to look for the ledger again."""
+        """The time of the next check for the ledger."""
         self._sleep: anyio.CancelScope | None = None
         self._ping_requested = False
         self._to_terminate: list[int] = []
-        """Backends to be ended with the next ping."""
+        """The backends that are terminated after the next ping."""
         self._to_inspect: dict[int, Callable[[Doing], None]] = {}
-        """Backends that somebody asks about, and who is to be told."""
+        """The backends that are inspected after the next ping, each with its ``report`` function."""
 
     def request_ping(self) -> None:
-        """Ping now rather than later. Synchronous; a ping under way counts."""
+        """Ping at once instead of at the next interval. Synchronous."""
         self._ping_requested = True
         if self._sleep is not None:
             self._sleep.cancel()
 
     def look_at_ledger(self) -> None:
-        """Look for the ledger with the next ping."""
+        """Check for the ledger after the next ping, which is requested."""
         self._ledger_check_at = self._clock()
         self.request_ping()
 
     def terminate(self, pid: int) -> None:
-        """End a backend of ours; lost when the node is down, and then there is no backend either."""
+        """Have one of pgha's backends terminated.
+
+        The request is dropped if the node is lost, because the backend is lost, too.
+        """
         self._to_terminate.append(pid)
         self.request_ping()
 
     def inspect(self, pid: int, report: Callable[[Doing], None]) -> None:
-        """Ask what a backend of ours does, and tell it; nobody is told when the node is down."""
+        """Ask what one of pgha's backends is doing, and pass the answer to ``report``.
+
+        ``report`` is not called if the node is lost.
+        """
         self._to_inspect[pid] = report
         self.request_ping()
 
     @uninterrupted
     async def run(self) -> None:
-        """Until cancelled."""
+        """Connect and ping until cancelled."""
         failures = 0
         while True:
             try:
@@ -153,7 +180,7 @@ class Monitor:
         await anyio.sleep(REJECTED_EVERY if rejected else wait)
 
     async def _watch(self, pgconn: PGconn) -> bool:
-        """Ping until the connection fails; whether it ever answered."""
+        """Ping until the connection fails; return whether the server ever answered."""
         answered = False
         try:
             await self._identify(pgconn)
@@ -183,7 +210,7 @@ class Monitor:
         if self._ping_requested:
             return
         with anyio.move_on_after(interval) as self._sleep:
-            # Readable while nothing was asked: a notice, or the end. The ping will tell.
+            # Readable although nothing was asked: a notice or the end of the connection. The ping decides.
             await anyio.wait_readable(pgconn.socket)
         self._sleep = None
 
@@ -202,7 +229,7 @@ class Monitor:
         system: int | None = None
         pgconn.send_query(SYSTEM)
         try:
-            # It is not in use yet: whoever has just started may take its time for the first question.
+            # The connection is not in use yet, and a server that has just started may answer slowly.
             reply = await self._read_reply(pgconn, self._clock() + _QUERY_TIMEOUT)
             system = int(reply.get_value(0, 0) or 0) or None if reply is not None else None
         except psycopg.Error as error:
@@ -228,7 +255,7 @@ class Monitor:
         except psycopg.Error as error:
             if pgconn.status != OK:
                 raise
-            # A role may be denied the function: the lanes are hung up on, then, and the node is well.
+            # The role may not call the function. The node is well; the lanes are closed from this side.
             logger.warning("%s: backends cannot be ended: %s", self._config.name, error)
 
     async def _inspect_backends(self, pgconn: PGconn) -> None:
@@ -237,12 +264,12 @@ class Monitor:
         pgconn.send_query(_ACTIVITY % pids)
         found: dict[int, Doing] = {}
         try:
-            # The ping was answered just now: this may take longer, where there are many backends.
+            # The ping was answered just now; this query may take longer if there are many backends.
             reply = await self._read_reply(pgconn, self._clock() + _QUERY_TIMEOUT)
         except psycopg.Error as error:
             if pgconn.status != OK:
                 raise
-            # The node is well, and tells nothing of its backends.
+            # The node is well, but the role may not see backends.
             logger.warning("%s: backends cannot be looked at: %s", self._config.name, error)
         else:
             rows = range(reply.ntuples) if reply is not None else ()
@@ -261,7 +288,7 @@ class Monitor:
                 if not late:
                     with anyio.move_on_after(deadline - self._clock()):
                         await anyio.wait_readable(pgconn.socket)
-                # Also after the timer: where the loop was busy, the answer has long been there.
+                # Also after the timer: if the loop was busy, the answer may have arrived long ago.
                 pgconn.consume_input()
                 if late and pgconn.is_busy():
                     raise PingFailed(f"no answer to a ping in {self._options.ping_timeout:g} s")
@@ -279,8 +306,9 @@ class Monitor:
 def _doing(reply: PGresult, row: int) -> Doing:
     state, event = reply.get_value(row, 1), reply.get_value(row, 2)
     if state is None:
-        return Doing.UNKNOWN  # another role's: the server does not tell
+        return Doing.UNKNOWN  # another role's backend: the server does not say
     if event == b"SyncRep":
         return Doing.REPLICATING
-    # A part of a request keeps a backend waiting for the rest; a frame that failed leaves it in a block.
+    # A backend with a part of a request waits for the rest (ClientRead); after a failed frame it is idle in a
+    # transaction block.
     return Doing.IDLE if state.startswith(b"idle") or event == b"ClientRead" else Doing.RUNNING

@@ -1,4 +1,4 @@
-"""One node: its monitor, its lanes, and the task group that they live in. Never touches another node."""
+"""One node: its monitor, its lanes, and the task group in which they run. Never touches another node."""
 
 from __future__ import annotations
 
@@ -26,20 +26,37 @@ logger = logging.getLogger("pgha")
 
 
 class NodeCallbacks(LaneCallbacks[Lane], Protocol):
-    """Who owns the nodes."""
+    """The owner of nodes and of their lanes."""
 
-    def health_changed(self, node: ManagedNode, moved: Transition, reason: str) -> None: ...
-    def lanes_changed(self, node: ManagedNode) -> None: ...
-    def pump(self, node: ManagedNode) -> None: ...
-    def clock_changed(self, node: ManagedNode) -> None: ...
+    def health_changed(self, node: ManagedNode, moved: Transition, reason: str) -> None:
+        """Take an observation of the node's health, which may have changed its state or role."""
+        ...
+
+    def lanes_changed(self, node: ManagedNode) -> None:
+        """Take note that a lane of the node opened, closed or failed to open."""
+        ...
+
+    def pump(self, node: ManagedNode) -> None:
+        """Send operations that wait, if the node has capacity."""
+        ...
+
+    def clock_changed(self, node: ManagedNode) -> None:
+        """Take note that the node's clock started or stopped being skewed."""
+        ...
+
     @property
-    def writes_seen(self) -> bool: ...
+    def writes_seen(self) -> bool:
+        """Whether any write was submitted yet."""
+        ...
+
     @property
-    def primary_wanted(self) -> bool: ...
+    def primary_wanted(self) -> bool:
+        """Whether writes wait and no node is known to take them."""
+        ...
 
 
 class ManagedNode:
-    """See the head of this file."""
+    """A node of the cluster, with its monitor, its lanes and its waiting operations."""
 
     def __init__(
         self, config: NodeConfig, options: Options, adapters: AdaptersMap, host: NodeCallbacks,
@@ -66,13 +83,16 @@ class ManagedNode:
         self._parked: anyio.Event | None = None
         self._gone: anyio.Event | None = None
         self._ticked = anyio.Event()
-        """Set when a lane ended and at each tick, and then replaced."""
+        """An event that is set, and then replaced, at each tick and whenever a lane opened or ended."""
 
     # Life
 
     @uninterrupted
     async def run(self) -> None:
-        """Until stopped or cancelled. A defect in here is logged and costs this node a restart, no other."""
+        """Run until stopped or cancelled.
+
+        After an unexpected exception, which is logged, this node is restarted; other nodes go on.
+        """
         self._gone = anyio.Event()
         try:
             with self._scope:
@@ -98,7 +118,7 @@ class ManagedNode:
                 lanes.attach(None)
 
     def stop(self) -> None:
-        """End every task of this node; synchronous, the tasks end at their next checkpoint."""
+        """Cancel every task of this node; synchronous, the tasks end at their next checkpoint."""
         self.leaving = True
         self._scope.cancel()
 
@@ -108,7 +128,10 @@ class ManagedNode:
             await self._ticked.wait()
 
     async def drain(self) -> None:
-        """End the backends of what is in flight: hanging up would leave them working."""
+        """Terminate the backends that are still working, and wait until all lanes have ended.
+
+        Just closing the connections would leave the backends working.
+        """
         self.leaving = True
         now = self._clock()
         for lanes in self.sets.values():
@@ -118,46 +141,50 @@ class ManagedNode:
             await self._ticked.wait()
 
     async def gone(self) -> None:
-        """Wait until nothing of this node is left."""
+        """Wait until every task of this node has ended."""
         if self._gone is not None:
             await self._gone.wait()
 
-    # Health: what the monitor and the lanes report
+    # Health: reports of the monitor and of the lanes
 
     @property
     def usable(self) -> bool:
-        """Connections to it are kept and opened."""
+        """Whether connections to the node are opened and kept."""
         return self.health.usable and not self.leaving
 
     @property
     def ping_often(self) -> bool:
+        """Whether pings are urgent; see `MonitorCallbacks.ping_often`."""
         return self._host.primary_wanted
 
     def request_ping(self) -> None:
+        """Ping at once instead of at the next interval."""
         self._monitor.request_ping()
 
     def terminate(self, lane: Lane) -> None:
-        """End a lane's backend by way of the monitor."""
+        """Have the monitor terminate a lane's backend."""
         if self.health.usable:
             self._monitor.terminate(lane.link.pid)
 
     def inspect(self, lane: Lane, report: Callable[[Doing], None]) -> None:
-        """Ask by way of the monitor what a lane's backend does; never answered when the node is lost."""
+        """Have the monitor ask what a lane's backend is doing; see `Monitor.inspect`."""
         if self.health.usable:
             self._monitor.inspect(lane.link.pid, report)
 
     def identified(self, system: int | None) -> None:
-        """The server that answers from now on."""
+        """Record the system identifier of the server behind the monitor's new connection."""
         self.server.system = system
 
     def look_at_ledger(self) -> None:
-        """It was made or removed just now."""
+        """Check at once for the ledger, which was installed or removed just now."""
         self._monitor.look_at_ledger()
 
     def ledger_seen(self, usable: bool) -> None:
+        """Record whether the server has a usable ledger."""
         self.server.ledger = usable
 
     def alive(self, ping: Ping) -> None:
+        """Record the answer to a ping."""
         self.server_version = ping.server_version
         if self.server.clock.measured(ping.sent, ping.received, ping.clock, ping.wall):
             self._host.clock_changed(self)
@@ -167,8 +194,9 @@ class ManagedNode:
         self._host.health_changed(self, moved, "")
 
     def dead(self, reason: str, *, rejected: bool, silent: bool) -> None:
+        """Record that the node does not answer, and close its lanes; see `MonitorCallbacks.dead`."""
         moved = self.health.failed(self._clock(), reason, rejected=rejected)
-        # First the routes, then the lanes: what is judged now must not come back here.
+        # First the routes, then the lanes: operations that are run again now must not come back here.
         self._host.health_changed(self, moved, reason)
         if moved.fell:
             for lanes in self.sets.values():
@@ -182,13 +210,13 @@ class ManagedNode:
                 if silent:
                     lane.abort(reason, lost=True)
                 else:
-                    # The monitor's connection ended, and those of the lanes may be about to: their last words
-                    # may still be on the way, and they tell which writes were not applied, and whether what
-                    # ran there is to blame.
+                    # The monitor's connection ended, and the lanes' connections may be about to end. The
+                    # server's final messages may still be on the way. They show which writes were not
+                    # applied, and whether the operation on a lane may be the cause.
                     lane.drain(reason, now, terminate=False)
 
     def suspect(self, reason: str) -> None:
-        """A lane was lost: ask whether the node lives, and send nothing meanwhile."""
+        """Request a ping after something went wrong on a lane; nothing is sent until its answer."""
         moved = self.health.suspected(self._clock(), reason)
         self._monitor.request_ping()
         if moved.state_changed:
@@ -197,13 +225,14 @@ class ManagedNode:
     # Lanes
 
     def keep_lanes(self) -> None:
-        """Open what should be open: the reading lanes, one for writes once anybody wrote."""
+        """Open the lanes that should be open: the read lanes and, after the first write, a write lane."""
         if self.usable:
             self.sets["read"].keep(self._options.read_connections)
             if self._host.writes_seen and self.health.role == "primary":
                 self.sets["write"].keep(1)
 
     def lanes_changed(self) -> None:
+        """Take note that a lane opened, closed or failed to open."""
         self._signal_tick()
         self._host.lanes_changed(self)
 
@@ -212,38 +241,41 @@ class ManagedNode:
         beat.set()
 
     def lane_ended(self) -> None:
+        """Open the lanes that are missing after one ended, and send operations that wait."""
         self.keep_lanes()
         self._host.pump(self)
 
     def takes(self, kind: AccessMode) -> bool:
-        """Operations of this kind may be sent here, as far as the node is concerned."""
+        """Return whether the node's state and role allow operations of this access mode."""
         return self.health.sendable and not self.leaving and (kind == "read" or self.health.role == "primary")
 
     def serves(self, kind: AccessMode) -> bool:
-        """It takes operations of this kind now, or as soon as a lane has room."""
+        """Return whether the node takes operations of this access mode now, or once a lane has capacity."""
         return self.takes(kind) and bool(self.sets[kind].lanes)
 
     def complete(self, kind: AccessMode) -> bool:
+        """Return whether the usual number of lanes of this access mode is open."""
         return self.sets[kind].complete
 
     @property
     def ready(self) -> bool:
-        """It answers, and reads can be sent to it."""
+        """Whether reads can be sent to the node."""
         return self.serves("read")
 
     @property
     def rejects(self) -> bool:
-        """It will not have us, and waiting does not mend that."""
+        """Whether the node rejects the connection for a reason that waiting does not mend."""
         return self.health.state == "rejected" or self.sets["read"].rejected
 
     @property
     def in_flight(self) -> int:
+        """The number of segments in flight on all lanes."""
         return sum(lanes.in_flight for lanes in self.sets.values())
 
     # Time
 
     def busy(self) -> None:
-        """Something was sent or waits: time matters again."""
+        """Start the regular ticks, because an operation was sent or waits."""
         if self._parked is not None:
             self._parked.set()
 
@@ -281,11 +313,13 @@ class ManagedNode:
     # Views
 
     def candidate(self, kind: AccessMode) -> Candidate:
+        """Return the node as seen by routing."""
         health = self.health
         latency = float("inf") if health.latency is None else health.latency
         return Candidate(self.name, health.state, health.role, latency, not self.sets[kind].failing)
 
     def status(self) -> NodeStatus:
+        """Return the node as seen by the user."""
         health = self.health
         failing = next((s.failure for s in self.sets.values() if s.failing), "")
         return NodeStatus(

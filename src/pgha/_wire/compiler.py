@@ -1,4 +1,4 @@
-"""From a query and its parameters to what libpq is given. Done once an operation, in its caller's task."""
+"""Conversion of a query and its parameters for libpq; done once per operation, in the caller's task."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from pgha._core.statement_kind import StatementKind, classify_statement
 from pgha._errors import ConfigError
 
 MAX_PARAMS = 65535
-"""PostgreSQL's protocol counts parameters in 16 bits."""
+"""The largest number of parameters: PostgreSQL's protocol counts them in 16 bits."""
 MAX_MESSAGE = 0x3FFFFFFF - 1024
-"""PostgreSQL refuses a longer message, and ends the connection for it (PQ_LARGE_MESSAGE_LIMIT)."""
+"""The longest message: PostgreSQL refuses a longer one and ends the connection (PQ_LARGE_MESSAGE_LIMIT)."""
 REMEMBERED = 4096
+"""The longest text that is remembered, in bytes."""
 KNOWN = 4096
-"""Texts that are remembered: their longest, and how many of them."""
+"""The largest number of remembered texts."""
 FEW = 32
-"""Parameters of a text that is remembered; those with more are mostly made by programs, each another."""
+"""The largest number of parameters of a remembered text; texts with more are mostly generated, each one
+different."""
 _QUERIES = (str, bytes, Composable, Template)
 _BUFFERS = frozenset({bytes, bytearray, memoryview, type(None)})
 
@@ -36,7 +38,10 @@ AnyParams: TypeAlias = Params
 
 @dataclass(slots=True)
 class Statement:
-    """One statement as libpq wants it; never changed (not frozen: that would cost a microsecond each)."""
+    """A statement in the form that libpq takes.
+
+    Never changed; the class is not frozen, because that would cost a microsecond per statement.
+    """
 
     query: bytes
     params: Sequence[Buffer | None] | None
@@ -44,31 +49,34 @@ class Statement:
     formats: Sequence[Any] | None
     kind: StatementKind
     pace: Pace | None = None
-    """What is known of its duration; None for a text too long to remember."""
+    """The measured duration; None for a text too long to remember."""
 
 
 class _HexDumper(BytesDumper):
-    """psycopg's own needs a connection: without one it writes a literal, whose quotes are doubled."""
+    """A dumper of bytes that needs no connection.
+
+    Without a connection, psycopg's own dumper writes a literal, whose quotes are doubled.
+    """
 
     def dump(self, obj: Any) -> bytes:
         return b"\\x" + bytes(obj).hex().encode()
 
 
 def own_adapters() -> AdaptersMap:
-    """psycopg's, as they are now, for parameters that are dumped before any connection is chosen."""
+    """Return a copy of psycopg's adapters, for parameters that are dumped before a connection is chosen."""
     adapters = AdaptersMap(psycopg.adapters)
     for kind in (bytes, bytearray, memoryview):
         text = adapters.get_dumper(kind, PyFormat.TEXT)
         if text.__name__ == BytesDumper.__name__ and text.__module__.startswith("psycopg"):
             usual = adapters.get_dumper(kind, PyFormat.AUTO)
             adapters.register_dumper(kind, _HexDumper)
-            # What is registered last is what a plain %s takes.
+            # A plain %s uses the dumper that was registered last.
             adapters.register_dumper(kind, usual)
     return adapters
 
 
 class _Known:
-    """What was learned of a text that was sent before: converting it again would give the same."""
+    """The result of converting a text, kept because converting the text again would give the same."""
 
     __slots__ = ("formats", "kind", "pace", "placeholders", "text")
 
@@ -78,13 +86,13 @@ class _Known:
         self.pace = pace
         self.formats: Any = compiled._want_formats
         self.placeholders = -1
-        """Positional ones; -1: named ones, or parameters were not given."""
+        """The number of positional placeholders; -1 if they are named or if there were no parameters."""
         if self.formats is not None and compiled._order is None:
             self.placeholders = len(self.formats)
 
 
 class Compiler:
-    """Dumps parameters with the cluster's adapters. Synchronous, so it may be shared by all tasks."""
+    """Compiles queries with the cluster's adapters. Synchronous, so that all tasks may share one compiler."""
 
     def __init__(self, adapters: AdaptersMap) -> None:
         self.adapters = adapters
@@ -94,11 +102,16 @@ class Compiler:
         self._known: dict[str, _Known] = {}
 
     def compile(self, query: AnyQuery, params: AnyParams | None) -> Statement:
-        """Raises psycopg's own errors for what cannot be sent: wrong parameters, NUL bytes, sizes."""
+        """Convert a query and its parameters.
+
+        Raises:
+            psycopg.Error: The query or the parameters cannot be sent: wrong parameters, NUL bytes, sizes.
+            ConfigError: The query is of a wrong type.
+        """
         if type(query) is str and (type(params) is list or type(params) is tuple):
             known = self._known.get(query)
             if known is not None and len(params) == known.placeholders:
-                # What psycopg's PostgresQuery would do, without looking at the text once more.
+                # This does the same as psycopg's PostgresQuery, without parsing the text again.
                 transformer = self._transformer
                 values = transformer.dump_sequence(params, known.formats)
                 _check_values(values, len(known.text))
@@ -108,7 +121,7 @@ class Compiler:
 
     def _compile(self, query: AnyQuery, params: AnyParams | None) -> Statement:
         if not isinstance(query, _QUERIES):
-            raise ConfigError(f"a query is a string, bytes, psycopg.sql or a t-string, not {query!r}")
+            raise ConfigError(f"a query must be a str, bytes, psycopg.sql object or t-string, not {query!r}")
         compiled = PostgresQuery(self._transformer)
         compiled.convert(query, params)
         text = compiled.query
@@ -128,7 +141,7 @@ class Compiler:
 
 
 def _check_values(values: Sequence[Any], size: int) -> None:
-    """``size``: of the text."""
+    """Raise psycopg's errors if the values cannot be sent behind a text of ``size`` bytes."""
     if len(values) <= FEW:
         for value in values:
             if value is not None:

@@ -1,4 +1,4 @@
-"""The one way in which pgha opens a connection: for lanes, monitors and, later, sessions."""
+"""Opening of connections, for lanes, monitors and, later, sessions; the only place that opens them."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _REJECTIONS = (
     "cannot be set",
     "permission denied to set parameter",
 )
-"""What no waiting mends. libpq keeps no SQLSTATE of a failed connection (psycopg 3.3, libpq 18), so its words
-must do; words in another language only mean that pgha goes on trying."""
+"""Parts of the messages of failures that waiting does not mend. libpq keeps no SQLSTATE of a failed
+connection (psycopg 3.3, libpq 18), so the text must do; after a text in another language pgha tries again."""
 
 
 class ConnectFailed(Exception):
-    """No connection came about; ``rejected``: and trying again will not help."""
+    """The connection could not be opened; with ``rejected``, trying again will not help."""
 
     def __init__(self, reason: str, *, rejected: bool = False) -> None:
         super().__init__(reason)
@@ -50,10 +50,13 @@ class ConnectFailed(Exception):
 
 
 async def open_pgconn(config: NodeConfig, timeout: float, **params: str | int) -> PGconn:
-    """A connected, non-blocking libpq connection, or `ConnectFailed` after at most ``timeout`` seconds.
+    """Open a non-blocking libpq connection.
 
-    Host names are resolved in a thread; each address gets its share of the time, so that a first one
-    that swallows packets does not eat it all. Cancellation closes the half-made connection.
+    Host names are resolved in a thread. Each address gets its share of the time, so that a first address
+    that swallows packets does not use up all of the time. Cancellation closes the half-open connection.
+
+    Raises:
+        ConnectFailed: The connection failed, or was not open after ``timeout`` seconds.
     """
     deadline = time.monotonic() + timeout
     try:
@@ -92,7 +95,7 @@ async def _addresses(config: NodeConfig) -> Sequence[str | None]:
 
 
 async def drive_connecting(generator: Generator[tuple[int, Wait], Any, T]) -> T:
-    """Run one of psycopg's generators that may change its socket: connecting, cancelling."""
+    """Run one of psycopg's generators that may change its socket: for connecting or for cancelling."""
     try:
         fd, wait = next(generator)
         while True:
@@ -110,9 +113,12 @@ async def drive_connecting(generator: Generator[tuple[int, Wait], Any, T]) -> T:
 
 
 async def cancel(pgconn: PGconn) -> None:
-    """Ask the server to cancel what ``pgconn`` runs. Returns when the request was delivered.
+    """Ask the server to cancel what ``pgconn`` runs; return once the request was delivered.
 
-    Raises psycopg's OperationalError when it could not be. The caller sets the deadline.
+    The caller sets the deadline.
+
+    Raises:
+        psycopg.OperationalError: The request could not be delivered.
     """
     if capabilities.has_cancel_safe():
         request = pgconn.cancel_conn()
@@ -126,7 +132,7 @@ async def cancel(pgconn: PGconn) -> None:
 
 
 async def run_simple(pgconn: PGconn, query: bytes) -> list[PGresult]:
-    """One query of the simple protocol on a connection that is not in pipeline mode."""
+    """Run a query by the simple protocol, on a connection that is not in pipeline mode."""
     pgconn.send_query(query)
     results: list[PGresult] = []
     while pgconn.flush() != 0:
@@ -146,13 +152,13 @@ async def run_simple(pgconn: PGconn, query: bytes) -> list[PGresult]:
 
 
 class Setup:
-    """What an ``on_connect`` callable is given; see `pgha.SetupConnection`."""
+    """The argument of an ``on_connect`` callable; see `pgha.SetupConnection`."""
 
     def __init__(self, pgconn: PGconn) -> None:
         self._pgconn = pgconn
 
     async def execute(self, query: str, /) -> list[tuple[str | None, ...]]:
-        """Run one statement without parameters; the rows come as text."""
+        """Run one statement without parameters, and return its rows as text."""
         rows: list[tuple[str | None, ...]] = []
         for result in await run_simple(self._pgconn, query.encode()):
             rows = [_text_row(result, row) for row in range(result.ntuples)]
@@ -168,9 +174,9 @@ SYSTEM = b"SELECT system_identifier FROM pg_catalog.pg_control_system()"
 
 
 async def system_of(pgconn: PGconn) -> int | None:
-    """The server's system identifier: it is the same for a primary and for whoever takes over from it.
+    """Return the server's system identifier, which a primary shares with any standby that takes over from it.
 
-    None where it does not tell (the function is free to all, unless somebody took that right away).
+    Return None if the role may not ask (every role may call the function unless that right was revoked).
     """
     try:
         (result,) = await run_simple(pgconn, SYSTEM)
@@ -182,7 +188,7 @@ async def system_of(pgconn: PGconn) -> int | None:
 
 
 def idle(pgconn: PGconn) -> bool:
-    """No transaction is open."""
+    """Return whether no transaction is open."""
     return pgconn.transaction_status == pq.TransactionStatus.IDLE
 
 

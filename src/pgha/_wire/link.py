@@ -1,7 +1,7 @@
-"""One libpq connection in pipeline mode: whole segments in, whole answers out. No waiting, no tasks.
+"""A libpq connection in pipeline mode: whole segments in, whole answers out. No waiting, no tasks.
 
-psycopg's own pipeline loop is not used because it drops the answers that came before an error: here
-everything that still arrives is read, also from a connection that is broken already.
+psycopg's own pipeline loop is not used because that loop drops the answers that came before an error. A link
+reads everything that still arrives, also from a connection that is already broken.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COPIES = frozenset({pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatu
 _BAD = pq.ConnStatus.BAD
 _IDLE = pq.TransactionStatus.IDLE
 _REPLICATION_WAIT = b"SyncRepWaitForLSN"
-"""The server's function that warns when the wait for a synchronous standby is broken off."""
+"""The server's function that issues the warning that the wait for a synchronous standby was broken off."""
 ADMIN_SHUTDOWN = "57P01"
 CRASH_SHUTDOWN = "57P02"
 _CLOSES = capabilities.has_send_close_prepared()
@@ -44,22 +44,22 @@ WATCHED = (
     b"default_transaction_read_only",
     b"search_path",
 )
-"""Settings that the server reports when they change (search_path: since PostgreSQL 18)."""
+"""The settings whose changes the server reports (search_path: since PostgreSQL 18)."""
 
 
 class SendFailed(Exception):
-    """Sending failed: the connection is to be given up."""
+    """Sending failed; the connection must be closed."""
 
     def __init__(self, handed: Handed, segment: Segment | None, cause: BaseException) -> None:
         super().__init__(str(cause) or type(cause).__name__)
         self.handed = handed
         self.segment = segment
-        """The segment, when all of it was handed to libpq, its Sync perhaps included."""
+        """The segment, if all of it was handed to libpq, perhaps with its Sync; else None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A notice of the server. 57P01 and 57P02 as a *warning* do not prove that nothing was applied."""
+    """A notice from the server. 57P01 and 57P02 as a *warning* do not prove that nothing was applied."""
 
     severity: str
     sqlstate: str
@@ -68,26 +68,26 @@ class Notice:
 
 @dataclass(slots=True)
 class Received:
-    """What one look at the socket brought."""
+    """The result of reading the socket once."""
 
     answers: list[list[PGresult]]
     """The results of each segment whose Sync arrived, oldest first."""
     more: bool = False
-    """The bound was reached: look again soon, without waiting for the socket."""
+    """Whether the limit was reached: read again soon, without waiting for the socket."""
     broken: BaseException | None = None
-    """The connection ended, and nothing more will come."""
+    """The reason why the connection ended, after which nothing more arrives; None while it is open."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What a segment holds beside the user's statements."""
+    """The parts of a segment other than the user's statements."""
 
     framed: bool = False
     prologue: tuple[bytes, ...] = ()
     epilogue: tuple[bytes, ...] = ()
     unprepared: bool = False
     undone: bool = False
-    """Framed: it ends with ROLLBACK, and only what it gave is of interest."""
+    """Whether a framed segment ends with ROLLBACK, because only its results are needed."""
 
 
 NO_EXTRAS = Extras()
@@ -97,14 +97,14 @@ _UNPREPARED_KEYED = Segment(keyed=True)
 
 @dataclass(frozen=True, slots=True)
 class LedgerPart:
-    """The ledger's statement, and how many of the user's statements go before it."""
+    """The ledger's statement, and the number of the user's statements in front of it."""
 
     statement: Statement
     behind: int = 0
 
 
 class Link:
-    """See the head of this file. Belongs to one lane; not safe for use from several threads."""
+    """The libpq connection of one lane; see the head of this file. Not safe for use from several threads."""
 
     def __init__(self, pgconn: PGconn, threshold: int | None, limit: int) -> None:
         self._pgconn = pgconn
@@ -115,8 +115,8 @@ class Link:
         self.notices: deque[Notice] = deque(maxlen=16)
         pgconn.notice_handler = self._on_notice
         pgconn.enter_pipeline_mode()
-        # libpq closes its socket by itself when it meets the end of file, with tasks still waiting for it,
-        # and the next connection may get the same number. So the waiting is done on a number of our own.
+        # At the end of file libpq closes its socket, even if tasks still wait for that socket, and the next
+        # connection may get the same descriptor number. So tasks wait for a duplicate descriptor.
         self.fd = os.dup(pgconn.socket)
         self._poll = select.poll()
         self._poll.register(self.fd, select.POLLIN)
@@ -136,7 +136,7 @@ class Link:
                 )
             )
         )
-        # "canceling wait for synchronous replication": the message is localized, and 01000 is any warning's.
+        # "canceling wait for synchronous replication": the message is localized, and every warning has 01000.
         self._unreplicated |= result.error_field(field.SOURCE_FUNCTION) == _REPLICATION_WAIT
 
     def _read_settings(self) -> list[bytes | None]:
@@ -145,19 +145,19 @@ class Link:
 
     @property
     def pgconn(self) -> PGconn:
-        """For the adaptation context and for cancelling."""
+        """The libpq connection, for the adaptation context and for cancelling."""
         return self._pgconn
 
     def clean(self) -> bool:
-        """Nothing is in flight: is the session as it was when the lane opened?"""
+        """Return whether the session is unchanged since the lane opened; call only with nothing in flight."""
         return self._pgconn.transaction_status == _IDLE and self.settings_kept()
 
     def settings_kept(self) -> bool:
-        """None of the settings that the server reports was changed."""
+        """Return whether none of the settings that the server reports was changed."""
         return self._read_settings() == self._settings
 
     def closing_notice(self) -> str:
-        """The last notice of the server, where it is about the end of the connection."""
+        """Return the server's last notice if that notice is about the end of the connection, else ""."""
         notice = self.notices[-1] if self.notices else None
         ending = notice is not None and (notice.severity == "FATAL" or notice.sqlstate.startswith("57P"))
         return f"{notice.severity} {notice.sqlstate}: {notice.message}" if notice and ending else ""
@@ -166,11 +166,13 @@ class Link:
         self, statements: Sequence[Statement], extras: Extras = NO_EXTRAS, *,
         ledger: LedgerPart | None = None, corked: bool = False,
     ) -> Segment:  # fmt: skip
-        """Hand a whole segment to libpq and let it write what the socket takes.
+        """Hand a whole segment to libpq, which writes as much as the socket takes.
 
-        ``corked``: more follows at once, and `flush` behind it; one system call for all of them.
+        ``corked`` says that more segments follow at once, and then a `flush`, so that one system call writes
+        all of them.
 
-        Raises `SendFailed`, after which the link must be finished once everything was received.
+        Raises:
+            SendFailed: The link must be finished once everything that still arrives was received.
         """
         segment: Segment | None = None
         pgconn = self._pgconn
@@ -187,13 +189,14 @@ class Link:
             if not (corked and self._pointer is not None and sync_unwritten(self._pointer)):
                 pgconn.pipeline_sync()
         except Exception as error:
-            # Not only psycopg's errors: its C layer raises TypeError for a value of the wrong kind.
+            # Not only psycopg's errors: psycopg's C layer raises TypeError for a value of the wrong type.
             handed = Handed.PART if segment is None else Handed.WHOLE
             raise SendFailed(handed, segment, error) from error
         return segment
 
     def _lookup(self, statement: Statement) -> Entry | None:
-        # What commits by itself cannot be run again when DDL made its plan stale: it goes unprepared.
+        # A statement that commits by itself cannot be run again after DDL made its plan stale, so such a
+        # statement is sent unprepared.
         if statement.kind.self_committing:
             return None
         return self._cache.lookup((statement.query, statement.types))
@@ -213,7 +216,10 @@ class Link:
         return Segment(pieces)
 
     def _send_keyed(self, ledger: LedgerPart, statement: Statement) -> Segment:
-        """The usual keyed write: both are prepared, or neither is."""
+        """Send the ledger's statement and one user statement.
+
+        In the usual case both are prepared, or neither is; then the segment needs no list of pieces.
+        """
         first, entry = self._lookup(ledger.statement), self._lookup(statement)
         if first is not None and entry is not None and first.ready and entry.ready:
             self._send_prepared(first, ledger.statement)
@@ -293,18 +299,26 @@ class Link:
 
     @property
     def cache(self) -> StatementCache:
+        """The prepared statements of the connection."""
         return self._cache
 
     def readable(self) -> bool:
-        """Whether the socket holds anything that was not read, the end of the connection included."""
+        """Return whether the socket holds anything unread, the end of the connection included."""
         return bool(self._poll.poll(0))
 
     def flush(self) -> bool:
-        """Whether the kernel has taken everything; raises psycopg's OperationalError on a broken link."""
+        """Write to the socket, and return whether the kernel has taken everything.
+
+        Raises:
+            psycopg.OperationalError: The connection is broken.
+        """
         return self._pgconn.flush() == 0
 
     def receive(self, expected: int, limit: int) -> Received:
-        """Read what the socket has, without waiting; at most ``limit`` segments of ``expected``."""
+        """Read what has arrived, without waiting.
+
+        At most ``limit`` answers are taken; ``expected`` is the number of segments in flight.
+        """
         pgconn = self._pgconn
         received = Received([])
         try:
@@ -320,17 +334,18 @@ class Link:
             received.broken = errors.OperationalError("the connection was closed")
         return received
 
-    def _take_results(self, answers: list[list[PGresult]], wanted: int) -> None:
+    def _take_results(self, answers: list[list[PGresult]], limit: int) -> None:
+        """Add at most ``limit`` answers to ``answers``."""
         pgconn = self._pgconn
         is_busy, get_result = pgconn.is_busy, pgconn.get_result
-        if not wanted:
-            is_busy()  # notices and settings are parsed by this, also where no answer is due
+        if not limit:
+            is_busy()  # parses notices and settings, even if no answer is due
             return
         nulls = 0
-        while wanted and not is_busy():
+        while limit and not is_busy():
             result = get_result()
             if result is None:
-                # One NULL ends each statement; a second in a row means that nothing is left.
+                # One NULL ends each statement; a second NULL in a row means that nothing is left.
                 nulls += 1
                 if nulls > 1:
                     return
@@ -339,46 +354,52 @@ class Link:
             status = result.status
             if status == _SYNC:
                 if self._unreplicated:
-                    # libpq handles a notice before the results that follow it, and no result in advance. Its
-                    # Sync stands among the results then, for `read_answer` to see.
+                    # libpq handles a notice before the results behind it, and never a result in advance. So
+                    # the notice belongs to this segment: its Sync is kept as a mark for `read_answer`.
                     self._unreplicated = False
                     self._partial.append(result)
                 answers.append(self._partial)
                 self._partial = []
-                wanted -= 1
+                limit -= 1
             elif status in _COPIES:
-                # Never sent by a lane; libpq would give this result for ever.
-                raise errors.NotSupportedError("COPY cannot be used on a lane")
+                # A lane never sends COPY; libpq would return this result for ever.
+                raise errors.NotSupportedError("COPY cannot be used on a pipelined connection")
             else:
                 self._partial.append(result)
 
     def unfinished(self) -> list[PGresult]:
-        """Results of the head that came without its Sync; for the verdict, after the link broke."""
+        """Return the head's results that came without its Sync; used to decide its outcome after a loss."""
         return self._partial
 
     def ended_by_order(self) -> bool:
-        """The server's last words: an administrator told it so, by pg_terminate_backend or a shutdown."""
+        """Return whether the last notice says that an administrator ended the connection.
+
+        The cause was pg_terminate_backend or a shutdown.
+        """
         return bool(self.notices) and self.notices[-1].sqlstate == ADMIN_SHUTDOWN
 
     def ended_by_crash(self) -> bool:
-        """The server's last words: a process of its crashed, perhaps another one's, and all have to end."""
+        """Return whether the last notice says that the server ends all connections after a crash.
+
+        The process that crashed may be that of another connection.
+        """
         return bool(self.notices) and self.notices[-1].sqlstate == CRASH_SHUTDOWN
 
     @property
     def unreplicated(self) -> bool:
-        """The server warned that the head's commit does not wait for its standby any more."""
+        """Whether the server warned that the head's commit no longer waits for its standby."""
         return self._unreplicated
 
     def moved(self) -> int:
-        """Bytes carried so far, both ways; see `traffic`."""
+        """Return the bytes carried so far, both ways; see `tcp_info`."""
         return tcp_info.moved(self.fd)
 
     def unsent(self) -> int:
-        """Bytes written that the other kernel has not confirmed; see `traffic`."""
+        """Return the number of bytes written that the other kernel has not confirmed; see `tcp_info`."""
         return tcp_info.unsent(self.fd)
 
     def finish(self) -> None:
-        """Close the connection, without waiting; nobody may be waiting for ``fd`` any more."""
+        """Close the connection, without waiting; no task may be waiting for ``fd`` any more."""
         if not self._finished:
             self._finished = True
             self._pointer = None

@@ -1,4 +1,4 @@
-"""From libpq's results to Python rows, by psycopg's loaders and row factories."""
+"""Conversion of libpq's results to Python rows, by psycopg's loaders and row factories."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pgha._rows.columns import NO_COLUMNS, Columns, Raw
 from pgha._rows.result import Result
 
 FEW = 16
-"""Values that are copied out of libpq's result, so that it can go."""
+"""The largest number of values that are copied out of libpq's result, so that the result can be freed."""
 _TUPLES_OK = ExecStatus.TUPLES_OK
 
 
 class CursorView:
-    """What psycopg's row factories look at in a cursor."""
+    """The part of a cursor that psycopg's row factories use."""
 
     def __init__(self, pgresult: PGresult, connection: psycopg.AsyncConnection[Any]) -> None:
         self.pgresult = pgresult
@@ -32,13 +32,14 @@ class CursorView:
 
     @property
     def description(self) -> list[Column] | None:
+        """The columns of the result; None if the result has no rows."""
         if self.pgresult.status != _TUPLES_OK:
             return None
         return [Column(self, index) for index in range(self.pgresult.nfields)]  # type: ignore[arg-type]
 
 
 class Loader:
-    """Loads what one connection answered: its settings (DateStyle, TimeZone) tell how to read values."""
+    """Loads the results of one connection, whose settings (DateStyle, TimeZone) say how to read values."""
 
     def __init__(self, pgconn: PGconn, adapters: AdaptersMap) -> None:
         handler = pgconn.notice_handler
@@ -51,14 +52,16 @@ class Loader:
         self, pgresult: PGresult, entry: Entry | None, row_factory: Callable[[Any], Any], node: str,
         attempts: int, latency: float,
     ) -> Result[Any]:  # fmt: skip
-        """The `Result`; raises what a loader or the row factory raises. ``entry``: of the prepared statement
-        that was reused."""
+        """Return the `Result` for ``pgresult``; raise what a loader or the row factory raises.
+
+        ``entry`` belongs to the prepared statement that was reused, None if there is none.
+        """
         if pgresult.status != _TUPLES_OK:
             count = pgresult.command_tuples
             command = pgresult.command_status or b""
             touched = -1 if count is None else count
             return Result((), NO_COLUMNS, touched, command, node, attempts, latency)
-        # Those of a prepared statement never change: the server refuses it then (0A000).
+        # The columns of a prepared statement never change: the server would refuse the statement (0A000).
         columns = None if entry is None else entry.columns
         if columns is None:
             columns = self._columns(pgresult, entry)
@@ -87,5 +90,5 @@ class Loader:
         try:
             return transformer.load_rows(0, pgresult.ntuples, make)
         finally:
-            # Or the last result of each lane would stay in memory.
+            # Otherwise the last result of each lane would stay in memory.
             transformer.set_pgresult(None)

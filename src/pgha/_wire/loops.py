@@ -1,6 +1,6 @@
-"""The two waits that every operation passes, made for each loop; everything else waits through anyio.
+"""The two waits of every operation, written for each event loop; everything else waits through anyio.
 
-anyio's Event and wait_readable serve both loops and cost an operation several microseconds: on asyncio
+anyio's Event and wait_readable serve both loops, but cost several microseconds per operation: on asyncio
 `wait_readable` registers with the selector anew each time (two system calls and a task switch), and an Event
 is two objects and a coroutine around one future.
 """
@@ -18,51 +18,59 @@ from anyio.lowlevel import checkpoint
 from sniffio import current_async_library_cvar
 
 uninterrupted = trio.lowlevel.enable_ki_protection
-"""Decorator: trio raises KeyboardInterrupt in whatever code runs, and between handing a segment to libpq and
-recording it, it would make an answer reach the wrong caller. Inside, it waits for the main task's next
-checkpoint. asyncio (3.11 and later) cancels the main task instead, and the decorator does nothing there."""
+"""A decorator that defers KeyboardInterrupt on trio to the main task's next checkpoint.
+
+trio raises KeyboardInterrupt in whatever code runs. Between handing a segment to libpq and recording that
+segment, the exception would make an answer reach the wrong caller. asyncio (3.11 and later) cancels the main
+task instead, and the decorator does nothing there."""
 
 
 class Waiter(Protocol):
-    """Something that one task waits for, once."""
+    """An event that one task waits for, once."""
 
-    def set(self) -> None: ...
-    def wait(self) -> Awaitable[object]: ...
+    def set(self) -> None:
+        """Wake the task that waits."""
+        ...
+
+    def wait(self) -> Awaitable[object]:
+        """Wait until `set` is called."""
+        ...
 
 
 class Loop(Protocol):
-    """The event loop that a cluster lives in."""
+    """The event loop in which a cluster runs."""
 
     def waiter(self) -> Waiter:
-        """For one task only."""
+        """Return a new waiter, for one task only."""
         ...
 
     async def serve(self, fd: int, on_readable: Callable[[], bool]) -> None:
-        """Call ``on_readable`` whenever ``fd`` is readable, until cancelled; again at once when it says True.
+        """Call ``on_readable`` whenever ``fd`` is readable, until cancelled.
 
-        The socket must stay open until this has returned. What ``on_readable`` raises comes out here.
+        If ``on_readable`` returns True, it is called again at once. An exception of ``on_readable`` is raised
+        from here. The socket must stay open until this method has returned.
         """
         ...
 
     def soon(self, callback: Callable[[], object]) -> None:
-        """From any thread: have the loop call ``callback``, which must not raise, in its own thread.
+        """Have the loop call ``callback`` in the loop's own thread; may be called from any thread.
 
-        Does nothing once the loop has ended, and never waits.
+        ``callback`` must not raise. This method never waits, and does nothing once the loop has ended.
         """
         ...
 
     def here(self) -> bool:
-        """Whether the caller runs in this loop."""
+        """Return whether the caller runs in this loop."""
         ...
 
 
 def current_loop() -> Loop:
-    """For the loop of the calling task."""
+    """Return the loop of the calling task."""
     return TrioLoop() if trio.lowlevel.in_trio_run() else AsyncioLoop()
 
 
 async def serve_by_anyio(fd: int, on_readable: Callable[[], bool]) -> None:
-    """`Loop.serve` for any loop."""
+    """Do what `Loop.serve` does, on any loop."""
     while True:
         await anyio.wait_readable(fd)
         while on_readable():
@@ -70,30 +78,36 @@ async def serve_by_anyio(fd: int, on_readable: Callable[[], bool]) -> None:
 
 
 class TrioLoop:
+    """The `Loop` for trio."""
+
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
 
     def waiter(self) -> Waiter:
+        """Return a new waiter; see `Loop.waiter`."""
         return TrioWaiter()
 
     async def serve(self, fd: int, on_readable: Callable[[], bool]) -> None:
+        """Call ``on_readable`` whenever ``fd`` is readable; see `Loop.serve`."""
         while True:
             await trio.lowlevel.wait_readable(fd)
             while on_readable():
                 await checkpoint()
 
     def soon(self, callback: Callable[[], object]) -> None:
+        """Have the loop call ``callback``; see `Loop.soon`."""
         try:
             self._token.run_sync_soon(callback)
         except trio.RunFinishedError:
             pass
 
     def here(self) -> bool:
+        """Return whether the caller runs in this loop."""
         return trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token
 
 
 class TrioWaiter:
-    """What `trio.Event` does, for one task; to be waited for before it can be set."""
+    """A `trio.Event` for one task, which must wait before the waiter is set."""
 
     __slots__ = ("_task",)
 
@@ -101,12 +115,14 @@ class TrioWaiter:
         self._task: trio.lowlevel.Task | None = None
 
     def set(self) -> None:
+        """Wake the task that waits."""
         task, self._task = self._task, None
         if task is not None:
             trio.lowlevel.reschedule(task)
 
     @uninterrupted
     async def wait(self) -> None:
+        """Wait until `set` is called."""
         self._task = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(self._abort)
 
@@ -116,24 +132,28 @@ class TrioWaiter:
 
 
 class AsyncioLoop:
+    """The `Loop` for asyncio."""
+
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        # For what runs in the loop's callbacks. Without it, what they start would inherit the context of
-        # whichever thread called; and in a callback of a loop that anyio did not start (asyncio.run) there is
-        # no task by which anyio knows what loop it is in, so that none could be started there.
+        # The context for the loop's callbacks. Without this context, tasks started by a callback would
+        # inherit the context of whichever thread called. And in a callback of a loop that anyio did not start
+        # (asyncio.run), anyio has no task from which to learn the kind of loop, so no task could be started.
         self._context = copy_context()
         self._context.run(current_async_library_cvar.set, "asyncio")
 
     def waiter(self) -> Waiter:
+        """Return a new waiter; see `Loop.waiter`."""
         return AsyncioWaiter(self._loop)
 
     async def serve(self, fd: int, on_readable: Callable[[], bool]) -> None:
+        """Call ``on_readable`` whenever ``fd`` is readable; see `Loop.serve`."""
         serving = _Serving(self._loop, on_readable)
         try:
-            # A handle takes the context that it is made in.
+            # A handle runs in the context in which it was made.
             self._context.copy().run(self._loop.add_reader, fd, serving.ready)
         except NotImplementedError:
-            # Windows' proactor loop has no readers; anyio helps itself with a thread.
+            # The proactor loop of Windows has no readers; there anyio uses a thread.
             await serve_by_anyio(fd, on_readable)
             return
         try:
@@ -142,6 +162,7 @@ class AsyncioLoop:
             self._loop.remove_reader(fd)
 
     def soon(self, callback: Callable[[], object]) -> None:
+        """Have the loop call ``callback``; see `Loop.soon`."""
         try:
             self._loop.call_soon_threadsafe(callback, context=self._context)
         except RuntimeError:
@@ -149,6 +170,7 @@ class AsyncioLoop:
                 raise
 
     def here(self) -> bool:
+        """Return whether the caller runs in this loop."""
         try:
             return asyncio.get_running_loop() is self._loop
         except RuntimeError:
@@ -156,7 +178,7 @@ class AsyncioLoop:
 
 
 class _Serving:
-    """Reads in the selector's callback: the operations' tasks are woken one step sooner."""
+    """Reads in the selector's callback, so that the operations' tasks are woken one step sooner."""
 
     __slots__ = ("_loop", "_take_in", "end")
 
@@ -179,7 +201,7 @@ class _Serving:
 
 
 class AsyncioWaiter:
-    """A future of one waiter's own: cancelling a task cancels the future that it waits for."""
+    """A future for one task only, because cancelling a task cancels the future that the task waits for."""
 
     __slots__ = ("_future",)
 
@@ -187,8 +209,10 @@ class AsyncioWaiter:
         self._future: asyncio.Future[None] = loop.create_future()
 
     def set(self) -> None:
+        """Wake the task that waits."""
         if not self._future.done():
             self._future.set_result(None)
 
     def wait(self) -> Awaitable[object]:
+        """Wait until `set` is called."""
         return self._future

@@ -1,9 +1,9 @@
-"""A segment: everything an operation sends up to its Sync, and how its answers are told apart.
+"""Segments (everything that an operation sends up to its Sync), and the reading of their answers.
 
 The pieces of a segment, in order: Close of evicted statements, BEGIN (framed), a hidden prologue, the
 ledger's statement (keyed), the user's statements (each with its Parse, the first time), a hidden follow-up,
-COMMIT (framed). libpq gives one result a piece, whatever happens: an error for the piece that failed,
-"aborted" for those behind it.
+COMMIT (framed). libpq gives one result per piece, whatever happens: an error for the piece that failed,
+"aborted" for the pieces behind that one.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ _GOOD = frozenset({pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecSta
 
 
 class PieceKind(enum.Enum):
+    """The kinds of pieces; HIDDEN is BEGIN, the prologue and the follow-up."""
+
     CLOSE = enum.auto()
     PARSE = enum.auto()
     USER = enum.auto()
@@ -39,34 +41,39 @@ class PieceKind(enum.Enum):
 
 @dataclass(slots=True)
 class Piece:
+    """A part of a segment that libpq answers with one result."""
+
     kind: PieceKind
     entry: Entry | None = None
     reused: bool = False
     of_ledger: bool = False
-    """PARSE: of the ledger's statement."""
+    """Whether a PARSE belongs to the ledger's statement."""
 
 
 @dataclass(slots=True)
 class Segment:
-    """What was sent, never changed; ``pieces`` is None for the usual case: one user statement, behind the
-    ledger's if it is ``keyed``, and nothing else."""
+    """A segment as sent; never changed.
+
+    ``pieces`` is None in the usual case: one user statement, behind the ledger's statement if the segment is
+    ``keyed``, and nothing else.
+    """
 
     pieces: list[Piece] | None = None
     entry: Entry | None = None
-    """The usual case: the prepared statement that was reused."""
+    """The prepared statement that was reused, in the usual case."""
     framed: bool = False
     keyed: bool = False
     ledger: Entry | None = None
-    """The usual case: the ledger's prepared statement that was reused."""
+    """The ledger's prepared statement that was reused, in the usual case."""
 
     def expected(self) -> int:
-        """CommandCompletes that the server owes."""
+        """Return the number of CommandCompletes that the server must send."""
         if self.pieces is None:
             return 1 + self.keyed
         return sum(1 for piece in self.pieces if piece.kind not in (PieceKind.CLOSE, PieceKind.PARSE))
 
     def listed(self) -> list[Piece]:
-        """The pieces, also of the usual case."""
+        """Return the list of pieces, also in the usual case."""
         if self.pieces is not None:
             return self.pieces
         user = Piece(PieceKind.USER, self.entry, self.entry is not None)
@@ -75,14 +82,14 @@ class Segment:
 
 @dataclass(slots=True)
 class Answer:
-    """What came back for a segment, up to its Sync or up to the end of the connection."""
+    """The answer to a segment, up to its Sync or up to the end of the connection."""
 
     results: list[PGresult] = field(default_factory=list)
-    """Of the user's statements, in order."""
+    """The results of the user's statements, in order."""
     error: PGresult | None = None
     fault: ServerError | None = None
     statement: int | None = None
-    """Index of the user's statement that failed."""
+    """The index of the user's statement that failed."""
     completed: int = 0
     commit_tag: str | None = None
     parsed: list[Entry] = field(default_factory=list)
@@ -90,32 +97,32 @@ class Answer:
     spoiled: Entry | None = None
     """The reused statement that failed."""
     at_ledger: bool = False
-    """It was the ledger's statement that failed."""
+    """Whether the ledger's statement failed."""
     unreplicated: bool = False
-    """It was committed, and the wait for its synchronous standby was broken off."""
+    """Whether the segment was committed, but the wait for its synchronous standby was broken off."""
     protocol_mismatch: bool = False
-    """No error, and other results than the segment must have. Without a Sync that is the connection's end;
-    with one, the connection is not to be trusted any more."""
+    """Whether there is no error, but the results are not those that the segment must have. Without a Sync
+    this means that the connection ended; with a Sync, the connection can no longer be trusted."""
 
 
 def plain_success(segment: Segment, results: Sequence[PGresult]) -> bool:
-    """The usual case, told quickly: one statement, and it succeeded (so the ledger's before it did, too)."""
+    """Return whether this is the usual case: one statement, which succeeded (so the ledger's did, too)."""
     return (
         segment.pieces is None and len(results) == (2 if segment.keyed else 1) and results[-1].status in _GOOD
     )
 
 
 def fault_of(result: PGresult, reused: bool) -> ServerError:
-    """The error in ``result`` as the verdict wants it."""
+    """Return the error in ``result`` in the form that `pgha._core.outcome` takes."""
     state = result.error_field(_SQLSTATE) or b""
     severity = result.error_field(_SEVERITY) or b""
     return ServerError(state.decode("ascii", "replace"), severity.decode("ascii", "replace"), reused)
 
 
 def read_answer(segment: Segment, results: Sequence[PGresult]) -> Answer:
-    """Sort the results of a segment; fewer results than pieces means that the connection ended.
+    """Assign the results of a segment to its pieces; fewer results than pieces mean a lost connection.
 
-    The Sync stands behind them only where the server warned that the commit is not replicated.
+    A Sync is behind the results only if the server warned that the commit is not replicated.
     """
     answer = Answer()
     if results and results[-1].status == PIPELINE_SYNC:
@@ -132,14 +139,14 @@ def read_answer(segment: Segment, results: Sequence[PGresult]) -> Answer:
         else:
             _succeeded(answer, piece, result)
     if len(results) > len(pieces) and answer.error is None:
-        # The connection ended with an error after the last statement: at the Sync, or behind it.
+        # The connection ended with an error after the last statement: at the Sync, or behind the Sync.
         _late_error(answer, results[len(pieces) :])
     answer.protocol_mismatch = answer.fault is None and not _fits(pieces, results)
     return answer
 
 
 def _fits(pieces: Sequence[Piece], results: Sequence[PGresult]) -> bool:
-    """Without an error there is exactly one result a piece, and none was skipped."""
+    """Return whether there is exactly one result per piece and none was skipped, as there must be."""
     skipped = any(result.status == PIPELINE_ABORTED for result in results)
     return len(results) == len(pieces) and not skipped
 
@@ -163,7 +170,7 @@ def _failed(answer: Answer, piece: Piece, result: PGresult | None, index: int) -
         return
     answer.error = result
     answer.fault = fault_of(result, piece.reused)
-    # libpq's own error, at the end of the connection, answers whatever piece was to be answered next.
+    # libpq's own error, at the end of the connection, takes the place of the next answer, whichever it is.
     answer.at_ledger = answer.fault.genuine and (piece.kind is PieceKind.LEDGER or piece.of_ledger)
     if piece.kind is PieceKind.USER:
         answer.statement = index

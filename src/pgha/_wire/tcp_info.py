@@ -1,6 +1,7 @@
-"""What the kernel knows of a TCP connection's traffic: whether anything still moves.
+"""The kernel's counters of a TCP connection's traffic, which show whether anything still moves.
 
-Linux tells, for TCP; elsewhere, and for other sockets, all is 0, as of a connection where nothing moves.
+The counters exist on Linux, for TCP. On other systems, and for other sockets, every function returns 0, as
+for a connection on which nothing moves.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import socket
 import struct
 import termios
 
-# Of struct tcp_info: tcpi_bytes_acked and tcpi_bytes_received (since Linux 4.1).
+# The place of tcpi_bytes_acked and tcpi_bytes_received in struct tcp_info (since Linux 4.1).
 _TCP_INFO, _TCP_INFO_BYTES, _TCP_INFO_SIZE = 11, 120, 136
 
 
 def moved(fd: int) -> int:
-    """Bytes carried so far, both ways: what the other kernel confirmed, and what ours received."""
+    """Return the bytes carried so far: those that the other kernel confirmed plus those received here."""
     try:
         copy = socket.fromfd(fd, socket.AF_INET, socket.SOCK_STREAM)
     except OSError:
@@ -33,7 +34,7 @@ def moved(fd: int) -> int:
 
 
 def unsent(fd: int) -> int:
-    """Bytes written that the other kernel has not confirmed."""
+    """Return the number of bytes written that the other kernel has not confirmed."""
     try:
         (count,) = struct.unpack("i", fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)))
     except OSError:
