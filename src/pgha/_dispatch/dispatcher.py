@@ -1,9 +1,11 @@
-"""What waits, where it goes, and what becomes of it: the one owner of every operation.
+"""The dispatcher: the owner of every operation, which queues operations and sends them to nodes.
 
-An operation is NEW, then QUEUED or at once SENT; from SENT it goes to DONE, or back to QUEUED (in front), or
-to PAUSED until its backoff is over, then QUEUED (`_retrying`). RACING has legs (`_racing`), RESOLVING has the
-ledger asked (`_settling`). Sending may bring answers in, and answers may put other operations in line: so
-what gives room only marks the node as dirty while `_work` is at it, and `_work` is never entered twice.
+An operation is NEW, then QUEUED or at once SENT. From SENT, the operation goes to DONE, or back to the front
+of the queue (QUEUED), or to PAUSED until its backoff is over, and then to QUEUED (`retries`). A RACING
+operation has legs (`races`); for a RESOLVING one the ledger is asked (`resolution`).
+
+Sending may read answers, and answers may queue other operations. So while `_work` runs, events that free
+capacity only mark their node as dirty, and `_work` is never entered twice.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from pgha._wire.loops import current_loop, uninterrupted
 
 
 class Dispatcher:
-    """See the head of this file."""
+    """The owner of every operation of a cluster; see the head of this file."""
 
     def __init__(
         self, options: Options, nodes: Mapping[str, ManagedNode], clock: Callable[[], float]
@@ -75,20 +77,26 @@ class Dispatcher:
 
     @property
     def queued(self) -> int:
+        """The number of operations in all queues."""
         return self._wait_queue.length
 
     @property
     def full(self) -> bool:
+        """Whether the queues hold as many operations as they may."""
         return self._wait_queue.full
 
     async def wait_for_capacity(self) -> None:
-        """Wait until the queue takes one more."""
+        """Wait until the queues take one more operation, or the cluster is closed."""
         while self._wait_queue.full and not self.closed:
             await self._wait_queue.wait_for_capacity()
 
     @uninterrupted
     def start(self, operation: Operation[Any]) -> None:
-        """Take an operation on; it is sent at once if a lane has room."""
+        """Start an operation, which is sent at once if a lane has capacity.
+
+        Raises:
+            ClusterClosed: The cluster is closed.
+        """
         if self.closed:
             raise ClusterClosed("the cluster is closed")
         now = operation.started_at
@@ -105,7 +113,7 @@ class Dispatcher:
         elif type(route) is Fastest and (serving := [n.name for n in self._nodes.values() if n.ready]):
             self._races.start(operation, serving, now)
             return
-        # A new look at the clock: it may have waited for room in the queue since it was started.
+        # The clock is read anew: the operation may have waited for capacity since `started_at`.
         self.place(operation, self._clock())
 
     def _first_write(self) -> None:
@@ -114,12 +122,12 @@ class Dispatcher:
             node.keep_lanes()
 
     def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None:
-        """Send it if that is possible at once, else put it in line."""
+        """Send an operation if that is possible at once, else put it into a queue."""
         kind = operation.request.kind
         if operation.lineage is not None and operation.exactly_once:
             operation.home = self._node_in_lineage(operation)
             if operation.home is None:
-                self.expired(operation, "no node is left that can tell")
+                self.expired(operation, "no node with the ledger row of this write is left")
                 return
         home = operation.home
         if home is None:
@@ -137,12 +145,12 @@ class Dispatcher:
             if lane is not None:
                 self._send(lane, node, operation, now)
                 return
-        # Usual under load, and kept cheap: there is no room, or others wait for it already, and whatever
-        # makes room looks at the queues.
+        # The usual case under load, and so kept cheap: there is no capacity, or others already wait for it.
+        # Whatever frees capacity looks at the queues.
         self._enqueue(operation, node, now, front=False, feed=not lanes.complete)
 
     def _node_in_lineage(self, operation: Operation[Any]) -> str | None:
-        """The node for a write that only the servers of its lineage know of."""
+        """Return the node for a write that may only be sent to servers of its lineage."""
         route, lineage = operation.request.route, operation.lineage
         if isinstance(route, Pin):
             return route.name
@@ -153,7 +161,7 @@ class Dispatcher:
         return among([node.candidate("write") for node in nodes], current.name if current else None, last)
 
     def _place_waiting_for_lineage(self) -> None:
-        """A node may take now what waits for another of its lineage."""
+        """Place operations anew that wait for one node, if another of the same lineage takes writes now."""
         for operation in tuple(self._wait_queue.waiting_for_lineage):
             if operation.stage is Stage.QUEUED and operation.exactly_once:
                 home = self._node_in_lineage(operation)
@@ -167,10 +175,10 @@ class Dispatcher:
                 self._wait_queue.waiting_for_lineage.discard(operation)
 
     def _node_removed(self, operation: Operation[Any]) -> None:
-        """Its node was removed while it was between two attempts."""
+        """Place an operation anew whose node was removed, or fail it if no other node may run it."""
         if operation.parent is None and not isinstance(operation.request.route, Pin):
             if operation.exactly_once and self._node_in_lineage(operation) not in self._nodes:
-                self.expired(operation, "its node was removed, and no other can tell")
+                self.expired(operation, "the node of this write was removed, and no other has its ledger row")
                 return
             operation.home = None
             self.place(operation, self._clock(), front=True)
@@ -197,22 +205,22 @@ class Dispatcher:
         if feed:
             self._mark(node)
 
-    # Waiting in line
+    # Waiting
 
     def leave_queue(self, operation: Operation[Any]) -> None:
-        """Take it out of line, wherever it stands."""
-        self._wait_queue.leave(operation)
+        """Remove an operation from its queue, at whatever position."""
+        self._wait_queue.remove(operation)
         if operation.exclusive and (node := self.node_of(operation)) is not None:
             self._mark(node)
 
     def node_of(self, operation: Operation[Any]) -> ManagedNode | None:
-        """Where it would be sent now."""
+        """Return the node to which the operation would be sent now."""
         if operation.home is None:
             return self._target[operation.request.kind]
         return self._nodes.get(operation.home)
 
     def expired(self, operation: Operation[Any], message: str) -> None:
-        """No node is there for it; an attempt before may have ended in doubt."""
+        """Fail an operation for which there is no node; in doubt if an earlier attempt ended in doubt."""
         if operation.exclusive and (node := self.node_of(operation)) is not None:
             self._mark(node)
         doubted = operation.doubted and not operation.request.read
@@ -220,7 +228,7 @@ class Dispatcher:
         self.tracker.fail(operation, error, Outcome.NOT_APPLIED)
 
     def no_node(self, message: str) -> NoNodeAvailable:
-        """The error that lists every node."""
+        """Return the error that lists every node."""
         statuses = [node.status() for node in self._nodes.values()]
         reports = [NodeReport(s.name, s.state, s.state_for, s.reason) for s in statuses]
         return NoNodeAvailable(message, reports)
@@ -228,7 +236,10 @@ class Dispatcher:
     # Sending
 
     def _send(self, lane: Lane, node: ManagedNode, operation: Operation[Any], now: float) -> bool:
-        """False: it is in line again, since the lane has no room any more, or has ended."""
+        """Send an operation.
+
+        Return False if the operation was queued again, because the lane lost its capacity or ended.
+        """
         if operation.request.on_send is not None:
             self._call_on_send(operation, node.name)
             if operation.stage is Stage.DONE:
@@ -241,7 +252,7 @@ class Dispatcher:
         else:
             self._enqueue(operation, self.node_of(operation), now, front=True)
         if self._dirty:
-            # What ``on_send`` submitted.
+            # Send the operations that ``on_send`` submitted.
             self._work()
         return sent
 
@@ -262,12 +273,12 @@ class Dispatcher:
             self._working = working
 
     def _key_for(self, operation: Operation[Any], node: str) -> UUID | None:
-        """The key that goes with it, if one does."""
+        """Return the key that is sent with the operation, or None."""
         keyed = operation.request.keyed
         if keyed is None or operation.unkeyed:
             return None
-        with_it = not keyed.auto or operation.exactly_once or self._nodes[node].server.ledger
-        return keyed.key if with_it else None
+        use_ledger = not keyed.auto or operation.exactly_once or self._nodes[node].server.ledger
+        return keyed.key if use_ledger else None
 
     def _mark(self, node: ManagedNode) -> None:
         self._dirty.add(node)
@@ -287,7 +298,7 @@ class Dispatcher:
             self._working = False
 
     def _feed(self, node: ManagedNode, kind: AccessMode) -> None:
-        """Send to ``node`` what waits for it, as far as its lanes have room."""
+        """Send operations that wait for ``node``, as far as its lanes have capacity."""
         own = node.waiting[kind]
         shared = self._shared[kind] if self._target[kind] is node else own
         lanes = node.sets[kind]
@@ -313,18 +324,19 @@ class Dispatcher:
                     lane.corked = True
                     corked.append(lane)
                 if not self._send(lane, node, self._wait_queue.take(queue), now) or not node.takes(kind):
-                    # Sending reads, too: the node may be suspect by now, and perhaps another one takes this.
+                    # Sending also reads: the node may be suspect by now, and another node may take the rest.
                     self._dirty.add(node)
                     break
         finally:
             for lane in corked:
                 lane.uncork()
 
-    # The lanes report
+    # Reports of the lanes
 
     def succeeded(
         self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult], entry: Entry | None
     ) -> None:
+        """Load the results of an operation, and end the operation."""
         request = operation.request
         attempts = operation.attempts
         attempts[-1].outcome = Outcome.APPLIED
@@ -335,15 +347,15 @@ class Dispatcher:
         operation.ended_at = now = self._clock()
         latency = now - operation.started_at
         make, load, count = request.row_factory, lane.loader.load, len(attempts)
-        # A row factory or loader is the user's code, and may submit: nothing is sent, and so nothing read,
-        # while this lane's loader is in use.
+        # A row factory or loader is the user's code, and may submit operations. While this lane's loader is
+        # in use nothing is sent, and so nothing is read.
         working, self._working = self._working, True
         try:
             if request.batch:
                 loaded: Any = [load(result, None, make, lane.node, count, latency) for result in results]
             else:
                 loaded = load(results[0], entry, make, lane.node, count, latency)
-        except BaseException as error:  # noqa: BLE001 - of a loader or row factory, even SystemExit: for its operation
+        except BaseException as error:  # noqa: BLE001 - the user's code: its error goes to its operation
             self.tracker.fail(operation, error, Outcome.APPLIED)
             return
         finally:
@@ -353,18 +365,20 @@ class Dispatcher:
             self._work()
 
     def segment_failed(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
-        """An attempt ended in another way than by plain success."""
+        """Perform the next step after an attempt that did not simply succeed."""
         self._retries.segment_failed(lane, operation, failure)
 
     def delivered(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None:
-        """It succeeded after all."""
+        """Take the results of an operation that succeeded in spite of a failure."""
         self.succeeded(lane, operation, results, None)
 
     def capacity_freed(self, lane: Lane) -> None:
+        """Send operations that wait, if the lane has capacity."""
         if self._wait_queue.length and lane.node in self._nodes:
             self._mark(self._nodes[lane.node])
 
     def lane_broke(self, lane: Lane, reason: str, *, lost: bool) -> None:
+        """Stop using a lane whose connection ended; if it was ``lost``, the node becomes suspect."""
         self.tracker.counters.connections_lost += 1
         events = self.tracker.events
         if events.wanted:
@@ -376,27 +390,33 @@ class Dispatcher:
                 self._nodes[lane.node].suspect(reason)
 
     def terminate(self, lane: Lane) -> None:
+        """Have the lane's backend terminated."""
         if lane.node in self._nodes:
             self._nodes[lane.node].terminate(lane)
 
     def inspect(self, lane: Lane, report: Callable[[Doing], None]) -> None:
+        """Have the server asked what the lane's backend is doing."""
         if lane.node in self._nodes:
             self._nodes[lane.node].inspect(lane, report)
 
     def cancel_sent(self) -> None:
+        """Count a cancel request."""
         self.tracker.counters.cancels_sent += 1
 
-    # The nodes report
+    # Reports of the nodes
 
     @property
     def primary_wanted(self) -> bool:
+        """Whether writes wait and no node is known to take them."""
         return self._target["write"] is None and bool(self._shared["write"])
 
     def pump(self, node: ManagedNode) -> None:
+        """Send operations that wait, if the node has capacity."""
         if self._wait_queue.length:
             self._mark(node)
 
     def lanes_changed(self, node: ManagedNode) -> None:
+        """Choose nodes anew, and send operations that wait, after a lane opened, closed or failed to open."""
         self.reroute()
         for kind in ACCESS_MODES:
             if node.sets[kind].failing:
@@ -407,6 +427,7 @@ class Dispatcher:
         self._mark(node)
 
     def health_changed(self, node: ManagedNode, moved: Transition, reason: str) -> None:
+        """Emit events for a change of the node's state or role, and choose nodes anew."""
         now, events = self._clock(), self.tracker.events
         if moved.state_changed:
             events.emit(
@@ -424,11 +445,14 @@ class Dispatcher:
         self._mark(node)
 
     def _requeue(self, node: ManagedNode) -> None:
-        """What was put to this node by us may go to any again; what its caller pinned stays."""
+        """Queue again, for any node, the operations that wait for this node.
+
+        Operations that the caller pinned stay; legs of a race fail if the node is lost.
+        """
         for kind in ACCESS_MODES:
             for queue in node.waiting[kind].queues:
                 for operation in queue.drain():
-                    self._wait_queue.out(operation)
+                    self._wait_queue.removed(operation)
                     if operation.parent is None and not isinstance(operation.request.route, Pin):
                         operation.home = None
                     if operation.exactly_once:
@@ -440,14 +464,14 @@ class Dispatcher:
                         self._enqueue(operation, self.node_of(operation), operation.queued_at, front=False)
 
     def clock_changed(self, node: ManagedNode) -> None:
-        """Its clock and ours have come apart, or together again."""
+        """Emit an event because the node's clock started or stopped being skewed."""
         clock = node.server.clock
         self.tracker.events.emit(
             ClockSkewed(at=self._clock(), node=node.name, skew=clock.skew or 0.0, skewed=clock.skewed)
         )
 
     def reroute(self) -> None:
-        """Choose anew where `nearest` goes."""
+        """Choose anew the nodes for the route `nearest`."""
         for kind in ACCESS_MODES:
             views = [node.candidate(kind) for node in self._nodes.values() if not node.leaving]
             before = self._target[kind]
@@ -462,7 +486,11 @@ class Dispatcher:
         self._work()
 
     async def change(self) -> None:
-        """Wait until something about the nodes changed; `ClusterClosed` when that will not happen."""
+        """Wait until something about the nodes changed.
+
+        Raises:
+            ClusterClosed: The cluster is closed, so that nothing will change.
+        """
         if self.closed:
             raise ClusterClosed("the cluster is closed")
         event = anyio.Event()
@@ -478,34 +506,36 @@ class Dispatcher:
 
     @uninterrupted
     def give_up(self, operation: Operation[Any], why: GaveUp) -> None:
-        """The caller cancelled, or the deadline passed."""
+        """End an operation that its caller cancelled, or whose deadline passed."""
         self._cancellation.give_up(operation, why)
 
     def abandon_leg(self, operation: Operation[Any]) -> None:
-        """A leg that nobody waits for any more."""
+        """End a leg of a race that is over."""
         self._cancellation.abandon_leg(operation)
 
     def left(self, operation: Operation[Any]) -> None:
-        """Its caller was leaving when it was done."""
+        """Take note that the caller was cancelled just when the operation was done."""
         self.tracker.left(operation)
         if operation.doubt is not None:
             self._resolver.left(operation.doubt, operation.guarded_until)
 
     def in_doubt(self, operation: Operation[Any]) -> InDoubtOutcome:
+        """Return the object through which the outcome of a failing operation may still become known."""
         place = operation.place
         outstanding = operation.stage is Stage.SENT and place[1] in place[0].pipeline.slots
         return self._resolver.in_doubt(operation, outstanding=outstanding)
 
     def unretrieved(self, operation: Operation[Any], error: BaseException) -> None:
+        """Report a failure that was never retrieved; called from the operation's ``__del__``."""
         self.tracker.log_unretrieved(error)
         if get_ident() == self._thread:
             self.tracker.unretrieved(error)
         else:
-            # The garbage is collected by whichever thread is about to allocate.
+            # Any thread that allocates memory may run the garbage collector.
             self.loop.soon(partial(self.tracker.unretrieved, error))
 
     def fail_all(self) -> None:
-        """The nodes are gone: nothing runs any more that could answer what is left."""
+        """Fail all open operations, because the nodes have ended and no answer can arrive."""
         self._resolver.close()
         for operation in tuple(self.tracker.open):
             sent = operation.stage in (Stage.SENT, Stage.RESOLVING) and not operation.request.read
@@ -516,11 +546,11 @@ class Dispatcher:
         self._notify_changed()
 
     def forget(self, node: ManagedNode) -> None:
-        """The node was removed: what was pinned to it fails."""
+        """Place the operations anew that wait for a node that was removed; pinned ones fail."""
         self.reroute()
         for kind in ACCESS_MODES:
             for queue in node.waiting[kind].queues:
                 for operation in queue.drain():
-                    self._wait_queue.out(operation)
+                    self._wait_queue.removed(operation)
                     self._node_removed(operation)
         self._notify_changed()

@@ -1,4 +1,4 @@
-"""From what a connection saw of a failed segment to a decision, and to the error that its caller gets."""
+"""Classification of failed segments, and the errors that their callers get."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ _HANDED: dict[Handed, Literal["nothing", "part", "whole"]] = {
 
 
 class LegLost(psycopg.OperationalError):
-    """One leg of `fastest` ended without an answer; seen by its caller only when all did."""
+    """A leg of `fastest` ended without an answer; the caller sees this error only if all legs did."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What becomes of an operation after an attempt."""
+    """The next step of an operation after an attempt."""
 
     next_step: NextStep
     outcome: Outcome
     reason: str
-    """What ended the attempt, on one line."""
+    """The reason why the attempt ended, on one line."""
 
 
 def classify(operation: Operation[Any], failure: SegmentFailure, tuning: Tuning, *, budget: bool) -> Decision:
-    """Decide, and write the outcome into the operation's record."""
+    """Decide the next step after a failure, and write the outcome into the operation's record."""
     facts = failure.facts
     if _suspected(operation.attempts, failure):
         operation.attempts[-1].suspected = True
         operation.suspected_crashes += 1
     request, attempts = operation.request, operation.attempts
     keyed = request.keyed
-    outcome, then = decide(
+    outcome, next_step = decide(
         Case(
             facts,
             read=request.read,
@@ -75,30 +75,31 @@ def classify(operation: Operation[Any], failure: SegmentFailure, tuning: Tuning,
             budget=budget,
         )
     )
-    if then is NextStep.FAIL_SQL and failure.lost is not None and failure.ours:
-        then = NextStep.FAIL_LOST  # no administrator did it
+    if next_step is NextStep.FAIL_SQL and failure.lost is not None and failure.ours:
+        next_step = NextStep.FAIL_LOST  # pgha terminated the backend, not an administrator
     if attempts:
         attempts[-1].outcome = outcome
     if facts.unreplicated:
         reason = "committed, but the wait for its synchronous standby was broken off"
     else:
-        # libpq's own errors have no code, and some failures have no words.
+        # libpq's own errors have no code, and some failures have no message.
         state = facts.error.sqlstate if facts.error is not None else ""
         reason = failure.note or state or failure.lost or "no answer"
     if outcome is Outcome.IN_DOUBT:
         _record_doubt(operation, failure, reason)
     elif facts.at_ledger:
         _refused_by_ledger(operation, facts)
-    return Decision(then, outcome, reason)
+    return Decision(next_step, outcome, reason)
 
 
 def _suspected(attempts: Sequence[AttemptState], failure: SegmentFailure) -> bool:
-    """It may be what broke the connection; a shutdown is somebody else's doing, a hang-up ours.
+    """Return whether the operation may have caused the loss of the connection.
 
-    Nor does one crash count twice. Between the death of a backend and the end of all others the server goes
-    on (measured: for milliseconds), and what the dead one ran may be sent again to a neighbour. Only the try
-    after the one that was blamed is spared: where a parallel worker crashes, the one to blame hears the same
-    words.
+    Server shutdowns and connections closed by pgha do not count. Nor does one crash count twice: between the
+    death of a backend and the end of all others the server goes on (measured: for milliseconds), and the
+    operation of the dead backend may be sent again, to another backend of the same server. Only the attempt
+    right after the suspected one is excused: if a parallel worker crashes, the operation that caused the
+    crash gets the same message as all others.
     """
     if failure.lost is None or not failure.was_head or failure.not_suspected or not attempts:
         return False
@@ -131,7 +132,7 @@ def _record_doubt(operation: Operation[Any], failure: SegmentFailure, reason: st
 
 def _refused_by_ledger(operation: Operation[Any], facts: Facts) -> None:
     if facts.error is not None and facts.error.sqlstate == EXISTS:
-        # The row is where this one met it, whoever put it there.
+        # The row is in the lineage where this attempt met the row, whichever attempt inserted it.
         system = operation.attempts[-1].system
         operation.spread_over_lineages = operation.spread_over_lineages or operation.lineage not in (
             None,
@@ -145,7 +146,7 @@ def _refused_by_ledger(operation: Operation[Any], facts: Facts) -> None:
 def if_not_applied(
     operation: Operation[Any], failure: SegmentFailure, decision: Decision
 ) -> psycopg.Error | None:
-    """What its caller gets when the ledger says that it was not applied; None: the key is what was wrong."""
+    """Return the error to raise if the ledger says *not applied*; None if the key itself was refused."""
     facts, cause = failure.facts, server_error(operation, failure)
     error: psycopg.Error
     state = facts.error.sqlstate if facts.at_ledger and facts.error is not None else ""
@@ -157,7 +158,7 @@ def if_not_applied(
         error = cause
     else:
         error = psycopg.OperationalError(
-            f"{_where(operation)}: the connection was lost, the write certainly not applied:"
+            f"{_where(operation)}: the connection was lost, and the write certainly not applied:"
             f" {decision.reason}"
         )
     if error is not cause and cause is not None:
@@ -167,24 +168,24 @@ def if_not_applied(
 
 
 def final_outcome(operation: Operation[Any], last: Outcome) -> Outcome:
-    """An operation that was run again after doubt stays in doubt, unless it succeeded at last."""
+    """Return the outcome over all attempts: after doubt, an operation stays in doubt unless it succeeded."""
     doubted = operation.doubted and not operation.request.read
     return Outcome.IN_DOUBT if last is Outcome.NOT_APPLIED and doubted else last
 
 
 def error_for(operation: Operation[Any], failure: SegmentFailure, decision: Decision) -> psycopg.Error:
-    """The exception that the caller gets."""
+    """Return the exception that the caller gets."""
     cause = server_error(operation, failure)
     error: psycopg.Error
     outcome = final_outcome(operation, decision.outcome)
-    then = decision.next_step
-    if outcome is Outcome.IN_DOUBT and then is not NextStep.FAIL_SQL and not operation.request.read:
-        then = NextStep.FAIL_IN_DOUBT
-    match then:
+    next_step = decision.next_step
+    if outcome is Outcome.IN_DOUBT and next_step is not NextStep.FAIL_SQL and not operation.request.read:
+        next_step = NextStep.FAIL_IN_DOUBT
+    match next_step:
         case NextStep.FAIL_SQL if cause is not None:
             error = cause
         case NextStep.FAIL_LOST if cause is not None and failure.lost is None:
-            # The connection is well: it was the server that spoke of a broken one (a foreign server's).
+            # This connection is well: the server reported the loss of another one (to a foreign server).
             error = cause
         case NextStep.FAIL_LEDGER:
             error = ledger_error(operation, failure, cause)
@@ -205,7 +206,7 @@ def error_for(operation: Operation[Any], failure: SegmentFailure, decision: Deci
 
 
 def server_error(operation: Operation[Any], failure: SegmentFailure) -> psycopg.Error | None:
-    """The server's own error as psycopg's class, with a hint where pgha can give one."""
+    """Return the server's error as an instance of psycopg's class, with a hint if pgha has one."""
     result = failure.answer.error
     if result is None:
         return None
@@ -213,14 +214,14 @@ def server_error(operation: Operation[Any], failure: SegmentFailure) -> psycopg.
     if operation.request.read and error.sqlstate == READ_ONLY:
         error.add_note("fetch runs read-only; use execute, it returns rows too")
     if error.sqlstate == "42601" and b"multiple commands" in result.error_message:
-        error.add_note("one statement a string: use execute_batch for several in one transaction")
+        error.add_note("a string may hold one statement: use execute_batch for several in one transaction")
     return error
 
 
 def ledger_error(
     operation: Operation[Any], failure: SegmentFailure, cause: psycopg.Error | None
 ) -> LedgerError:
-    """Why its key is of no use, and what to do."""
+    """Return the error that says why the ledger cannot be used, and what to do."""
     node = _where(operation)
     state = failure.facts.error.sqlstate if failure.facts.error is not None else ""
     if failure.note:
@@ -233,43 +234,47 @@ def ledger_error(
                 f"the role may not use the ledger ({_first_line(cause)}): `pgha ledger install --grant ROLE`"
             )
         case "23502":
-            what = "its clock moves: it refused the write as too late although it was in time"
+            what = "its clock moves: the server refused the write as too late although the write was in time"
         case _:
             what = f"the ledger has another layout ({_first_line(cause)}): see `pgha ledger status`"
     return LedgerError(f"{node}: {what}")
 
 
 def _first_line(error: psycopg.Error | None) -> str:
-    return str(error).split("\n")[0] if error is not None else "no words"
+    return str(error).split("\n")[0] if error is not None else "no message"
 
 
 def timed_out(operation: Operation[Any]) -> OperationTimeout:
+    """Return the error of an operation that was not applied before its deadline."""
     return OperationTimeout(f"no answer within {operation.request.timeout:g} s, and certainly not applied")
 
 
 def given_up(operation: Operation[Any]) -> Error:
-    """For an operation that its caller gave up on while no node had it."""
+    """Return the error of an operation that its caller gave up on while no node was running it."""
     if operation.doubted and not operation.request.read:
-        return in_doubt(operation, "an earlier attempt ended without proof")
+        return in_doubt(operation, "an earlier attempt ended in doubt")
     return timed_out(operation) if operation.gave_up == "timeout" else cancelled()
 
 
 def cancelled() -> OperationCancelled:
+    """Return the error of an operation that was cancelled before it was applied."""
     return OperationCancelled("the operation was cancelled, and certainly not applied")
 
 
 def in_doubt(operation: Operation[Any], reason: str) -> CommitInDoubt:
+    """Return the error of an operation whose outcome is unknown, for ``reason``."""
     doubt = operation.doubt = operation.runner.in_doubt(operation)
     loop = operation.runner.loop
 
     async def resolve(timeout: float | None) -> _Outcome:
         if doubt.pending and not loop.here():
             raise ConfigError(
-                "resolve() asks in the loop of its cluster; from threads it is pgha.blocking.Cluster.resolve"
+                "resolve() must be called in the event loop of its cluster:"
+                " from other threads call pgha.blocking.Cluster.resolve"
             )
         return (await doubt.resolve(timeout)).value
 
-    advice = "resolve() can tell" if doubt.resolvable else "look before you run it again"
+    advice = "call resolve() to find out" if doubt.resolvable else "check the data before you run it again"
     return CommitInDoubt(
         f"{_where(operation)}: nothing proves whether the write was applied ({reason}); {advice}",
         idempotency_key=operation.key,
@@ -283,7 +288,7 @@ def in_doubt(operation: Operation[Any], reason: str) -> CommitInDoubt:
 def note(
     error: BaseException, operation: Operation[Any], outcome: Outcome, statement: int | None = None
 ) -> None:
-    """Fix what is known to the error, for `pgha.error_info`."""
+    """Attach the known facts to the error, for `pgha.error_info`."""
     attempts = operation.attempts
     node = attempts[-1].node if attempts else None
     if not operation.request.batch:

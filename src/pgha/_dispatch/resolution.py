@@ -1,23 +1,23 @@
-"""Asking the ledger what became of a write, for an operation that waits, or for who was told "in doubt".
+"""Questions to the ledger about the outcome of a write, for a waiting operation or after `CommitInDoubt`.
 
 ====== ========================================== ========================================================
-how    what is sent                               when
+how    statement                                  use
 ====== ========================================== ========================================================
-decide an insert of the key without a             an operation is about to fail in doubt, or has met its
-       fingerprint: where no row is, the write    key; `CommitInDoubt.resolve`
-       never is applied
-tell   the row is touched, if there is one        in place of it, once the row might have been pruned: no
-                                                  row proves nothing then
-look   as decide, and then ROLLBACK: nothing      a cancelled write. No row means that it is not applied
-       stays                                      once its guard's deadline is over, and nobody holds the
-                                                  table who was there before; the key is still good. A row
-                                                  is told by a decide
+decide inserts the key without a fingerprint; if  an operation is about to fail in doubt, or its key
+       there was no row, the write is never       exists already; `CommitInDoubt.resolve`
+       applied
+tell   updates the row, if there is one           instead of *decide*, once the row may have been pruned:
+                                                  then a missing row proves nothing
+look   as *decide*, then ROLLBACK: changes        a cancelled write. No row means *not applied* once the
+       nothing                                    guard's deadline is over and no transaction from before
+                                                  the deadline holds a lock on the table; the key stays
+                                                  usable. If there is a row, a *decide* follows
 ====== ========================================== ========================================================
 
-All wait on the ledger's index for an attempt that is still in flight: a SELECT would not see it. Those that
-commit wait for a synchronous standby, and prove that the row has reached it. What asks is an operation of
-pgha's own, which goes to the lineage that the write was sent to, and is asked again, by another, until a
-limit. It never runs the user's statements.
+Each statement waits on the ledger's index for an attempt that is still in flight; a SELECT would not see that
+attempt. A statement that commits also waits for a synchronous standby, and so proves that the row has reached
+the standby. Each question is an operation of pgha's own, which is sent to the lineage of the write. Questions
+are repeated until a time limit. They never run the user's statements.
 """
 
 from __future__ import annotations
@@ -46,48 +46,54 @@ from pgha._wire.link import NO_EXTRAS, Extras
 
 _UNDONE = Extras(framed=True, undone=True)
 _FIRST, _MOST = 0.02, 1.0
-"""Seconds between two questions, growing."""
+"""The shortest and the longest backoff between two questions, in seconds."""
 _PROMPT = 1.0
-"""Seconds for the answer to a caller who has given up."""
-_PRUNED = "its key may have been pruned"
+"""Seconds for a question on behalf of a caller that has given up."""
+_PRUNED = "the key may have been pruned"
 _SURELY = LIFE - 60.0
-"""Seconds after an operation's start in which its row has not been pruned."""
+"""Seconds after an operation's start within which the operation's row has certainly not been pruned."""
 
 
 class ResolverCallbacks(Protocol):
-    """Who places the questions, and takes them back."""
+    """The dispatcher, which places and cancels the questions."""
 
-    def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None: ...
-    def give_up(self, operation: Operation[Any], why: GaveUp) -> None: ...
+    def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None:
+        """Send an operation, or put it into a queue."""
+        ...
+
+    def give_up(self, operation: Operation[Any], why: GaveUp) -> None:
+        """Cancel an operation."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
 class Resolution:
-    """One write that is asked about, by one question after another. Times are of `time.monotonic`."""
+    """The questions about one write, sent one after another. Times are `time.monotonic` seconds."""
 
     keyed: Keyed
     system: int
     started_at: float
-    """When its operation was."""
-    wanted: Callable[[], bool]
-    told: Callable[[RowMeaning | None, str, str], None]
-    """What the ledger says (None: nothing until the limit), by which node, and the last failure."""
+    """The time at which the write's operation started."""
+    still_wanted: Callable[[], bool]
+    """Whether the answer is still of use to a caller."""
+    on_end: Callable[[RowMeaning | None, str, str], None]
+    """Takes the answer (None if none came until the limit), the node that answered, and the last failure."""
     limit: float | None
-    """When to stop asking."""
+    """The time at which to stop asking; None without a limit."""
     look: bool = False
     guard: float = 0.0
-    """To look: its guard's deadline, by the servers' clocks."""
+    """The deadline of the write's guard, by the servers' clocks; needed for a *look*."""
     question: Operation[Any] | None = None
     attempts: int = 0
     over: bool = False
 
     def may_be_pruned(self, now: float) -> bool:
-        """Its row may have been pruned."""
+        """Return whether the write's row may have been pruned."""
         return now - self.started_at > _SURELY
 
 
 class Resolver:
-    """See the head of this file."""
+    """Asks the ledger for the outcomes of writes; see the head of this file."""
 
     def __init__(
         self, runner: OperationCallbacks, callbacks: ResolverCallbacks, tracker: Tracker, times: Timers,
@@ -99,18 +105,21 @@ class Resolver:
         self._times = times
         self._clock = clock
         self._patience = patience
-        """Seconds for an operation without a deadline."""
+        """Seconds to ask for an operation without a deadline."""
         self._running: dict[object, Resolution] = {}
-        """By the operation or the doubt that it is for."""
+        """The running resolutions, by the operation or the `InDoubtOutcome` that they are for."""
         self._open: WeakSet[InDoubtOutcome] = WeakSet()
-        """Not known, and somebody holds the error: who waits is told when the cluster is left."""
+        """The unknown outcomes whose errors still exist; tasks that wait for them are woken by `close`."""
         self._closed = False
 
     # For an operation that waits
 
     def begin(self, operation: Operation[Any], failure: psycopg.Error | None) -> None:
-        """Have the ledger decide; ``failure``: its error where it was not applied, None where its own key
-        was in the way."""
+        """Have the ledger decide the outcome of ``operation``.
+
+        ``failure`` is the error to raise if the write was not applied; None if the operation's own key was
+        refused because it exists.
+        """
         keyed, system, now = operation.request.keyed, operation.lineage, self._clock()
         assert keyed is not None and system is not None
         operation.stage = Stage.RESOLVING
@@ -119,12 +128,12 @@ class Resolver:
         if operation.gave_up is not None:
             limit = now + min(self._patience, _PROMPT)
 
-        def told(found: RowMeaning | None, node: str, reason: str) -> None:
+        def on_end(found: RowMeaning | None, node: str, reason: str) -> None:
             self._running.pop(operation, None)
             if operation.stage is Stage.RESOLVING:
                 self._end(operation, found, node, reason, failure)
 
-        self._start(operation, Resolution(keyed, system, operation.started_at, lambda: True, told, limit))
+        self._start(operation, Resolution(keyed, system, operation.started_at, lambda: True, on_end, limit))
 
     def _end(
         self, operation: Operation[Any], found: RowMeaning | None, node: str, reason: str,
@@ -140,7 +149,7 @@ class Resolver:
             lost = Result.lost(node, len(operation.attempts), now - operation.started_at)
             tracker.succeed(operation, [lost] * len(request.statements) if request.batch else lost)
         elif operation.spread_over_lineages:
-            reason = "a server of another lineage may have applied it"
+            reason = "a server of another lineage may have applied the write"
             tracker.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
         else:
             operation.doubted = False
@@ -150,15 +159,17 @@ class Resolver:
             tracker.fail(operation, failure, Outcome.NOT_APPLIED, noted=True)
 
     def drop(self, operation: Operation[Any]) -> None:
-        """It does not wait any more."""
+        """Stop asking for an operation that does not wait any more."""
         if (resolution := self._running.pop(operation, None)) is not None:
             self._stop(resolution)
 
-    # For a caller who was told "in doubt"
+    # After CommitInDoubt
 
     def in_doubt(self, operation: Operation[Any], *, outstanding: bool) -> InDoubtOutcome:
-        """What may still be learned of an operation that is about to fail; ``outstanding``: its lane may yet
-        bring an answer."""
+        """Return the object through which the outcome of a failing operation may still become known.
+
+        ``outstanding`` says that the operation's lane may still bring an answer.
+        """
         attempts = operation.attempts
         keyed = operation.request.keyed if operation.key is not None else None
         system = operation.lineage
@@ -171,8 +182,8 @@ class Resolver:
             len(attempts),
             operation.started_at,
             operation.guard,
-            self._asked,
-            self._told,
+            self._on_asked,
+            self._on_resolved,
         )
         if self._closed or not operation.counted or not (doubt.resolvable or outstanding):
             doubt.hopeless = True
@@ -183,11 +194,14 @@ class Resolver:
         return doubt
 
     def left(self, doubt: InDoubtOutcome, at: float) -> None:
-        """Nobody waits for it: what became of it is an event, once no attempt can begin any more."""
+        """Look for the outcome at the time ``at``, after which no attempt can begin, and emit it as an event.
+
+        Called for a write whose caller does not wait any more.
+        """
         if doubt.resolvable and doubt.outcome is None and doubt.timer is None and not self._closed:
             doubt.timer = self._times.at(at, lambda: self._look_later(doubt))
 
-    def _asked(self, doubt: InDoubtOutcome) -> None:
+    def _on_asked(self, doubt: InDoubtOutcome) -> None:
         if not doubt.resolvable or self._closed:
             return
         running = self._running.get(doubt)
@@ -195,19 +209,20 @@ class Resolver:
             return
         if running is not None:
             self._stop(running)
-        self._follow(doubt, look=False, limit=None, wanted=lambda: doubt.asked > 0)
+        self._resolve(doubt, look=False, limit=None, still_wanted=lambda: doubt.asked > 0)
 
     def _look_later(self, doubt: InDoubtOutcome) -> None:
         if doubt.outcome is None and not self._closed and doubt not in self._running:
-            self._follow(doubt, look=True, limit=self._clock() + self._patience, wanted=lambda: True)
+            limit = self._clock() + self._patience
+            self._resolve(doubt, look=True, limit=limit, still_wanted=lambda: True)
 
-    def _follow(
-        self, doubt: InDoubtOutcome, *, look: bool, limit: float | None, wanted: Callable[[], bool]
+    def _resolve(
+        self, doubt: InDoubtOutcome, *, look: bool, limit: float | None, still_wanted: Callable[[], bool]
     ) -> None:
         keyed, system = doubt.keyed, doubt.system
         assert keyed is not None and system is not None
 
-        def told(found: RowMeaning | None, node: str, reason: str) -> None:
+        def on_end(found: RowMeaning | None, node: str, reason: str) -> None:
             self._running.pop(doubt, None)
             if found is not None:
                 doubt.resolved(Outcome.APPLIED if found is RowMeaning.APPLIED else Outcome.NOT_APPLIED)
@@ -215,10 +230,11 @@ class Resolver:
                 doubt.give_up()
 
         self._start(
-            doubt, Resolution(keyed, system, doubt.started_at, wanted, told, limit, look, doubt.guard)
+            doubt,
+            Resolution(keyed, system, doubt.started_at, still_wanted, on_end, limit, look, doubt.guard),
         )
 
-    def _told(self, doubt: InDoubtOutcome) -> None:
+    def _on_resolved(self, doubt: InDoubtOutcome) -> None:
         self._open.discard(doubt)
         if doubt.timer is not None:
             self._times.cancel(doubt.timer)
@@ -250,30 +266,30 @@ class Resolver:
         resolution.question = None
         node = question.attempts[-1].node if question.attempts else ""
         failure = question.failure
-        reason = "" if failure is None else f"the ledger did not tell: {' '.join(str(failure).split())}"
+        reason = "" if failure is None else f"the ledger did not answer: {' '.join(str(failure).split())}"
         if failure is None and self._understood(resolution, node, question.value or []):
             return
         now = self._clock()
         wait = delay(resolution.attempts - 1, random.random(), _FIRST, _MOST)
         if (
             self._closed
-            or not resolution.wanted()
+            or not resolution.still_wanted()
             or (resolution.limit is not None and now + wait >= resolution.limit)
         ):
-            self._end_with(resolution, None, node, reason or "the ledger cannot tell yet")
+            self._end_with(resolution, None, node, reason or "the ledger has no answer yet")
             return
         self._times.at(now + wait, lambda: self._ask_again(resolution))
 
     def _understood(self, resolution: Resolution, node: str, values: Sequence[bytes | None]) -> bool:
-        """Whether the answer ends it, or the next question is on its way."""
+        """Handle an answer; return whether the resolution ended or the next question was sent."""
         if values and values[0] is None and resolution.may_be_pruned(self._clock()):
             self._end_with(resolution, None, node, _PRUNED)
             return True
         if not values or values[0] is None:
-            return False  # somebody's trigger
+            return False  # a trigger on the table suppressed the row
         found = row_meaning(bytes.fromhex(values[0].decode("ascii")), resolution.keyed.fingerprint)
         if resolution.look and found is RowMeaning.APPLIED:
-            # What was rolled back has waited for no standby.
+            # The question was rolled back and so waited for no standby: ask again with a commit.
             resolution.look = False
             self._ask(resolution)
             return True
@@ -284,7 +300,7 @@ class Resolver:
 
     def _end_with(self, resolution: Resolution, found: RowMeaning | None, node: str, reason: str) -> None:
         resolution.over = True
-        resolution.told(found, node, reason)
+        resolution.on_end(found, node, reason)
 
     def _ask_again(self, resolution: Resolution) -> None:
         if not resolution.over and not self._closed:
@@ -296,7 +312,7 @@ class Resolver:
             self._callbacks.give_up(resolution.question, "cancelled")
 
     def close(self) -> None:
-        """The cluster is left: nobody will be told any more."""
+        """Stop all questions, because the cluster closes; open outcomes stay unknown."""
         self._closed = True
         running, self._running = self._running, {}
         for resolution in running.values():
@@ -329,7 +345,8 @@ def _reused(operation: Operation[Any], found: RowMeaning, node: str) -> Idempote
     key = None if keyed is None else keyed.key
     if found is RowMeaning.OTHER_BODY:
         return IdempotencyKeyReused(
-            f"{node}: key {key} was used for other statements or parameters: each needs a key of its own"
+            f"{node}: key {key} was used for other statements or parameters:"
+            " each write needs a key of its own"
         )
     return IdempotencyKeyReused(
         f"{node}: key {key} was resolved as not applied, and is used up: give the write another key"

@@ -1,6 +1,6 @@
-"""What is done with an operation when an attempt did not simply succeed: run again, resolved, or failed.
+"""The next step after an attempt that did not simply succeed: run again, resolve, or fail.
 
-What each failure proves, and what follows, is decided by `_core.outcome`; here it is carried out.
+`pgha._core.outcome` decides what a failure proves and which step is next; this module performs that step.
 """
 
 from __future__ import annotations
@@ -27,14 +27,19 @@ from pgha._wire import PGresult
 
 
 class RetryCallbacks(Protocol):
-    """Who places what is to run again, and takes what succeeded after all."""
+    """The dispatcher, which places operations and delivers results."""
 
-    def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None: ...
-    def delivered(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None: ...
+    def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None:
+        """Send an operation, or put it into a queue."""
+        ...
+
+    def delivered(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None:
+        """Take the results of an operation that succeeded in spite of a failure."""
+        ...
 
 
 class Retries:
-    """See the head of this file."""
+    """Performs the next step of operations whose attempt failed."""
 
     def __init__(
         self, callbacks: RetryCallbacks, nodes: Mapping[str, ManagedNode], tracker: Tracker, races: Races,
@@ -51,7 +56,7 @@ class Retries:
         self._tuning = tuning
 
     def segment_failed(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
-        """An attempt ended on ``lane``."""
+        """Perform the next step after an attempt on ``lane`` that did not simply succeed."""
         if operation.request.raw:
             self._question_failed(lane, operation, failure)
             return
@@ -62,12 +67,12 @@ class Retries:
                 self._callbacks.delivered(lane, operation, failure.answer.results)
             case NextStep.AGAIN_ELSEWHERE:
                 if failure.lost is None and decision.reason in ELSEWHERE and node is not None:
-                    # It takes no writes any more, or nothing at all: no more of them until it was asked.
+                    # The node takes no writes any more, or nothing at all: send nothing until the next ping.
                     node.suspect(decision.reason)
                 self._again(operation, decision, away_from=lane.node if failure.lost is None else None)
             case NextStep.AGAIN_LATER:
                 if failure.facts.at_ledger and node is not None:
-                    # Its guard was too narrow: perhaps its clock was set.
+                    # The guard was too narrow: perhaps the server's clock was set.
                     node.request_ping()
                 self._again(operation, decision, pause=True)
             case NextStep.AGAIN_NOW:
@@ -89,7 +94,7 @@ class Retries:
                 )
 
     def _question_failed(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
-        """One to the ledger: where it failed, another is asked in its place."""
+        """End a question to the ledger; if it failed, the resolver asks again with another one."""
         answer = failure.answer
         if answer.results and (answer.commit_tag == "ROLLBACK" or outcome(failure.facts) is Outcome.APPLIED):
             self._callbacks.delivered(lane, operation, answer.results)
@@ -113,8 +118,8 @@ class Retries:
         self._tracker.retried(operation, decision)
         now = self._clock()
         if operation.parent is None and not isinstance(operation.request.route, Pin):
-            somewhere = away_from is None or operation.exactly_once
-            operation.home = None if somewhere else self._elsewhere(operation, away_from or "")
+            any_node = away_from is None or operation.exactly_once
+            operation.home = None if any_node else self._elsewhere(operation, away_from or "")
         if pause or (away_from is not None and operation.home in (None, away_from)):
             operation.stage = Stage.PAUSED
             operation.place = None

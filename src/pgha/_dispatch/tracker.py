@@ -1,4 +1,4 @@
-"""The book of operations: which are open, how each ended, and who is told."""
+"""The record of all operations: the open ones, the statistics, and the events about how operations ended."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("pgha")
 
 @dataclass(slots=True)
 class Counters:
-    """As documented in `Statistics`."""
+    """The counters that are documented in `Statistics`."""
 
     operations: int = 0
     succeeded: int = 0
@@ -41,22 +41,24 @@ class Counters:
 
 
 class Tracker:
-    """See the head of this file. The legs of a race are not operations of their own here."""
+    """Ends operations, and counts and reports how they ended. Legs of races do not count as operations."""
 
     def __init__(self, times: Timers, clock: Callable[[], float]) -> None:
         self.counters = Counters()
         self.events = EventHub()
         self.open: set[Operation[Any]] = set()
-        """Started and not done."""
+        """The operations that were started and are not done."""
         self._times = times
         self._clock = clock
         self._idle: anyio.Event | None = None
 
     def begin(self, operation: Operation[Any]) -> None:
+        """Record the start of an operation."""
         self.counters.operations += 1
         self.open.add(operation)
 
     def retried(self, operation: Operation[Any], decision: Decision) -> None:
+        """Record that an operation is run again."""
         self.counters.retried += 1
         if self.events.wanted:
             attempts = operation.attempts
@@ -68,7 +70,10 @@ class Tracker:
     def fail(
         self, operation: Operation[Any], error: BaseException, outcome: Outcome, *, noted: bool = False
     ) -> None:
-        """End with ``error``; ``noted``: what is known stands in it already."""
+        """End an operation with ``error``.
+
+        ``noted`` says that ``error`` already has the information for `pgha.error_info`.
+        """
         if not noted:
             note(error, operation, final_outcome(operation, outcome))
         if operation.counted:
@@ -82,6 +87,7 @@ class Tracker:
         operation.finish(None, error)
 
     def succeed(self, operation: Operation[Any], result: Any) -> None:
+        """End an operation with ``result``."""
         if operation.counted:
             self.counters.succeeded += 1
         self._close(operation)
@@ -90,18 +96,18 @@ class Tracker:
         operation.finish(result, None)
 
     def _emit_resolved_later(self, operation: Operation[Any], outcome: PublicOutcome) -> None:
-        """What became of a write that its caller left."""
+        """Emit the outcome of a write whose caller does not wait for it any more."""
         attempts, request = operation.attempts, operation.request
         if operation.counted and attempts and not request.read and self.events.wanted:
             self._emit_resolved(attempts[-1].node, outcome, len(attempts), operation.key)
 
     def left(self, operation: Operation[Any]) -> None:
-        """Its caller was leaving when it was done, and does not see how it ended."""
+        """Emit the outcome of an operation whose caller was cancelled just when the operation was done."""
         failure = operation.failure
         self._emit_resolved_later(operation, "applied" if failure is None else error_info(failure).outcome)
 
     def resolved(self, doubt: InDoubtOutcome) -> None:
-        """What became of a write that had ended in doubt."""
+        """Emit the outcome of a write that had ended in doubt."""
         if doubt.outcome is not None:
             key = None if doubt.keyed is None else doubt.keyed.key
             self._emit_resolved(doubt.node, doubt.outcome.value, doubt.attempts, key)
@@ -140,11 +146,11 @@ class Tracker:
             counters.timed_out += 1
 
     def log_unretrieved(self, error: BaseException) -> None:
-        """In any thread."""
+        """Log a failure that was not retrieved; may be called from any thread."""
         logger.error("an operation failed, and nobody awaited it: %s", error)
 
     def unretrieved(self, error: BaseException) -> None:
-        """Count and tell it, in the loop's thread."""
+        """Count a failure that was not retrieved, and emit its event; only for the loop's thread."""
         self.counters.unretrieved += 1
         self.events.emit(FailureUnretrieved(at=self._clock(), node=None, error=error))
 

@@ -1,6 +1,7 @@
-"""What waits: the queues that no node has yet, how long an operation may stay in one, and room for more.
+"""Operations that wait: the shared queues, the capacity for more, and the limit of the waiting time.
 
-An operation in line is in the shared queue of its kind, or in that of the node it has to go to (its home).
+A waiting operation is in the shared queue of its access mode, or in a queue of its home, the node to which
+the operation must be sent.
 """
 
 from __future__ import annotations
@@ -20,30 +21,30 @@ from pgha._types import Pin
 
 
 class WaitQueueCallbacks(Protocol):
-    """Who puts operations in line."""
+    """The dispatcher, which puts operations into the queues."""
 
     def node_of(self, operation: Operation[Any]) -> ManagedNode | None:
-        """Where it would be sent now."""
+        """Return the node to which the operation would be sent now."""
         ...
 
     def expired(self, operation: Operation[Any], message: str) -> None:
-        """It waited as long as it may for a node; it is out of line."""
+        """Fail an operation that has waited too long for a node, and is in no queue any more."""
         ...
 
 
 class WaitQueue:
-    """See the head of this file."""
+    """The queues of operations that are not sent yet; see the head of this file."""
 
     def __init__(
         self, options: Options, nodes: Mapping[str, ManagedNode], times: Timers, clock: Callable[[], float],
         owner: WaitQueueCallbacks,
     ) -> None:  # fmt: skip
         self.length = 0
-        """Operations in all queues, those of the nodes included."""
+        """The number of operations in all queues, those of the nodes included."""
         self.shared: dict[AccessMode, Waiting] = {kind: Waiting() for kind in ACCESS_MODES}
         self.waiting_for_lineage: set[Operation[Any]] = set()
-        """For a node that cannot take them, while no server of another lineage may have them."""
-        self._most = options.max_queued
+        """Operations whose node cannot take them, and which no server of another lineage may run."""
+        self._limit = options.max_queued
         self._failover_timeout = options.failover_timeout
         self._nodes = nodes
         self._times = times
@@ -51,20 +52,21 @@ class WaitQueue:
         self._owner = owner
         self._capacity_waiters: list[anyio.Event] = []
 
-    # Room
+    # Capacity
 
     @property
     def full(self) -> bool:
-        return self.length >= self._most
+        """Whether the queues hold as many operations as they may."""
+        return self.length >= self._limit
 
     async def wait_for_capacity(self) -> None:
-        """Wait until there may be room for one more."""
+        """Wait until there may be capacity for one more operation."""
         event = anyio.Event()
         self._capacity_waiters.append(event)
         await event.wait()
 
     def wake(self) -> None:
-        """Those who wait for room look again."""
+        """Wake all tasks that wait for capacity, so that they check again."""
         waiters, self._capacity_waiters = self._capacity_waiters, []
         for event in waiters:
             event.set()
@@ -72,7 +74,11 @@ class WaitQueue:
     # In and out
 
     def push(self, operation: Operation[Any], now: float, *, front: bool, served: bool) -> None:
-        """Put it in line; ``served``: its node takes it as soon as a lane has room."""
+        """Put an operation into its queue.
+
+        ``served`` says that its node takes the operation once a lane has capacity; if not, the waiting time
+        is limited.
+        """
         kind, home = operation.request.kind, operation.home
         waiting = self.shared[kind] if home is None else self._nodes[home].waiting[kind]
         queue = waiting.of(operation)
@@ -89,8 +95,8 @@ class WaitQueue:
                 self.waiting_for_lineage.add(operation)
             self.expire_later(operation)
 
-    def out(self, operation: Operation[Any]) -> None:
-        """It was taken from its queue."""
+    def removed(self, operation: Operation[Any]) -> None:
+        """Record that an operation was removed from its queue."""
         operation.place = None
         operation.stage = Stage.NEW
         self.length -= 1
@@ -103,20 +109,20 @@ class WaitQueue:
             operation.expiry = None
 
     def take(self, queue: Queue[Operation[Any]]) -> Operation[Any]:
-        """Take the oldest."""
+        """Remove and return the first operation of ``queue``."""
         operation = queue.take()
-        self.out(operation)
+        self.removed(operation)
         return operation
 
-    def leave(self, operation: Operation[Any]) -> None:
-        """Take it out, wherever it stands."""
+    def remove(self, operation: Operation[Any]) -> None:
+        """Remove an operation from its queue, at whatever position."""
         operation.place.remove(operation)
-        self.out(operation)
+        self.removed(operation)
 
-    # Until when
+    # Expiry
 
     def expire_later(self, operation: Operation[Any]) -> None:
-        """Nobody can take it now: it must not wait without a bound."""
+        """Limit the waiting time of an operation that no node can take now."""
         if operation.expiry is not None or operation.stage is not Stage.QUEUED:
             return
         if (
@@ -133,18 +139,19 @@ class WaitQueue:
         kind = operation.request.kind
         node = self._owner.node_of(operation)
         if node is not None and node.serves(kind):
-            # Served again meanwhile, only not this one yet: look again later.
+            # The node takes operations again, but has not come to this one yet: check again later.
             again = self._clock() + max(self._failover_timeout, 0.5)
             operation.expiry = self._times.at(again, lambda: self._expire(operation))
             return
-        what = f"node {operation.home}" if operation.home else "a node"
-        self.leave(operation)
-        self._owner.expired(
-            operation, f"no answer from {what} for {kind}s within {self._failover_timeout:g} s"
-        )
+        what = f"node {operation.home} was not" if operation.home else "no node was"
+        self.remove(operation)
+        self._owner.expired(operation, f"{what} usable for {kind}s within {self._failover_timeout:g} s")
 
     def expire_all_later(self, waiting: Waiting, since: float | None) -> None:
-        """All in ``waiting``; counted from ``since``, else from when each got in line."""
+        """Limit the waiting time of all operations in ``waiting``.
+
+        The time counts from ``since``, or if that is None, from when each operation was queued.
+        """
         for queue in waiting.queues:
             for operation in queue:
                 if since is not None:

@@ -59,6 +59,7 @@ class _HexDumper(BytesDumper):
     """
 
     def dump(self, obj: Any) -> bytes:
+        """Return ``obj`` in the hexadecimal text form of bytea."""
         return b"\\x" + bytes(obj).hex().encode()
 
 

@@ -188,6 +188,7 @@ class _Serving:
         self.end: asyncio.Future[None] = loop.create_future()
 
     def ready(self) -> None:
+        """Handle that the descriptor is readable."""
         if self.end.done():
             return
         try:
