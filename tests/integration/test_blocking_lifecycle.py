@@ -300,7 +300,7 @@ def test_a_subscription_that_nobody_got(
             with pytest.raises(KeyboardInterrupt), cluster.events():
                 pass
         cluster.fetch_value("SELECT 1")
-        soon(lambda: not cluster._cluster._dispatcher.tracker.events.wanted)
+        soon(lambda: not cluster._cluster._dispatcher.tracker.events.has_subscribers)
 
 
 def test_a_subscription_that_was_not_ended(
@@ -318,7 +318,7 @@ def test_a_subscription_that_was_not_ended(
         monkeypatch.setattr(cluster._host, "cancel", interrupted)
         with pytest.raises(KeyboardInterrupt), cluster.events():
             pass
-        soon(lambda: not cluster._cluster._dispatcher.tracker.events.wanted)
+        soon(lambda: not cluster._cluster._dispatcher.tracker.events.has_subscribers)
 
 
 # Interrupts

@@ -381,7 +381,7 @@ class Dispatcher:
         """Stop using a lane whose connection ended; if it was ``lost``, the node becomes suspect."""
         self.tracker.counters.connections_lost += 1
         events = self.tracker.events
-        if events.wanted:
+        if events.has_subscribers:
             count = lane.in_flight
             events.emit(ConnectionLost(at=self._clock(), node=lane.node, reason=reason, in_flight=count))
         if lane.node in self._nodes:

@@ -20,7 +20,7 @@ class EventHub:
         self.dropped = 0
 
     @property
-    def wanted(self) -> bool:
+    def has_subscribers(self) -> bool:
         """Whether there is a subscriber; without one, events need not be made."""
         return bool(self._streams)
 

@@ -60,7 +60,7 @@ class Tracker:
     def retried(self, operation: Operation[Any], decision: Decision) -> None:
         """Record that an operation is run again."""
         self.counters.retried += 1
-        if self.events.wanted:
+        if self.events.has_subscribers:
             attempts = operation.attempts
             node = attempts[-1].node if attempts else None
             self.events.emit(
@@ -98,7 +98,7 @@ class Tracker:
     def _emit_resolved_later(self, operation: Operation[Any], outcome: PublicOutcome) -> None:
         """Emit the outcome of a write whose caller does not wait for it any more."""
         attempts, request = operation.attempts, operation.request
-        if operation.counted and attempts and not request.read and self.events.wanted:
+        if operation.counted and attempts and not request.read and self.events.has_subscribers:
             self._emit_resolved(attempts[-1].node, outcome, len(attempts), operation.key)
 
     def left(self, operation: Operation[Any]) -> None:

@@ -71,7 +71,7 @@ class WaitQueue:
         for event in waiters:
             event.set()
 
-    # In and out
+    # Adding and removing
 
     def push(self, operation: Operation[Any], now: float, *, front: bool, served: bool) -> None:
         """Put an operation into its queue.

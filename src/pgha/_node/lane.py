@@ -398,8 +398,8 @@ class Lane:
         """
         if self.broken is not None:
             return
-        if words := self.link.closing_notice():
-            reason = f"{words}; {reason}"
+        if notice := self.link.closing_notice():
+            reason = f"{notice}; {reason}"
         self.broken = reason
         slots = list(self.pipeline.slots)
         self.pipeline.slots.clear()

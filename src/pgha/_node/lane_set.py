@@ -131,7 +131,7 @@ class LaneSet:
         """The number of segments in flight on all lanes."""
         return sum(lane.in_flight for lane in self.lanes)
 
-    # How many
+    # The number of lanes
 
     @property
     def complete(self) -> bool:
@@ -168,7 +168,7 @@ class LaneSet:
         """Release the reserved lane, because no operation waits for a quiet lane any more."""
         self._reserved = None
 
-    # Coming and going
+    # Opening and closing
 
     def attach(self, tasks: TaskGroup | None) -> None:
         """Set the task group in which the lanes run; None once that task group has ended."""
