@@ -222,8 +222,8 @@ class NextStep(enum.Enum):
 
 FAILS = frozenset({NextStep.FAIL_SQL, NextStep.FAIL_LOST, NextStep.FAIL_IN_DOUBT, NextStep.FAIL_LEDGER})
 ELSEWHERE = frozenset({"25006", "57P03", "57P01", "57P05"})
-"""Errors that prove *not applied* and may not occur on another node: read-only, starting up, shut down, idle
-session timeout."""
+"""Errors after which the operation is not applied, and may succeed on another node: read-only, starting up,
+shut down, idle session timeout."""
 LATER = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the same operation may succeed when run again."""
 STALE_PLAN = frozenset({"0A000", "26000"})

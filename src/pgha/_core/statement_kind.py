@@ -154,7 +154,7 @@ _TABLE: Final[tuple[_Row, ...]] = (
     *_each_refused(_NOTIFICATIONS, "LISTEN", "UNLISTEN"),
     (r"DECLARE (?:(?!FOR )\S+ )+CURSOR WITH HOLD\b", _refused("DECLARE WITH HOLD", _HOLD)),
     *_each(_framed, "DECLARE", "LOCK"),
-    # Another protocol.
+    # COPY uses another protocol.
     *_each_refused(_COPY, "COPY"),
     # The session's own schema. EXPLAIN ANALYZE runs, and so creates, what it explains.
     (rf"CREATE {_TEMP}TABLE\b{_DROPPED}", _plain("CREATE TEMPORARY TABLE")),

@@ -95,7 +95,7 @@ class Races:
                 self._tracker.fail(operation, leg.failure, Outcome.NOT_APPLIED, noted=True)
                 return
         operation.legs = None
-        # A race counts as one attempt: if all nodes were cut off at once, no leg was the cause.
+        # One race counts once: if all nodes were cut off at the same moment, no leg was the cause.
         operation.suspected_crashes = max(leg.suspected_crashes for leg in legs)
         if len(operation.attempts) >= self._most:
             self._tracker.fail(operation, legs[-1].failure or LegLost("lost"), Outcome.NOT_APPLIED)

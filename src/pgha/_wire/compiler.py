@@ -127,7 +127,7 @@ class Compiler:
         compiled.convert(query, params)
         text = compiled.query
         if b"\0" in text:
-            # libpq takes a C string: it would silently run the part before the NUL.
+            # libpq takes a C string, and would silently send only the part before the NUL.
             raise psycopg.DataError("a query cannot contain a NUL character")
         values = compiled.params
         _check_values(values or (), len(text))
