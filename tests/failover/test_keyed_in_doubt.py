@@ -295,7 +295,7 @@ async def test_resolve_in_another_loop_is_refused(version: int) -> None:
         with pytest.raises(pgha.CommitInDoubt) as caught, within():
             await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key(), timeout=0.2)
         for backend in ("asyncio", "trio"):
-            with pytest.raises(pgha.ConfigError, match="in the loop of its cluster"):
+            with pytest.raises(pgha.ConfigError, match="in the event loop of its cluster"):
                 await anyio.to_thread.run_sync(partial(anyio.run, caught.value.resolve, backend=backend))
         await node.thaw_backend(pid)
         with within():
