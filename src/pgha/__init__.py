@@ -1,4 +1,7 @@
-"""High-availability PostgreSQL client for trio and asyncio: pipelined, and failing over by itself."""
+"""High-availability PostgreSQL client for trio and asyncio, with pipelining and automatic failover.
+
+Begin with `open_cluster`.
+"""
 
 from pgha._cluster.cluster import Cluster as Cluster
 from pgha._cluster.group import Group as Group
@@ -99,6 +102,6 @@ __all__ = [
 ]
 
 for _name in __all__:
-    # Errors and reprs name the public place, not the private module.
+    # Errors and reprs then show the public name, `pgha.X`, not the private module.
     globals()[_name].__module__ = "pgha"
 del _name

@@ -1,7 +1,7 @@
-"""What pgha raises, and what can be asked of any error that an operation raised.
+"""Exceptions that pgha raises, and `error_info`, which returns the facts known about any failed operation.
 
-SQL errors stay psycopg's own classes (``psycopg.errors.UniqueViolation`` and so on); the classes here
-say what pgha itself decided. All of them are `psycopg.Error`, so that one ``except`` covers both.
+SQL errors stay psycopg's own classes (``psycopg.errors.UniqueViolation`` and so on). The classes here report
+decisions of pgha itself. All of them are subclasses of `psycopg.Error`, so that one ``except`` catches both.
 """
 
 from __future__ import annotations
@@ -19,53 +19,80 @@ from pgha._types import Evidence, Outcome, Record
 @final
 @dataclass(frozen=True, slots=True)
 class ErrorInfo:
-    """What is known of the operation behind an error; see `error_info`."""
+    """Facts known about the operation behind an error; see `error_info`.
+
+    Example::
+
+        try:
+            await cluster.execute("UPDATE item SET price = 9 WHERE id = 1")
+        except psycopg.Error as error:
+            info = pgha.error_info(error)
+            print(info.node, info.attempts, info.outcome)
+    """
 
     node: str | None
-    """Name of the node that answered last, or None when nothing was ever sent."""
+    """Name of the node that the last attempt was sent to; None if the operation was never sent."""
     statement: int | None
-    """Index of the statement in its batch that failed, or None when no statement did."""
+    """Index of the failed statement in its batch, counted from 0; None if no statement failed."""
     attempts: int
-    """How many times the operation was handed to a node."""
+    """Number of attempts: how many times the operation was handed to a node."""
     outcome: Outcome
-    """Whether the operation took effect, as far as the evidence goes."""
+    """Whether the operation took effect, as far as the evidence shows."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """One node's line in `NoNodeAvailable`."""
+    """One node's entry in `NoNodeAvailable`.
+
+    Example::
+
+        try:
+            await cluster.fetch("SELECT 1", timeout=5)
+        except pgha.NoNodeAvailable as error:
+            for report in error.nodes:
+                print(report.name, report.state, report.state_for, report.reason)
+    """
 
     name: str
+    """The node's name."""
     state: str
     """``connecting``, ``up``, ``suspect``, ``down`` or ``rejected``, as in `NodeStatus`."""
     state_for: float
     """Seconds since the node entered that state."""
     reason: str
-    """The last failure in the words of the server or of libpq; never holds a password."""
+    """The last failure in the words of the server or of libpq; never contains a password."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.state} for {self.state_for:.1f} s ({self.reason or 'no failure seen'})"
 
 
 class Error(psycopg.Error):
-    """The root of pgha's own errors."""
+    """Base class of pgha's own errors."""
 
 
 @final
 class ConfigError(Error, ValueError):
-    """An argument that cannot be used; the message says which, why, and what to do."""
+    """Raised for an argument that cannot be used. The message names the argument, the reason and the remedy."""
 
 
 @final
 class ClusterClosed(Error):
-    """The cluster was left, or is being left, and takes no more operations."""
+    """Raised for operations on a cluster whose ``with`` block has ended, or is ending."""
 
 
 class NoNodeAvailable(Error):
-    """No node that the operation may use answered within the time allowed; nothing was applied.
+    """Raised if no suitable node became available within the time allowed. The operation was not applied.
 
-    `nodes` lists every node of the cluster, since when it is down, and why.
+    The attribute `nodes` lists every node of the cluster with its state, since when, and why.
+
+    Example::
+
+        try:
+            await cluster.execute("UPDATE item SET price = 9 WHERE id = 1")
+        except pgha.NoNodeAvailable as error:
+            for report in error.nodes:
+                print(report.name, report.state, report.reason)
     """
 
     def __init__(self, message: str, nodes: Sequence[NodeReport] = ()) -> None:

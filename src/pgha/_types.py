@@ -1,4 +1,4 @@
-"""Frozen facts and the words of the public face: nodes, routes, states, events, statistics."""
+"""Frozen data types of the public API: routes, node states, events, statistics and records."""
 
 from __future__ import annotations
 
@@ -8,33 +8,50 @@ from typing import Any, Literal, final
 from uuid import UUID
 
 Role = Literal["primary", "standby", "unknown"]
-"""``primary`` takes writes, ``standby`` does not (in recovery, or read-only by default)."""
+"""A node's role: ``primary`` accepts writes; ``standby`` does not (it is in recovery, or read-only by
+default)."""
 
 State = Literal["connecting", "up", "suspect", "down", "rejected"]
-"""A node's state; the table of transitions stands in ``pgha._core.health``."""
+"""A node's state. The transitions are listed in ``pgha._core.health``."""
 
 Outcome = Literal["applied", "not applied", "in doubt"]
-"""Whether an operation, or one try of it, took effect, as far as the evidence goes."""
+"""Whether an operation, or one attempt of it, took effect, as far as the evidence shows."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Nearest:
-    """Route to the node that answers fastest, and stay there while it is healthy."""
+    """Route to the node with the lowest latency; the choice is kept while that node is healthy.
+
+    Example::
+
+        rows = await cluster.fetch("SELECT id, name FROM item", route=pgha.Nearest())
+    """
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Route to one node by its name, and wait for it when it is away."""
+    """Route to one node by its name; the operation waits for that node while it is unavailable.
+
+    Example::
+
+        rows = await cluster.fetch("SELECT pg_is_in_recovery()", route=pgha.Pin("db1:5432"))
+    """
 
     name: str
+    """The node's name, a key of `Cluster.nodes`."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Fastest:
-    """Ask every node at once and take the first good answer; reads only."""
+    """Route to every node at once; the first good answer wins. For reads only.
+
+    Example::
+
+        rows = await cluster.fetch("SELECT id, name FROM item", route=pgha.Fastest())
+    """
 
 
 ReadRoute = Nearest | Pin | Fastest
@@ -45,144 +62,216 @@ _FASTEST = Fastest()
 
 
 def nearest() -> Nearest:
-    """The node that answers fastest; the default of reads and of writes."""
+    """Return the route to the node with the lowest latency: the default for reads and writes.
+
+    Returns:
+        The route. Another node takes over only when the present one fails, or when the other answers in half
+        the time and at least 2 ms sooner.
+    """
     return _NEAREST
 
 
 def pin(name: str) -> Pin:
-    """The node called ``name``, and no other: the operation waits for it until its deadline."""
+    """Return the route to the node called ``name``, and to no other node.
+
+    Args:
+        name: The node's name, a key of `Cluster.nodes`. An unknown name raises `ConfigError` when the route
+            is used.
+
+    Returns:
+        The route. While that node is unavailable the operation waits, at most ``failover_timeout`` seconds.
+    """
     return Pin(name)
 
 
 def fastest() -> Fastest:
-    """Every node at once: the first good answer wins, an error only when all fail. Reads only."""
+    """Return the route to every node at once, for reads only.
+
+    Returns:
+        The route. The first good answer wins; the operation fails only when every node has failed.
+    """
     return _FASTEST
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class SendInfo:
-    """What an ``on_send`` callback is told, each time its operation is about to be handed to a node.
+    """The argument of an ``on_send`` callback, called each time the operation is about to be sent.
 
-    Where the connection turns out to have ended, or to be taken, it is told again, of the same ``attempt``.
+    If the chosen connection turns out to be lost or full, the callback is called again with the same
+    ``attempt``.
+
+    Example::
+
+        def on_send(info: pgha.SendInfo) -> None:
+            print(f"attempt {info.attempt} on {info.node}")
+
+        await cluster.execute("UPDATE item SET price = 9 WHERE id = 1", on_send=on_send)
     """
 
     node: str
+    """Name of the node."""
     attempt: int
-    """1 for the first time, 2 when it is run again, and so on."""
+    """1 for the first attempt, 2 for the first retry, and so on."""
     statements: Sequence[tuple[bytes, Sequence[Any] | None]]
-    """SQL and parameters (``$1`` placeholders, dumped values) as given to libpq, but for pgha's own."""
+    """SQL and parameters (``$1`` placeholders, dumped values) as given to libpq, without the statements that
+    pgha adds."""
     idempotency_key: UUID | None = None
-    """Its key in the ledger; None without one."""
+    """The idempotency key sent with the operation; None if there is none."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One time that an operation was handed to a node. Times are `time.monotonic` seconds."""
+    """One attempt: the operation was handed to a node. Times are `time.monotonic` seconds.
+
+    Example::
+
+        operation = cluster.submit("SELECT 1", read=True)
+        await operation
+        for attempt in operation.record.attempts:
+            print(attempt.node, attempt.outcome)
+    """
 
     node: str
+    """Name of the node."""
     sent_at: float
-    """When it was handed to libpq."""
+    """Time at which the operation was handed to libpq."""
     head_at: float | None
-    """When it became the oldest on its connection: from then on the server worked on it, unless the node was
-    away. None: what was sent before it was not answered (yet)."""
+    """Time at which the operation became the oldest one on its connection: from then on the server worked on
+    it, unless the node was unavailable. None if earlier operations on that connection were not answered
+    (yet)."""
     answered_at: float | None
-    """When its answer was there. None: not yet, or nobody waited for it any more, or the connection ended
-    before."""
+    """Time at which the answer arrived. None if there is no answer yet, if the caller had stopped waiting, or
+    if the connection was lost first."""
     outcome: Outcome | None
-    """None: not known yet, or never looked at, since nobody waited for it any more (an operation that was
-    given up, the losers of `fastest`)."""
+    """None if the outcome is not known yet, or was never examined because no caller was waiting any more (a
+    cancelled operation, the losers of `fastest`)."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was seen of the attempt that ended without proof; see `pgha.CommitInDoubt`."""
+    """Observations about the attempt that ended without proof of its outcome; see `CommitInDoubt`.
+
+    Example::
+
+        try:
+            await cluster.execute("UPDATE item SET price = 9 WHERE id = 1")
+        except pgha.CommitInDoubt as error:
+            if error.evidence is not None:
+                print(error.evidence.reason, error.evidence.sent)
+    """
 
     reason: str
-    """What ended it, on one line: the server's or libpq's own words."""
+    """The cause that ended the attempt, on one line, in the server's or libpq's own words."""
     sent: Literal["nothing", "part", "whole"]
-    """How much of it libpq was given; a part never has what would commit it."""
+    """How much of the operation was given to libpq. A part never includes the message that commits it."""
     completed: int
-    """Statements that the server said were done, pgha's own included; that alone proves nothing."""
+    """Number of statements that the server reported as done, including those added by pgha. This alone proves
+    nothing: a completed statement may still be rolled back."""
     statements: int
-    """Statements that were sent, pgha's own included."""
+    """Number of statements that were sent, including those added by pgha."""
     sqlstate: str | None = None
-    """Of the error that answered it, if one did."""
+    """SQLSTATE of the error that answered the attempt; None if there was none."""
     severity: str | None = None
-    """ERROR, FATAL or PANIC; None without an error, or where it does not come from a PostgreSQL server."""
+    """``ERROR``, ``FATAL`` or ``PANIC``; None without an error, or if the error does not come from a
+    PostgreSQL server."""
     unreplicated: bool = False
-    """It was committed, and the wait for its synchronous standby was broken off."""
+    """Whether the write was committed, but the wait for its synchronous standby was interrupted."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What happened to an operation until now; see `Operation.record`. Times are `time.monotonic` seconds."""
+    """The history of an operation until now; see `Operation.record`. Times are `time.monotonic` seconds.
+
+    Example::
+
+        operation = cluster.submit("SELECT 1", read=True)
+        await operation
+        record = operation.record
+        print(len(record.attempts), "attempts since", record.started_at)
+    """
 
     started_at: float
-    """When the caller asked for it."""
+    """Time at which the caller started the operation."""
     queued_at: float
-    """When it last got in line, or the node that it waited for went away; as ``started_at`` if it never had
-    to wait."""
+    """Time at which the operation was last queued, or at which the node that it waited for became
+    unavailable. Equal to ``started_at`` if the operation never had to wait."""
     ended_at: float | None
-    """When its result or error was decided; None: not yet. Its caller runs a moment later."""
+    """Time at which the result or error was decided; None if the operation is still running. The caller
+    resumes a moment later."""
     attempts: tuple[Attempt, ...]
-    """In the order in which they were sent; the legs of `fastest` stand side by side, one a node. Empty:
-    nothing was ever sent."""
+    """The attempts in the order of sending. With `fastest` there is one per node, side by side. Empty if the
+    operation was never sent."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """One node as the cluster sees it at this moment."""
+    """One node's state, as the cluster sees it at this moment; see `Cluster.nodes`.
+
+    Example::
+
+        for name, status in cluster.nodes.items():
+            print(name, status.state, status.role, status.latency)
+    """
 
     name: str
+    """The node's name."""
     state: State
+    """``connecting``, ``up``, ``suspect``, ``down`` or ``rejected``."""
     role: Role
+    """``primary``, ``standby``, or ``unknown`` before the first connection."""
     state_for: float
     """Seconds since the node entered its state."""
     reason: str
-    """Why it is not up, in the words of the server or of libpq; empty when up."""
+    """Why the node is not up, in the words of the server or of libpq; empty when the node is up."""
     latency: float | None
-    """Smoothed round trip of the pings in seconds, or None before the first."""
+    """Smoothed round trip of the pings in seconds; None before the first ping."""
     server_version: int | None
-    """As libpq has it, 180000 for 18.0; None before the first connection."""
+    """Version number as libpq reports it, 180000 for 18.0; None before the first connection."""
     read_connections: int
-    """Open connections that carry reads."""
+    """Number of open connections for reads."""
     write_connections: int
-    """Open connections that carry writes."""
+    """Number of open connections for writes."""
     in_flight: int
-    """Operations sent to this node and not answered yet."""
+    """Number of operations sent to this node and not answered yet."""
     clock_skew: float | None = None
-    """The server's clock minus this machine's in seconds, good to half a round trip; None before the first
-    ping."""
+    """Server clock minus local clock in seconds, accurate to half a round trip; None before the first ping.
+    """
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Counters since the cluster was opened, and gauges of this moment."""
+    """Counters since the cluster was opened, and gauges of this moment; see `Cluster.statistics`.
+
+    Example::
+
+        statistics = cluster.statistics()
+        print(statistics.operations, statistics.retried, statistics.in_flight)
+    """
 
     operations: int
-    """Operations accepted (each leg of `fastest` is part of its one operation)."""
+    """Operations accepted (a `fastest` operation counts once)."""
     succeeded: int
-    """Operations that gave a result."""
+    """Operations that returned a result."""
     failed: int
-    """Operations that gave an error, those below included."""
+    """Operations that raised an error, including those counted separately below."""
     retried: int
-    """Times an operation was run again, on the same node or another."""
+    """Number of retries, on the same node or another."""
     replayed: int
-    """Writes that the ledger knew to be applied by an earlier attempt; see `Result.replayed`."""
+    """Writes that the ledger showed to be applied by an earlier attempt; see `Result.replayed`."""
     in_doubt: int
-    """Operations that ended as `CommitInDoubt`."""
+    """Operations that ended with `CommitInDoubt`."""
     cancelled: int
-    """Operations that were cancelled by their caller."""
+    """Operations cancelled by their caller."""
     timed_out: int
-    """Operations that ended as `OperationTimeout`."""
+    """Operations that ended with `OperationTimeout`."""
     unretrieved: int
-    """Failures of submitted operations that nobody ever looked at."""
+    """Submitted operations that failed, and whose error was never retrieved."""
     cancels_sent: int
     """Cancel requests sent to servers."""
     connections_lost: int
@@ -192,94 +281,116 @@ class Statistics:
     queued: int
     """Operations waiting now, not sent to any node."""
     in_flight: int
-    """Operations sent now and not answered yet."""
+    """Operations sent to a node and not answered yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """The root of what `Cluster.events` gives."""
+    """Base class of the events that `Cluster.events` delivers.
+
+    Example::
+
+        async with cluster.events() as events:
+            async for event in events:
+                if isinstance(event, pgha.NodeStateChanged):
+                    print(event.node, event.before, event.state, event.reason)
+    """
 
     at: float
-    """`time.monotonic` when it happened."""
+    """`time.monotonic` time of the event."""
     node: str | None
-    """The node that it is about, if it is about one."""
+    """Name of the node concerned; None if the event does not concern a node."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStateChanged(Event):
-    """A node entered another state."""
+    """Emitted when a node's state changes."""
 
     state: State
+    """The new state."""
     before: State
+    """The previous state."""
     reason: str
+    """Why the node is not up, in the words of the server or of libpq; empty when the node is up."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleChanged(Event):
-    """A node was promoted or demoted."""
+    """Emitted when a node is promoted or demoted."""
 
     role: Role
+    """The new role."""
     before: Role
+    """The previous role."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLost(Event):
-    """A connection broke or was discarded, with so many operations on it."""
+    """Emitted when a connection breaks or is discarded."""
 
     reason: str
+    """Why the connection ended, on one line."""
     in_flight: int
+    """Number of operations that were sent on the connection and not answered."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationRetried(Event):
-    """An operation will be run again; ``reason`` says what ended the attempt."""
+    """Emitted when an operation is about to be retried."""
 
     attempt: int
+    """Number of attempts so far."""
     reason: str
+    """The cause that ended the last attempt."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationInDoubt(Event):
-    """A write ended without proof; nobody may be waiting for it any more."""
+    """Emitted when a write ends with `CommitInDoubt`, also if its caller has stopped waiting."""
 
     attempt: int
+    """Number of attempts."""
     reason: str
+    """The text of the error."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationResolved(Event):
-    """What became of a write that nobody waits for any more: it was cancelled, or ended in doubt before."""
+    """Emitted when the outcome of a write becomes known after its caller was cancelled, or after
+    `CommitInDoubt`."""
 
     outcome: Outcome
-    """``in doubt`` only for what was cancelled, and of which nobody knows."""
+    """``in doubt`` only if the write was cancelled and its outcome cannot be determined."""
     attempt: int
-    """How many times it had been handed to a node."""
+    """Number of attempts."""
     idempotency_key: UUID | None
-    """Its key in the ledger, if it had one."""
+    """The write's idempotency key; None if there was none."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClockSkewed(Event):
-    """A server's clock and this machine's are further apart than a second, or no longer (``skewed``).
+    """Emitted when a server's clock starts or stops differing from the local clock by more than a second.
 
-    The guard of keyed writes is wider meanwhile.
+    While the clocks differ, the time guard of keyed writes is wider.
     """
 
     skew: float
-    """The server's clock minus this machine's, in seconds."""
+    """Server clock minus local clock, in seconds."""
     skewed: bool
+    """Whether the clocks differ by more than a second now."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureUnretrieved(Event):
-    """A submitted operation failed and was dropped before anybody awaited it."""
+    """Emitted when a submitted operation has failed and is dropped without being awaited."""
 
     error: BaseException
+    """The operation's error."""

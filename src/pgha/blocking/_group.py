@@ -49,7 +49,8 @@ class Group:
     ) -> Operation[Result[Any]]:  # fmt: skip
         """As `Cluster.submit`; the operation is waited for when the group is left."""
         operation = self._submit(
-            query, params, read=read, idempotent=idempotent, idempotency_key=idempotency_key, route=route,
+            query, params, read=read, idempotent=idempotent,
+            idempotency_key=idempotency_key, route=route,
             timeout=timeout, statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
         )  # fmt: skip
         self._running[operation] = None
