@@ -64,7 +64,7 @@ class NodeReport:
     """The last failure in the words of the server or of libpq; never contains a password."""
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.state} for {self.state_for:.1f} s ({self.reason or 'no failure seen'})"
+        return f"{self.name}: {self.state} for {self.state_for:.1f} s ({self.reason or 'no failure reported yet'})"
 
 
 class Error(psycopg.Error):
@@ -73,7 +73,7 @@ class Error(psycopg.Error):
 
 @final
 class ConfigError(Error, ValueError):
-    """Raised for an argument that cannot be used. The message names the argument, the reason and the remedy."""
+    """Raised for an unusable argument. The message names the argument, the reason and the remedy."""
 
 
 @final
@@ -97,24 +97,33 @@ class NoNodeAvailable(Error):
 
     def __init__(self, message: str, nodes: Sequence[NodeReport] = ()) -> None:
         self.nodes: tuple[NodeReport, ...] = tuple(nodes)
+        """One report per node of the cluster."""
         super().__init__("; ".join([message, *map(str, self.nodes)]))
 
 
 @final
 class OperationTimeout(Error, TimeoutError):
-    """The operation's ``timeout=`` passed, and it certainly was not applied (or it was a read)."""
+    """Raised if an operation's ``timeout`` passed, and the operation certainly was not applied."""
 
 
 class OperationCancelled(Error):
-    """`Operation.cancel` was called, and the operation certainly was not applied (or it was a read)."""
+    """Raised after `Operation.cancel` if the operation was a read, or certainly was not applied."""
 
 
 @final
 class CommitInDoubt(Error):
-    """The operation was sent, and nothing proves whether it was applied.
+    """Raised if a write was sent, and nothing proves whether it was applied.
 
-    Deliberately no `psycopg.OperationalError`: code that repeats operations on "connection lost"
-    would apply the write twice.
+    Deliberately not a subclass of `psycopg.OperationalError`: code that repeats operations on "connection
+    lost" would apply the write twice.
+
+    Example::
+
+        key = pgha.new_idempotency_key()
+        try:
+            await cluster.execute("UPDATE item SET price = price + 1 WHERE id = 1", idempotency_key=key)
+        except pgha.CommitInDoubt as error:
+            print(await error.resolve(timeout=60))
     """
 
     def __init__(
@@ -124,48 +133,58 @@ class CommitInDoubt(Error):
     ) -> None:  # fmt: skip
         super().__init__(message)
         self.idempotency_key = idempotency_key
-        """Its key in the ledger; None without one."""
+        """The write's idempotency key; None if the ledger was not used."""
         self.node = node
-        """The node that it was sent to last."""
+        """Name of the node that the last attempt was sent to; None if there is none."""
         self.attempts = attempts
-        """How many times it was handed to a node."""
+        """Number of attempts: how many times the write was handed to a node."""
         self.evidence = evidence
-        """What was seen of the attempt that ended without proof; None where no answer came in time."""
+        """Observations about the attempt that ended without proof; None if no answer came in time."""
         self.record = record
-        """Every attempt, with its times and what was proven of it."""
+        """Every attempt, with its times and its outcome as far as that was proven."""
         self._resolve = _resolve
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        """Into another process go the facts, not the cluster that could resolve them."""
+        """Pickle the facts without the connection to the cluster, which another process cannot use."""
         reduced = super().__reduce__()
         assert isinstance(reduced, tuple)
         return (*reduced[:2], {**reduced[2], "_resolve": None}, *reduced[3:])
 
     async def resolve(self, timeout: float | None = None) -> Outcome:
-        """Learn what became of the write: ``applied``, ``not applied``, or ``in doubt`` after ``timeout``
-        seconds (None: no limit), and where nobody can tell.
+        """Return the outcome of the write: ``applied``, ``not applied`` or ``in doubt``.
 
-        With a key, the ledger of its servers decides, as soon as one of them is there: if the write is not
-        applied it never will be, and its key is used up. To have it applied, give it to `Cluster.execute`
-        again with the same key instead. Without a key, only an answer that comes late can tell; once the
-        connection is lost, nobody can. Never raises for what servers do. It asks in the loop of its
-        cluster, while that is open (in another loop it is a `ConfigError`; threads use
-        `pgha.blocking.Cluster.resolve`); leaving by cancellation changes nothing, and it may be called again.
+        With an idempotency key, the ledger decides as soon as a server of the write's lineage is available.
+        If the write is not applied by then, it never will be, and its key is used up. To have the write
+        applied, call `Cluster.execute` again with the same key instead of resolving. Without a key, only a
+        late answer can decide; once the connection is lost, the outcome stays ``in doubt``.
+
+        Server failures never raise. Cancelling the call changes nothing: `resolve` may be called again.
+
+        Args:
+            timeout: Seconds to wait; None is no limit.
+
+        Returns:
+            The outcome. ``in doubt`` if the outcome cannot be determined within ``timeout`` seconds, or at
+            all.
+
+        Raises:
+            ConfigError: The call was made in another event loop than the cluster's. Threads use
+                `pgha.blocking.Cluster.resolve`.
         """
         return "in doubt" if self._resolve is None else await self._resolve(timeout)
 
 
 @final
 class LedgerError(Error):
-    """The ledger cannot be used: it is not there, of another layout, or a right to it is missing.
+    """Raised if the ledger cannot be used: it is missing, has another layout, or the role lacks a right.
 
-    The message says which, and what to do. The operation was not applied.
+    The message names the problem and the remedy. The operation was not applied.
     """
 
 
 @final
 class IdempotencyKeyReused(Error):
-    """The key was used before: for other statements or parameters, or it was resolved as not applied.
+    """Raised if the key was used before: with other statements or parameters, or resolved as not applied.
 
     This operation was not applied.
     """
@@ -173,40 +192,55 @@ class IdempotencyKeyReused(Error):
 
 @final
 class RowsLost(Error):
-    """The write was applied by an earlier attempt, whose answer was lost with its connection, rows included.
+    """Raised if a replayed write is asked for its rows: they were lost with the first attempt's answer.
 
-    Raised by the `Result` of a replayed operation when it is asked for rows or their number.
+    `Result.replayed` is true for such a result. The write itself was applied.
     """
 
 
 @final
 class QueueFull(Error):
-    """`Cluster.submit` found ``max_queued`` operations waiting already; nothing was sent."""
+    """Raised if ``max_queued`` operations were waiting already. The operation was not sent.
+
+    `Cluster.submit` raises this error at once, the waiting methods when their ``timeout`` passes.
+
+    Example::
+
+        try:
+            operation = cluster.submit("INSERT INTO item VALUES (1, 'tea')")
+        except pgha.QueueFull:
+            await cluster.execute("INSERT INTO item VALUES (1, 'tea')")  # waits for space in the queue
+    """
 
 
 @final
 class SessionRequired(Error):
-    """The statement would change the session that operations share; it was not sent."""
+    """Raised for a statement that would change the shared session. The statement was not sent."""
 
 
 _UNKNOWN = ErrorInfo(node=None, statement=None, attempts=0, outcome="not applied")
 
 
 def error_info(error: BaseException) -> ErrorInfo:
-    """What is known of the operation that raised ``error``: node, statement, attempts, outcome.
+    """Return the facts known about the operation that raised ``error``: node, statement, attempts, outcome.
 
-    Works for pgha's errors and for psycopg's own alike. For an error that no operation raised, the
-    answer is an `ErrorInfo` of zero attempts.
+    Works for pgha's errors and for psycopg's.
+
+    Args:
+        error: An exception raised by an operation.
+
+    Returns:
+        The facts. For an error that was not raised by an operation: no node, zero attempts, ``not applied``.
     """
     found = getattr(error, "_pgha_info", None)
     return found if isinstance(found, ErrorInfo) else _UNKNOWN
 
 
 def annotate(error: BaseException, facts: ErrorInfo) -> None:
-    """Fix ``facts`` to ``error`` for `error_info` to find."""
+    """Attach ``facts`` to ``error``, for `error_info`."""
     try:
         error._pgha_info = facts  # type: ignore[attr-defined]
     except (AttributeError, TypeError):
-        # An exception of the user's own that takes no attributes: it is raised as it is, without an
+        # The user's own exception class does not accept attributes: the exception is raised without an
         # `ErrorInfo`.
         return

@@ -1,4 +1,4 @@
-"""Validated options and conninfo strings. Bad input fails here, at once, and passwords stay here."""
+"""Validated options and conninfo strings. Invalid input raises at once; no error shows a password."""
 
 from __future__ import annotations
 
@@ -15,10 +15,32 @@ from pgha._errors import ConfigError
 
 
 class SetupConnection(Protocol):
-    """What an ``on_connect`` callable is given: the new connection, before anybody else uses it."""
+    """The argument of an ``on_connect`` callable: the new connection, before any operation uses it.
+
+    Example::
+
+        async def on_connect(connection: pgha.SetupConnection) -> None:
+            await connection.execute("SET synchronous_commit = off")
+
+        async with pgha.open_cluster("host=db1 dbname=shop", on_connect=on_connect) as cluster:
+            await cluster.fetch("SELECT 1")
+    """
 
     async def execute(self, query: str, /) -> list[tuple[str | None, ...]]:
-        """Run one statement without parameters; the rows come as text."""
+        """Run one statement without parameters.
+
+        Cancelling the call closes the new connection.
+
+        Args:
+            query: One SQL statement.
+
+        Returns:
+            The rows as tuples of text; None is NULL.
+
+        Raises:
+            psycopg.Error: The statement failed. The connection is not used if the callable raises this error
+                to pgha.
+        """
         ...
 
 
@@ -29,13 +51,21 @@ OnConnect = str | Sequence[str] | Callable[[SetupConnection], Awaitable[object]]
 @final
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node to connect to: a conninfo string or URI of one host, and the name it goes by.
+    """A node to connect to: a conninfo string or URI for one host, and an optional name.
 
-    Without a name it is called ``host:port``. The repr leaves the conninfo out: it may hold a password.
+    The default name is ``host:port``. The repr omits the conninfo, because it may contain a password.
+
+    Example::
+
+        nodes = [pgha.Node("host=10.0.0.1 dbname=shop", name="a"), pgha.Node("host=10.0.0.2 dbname=shop", name="b")]
+        async with pgha.open_cluster(*nodes) as cluster:
+            await cluster.fetch("SELECT 1", route=pgha.pin("a"))
     """
 
     conninfo: str = field(repr=False)
+    """A libpq conninfo string or URI."""
     name: str | None = None
+    """The node's name in `Cluster.nodes`, events and errors; None for ``host:port``."""
 
 
 @final
@@ -47,60 +77,63 @@ class NodeConfig:
     params: dict[str, str] = field(repr=False)
 
     def application_name(self, default: str) -> str:
-        """The conninfo's own, if it has one."""
+        """Return the conninfo's own application_name if it has one, else ``default``."""
         return self.params.get("application_name", default)
 
     def conninfo(self, **more: str | int) -> str:
-        """The conninfo string for libpq, with ``more`` laid over it. It may hold a password."""
+        """Return the conninfo string for libpq, with ``more`` overriding it. The string may contain a
+        password."""
         return make_conninfo("", **{**self.params, **more})
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """Bounds that the design fixes; in seconds unless said otherwise."""
+    """Limits fixed by the design; in seconds unless stated otherwise."""
 
     depth: int = 16
-    """Operations on one lane at a time: deeper gains nothing (measured)."""
+    """Operations in flight per lane: more gain nothing (measured)."""
     max_lanes: int = 10
-    """Lanes of one kind a node, when slow heads block the usual ones."""
+    """Lanes of one kind per node, opened when slow operations block the usual ones."""
     max_attempts: int = 5
-    """Times that one operation is handed to a node."""
+    """Attempts per operation."""
     suspected_crashes: int = 2
-    """An operation that may have broken so many connections, as their head, is not sent again."""
+    """An operation that was the head of this many lost connections, and may have crashed them, is not sent
+    again."""
     suspicion_floor: float = 0.05
-    """A head older than this, or than 4 x the node's p99, makes the monitor ask."""
+    """A head older than this, and older than 4 x the node's p99, makes the monitor ping."""
     hold_behind: float = 0.05
     """Nothing is sent behind a head older than this."""
     head_of_line: float = 1.0
-    """The server is asked about a head older than this; with others behind it, it may then be cancelled and
-    run again alone."""
+    """The server is asked about a head older than this. If others wait behind it, the head may then be
+    cancelled and run again alone."""
     ask_again: float = 0.5
-    """And again after this, then twice this, ...: an idle backend then proves a loss."""
+    """The server is asked again after this, then after twice this, and so on: an idle backend then proves
+    that the answer was lost."""
     cancel_grace: float = 0.02
-    """An abandoned operation that became head is left so long to finish by itself."""
+    """An abandoned operation that became the head has this long to finish by itself."""
     cancel_again: float = 0.1
-    """A cancel that was delivered and did not work (it met an idle backend) is sent again after this."""
+    """A cancel that was delivered without effect (the backend was idle) is sent again after this."""
     cancel_deadline: float = 1.0
-    """A lane whose cancel shows no effect for so long is discarded."""
+    """A lane whose cancel has no effect for this long is discarded."""
     proof_time: float = 0.1
-    """How long a write past its deadline waits for proof."""
+    """How long a write past its deadline waits for proof of its outcome."""
     tick: float = 0.02
-    """How often lanes with work in flight are looked at."""
+    """Interval at which lanes with operations in flight are checked."""
     drain_timeout: float = 0.3
-    """How long a discarded lane may take to say what became of its operations."""
+    """How long a discarded lane may take to learn the outcome of its operations."""
     idle_lane: float = 10.0
-    """An additional lane that was idle for so long is closed."""
+    """An additional lane that was idle for this long is closed."""
     statements: int = 256
-    """Prepared statements kept a lane."""
+    """Prepared statements kept per lane."""
     guard_window: float = 60.0
     """How long an attempt of a keyed write without a timeout may take until it begins on the server."""
     guard_margin: float = 1.0
-    """What is added to a keyed write's deadline, before the server refuses to begin with it."""
+    """Time added to a keyed write's deadline before the server refuses to begin the write."""
     clock_skew: float = 1.0
-    """Clocks that are further apart are told, and make the guard wider."""
+    """Clocks that differ by more than this are reported, and make the guard wider."""
     ledger_look: float = 5.0
-    """How often the ledger is looked for, where keys are pgha's own."""
+    """Interval at which pgha checks for the ledger if keys are assigned automatically."""
     reconnect_first: float = 0.05
     reconnect_most: float = 2.0
     probe_no_primary: float = 0.02
@@ -136,7 +169,7 @@ class Options:
             seconds(name, getattr(self, name))
         for name in ("connect_timeout", "ping_interval", "ping_timeout"):
             if getattr(self, name) == 0:
-                raise ConfigError(f"{name} must be more than zero seconds")
+                raise ConfigError(f"{name} must be more than zero seconds, not {getattr(self, name)!r}")
         if self.timeout is not None:
             seconds("timeout", self.timeout)
         if self.statement_timeout is not None:
@@ -144,7 +177,9 @@ class Options:
         if self.prepare_threshold is not None:
             _whole("prepare_threshold", self.prepare_threshold, least=0)
         if not callable(self.row_factory):
-            raise ConfigError("row_factory must be one of psycopg.rows or a callable like them")
+            raise ConfigError(
+                f"row_factory must be a row factory such as psycopg.rows.dict_row, not {self.row_factory!r}"
+            )
         _text("application_name", self.application_name)
         if self.ledger not in get_args(LedgerMode):
             raise ConfigError(f'ledger must be "explicit" or "auto", not {self.ledger!r}')
@@ -156,7 +191,7 @@ def _check_on_connect(given: object) -> None:
     if given is None or callable(given):
         return
     if not isinstance(queries, Sequence) or not all(isinstance(one, str) for one in queries):
-        raise ConfigError(f"on_connect is SQL, a list of it, or an async callable, not {given!r}")
+        raise ConfigError(f"on_connect must be SQL, a list of SQL, or an async callable, not {given!r}")
 
 
 def _text(name: str, value: object) -> str:
@@ -171,7 +206,7 @@ def _whole(name: str, value: object, *, least: int) -> None:
 
 
 def seconds(name: str, value: object) -> float:
-    """``value`` as a number of seconds; anything else is a `ConfigError` that names ``name``."""
+    """Return ``value`` as a number of seconds; raise `ConfigError`, which names ``name``, if it is not one."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"{name} must be a number of seconds, not {value!r}")
     if math.isnan(value) or value < 0:
@@ -180,7 +215,7 @@ def seconds(name: str, value: object) -> float:
 
 
 def statement_limit(value: object) -> float:
-    """``value`` as PostgreSQL's statement_timeout, in seconds."""
+    """Return ``value`` as PostgreSQL's statement_timeout, in seconds."""
     limit = seconds("statement_timeout", value)
     if not 0.001 <= limit <= 2_147_483:
         raise ConfigError(
@@ -190,7 +225,8 @@ def statement_limit(value: object) -> float:
 
 
 def parse_nodes(nodes: Sequence[str | Node]) -> list[NodeConfig]:
-    """Every node named by ``nodes``; a multi-host URI is several. Names must differ."""
+    """Return the configuration of every node in ``nodes``; a multi-host URI is several nodes. Names must
+    differ."""
     found: list[NodeConfig] = []
     for node in nodes:
         found.extend(_parse_one(_check_node(node if isinstance(node, Node) else Node(_string(node)))))
@@ -210,7 +246,7 @@ def parse_nodes(nodes: Sequence[str | Node]) -> list[NodeConfig]:
 
 def _check_node(node: Node) -> Node:
     if node.name is not None and not _text("a node's name", node.name):
-        raise ConfigError("a node's name cannot be empty")
+        raise ConfigError("a node's name must not be empty: leave it out for host:port")
     _string(node.conninfo)
     return node
 
@@ -225,15 +261,17 @@ def _parse_one(node: Node) -> list[NodeConfig]:
     params = _parse_conninfo(node.conninfo)
     if params.get("target_session_attrs", "any") != "any" or params.get("load_balance_hosts"):
         raise ConfigError(
-            "target_session_attrs and load_balance_hosts choose among hosts inside libpq; pgha does that "
-            "itself, by role and route: leave them out"
+            "target_session_attrs and load_balance_hosts make libpq choose a host; pgha chooses by role and "
+            "route: remove them from the conninfo"
         )
     hosts = params.get("host", "").split(",")
     addresses = params.get("hostaddr", "").split(",") if params.get("hostaddr") else []
     ports = params.get("port", "").split(",")
     count = max(len(hosts), len(addresses))
     if len(ports) not in (1, count) or (addresses and len(hosts) not in (1, len(addresses))):
-        raise ConfigError("host, hostaddr and port must list equally many entries, or one port for all")
+        raise ConfigError(
+            "host, hostaddr and port must have the same number of entries; one port for all hosts is allowed"
+        )
     if node.name is not None and count > 1:
         raise ConfigError(
             f"the name {node.name!r} cannot stand for {count} hosts: give each its own pgha.Node"
@@ -244,13 +282,13 @@ def _parse_one(node: Node) -> list[NodeConfig]:
 
 def _parse_conninfo(conninfo: str) -> dict[str, str]:
     if "\0" in conninfo:
-        raise ConfigError("a conninfo string cannot hold a NUL character")
+        raise ConfigError("a conninfo string must not contain a NUL character")
     try:
         return {k: str(v) for k, v in conninfo_to_dict(conninfo).items() if v is not None}
     except ProgrammingError as error:
-        # libpq's message may quote the string, password and all: only its first words are safe to show.
+        # libpq's message may quote the whole string with its password: only the first words are safe to show.
         reason = str(error).strip().split('"')[0].strip() or "it cannot be parsed"
-    # Raised out here, or libpq's error would hang on to it as its context, and be printed.
+    # Raised outside of the except block: otherwise libpq's error would be its context, and be printed.
     raise ConfigError(f"bad conninfo: {reason} (expected 'host=... dbname=...' or a URI)")
 
 
@@ -267,7 +305,7 @@ def _pick(
     if addresses:
         one["hostaddr"] = addresses[index]
     if port and not (port.isdigit() and 0 < int(port) < 65536):
-        # Not quoted: where a password holds an unescaped slash, a part of it is taken for the port.
+        # The value is not shown: if a password contains an unescaped slash, libpq takes a part of it for the port.
         raise ConfigError("port must be a number between 1 and 65535 (in a URI's password, escape / as %2F)")
     return one
 
