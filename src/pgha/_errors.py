@@ -64,7 +64,9 @@ class NodeReport:
     """The last failure in the words of the server or of libpq; never contains a password."""
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.state} for {self.state_for:.1f} s ({self.reason or 'no failure reported yet'})"
+        return (
+            f"{self.name}: {self.state} for {self.state_for:.1f} s ({self.reason or 'no failure seen yet'})"
+        )
 
 
 class Error(psycopg.Error):

@@ -57,8 +57,9 @@ class Node:
 
     Example::
 
-        nodes = [pgha.Node("host=10.0.0.1 dbname=shop", name="a"), pgha.Node("host=10.0.0.2 dbname=shop", name="b")]
-        async with pgha.open_cluster(*nodes) as cluster:
+        a = pgha.Node("host=10.0.0.1 dbname=shop", name="a")
+        b = pgha.Node("host=10.0.0.2 dbname=shop", name="b")
+        async with pgha.open_cluster(a, b) as cluster:
             await cluster.fetch("SELECT 1", route=pgha.pin("a"))
     """
 
@@ -81,8 +82,7 @@ class NodeConfig:
         return self.params.get("application_name", default)
 
     def conninfo(self, **more: str | int) -> str:
-        """Return the conninfo string for libpq, with ``more`` overriding it. The string may contain a
-        password."""
+        """Return the conninfo string for libpq, overridden by ``more``; the string may contain a password."""
         return make_conninfo("", **{**self.params, **more})
 
 
@@ -206,7 +206,7 @@ def _whole(name: str, value: object, *, least: int) -> None:
 
 
 def seconds(name: str, value: object) -> float:
-    """Return ``value`` as a number of seconds; raise `ConfigError`, which names ``name``, if it is not one."""
+    """Return ``value`` as a number of seconds; raise a `ConfigError` about ``name`` otherwise."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"{name} must be a number of seconds, not {value!r}")
     if math.isnan(value) or value < 0:
@@ -225,8 +225,7 @@ def statement_limit(value: object) -> float:
 
 
 def parse_nodes(nodes: Sequence[str | Node]) -> list[NodeConfig]:
-    """Return the configuration of every node in ``nodes``; a multi-host URI is several nodes. Names must
-    differ."""
+    """Return the configuration of every node; a multi-host URI is several nodes. Names must differ."""
     found: list[NodeConfig] = []
     for node in nodes:
         found.extend(_parse_one(_check_node(node if isinstance(node, Node) else Node(_string(node)))))
@@ -305,7 +304,7 @@ def _pick(
     if addresses:
         one["hostaddr"] = addresses[index]
     if port and not (port.isdigit() and 0 < int(port) < 65536):
-        # The value is not shown: if a password contains an unescaped slash, libpq takes a part of it for the port.
+        # The value is not shown: if a password contains an unescaped slash, a part of it is parsed as the port.
         raise ConfigError("port must be a number between 1 and 65535 (in a URI's password, escape / as %2F)")
     return one
 

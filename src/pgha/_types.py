@@ -362,8 +362,7 @@ class OperationInDoubt(Event):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperationResolved(Event):
-    """Emitted when the outcome of a write becomes known after its caller was cancelled, or after
-    `CommitInDoubt`."""
+    """Emitted when the outcome of a cancelled or in-doubt write becomes known."""
 
     outcome: Outcome
     """``in doubt`` only if the write was cancelled and its outcome cannot be determined."""
