@@ -304,7 +304,7 @@ def _pick(
     if addresses:
         one["hostaddr"] = addresses[index]
     if port and not (port.isdigit() and 0 < int(port) < 65536):
-        # The value is not shown: if a password contains an unescaped slash, a part of it is parsed as the port.
+        # Not shown: if a password contains an unescaped slash, a part of it is parsed as the port.
         raise ConfigError("port must be a number between 1 and 65535 (in a URI's password, escape / as %2F)")
     return one
 

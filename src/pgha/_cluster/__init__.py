@@ -1,5 +1,6 @@
-"""Opening a cluster, and the object that its users hold.
+"""Opening a cluster, and the `Cluster` object for its users.
 
-`opening` enters and leaves, `cluster` has the methods that users call, `group` is a scope of operations. Asks
-`pgha._dispatch` to run operations and `pgha._ledger` for the table of idempotency keys. Begin with `cluster`.
+`opening` opens and closes a cluster, `cluster` has the public methods, `group` is a scope of operations. The
+package calls `pgha._dispatch` to run operations, and `pgha._ledger` for the table of idempotency keys. Begin
+with `cluster`.
 """

@@ -1,4 +1,4 @@
-"""The face of pgha: a cluster of nodes, opened and left as one scope."""
+"""`Cluster`: the public methods for operations, nodes, events and statistics."""
 
 from __future__ import annotations
 
@@ -38,7 +38,17 @@ Row = TypeVar("Row", default=TupleRow)
 
 @final
 class Cluster(Generic[Row]):
-    """Live connections to every node, and everything that can be asked of them; see `open_cluster`."""
+    """An open cluster: live connections to every node, and the operations on them; see `open_cluster`.
+
+    Every operation is a transaction of its own. All tasks of the event loop may use the cluster at the same
+    time.
+
+    Example::
+
+        async with pgha.open_cluster("host=db1 dbname=shop", "host=db2 dbname=shop") as cluster:
+            rows = await cluster.fetch("SELECT id, name FROM item WHERE price < %s", [10])
+            await cluster.execute("UPDATE item SET price = %s WHERE id = %s", [9, 1])
+    """
 
     def __init__(self, configs: Sequence[NodeConfig], options: Options) -> None:
         self._options = options
@@ -57,13 +67,16 @@ class Cluster(Generic[Row]):
 
     @property
     def adapters(self) -> AdaptersMap:
-        """This cluster's own psycopg adapters: register dumpers and loaders here, before the first use."""
+        """The cluster's own psycopg adapters: register dumpers and loaders here, before the first use."""
         return self._adapters
 
     @property
     def connection(self) -> None:
-        """None. With `adapters` it makes a cluster one of psycopg's adaptation contexts, as in
-        ``register_composite(info, cluster)``."""
+        """Always None, as psycopg's protocol for adaptation contexts requires.
+
+        With `adapters`, this attribute makes a cluster an adaptation context, as in
+        ``register_composite(info, cluster)``.
+        """
         return None
 
     # Reads
@@ -85,11 +98,41 @@ class Cluster(Generic[Row]):
         timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT, row_factory: Any = None,
         on_send: OnSend | None = None,
     ) -> Result[Any]:  # fmt: skip
-        """Run a read-only operation, and run it again elsewhere when its node fails.
+        """Run a read-only statement; if its node fails, run the statement again on another node.
 
-        The server refuses accidental writes to tables and sequences (25006). ``timeout`` (seconds, on the
-        client) ends it with `OperationTimeout`; ``statement_timeout`` (seconds, on the server) with
-        `psycopg.errors.QueryCanceled`. Leaving by cancellation cancels it on the server.
+        The server rejects accidental writes to tables and sequences (SQLSTATE 25006).
+
+        Leaving the call by cancellation cancels the statement on the server.
+
+        Args:
+            query: SQL with psycopg's placeholders (``%s`` or ``%(name)s``), as text, bytes, `psycopg.sql`
+                objects or a template string.
+            params: Parameters, a sequence or a mapping; None if there are none.
+            route: The node to use: `nearest` (the default), `pin` or `fastest`.
+            timeout: Seconds until the operation ends with `OperationTimeout`, counted from the call, waiting
+                and retries included. None is no limit; the default is the cluster's ``timeout``.
+            statement_timeout: PostgreSQL's statement_timeout in seconds (0.001 to 2147483), enforced by the
+                server. None is no limit; the default is the cluster's ``statement_timeout``.
+            row_factory: One of psycopg's row factories, such as ``psycopg.rows.dict_row``; None (the default)
+                is the cluster's.
+            on_send: Callable that receives a `SendInfo` each time the operation is about to be sent to a
+                node. The callable must be quick. An exception in the callable fails the operation before it
+                is sent.
+
+        Returns:
+            The rows.
+
+        Raises:
+            NoNodeAvailable: No suitable node became available within ``failover_timeout`` seconds.
+            OperationTimeout: ``timeout`` passed.
+            ConfigError: An argument cannot be used, or the route names an unknown node.
+            SessionRequired: The statement would change the shared session.
+            ClusterClosed: The cluster is closed.
+            QueueFull: The queue was full until ``timeout`` passed.
+            psycopg.OperationalError: The connection was lost, and the operation may not be retried any more.
+            psycopg.Error: The server reported an SQL error, as psycopg's own class:
+                `psycopg.errors.ReadOnlySqlTransaction` for a write, `psycopg.errors.QueryCanceled` when
+                ``statement_timeout`` passed.
         """
         request = self._maker.single(
             query, params, read=True, route=route, timeout=timeout,
@@ -116,7 +159,25 @@ class Cluster(Generic[Row]):
     async def fetch_one(
         self, query: AnyQuery, params: AnyParams | None = None, *, row_factory: Any = None, **options: Any
     ) -> Any:
-        """The first row of `fetch`, or None when there is none."""
+        """Run `fetch` and return the first row.
+
+        Cancellation works as for `fetch`.
+
+        Args:
+            query: SQL, as for `fetch`.
+            params: Parameters, as for `fetch`.
+            route: As for `fetch`.
+            timeout: Seconds, as for `fetch`.
+            statement_timeout: Seconds, as for `fetch`.
+            row_factory: As for `fetch`.
+            on_send: As for `fetch`.
+
+        Returns:
+            The first row, or None if there is no row.
+
+        Raises:
+            psycopg.Error: As for `fetch`.
+        """
         result = await self.fetch(query, params, row_factory=row_factory, **options)
         return result[0] if result else None
 
@@ -124,7 +185,24 @@ class Cluster(Generic[Row]):
         self, query: AnyQuery, params: AnyParams | None = None, *, route: ReadRoute = nearest(),
         timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT, on_send: OnSend | None = None,
     ) -> Any:  # fmt: skip
-        """The first column of the first row of `fetch`, or None when there is no row."""
+        """Run `fetch` and return the first column of the first row.
+
+        Cancellation works as for `fetch`.
+
+        Args:
+            query: SQL, as for `fetch`.
+            params: Parameters, as for `fetch`.
+            route: As for `fetch`.
+            timeout: Seconds, as for `fetch`.
+            statement_timeout: Seconds, as for `fetch`.
+            on_send: As for `fetch`.
+
+        Returns:
+            The value, or None if there is no row.
+
+        Raises:
+            psycopg.Error: As for `fetch`.
+        """
         result = await self.fetch(
             query, params, route=route, timeout=timeout, statement_timeout=statement_timeout,
             row_factory=tuple_row, on_send=on_send,
@@ -150,18 +228,63 @@ class Cluster(Generic[Row]):
         idempotency_key: UUID | None = None, route: WriteRoute = nearest(), timeout: Seconds = DEFAULT,
         statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
     ) -> Result[Any]:  # fmt: skip
-        """Run anything that may write, as a transaction of its own; it returns rows too.
+        """Run a statement that may write, as a transaction of its own; rows are returned too.
 
-        It is run again only on proof that it was not applied, or when declared ``idempotent``, or with a
-        ``idempotency_key`` (`new_idempotency_key`, or a UUID of your own): then the ledger (`Cluster.ledger`)
-        keeps it from being applied twice, and tells whether it was, so that it is `CommitInDoubt` only when
-        its deadline comes first. Without a key, that is raised where proof is missing. A key goes with these
-        statements and parameters: used again with the same, the write is not applied again
-        (`Result.replayed`); with others it is `IdempotencyKeyReused`.
+        The write is retried in three cases only: it certainly was not applied, it is ``idempotent``, or it
+        has an ``idempotency_key``. Otherwise, missing proof raises `CommitInDoubt`. With a key, the ledger
+        prevents a second application and records the first one, so `CommitInDoubt` is raised only if the
+        deadline passes first. The deadline is ``timeout``, or ``failover_timeout`` without one.
 
-        Past its ``timeout`` (seconds) it is cancelled on the server:
-        `OperationTimeout` if it certainly was not applied, else `CommitInDoubt`. Leaving by cancellation
-        cancels it on the server; what became of it is then told by an `OperationResolved` event.
+        A key belongs to one statement and its parameters. A second call with the same key, statement and
+        parameters does not apply the write again (`Result.replayed`). A second call with the same key for
+        another write raises `IdempotencyKeyReused`.
+
+        When ``timeout`` passes, the write is cancelled on the server, and pgha waits at most 0.1 seconds for
+        proof of the outcome.
+
+        Leaving the call by cancellation cancels the write on the server. An `OperationResolved` event then
+        reports the outcome.
+
+        Args:
+            query: SQL with psycopg's placeholders (``%s`` or ``%(name)s``), as text, bytes, `psycopg.sql`
+                objects or a template string.
+            params: Parameters, a sequence or a mapping; None if there are none.
+            idempotent: Whether the write may be applied more than once. If true, the write is retried on any
+                node.
+            idempotency_key: UUID that makes the write apply exactly once by means of the ledger
+                (`Cluster.ledger`): `new_idempotency_key`, or a UUID of your own. None (the default) is no
+                key, unless the cluster was opened with ``ledger="auto"``.
+            route: The node to use: `nearest` (the default) or `pin`.
+            timeout: Seconds until the operation is cancelled on the server, counted from the call, waiting
+                and retries included. None is no limit; the default is the cluster's ``timeout``.
+            statement_timeout: PostgreSQL's statement_timeout in seconds (0.001 to 2147483), enforced by the
+                server. None is no limit; the default is the cluster's ``statement_timeout``.
+            row_factory: One of psycopg's row factories, such as ``psycopg.rows.dict_row``; None (the default)
+                is the cluster's.
+            on_send: Callable that receives a `SendInfo` each time the operation is about to be sent to a
+                node. The callable must be quick. An exception in the callable fails the operation before it
+                is sent.
+
+        Returns:
+            The rows and the row count.
+
+        Raises:
+            CommitInDoubt: Nothing proves whether the write was applied.
+            NoNodeAvailable: No suitable node became available within ``failover_timeout`` seconds. The write
+                was not applied.
+            OperationTimeout: ``timeout`` passed, and the write certainly was not applied.
+            IdempotencyKeyReused: The key was used for another write, or was resolved as not applied.
+            LedgerError: A key was given, and the ledger cannot be used.
+            ConfigError: An argument cannot be used, or the route names an unknown node.
+            SessionRequired: The statement would change the shared session.
+            ClusterClosed: The cluster is closed.
+            QueueFull: The queue was full until ``timeout`` passed.
+            psycopg.OperationalError: The connection was lost, the write was not applied, and it may not be
+                retried any more.
+            psycopg.Error: The server reported an SQL error, as psycopg's own class. The write was not
+                applied.
+            psycopg.NotSupportedError: The statement commits by itself (``VACUUM``, say), and cannot have a
+                key or a ``statement_timeout`` of its own.
         """
         await checkpoint_if_cancelled()
         request = self._maker.single(
@@ -180,11 +303,29 @@ class Cluster(Generic[Row]):
         idempotency_key: UUID | None = None, route: WriteRoute = nearest(), timeout: Seconds = DEFAULT,
         statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
     ) -> list[Result[Any]]:  # fmt: skip
-        """Run several statements as one transaction, in one round trip; one `Result` for each.
+        """Run several statements as one transaction, in one round trip.
 
-        A statement is a query, or a pair of query and parameters. All are applied, or none; an error's
-        `error_info` tells the index of the statement that failed. ``statement_timeout`` holds for each of
-        them.
+        All statements are applied, or none. For an error, `error_info` returns the index of the failed
+        statement.
+
+        Cancellation works as for `execute`.
+
+        Args:
+            statements: The statements, at least one: each is a query, or a pair of query and parameters.
+            idempotent: As for `execute`.
+            idempotency_key: As for `execute`; one key for the whole batch.
+            route: As for `execute`.
+            timeout: Seconds for the whole batch, as for `execute`.
+            statement_timeout: Seconds for each statement, as for `execute`.
+            row_factory: As for `execute`.
+            on_send: As for `execute`.
+
+        Returns:
+            One result per statement, in order.
+
+        Raises:
+            psycopg.Error: As for `execute`.
+            ConfigError: ``statements`` is not a list of statements, or is empty.
         """
         await checkpoint_if_cancelled()
         request = self._maker.batch(
@@ -206,10 +347,31 @@ class Cluster(Generic[Row]):
         route: ReadRoute | WriteRoute = nearest(), timeout: Seconds = DEFAULT,
         statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
     ) -> Operation[Result[Any]]:  # fmt: skip
-        """Start an operation and return at once; it belongs to the cluster, and goes on by itself.
+        """Start an operation and return at once.
 
-        With ``read=True`` it is what `fetch` does, else what `execute` does. Raises `QueueFull` when
-        ``max_queued`` operations wait already.
+        The operation belongs to the cluster and continues by itself. With ``read=True`` it behaves like
+        `fetch`, otherwise like `execute`. Awaiting the returned operation raises the errors of those methods.
+
+        Args:
+            query: SQL, as for `fetch`.
+            params: Parameters, as for `fetch`.
+            read: Whether the operation is a read. The default is a write.
+            idempotent: As for `execute`; for writes only.
+            idempotency_key: As for `execute`; for writes only.
+            route: As for `fetch`, or for a write as for `execute`.
+            timeout: Seconds, as for `fetch`.
+            statement_timeout: Seconds, as for `fetch`.
+            row_factory: As for `fetch`.
+            on_send: As for `fetch`.
+
+        Returns:
+            The operation, to be awaited, cancelled or observed.
+
+        Raises:
+            ConfigError: An argument cannot be used, or the route names an unknown node.
+            SessionRequired: The statement would change the shared session.
+            ClusterClosed: The cluster is closed.
+            QueueFull: ``max_queued`` operations are waiting already.
         """
         request = self._maker.single(
             query, params, read=read, idempotent=idempotent, route=route, timeout=timeout,
@@ -223,10 +385,16 @@ class Cluster(Generic[Row]):
         return self._begin(request, self._clock())
 
     def group(self) -> AbstractAsyncContextManager[Group]:
-        """A scope of operations: ``g.submit`` starts them, leaving awaits all.
+        """Return a scope for operations: ``g.submit`` starts them, and leaving the scope awaits all of them.
 
-        Failures that nobody awaited come out as an ExceptionGroup. When the body raises or is cancelled,
-        what is not done is cancelled, and the body's exception comes out as itself.
+        If the body raises or is cancelled, the unfinished operations are cancelled, and the body's exception
+        is raised unchanged.
+
+        Returns:
+            An async context manager whose value is a `Group`.
+
+        Raises:
+            ExceptionGroup: On leaving: operations failed whose errors the body did not retrieve.
         """
         return Group.opened(self.submit)
 
@@ -239,11 +407,13 @@ class Cluster(Generic[Row]):
         with anyio.move_on_after(request.timeout) as scope:
             await self._dispatcher.wait_for_capacity()
         if scope.cancelled_caught:
-            raise QueueFull(f"the queue stayed full for {request.timeout:g} s, and nothing was sent")
+            raise QueueFull(
+                f"the queue stayed full for {request.timeout:g} s (max_queued); the operation was not sent"
+            )
 
     @property
     def ledger(self) -> Ledger:
-        """The table that makes keyed writes exactly once: to install, look at, prune and remove it."""
+        """The table of idempotency keys: install, inspect, prune and uninstall it with this object."""
         return Ledger(
             LedgerOperations(self._dispatcher, self._maker, self._nodes, self._options, self._clock)
         )
@@ -252,26 +422,46 @@ class Cluster(Generic[Row]):
 
     @property
     def nodes(self) -> Mapping[str, NodeStatus]:
-        """Every node by name, as it is at this moment."""
+        """Every node by name, with its status at this moment."""
         return MappingProxyType({name: node.status() for name, node in self._nodes.items()})
 
     def add_node(self, node: str | NodeArgument) -> None:
-        """Begin to use one more node; returns at once, the node is used as soon as it answers."""
+        """Add a node to the cluster and return at once; the node is used as soon as it answers.
+
+        Args:
+            node: A conninfo string, a URI or a `Node`; a multi-host URI is several nodes.
+
+        Raises:
+            ConfigError: The node cannot be parsed, or its name is taken.
+            ClusterClosed: The cluster is closed.
+        """
         if self._tasks is None or self._dispatcher.closed:
             raise ClusterClosed("the cluster is closed")
         configs = parse_nodes([node])
         for config in configs:
             if config.name in self._nodes:
-                raise ConfigError(f"a node is called {config.name!r} already")
+                raise ConfigError(
+                    f"a node called {config.name!r} already exists: pass pgha.Node(conninfo, name=...)"
+                )
         for config in configs:
             added = self._nodes[config.name] = self._make_node(config)
             self._tasks.start_soon(added.run)
         self._dispatcher.reroute()
 
     async def remove_node(self, name: str, *, timeout: float = 5.0) -> None:
-        """Stop using a node: nothing new is sent, and what is in flight may end within ``timeout`` seconds.
+        """Stop using a node: send nothing new, wait for operations in flight, then close its connections.
 
-        When cancelled, the node is dropped at once.
+        Operations that are still in flight after ``timeout`` seconds are terminated on the server. Operations
+        pinned to the node fail with `NoNodeAvailable`.
+
+        If the call is cancelled, the node is removed at once, without waiting.
+
+        Args:
+            name: The node's name, a key of `Cluster.nodes`.
+            timeout: Seconds that operations in flight may take; the default is 5.
+
+        Raises:
+            ConfigError: There is no node of that name.
         """
         node = self._nodes.get(name)
         if node is None or node.leaving:
@@ -289,7 +479,7 @@ class Cluster(Generic[Row]):
             self._dispatcher.forget(node)
 
     async def _dismiss(self, nodes: Sequence[ManagedNode]) -> None:
-        """End nodes, and the backends of what is in flight on them, in bounded time."""
+        """Stop nodes, and terminate the backends of operations in flight on them, in bounded time."""
         with anyio.move_on_after(self._options.tuning.drain_timeout + 0.2):
             async with anyio.create_task_group() as tasks:
                 for node in nodes:
@@ -300,27 +490,46 @@ class Cluster(Generic[Row]):
             await node.gone()
 
     async def wait_ready(self, count: int | None = None) -> None:
-        """Wait until ``count`` nodes (all, when None) answer and can be read from.
+        """Wait until ``count`` nodes answer and can be read from.
 
-        Has no bound of its own: put it into a cancel scope. Raises `ClusterClosed` when the cluster is left.
+        The call has no time limit of its own: use a cancel scope. Cancellation changes nothing.
+
+        Args:
+            count: Number of nodes; None (the default) is all nodes.
+
+        Raises:
+            ConfigError: There are fewer nodes than ``count``.
+            ClusterClosed: The cluster was closed.
         """
         if count is not None and count > len(self._nodes):
-            raise ConfigError(f"{count} nodes cannot be ready: there are {len(self._nodes)}")
+            raise ConfigError(f"{count} nodes cannot be ready: the cluster has {len(self._nodes)}")
         while self._ready < (len(self._nodes) if count is None else count):
             await self._dispatcher.change()
 
-    # Looking in
+    # Events and statistics
 
     def events(self, *, buffer: int = 1024) -> AbstractAsyncContextManager[MemoryObjectReceiveStream[Event]]:
-        """``async with cluster.events() as events: async for event in events: ...``
+        """Return a subscription to the cluster's events, to be used in ``async with``.
 
-        A reader slower than its ``buffer`` loses events, which `Statistics.events_dropped` counts: the
-        cluster never waits for it.
+        The cluster never waits for a subscriber: an event is dropped if the subscriber's buffer is full.
+        `Statistics.events_dropped` counts dropped events. Leaving the block ends the subscription, also by
+        cancellation.
+
+        Args:
+            buffer: Number of events kept for a slow subscriber; a negative number is no limit.
+
+        Returns:
+            An async context manager whose value is an async iterator of `Event` objects. The iterator ends
+            when the cluster is closed.
         """
         return self._dispatcher.tracker.events.subscribe(buffer)
 
     def statistics(self) -> Statistics:
-        """A frozen snapshot of the counters."""
+        """Return the counters and gauges of this moment.
+
+        Returns:
+            A frozen snapshot.
+        """
         dispatcher, tracker = self._dispatcher, self._dispatcher.tracker
         counters = tracker.counters
         return Statistics(
@@ -334,8 +543,11 @@ class Cluster(Generic[Row]):
 
     @uninterrupted
     async def _serve(self) -> None:
-        """Run every node, out of reach of the scopes around the cluster: the body is cancelled first, and
-        the nodes outlive it, so that what it leaves behind can be cancelled on the servers."""
+        """Run every node, shielded from the cancel scopes around the cluster.
+
+        The body is cancelled first, and the nodes outlive it, so that unfinished operations of the body can
+        still be cancelled on the servers.
+        """
         with self._service:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
@@ -349,7 +561,9 @@ class Cluster(Generic[Row]):
             while self._ready < wanted:
                 rejecting = sum(node.rejects for node in self._nodes.values())
                 if len(self._nodes) - rejecting < wanted:
-                    raise self._dispatcher.no_node("every node rejected the connection")
+                    raise self._dispatcher.no_node(
+                        f"{rejecting} of {len(self._nodes)} nodes rejected the connection (min_ready={wanted})"
+                    )
                 await self._dispatcher.change()
         if scope.cancelled_caught:
             raise self._dispatcher.no_node(

@@ -1,4 +1,4 @@
-"""A scope of operations."""
+"""`Group`: a scope of operations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,13 @@ class Submit(Protocol):
 
 @final
 class Group:
-    """What ``async with cluster.group() as g`` gives."""
+    """A scope of operations, made by `Cluster.group`.
+
+    Example::
+
+        async with cluster.group() as g:
+            operations = [g.submit("INSERT INTO log VALUES (%s)", [i]) for i in range(1000)]
+    """
 
     def __init__(self, submit: Submit) -> None:
         self._submit = submit
@@ -37,7 +43,7 @@ class Group:
     @classmethod
     @asynccontextmanager
     async def opened(cls, submit: Submit) -> AsyncGenerator[Group, None]:
-        """For `Cluster.group`."""
+        """Internal: open a group, for `Cluster.group`; leaving by cancellation cancels its operations."""
         group = cls(submit)
         try:
             yield group
@@ -56,7 +62,26 @@ class Group:
         route: ReadRoute | WriteRoute = nearest(), timeout: Seconds = DEFAULT,
         statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
     ) -> Operation[Result[Any]]:  # fmt: skip
-        """As `Cluster.submit`; the operation is awaited when the group is left."""
+        """Start an operation as `Cluster.submit` does; leaving the group awaits it.
+
+        Args:
+            query: SQL, as for `Cluster.fetch`.
+            params: Parameters, as for `Cluster.fetch`.
+            read: Whether the operation is a read. The default is a write.
+            idempotent: As for `Cluster.execute`.
+            idempotency_key: As for `Cluster.execute`.
+            route: As for `Cluster.submit`.
+            timeout: Seconds, as for `Cluster.submit`.
+            statement_timeout: Seconds, as for `Cluster.submit`.
+            row_factory: As for `Cluster.submit`.
+            on_send: As for `Cluster.submit`.
+
+        Returns:
+            The operation. An error retrieved by awaiting the operation is not raised again by the group.
+
+        Raises:
+            psycopg.Error: As for `Cluster.submit`.
+        """
         operation = self._submit(
             query, params, read=read, idempotent=idempotent, idempotency_key=idempotency_key, route=route,
             timeout=timeout, statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
@@ -81,5 +106,5 @@ class Group:
                 operation.retrieve()
                 errors.append(operation.failure)
         if errors:
-            # An ExceptionGroup, unless a row factory raised more than an Exception.
+            # An ExceptionGroup, unless a row factory raised an exception that is not an Exception.
             raise BaseExceptionGroup("operations of the group failed", errors)

@@ -1,4 +1,4 @@
-"""A cluster, opened and left as one scope."""
+"""`open_cluster`: open and close a cluster as one scope."""
 
 from __future__ import annotations
 
@@ -39,29 +39,58 @@ async def open_cluster(
 ) -> AsyncGenerator[Cluster[Row], None]:
     """Open a cluster of nodes: ``async with pgha.open_cluster("host=db1", "host=db2") as cluster``.
 
-    Entering waits until ``min_ready`` nodes answer (0: not at all), at most ``failover_timeout`` seconds;
-    what no waiting mends (a bad password on every node, an unknown database, a bad conninfo) is raised at
-    once, as `NoNodeAvailable` or `ConfigError`. A clean exit lets operations end for ``close_timeout``
-    seconds, an exceptional one cancels them; both leave no task, socket or backend. An exception of the body
-    comes out as itself, not in a group.
+    Entering waits until ``min_ready`` nodes answer. Errors that waiting cannot remedy are raised at once: a
+    bad conninfo, or a wrong password or unknown database on too many nodes.
+
+    A clean exit waits ``close_timeout`` seconds for running operations. An exception in the body, or
+    cancellation of the body, cancels the operations on the servers. Neither leaves a task, socket or backend
+    behind. The body's exception is raised unchanged, not in an exception group. Cancelling while the cluster
+    opens closes the connections.
+
+    Example::
+
+        async with pgha.open_cluster("host=db1 dbname=shop", "host=db2 dbname=shop") as cluster:
+            await cluster.execute("INSERT INTO item VALUES (1, %s)", ["tea"])
+            print(await cluster.fetch_value("SELECT count(*) FROM item"))
 
     Args:
-        nodes: conninfo strings, URIs or `pgha.Node`; a multi-host URI is several nodes. read_connections:
-        connections for reads a node; those for writes are opened at need, one more is the monitor's.
-        min_ready: nodes that must answer before the body runs. connect_timeout: seconds for one attempt to
-        connect. failover_timeout: seconds that an operation waits for a node before it raises
-        `NoNodeAvailable`. timeout: seconds for an operation, unless it says otherwise; None is no limit.
-        statement_timeout: PostgreSQL's setting of that name for every connection, in seconds. ping_interval:
-        seconds between pings of a node at rest. ping_timeout: seconds after which a ping without an answer
-        means that the node is down. max_queued: operations that may wait; then ``execute`` waits and
-        ``submit`` raises `QueueFull`. close_timeout: seconds that a clean exit waits for operations.
-        row_factory: one of ``psycopg.rows``; tuples by default. prepare_threshold: a statement is prepared
-        after so many uses on a connection; None never. on_connect: SQL, several, or an async callable, run on
-        each new lane, such as
-            ``SET synchronous_commit = off``.
-        application_name: shown in ``pg_stat_activity``.
-        ledger: ``"auto"`` gives every write that has none a key of its own, on nodes where the ledger is
-            installed (not CALL, DO and what commits by itself); ``"explicit"`` only what is given one.
+        *nodes: Conninfo strings, URIs or `Node` objects; a multi-host URI is several nodes.
+        read_connections: Read connections per node; the default is 2. Write connections are opened on demand.
+            One more connection per node is used for health checks.
+        min_ready: Number of nodes that must answer before the body runs; the default is 1. With 0 the body
+            runs at once.
+        connect_timeout: Seconds per connection attempt; the default is 10.
+        failover_timeout: Seconds that an operation waits for a usable node before it raises
+            `NoNodeAvailable`; the default is 30. Entering waits as long for ``min_ready`` nodes.
+        timeout: Default time limit of operations in seconds, enforced by the client; None (the default) is no
+            limit.
+        statement_timeout: PostgreSQL's statement_timeout for every connection, in seconds; None (the default)
+            is the server's own setting.
+        ping_interval: Seconds between health checks of a node at rest; the default is 1.
+        ping_timeout: Seconds after which an unanswered health check means that the node is down; the default
+            is 0.25.
+        max_queued: Number of operations that may wait in the queue; the default is 65536. Beyond that,
+            ``execute`` waits and ``submit`` raises `QueueFull`.
+        close_timeout: Seconds that a clean exit waits for operations to end; the default is 5.
+        row_factory: One of psycopg's row factories, used by every operation without its own; None (the
+            default) is tuples.
+        prepare_threshold: Number of uses on a connection after which a statement is prepared; the default is
+            3, None never prepares.
+        on_connect: SQL, a list of SQL, or an async callable, run on each new read or write connection, such
+            as ``SET synchronous_commit = off``. The callable receives a `SetupConnection`.
+        application_name: The connections' name in ``pg_stat_activity``; the default is ``pgha``. A conninfo's
+            own application_name wins.
+        ledger: ``"explicit"`` (the default) uses the ledger for writes with an ``idempotency_key`` only.
+            ``"auto"`` assigns a key to every write without one, on nodes with an installed ledger. ``CALL``,
+            ``DO`` and statements that commit by themselves get no automatic key.
+
+    Returns:
+        An async context manager whose value is a `Cluster`.
+
+    Raises:
+        ConfigError: An argument cannot be used.
+        NoNodeAvailable: Fewer than ``min_ready`` nodes answered within ``failover_timeout`` seconds, or too
+            many nodes rejected the connection.
     """
     options = Options(
         read_connections=read_connections,
@@ -83,7 +112,9 @@ async def open_cluster(
     )
     configs = parse_nodes(nodes)
     if min_ready > len(configs):
-        raise ConfigError(f"min_ready is {min_ready}, and there are {len(configs)} nodes")
+        raise ConfigError(
+            f"min_ready is {min_ready}, and there are {len(configs)} nodes: lower min_ready or add nodes"
+        )
     cluster: Cluster[Row] = Cluster(configs, options)
     body = _Body()
     async with anyio.create_task_group() as tasks:
@@ -99,7 +130,7 @@ async def open_cluster(
 
 
 class _Body:
-    """Keeps an exception out of the task group around it, which would wrap it, and raises it behind."""
+    """Keep an exception out of the surrounding task group, which would wrap it, and raise it afterwards."""
 
     def __init__(self) -> None:
         self._raised: BaseException | None = None
