@@ -129,7 +129,7 @@ class Cluster(Generic[Row]):
             SessionRequired: The statement would change the shared session.
             ClusterClosed: The cluster is closed.
             QueueFull: The queue was full until ``timeout`` passed.
-            psycopg.OperationalError: The connection was lost, and the operation may not be retried any more.
+            psycopg.OperationalError: The connection was lost, and the retries are used up.
             psycopg.Error: The server reported an SQL error, as psycopg's own class:
                 `psycopg.errors.ReadOnlySqlTransaction` for a write, `psycopg.errors.QueryCanceled` when
                 ``statement_timeout`` passed.
@@ -157,8 +157,10 @@ class Cluster(Generic[Row]):
         on_send: OnSend | None = None,
     ) -> R | None: ...  # fmt: skip
     async def fetch_one(
-        self, query: AnyQuery, params: AnyParams | None = None, *, row_factory: Any = None, **options: Any
-    ) -> Any:
+        self, query: AnyQuery, params: AnyParams | None = None, *, route: ReadRoute = nearest(),
+        timeout: Seconds = DEFAULT, statement_timeout: Seconds = DEFAULT, row_factory: Any = None,
+        on_send: OnSend | None = None,
+    ) -> Any:  # fmt: skip
         """Run `fetch` and return the first row.
 
         Cancellation works as for `fetch`.
@@ -178,7 +180,10 @@ class Cluster(Generic[Row]):
         Raises:
             psycopg.Error: As for `fetch`.
         """
-        result = await self.fetch(query, params, row_factory=row_factory, **options)
+        result = await self.fetch(
+            query, params, route=route, timeout=timeout, statement_timeout=statement_timeout,
+            row_factory=row_factory, on_send=on_send,
+        )  # fmt: skip
         return result[0] if result else None
 
     async def fetch_value(
@@ -279,10 +284,10 @@ class Cluster(Generic[Row]):
             SessionRequired: The statement would change the shared session.
             ClusterClosed: The cluster is closed.
             QueueFull: The queue was full until ``timeout`` passed.
-            psycopg.OperationalError: The connection was lost, the write was not applied, and it may not be
-                retried any more.
-            psycopg.Error: The server reported an SQL error, as psycopg's own class. The write was not
-                applied.
+            psycopg.OperationalError: The connection was lost, the write was not applied, and the retries are
+                used up.
+            psycopg.Error: The server reported an SQL error, as psycopg's own class. The write was not applied
+                (a ``CALL`` may have committed in parts).
             psycopg.NotSupportedError: The statement commits by itself (``VACUUM``, say), and cannot have a
                 key or a ``statement_timeout`` of its own.
         """
@@ -451,8 +456,8 @@ class Cluster(Generic[Row]):
     async def remove_node(self, name: str, *, timeout: float = 5.0) -> None:
         """Stop using a node: send nothing new, wait for operations in flight, then close its connections.
 
-        Operations that are still in flight after ``timeout`` seconds are terminated on the server. Operations
-        pinned to the node fail with `NoNodeAvailable`.
+        Backends that are still busy after ``timeout`` seconds are terminated; the usual rules for retries
+        then apply. Operations pinned to the node fail with `NoNodeAvailable`.
 
         If the call is cancelled, the node is removed at once, without waiting.
 
@@ -562,7 +567,7 @@ class Cluster(Generic[Row]):
                 rejecting = sum(node.rejects for node in self._nodes.values())
                 if len(self._nodes) - rejecting < wanted:
                     raise self._dispatcher.no_node(
-                        f"{rejecting} of {len(self._nodes)} nodes rejected the connection (min_ready={wanted})"
+                        f"{rejecting} of {len(self._nodes)} nodes rejected the login (min_ready={wanted})"
                     )
                 await self._dispatcher.change()
         if scope.cancelled_caught:
