@@ -212,7 +212,7 @@ def test_rights_are_granted(node: LocalNode, backend: Backend) -> None:
     dsn = psycopg.conninfo.make_conninfo(node.dsn, user=role)
     with cluster_of(node, backend=backend) as owners, pgha.blocking.open_cluster(dsn) as cluster:
         (status,) = cluster.ledger.status().values()
-        with pytest.raises(pgha.LedgerError, match="may not make"):
+        with pytest.raises(pgha.LedgerError, match="may not create"):
             cluster.ledger.install()
         owners.ledger.install(grant_to=(one for one in [role]))
         (status,) = cluster.ledger.status().values()

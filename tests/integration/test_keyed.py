@@ -127,7 +127,7 @@ async def test_without_a_ledger_and_without_rights(version: int) -> None:
         await node.execute("GRANT INSERT ON t TO poor")
         poor_dsn = psycopg.conninfo.make_conninfo(node.dsn, user="poor")
         async with pgha.open_cluster(pgha.Node(poor_dsn, "n")) as poor:
-            with pytest.raises(pgha.LedgerError, match="may not make the ledger"):
+            with pytest.raises(pgha.LedgerError, match="may not create the ledger"):
                 await poor.ledger.install()
             await cluster.ledger.install()
             with pytest.raises(pgha.LedgerError, match="may not use the ledger"):

@@ -1,4 +1,4 @@
-"""`Cluster.ledger`: making the ledger, looking at it, pruning it, removing it."""
+"""`Cluster.ledger`: install, inspect, prune and uninstall the ledger."""
 
 from __future__ import annotations
 
@@ -36,25 +36,26 @@ from pgha._rows.result import Result
 from pgha._types import NodeStatus
 
 _PAGES = 512
-"""Of the table, a transaction."""
+"""Pages of the table per transaction."""
 _POLL = 0.05
+"""Seconds between two checks for old transactions."""
 
 
 class LedgerHost(Protocol):
-    """What the cluster does for its ledger."""
+    """The operations that a cluster provides to its ledger."""
 
     @property
     def nodes(self) -> Mapping[str, NodeStatus]: ...
     async def seen(self) -> None:
-        """Wait until each node has answered or failed once: within ``connect_timeout``."""
+        """Wait until each node has answered or failed once, at most ``connect_timeout`` seconds."""
         ...
 
     async def ask(self, node: str, query: str, params: Sequence[Any] = ()) -> Result[Any]:
-        """A read of that node."""
+        """Run one read on that node."""
         ...
 
     async def run(self, node: str, statements: Sequence[BatchItem]) -> list[Result[Any]]:
-        """One transaction on that node, never keyed; harmless when run twice."""
+        """Run one transaction on that node, without a key; running it twice must be harmless."""
         ...
 
     def system_of(self, node: str) -> int | None: ...
@@ -65,12 +66,18 @@ class LedgerHost(Protocol):
 class Ledger:
     """The ledger of each node: a table ``pgha.ledger`` that makes keyed writes exactly once.
 
-    It is made on every node that takes writes (a standby has its primary's). A keyed write needs the rights
-    SELECT, INSERT and UPDATE on it, pruning needs DELETE: see ``grant_to``. Where masters replicate to each
-    other, its rows may be replicated, too: each server's have its own system identifier, and never collide.
+    The table exists on every node that accepts writes (a standby has its primary's). A keyed write needs the
+    rights SELECT, INSERT and UPDATE on the table; pruning also needs DELETE. ``install(grant_to=...)`` grants
+    all of them. If masters replicate to each other, the table may be replicated too: the rows of each server
+    contain its own system identifier, and never collide.
 
-    Every method may be cancelled at any time: a node is done, or not begun. An error that comes when some
-    nodes are done says which in a note (``__notes__``); all may be done again.
+    Every method may be cancelled at any time: a node is either done or not begun. An error raised after some
+    nodes were done names them in a note (``__notes__``). Repeating the call on all nodes is harmless.
+
+    Example::
+
+        await cluster.ledger.install(grant_to=["shop"])
+        await cluster.ledger.prune(older_than=7 * 86400)
     """
 
     def __init__(self, host: LedgerHost) -> None:
@@ -79,15 +86,30 @@ class Ledger:
     async def install(
         self, *, grant_to: Iterable[str] = (), nodes: Iterable[str] | None = None
     ) -> Mapping[str, LedgerStatus]:
-        """Make it where it is not, and grant ``grant_to`` (names of roles) the rights to use and prune it.
+        """Create the table on every node that lacks it, and grant roles the rights to use and prune it.
 
-        Of ``nodes``, by default all, each must be up, or nothing is done: where writes are replicated, a
-        master without the table would stop at the first row. Standbys are left out. A table of that name
-        with another layout is left as it is, and raises `LedgerError`, as does a missing right; doing it
-        twice does no harm. Gives every node's status afterwards.
+        Each of the nodes must be up, or nothing is done: if writes are replicated, a master without the table
+        would stop at the first row. Installing twice is harmless.
+
+        If the call is cancelled, a node is either done or not begun.
+
+        Args:
+            grant_to: Names of roles; none by default.
+            nodes: Names of the nodes; None (the default) is all nodes. Standbys are skipped: they have their
+                primary's ledger.
+
+        Returns:
+            The status of every node that was installed, by name.
+
+        Raises:
+            LedgerError: A node is unavailable, the role lacks a right, or a table of that name has another
+                layout (such a table is not changed).
+            ConfigError: A node or role is unknown or not a name.
         """
         if isinstance(grant_to, str):
-            raise ConfigError("grant_to is a list of roles, not a string")
+            raise ConfigError(
+                f"grant_to must be a list of role names, not the string {grant_to!r}: pass [{grant_to!r}]"
+            )
         granted = [grant for role in grant_to for grant in grants(role)]
         await self._host.seen()
         names = self._primaries(nodes)
@@ -108,14 +130,23 @@ class Ledger:
                 await self._host.run(name, batch)
             except psycopg.errors.InsufficientPrivilege as error:
                 raise LedgerError(
-                    f"{name}: the role may not make the ledger ({first_line(error)}): run it as the"
-                    " database's owner, and name the role of your program with --grant (grant_to)"
+                    f"{name}: the role may not create the ledger ({first_line(error)}): install it as the"
+                    " database's owner, and pass the role of your program with --grant (grant_to)"
                 ) from error
         refuse_layout(name, await self._look(name))
         self._host.ledger_changed(name)
 
     async def status(self) -> Mapping[str, LedgerStatus]:
-        """Every node's ledger, standbys included. Never raises for what nodes do: `LedgerStatus.problem`."""
+        """Return the status of every node's ledger, standbys included.
+
+        Failures of nodes never raise: `LedgerStatus.problem` reports them. Cancellation changes nothing.
+
+        Returns:
+            The status of every node, by name.
+
+        Raises:
+            ClusterClosed: The cluster is closed.
+        """
         await self._host.seen()
         return {name: await self._status(name) for name in self._host.nodes}
 
@@ -138,18 +169,38 @@ class Ledger:
         self, older_than: float | timedelta = timedelta(days=7), *, nodes: Iterable[str] | None = None,
         patience: float = 10.0,
     ) -> Mapping[str, Pruned]:  # fmt: skip
-        """Delete the rows whose deadline is ``older_than`` (seconds, or a timedelta) ago.
+        """Delete the rows whose deadline passed ``older_than`` seconds ago.
 
-        A key is good for so long: used again later, its write would be applied again. Never less than an
-        hour is kept, and the difference between the servers' clocks: so long may attempts of one operation
-        begin. A transaction from before that still holds the ledger (a backend that was frozen behind its
-        guard) is waited for, ``patience`` seconds, and then nothing is deleted there. Goes in batches, any
-        number of programs may do it, and writes go on meanwhile.
+        A key protects its write until its row is deleted: a later call with the same key would apply the
+        write again. Rows are kept for at least one hour plus the difference between the servers' clocks,
+        because attempts of one operation may begin that late.
+
+        A transaction from before that time may still hold the ledger (a backend that was frozen after passing
+        its time guard). Pruning waits ``patience`` seconds for such transactions. If they have not ended by
+        then, nothing is deleted on that node.
+
+        Rows are deleted in batches while writes continue. Several programs may prune at the same time.
+
+        If the call is cancelled, batches that were committed stay deleted.
+
+        Args:
+            older_than: Age in seconds, or a timedelta; the default is 7 days.
+            nodes: Names of the nodes; None (the default) is all nodes. Standbys are skipped: they have their
+                primary's ledger.
+            patience: Seconds to wait for old transactions; the default is 10.
+
+        Returns:
+            The number of deleted rows per node, by name; see `Pruned`.
+
+        Raises:
+            LedgerError: A node is unavailable, the role lacks the right DELETE, or the table has another
+                layout.
+            ConfigError: An argument cannot be used, or a node is unknown.
         """
         await self._host.seen()
         age = older_than.total_seconds() if isinstance(older_than, timedelta) else older_than
         if seconds("older_than", age) > LONGEST:
-            raise ConfigError(f"older_than must be at most {LONGEST:.0f} seconds, 100 years, not {age!r}")
+            raise ConfigError(f"older_than must be at most {LONGEST:.0f} seconds (100 years), not {age!r}")
         seconds("patience", patience)
         status = self._host.nodes
         skews = [one.clock_skew for one in status.values() if one.clock_skew is not None]
@@ -165,28 +216,31 @@ class Ledger:
     async def _prune(self, name: str, keep: float, patience: float) -> Pruned:
         found = await self._look(name)
         if not found.installed:
-            return Pruned(name, 0, "there is no ledger")
+            return Pruned(name, 0, "the ledger is not installed")
         refuse_layout(name, found)
         if "DELETE" not in found.rights:
             raise LedgerError(
-                f"{name}: the role may not delete from the ledger: `pgha ledger install --grant ROLE`"
+                f"{name}: the role may not delete from the ledger: run `pgha ledger install --grant ROLE`"
             )
         ((pages, now),) = await self._host.ask(name, SIZE)
         pids = await self._zombies(name, keep, patience)
         if pids:
-            reason = "transactions that began before hold the ledger: end them, or try again later"
+            reason = "older transactions still hold the ledger: end them, or try again later"
             return Pruned(name, 0, reason, tuple(pids))
         cut, system, deleted = now - timedelta(seconds=keep), self._host.system_of(name) or 0, 0
         for page in range(0, pages, _PAGES):
             params = [f"({page},0)", f"({page + _PAGES},0)", cut, system]
             (((mine, count),),) = await self._host.run(name, [(PRUNE, params)])
             if not mine:
-                return Pruned(name, deleted, "somebody else is pruning it")
+                return Pruned(name, deleted, "another program is pruning the ledger: try again later")
             deleted += count
         return Pruned(name, deleted)
 
     async def _zombies(self, name: str, keep: float, patience: float) -> list[int]:
-        """Wait until those that might still insert a key of a row which is to go have ended; who has not."""
+        """Wait until the transactions that could still insert an expired key have ended.
+
+        Returns the process ids of those that have not ended.
+        """
         first = list(await self._host.ask(name, ZOMBIES, [keep - LIFE]))
         with anyio.move_on_after(patience):
             while first:
@@ -198,11 +252,25 @@ class Ledger:
     async def uninstall(
         self, *, force: bool = False, nodes: Iterable[str] | None = None
     ) -> Mapping[str, bool]:
-        """Remove it, and the schema ``pgha`` where nothing else is in it; whether it was there.
+        """Drop the table, and the schema ``pgha`` if nothing else is in it.
 
-        Keys that were used within the last hour may be those of writes that still run: that is a
-        `LedgerError`, unless by ``force``. Doing it twice does no harm: the second time takes an empty
-        schema that was left.
+        Keys used within the last hour may belong to writes that still run: this raises `LedgerError`, unless
+        ``force`` is true. Uninstalling twice is harmless: the second call drops an empty schema that was left
+        behind.
+
+        If the call is cancelled, a node is either done or not begun.
+
+        Args:
+            force: Whether to drop the table although keys were used within the last hour.
+            nodes: Names of the nodes; None (the default) is all nodes. Standbys are skipped: they have their
+                primary's ledger.
+
+        Returns:
+            Whether the table existed, by node.
+
+        Raises:
+            LedgerError: A node is unavailable, keys were used recently, or the role lacks a right.
+            ConfigError: A node is unknown.
         """
         await self._host.seen()
         names = self._primaries(nodes)
@@ -215,7 +283,7 @@ class Ledger:
                 if found[name].installed:
                     await self._remove(name)
                 elif found[name].schema:
-                    # One that was left on the way, perhaps.
+                    # An uninstall that was interrupted may have left the schema.
                     await self._remove_schema(name)
                 done.append(name)
         return {name: one.installed for name, one in found.items()}
@@ -234,14 +302,16 @@ class Ledger:
         if recent:
             raise LedgerError(
                 f"{name}: {recent} keys were used within the last hour, and their writes may still run:"
-                " wait, or use --force (force=True)"
+                " wait, or pass --force (force=True)"
             )
 
     async def _remove(self, name: str) -> None:
         try:
             await self._host.run(name, [f"DROP TABLE IF EXISTS {TABLE}"])
         except psycopg.errors.InsufficientPrivilege as error:
-            raise LedgerError(f"{name}: the role may not remove the ledger ({first_line(error)})") from error
+            raise LedgerError(
+                f"{name}: the role may not drop the ledger ({first_line(error)}): uninstall it as its owner"
+            ) from error
         self._host.ledger_changed(name)
         await self._remove_schema(name)
 
@@ -249,22 +319,22 @@ class Ledger:
         try:
             await self._host.run(name, ["DROP SCHEMA IF EXISTS pgha"])
         except (psycopg.errors.DependentObjectsStillExist, psycopg.errors.InsufficientPrivilege):
-            pass  # somebody else's: it is left to them
+            pass  # the schema has other objects or another owner, and stays
 
     def _primaries(self, nodes: Iterable[str] | None) -> list[str]:
         known = self._host.nodes
         chosen = list(known) if nodes is None else list(nodes)
         for name in chosen:
             if name not in known:
-                raise ConfigError(f"no node is called {name!r}: see Cluster.nodes for the names")
+                raise ConfigError(f"no node is called {name!r}: the nodes are {', '.join(map(repr, known))}")
             if known[name].state not in ("up", "suspect"):
                 raise LedgerError(
-                    f"{name} is {known[name].state} ({known[name].reason}), and nothing was done anywhere:"
-                    " wait for it, or name the others"
+                    f"{name} is {known[name].state} ({known[name].reason}); nothing was done on any node:"
+                    " wait until it is up, or name the other nodes"
                 )
         primaries = [name for name in chosen if known[name].role == "primary"]
         if not primaries:
-            raise LedgerError("none of these nodes takes writes: a standby has its primary's ledger")
+            raise LedgerError(f"none of the nodes ({', '.join(chosen)}) accepts writes: name their primary")
         return primaries
 
     async def _look(self, name: str) -> Found:
@@ -276,11 +346,11 @@ class Ledger:
 
 @contextmanager
 def _telling() -> Iterator[list[str]]:
-    """What is done is added to the list; an error behind that says so."""
+    """Yield a list of finished nodes; add a note with its content to an error."""
     done: list[str] = []
     try:
         yield done
     except psycopg.Error as error:
         if done:
-            error.add_note(f"done already, and no harm done again: {', '.join(done)}")
+            error.add_note(f"already done, and harmless to repeat: {', '.join(done)}")
         raise

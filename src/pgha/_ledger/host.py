@@ -1,4 +1,4 @@
-"""What a cluster does for its ledger; see `pgha._ledger.admin`."""
+"""The cluster's side of `pgha._ledger.admin`: run its operations on one node."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pgha._rows.result import Result
 from pgha._types import NodeStatus, Pin
 
 _TIMEOUT = 60.0
-"""Seconds for each question, and each transaction."""
+"""Seconds per read and per transaction."""
 
 
 @final
 class LedgerOperations:
-    """Of pgha's own, each on one node: without a key, and harmless when run twice."""
+    """Reads and transactions of the ledger's administration, on one node each, without a key."""
 
     def __init__(
         self, dispatcher: Dispatcher, maker: RequestMaker, nodes: Mapping[str, ManagedNode], options: Options,

@@ -1,4 +1,4 @@
-"""The ledger's table: what it is made by, what the catalogue says of it, what is asked of it in SQL."""
+"""The ledger's table: its definition, the queries of administration, and their results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pgha._types import Role
 
 LAYOUT = 1
 LOCK = 7_093_774_221_000_001
-"""Of pg_advisory_xact_lock: one program at a time makes, prunes or removes a ledger."""
+"""Key of pg_advisory_xact_lock: one program at a time creates, prunes or drops a ledger."""
 _COLUMNS = ["system_identifier bigint", "key uuid", "fingerprint bytea", "deadline timestamp with time zone"]
 _PRIMARY_KEY = "PRIMARY KEY (system_identifier, key)"
 CREATE = (
@@ -26,8 +26,8 @@ CREATE = (
     )""",
     f"COMMENT ON TABLE {TABLE} IS 'Keys of writes that pgha has applied; layout {LAYOUT}'",
 )
-# The functions see a table that is dropped meanwhile disappear (NULL), the joins do not. So the size is asked
-# for last: where there is one, the answers before were those of a table that was there.
+# If the table is dropped during the query, the functions return NULL, but the joins still show the table. So
+# the size is queried last: if it is not NULL, the columns before it belong to a table that existed.
 LOOK = """
 SELECT pg_catalog.obj_description(c.oid, 'pg_class'),
     (SELECT pg_catalog.array_agg(a.attname || ' ' || pg_catalog.format_type(a.atttypid, a.atttypmod)
@@ -46,9 +46,9 @@ FROM (SELECT) one LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = 'pgha'
 COUNT = (
     f"SELECT count(*), count(*) FILTER (WHERE fingerprint = ''), min(deadline), max(deadline) FROM {TABLE}"
 )
-# A transaction that has inserted, or is about to, holds this lock until its end, and took it before its guard
-# looked at the clock. What began after the cut-off can be none of the zombies that pruning has to fear.
-# Others' transactions may not tell when they began.
+# A transaction that has inserted a key, or is about to, holds this lock until its end, and took the lock before
+# its guard read the clock. A transaction that began after the cut-off cannot be one that pruning must wait for.
+# The start of other roles' transactions may be invisible (NULL).
 ZOMBIES = f"""
 SELECT l.virtualtransaction, l.pid FROM pg_catalog.pg_locks l
     LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
@@ -60,8 +60,8 @@ SIZE = (
     f"SELECT pg_catalog.pg_relation_size('{TABLE}') / pg_catalog.current_setting('block_size')::int,"
     " pg_catalog.clock_timestamp()"
 )
-# By ranges of pages: each is read once, and no index is needed. Rows of other masters go a day later: they
-# are their own to prune, unless they are gone for good.
+# By ranges of pages: each page is read once, and no index is needed. Rows of other masters are deleted a day
+# later: those masters prune their own rows, unless they are gone for good.
 PRUNE = f"""
 WITH held AS MATERIALIZED (SELECT pg_catalog.pg_try_advisory_xact_lock({LOCK}) AS mine),
 pruned AS (
@@ -73,63 +73,83 @@ pruned AS (
 SELECT (SELECT mine FROM held), (SELECT count(*) FROM pruned)
 """
 LONGEST = 36_500 * 86_400.0
-"""Seconds. Far longer ago there are no dates."""
+"""Seconds. Timestamps do not reach much further back."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class LedgerStatus:
-    """The ledger of one node, as `Ledger.status` found it."""
+    """The state of one node's ledger, as `Ledger.status` found it.
+
+    Example::
+
+        for status in (await cluster.ledger.status()).values():
+            print(status.node, status.installed, status.problem)
+    """
 
     node: str
+    """Name of the node."""
     role: Role
+    """The node's role: a standby shows its primary's ledger."""
     installed: bool
-    """There is a table of that name."""
+    """Whether a table of that name exists."""
     problem: str
-    """Why this program's keyed writes cannot use it, and what to do; empty when they can."""
+    """Why keyed writes of this program cannot use the ledger, and the remedy; empty if they can."""
     prunable: bool
-    """The role may delete from it."""
+    """Whether the role may delete rows."""
     keys: int | None = None
-    """Rows; None where the role may not read them."""
+    """Number of rows; None if the role may not read them."""
     given_up: int | None = None
-    """Those of them that were resolved as not applied."""
+    """Number of rows of writes that were resolved as not applied."""
     oldest: datetime | None = None
-    """The earliest of their deadlines."""
+    """The earliest deadline of the rows."""
     newest: datetime | None = None
+    """The latest deadline of the rows."""
     bytes: int = 0
-    """On disk, its index included."""
+    """Size on disk in bytes, with the index."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What `Ledger.prune` did on one node."""
+    """The result of `Ledger.prune` on one node.
+
+    Example::
+
+        for pruned in (await cluster.ledger.prune()).values():
+            print(pruned.node, pruned.deleted, pruned.reason)
+    """
 
     node: str
+    """Name of the node."""
     deleted: int
-    """Rows."""
+    """Number of deleted rows."""
     reason: str = ""
-    """Why not all was done that could be: somebody else is at it, or an old transaction is in the way."""
+    """Why pruning stopped early (another program is pruning, an old transaction holds the ledger); empty if
+    it did not."""
     in_the_way: tuple[int, ...] = ()
-    """Process ids of backends with such transactions (0: a prepared one)."""
+    """Process ids of the backends with such transactions (0: a prepared transaction)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the catalogue says of a node's ledger."""
+    """The catalogue's facts about a node's ledger."""
 
     installed: bool
     comment: str
     columns: list[str]
     primary_key: str | None
     schema: bool
-    """The role may use it."""
+    """Whether the role may use the schema."""
     rights: list[str]
     size: int
 
     @property
     def other_layout(self) -> str:
-        """Why it is not the table that this pgha knows; empty when it is, or when there is none."""
+        """How the table differs from this version's layout.
+
+        Empty if the table does not differ, or if there is no table.
+        """
         if not self.installed:
             return ""
         said = re.search(r"layout (\d+)", self.comment)
@@ -145,13 +165,15 @@ class Found:
 
     def problem(self) -> str:
         if not self.installed:
-            return "not installed: `pgha ledger install`"
+            return "not installed: run `pgha ledger install`"
         if self.other_layout:
             return _layout_words(self.other_layout)
         missing = [right for right in ("SELECT", "INSERT", "UPDATE") if right not in self.rights]
         if not self.schema:
             missing.insert(0, "USAGE of schema pgha")
-        return f"the role lacks {', '.join(missing)}: `pgha ledger install --grant ROLE`" if missing else ""
+        return (
+            f"the role lacks {', '.join(missing)}: run `pgha ledger install --grant ROLE`" if missing else ""
+        )
 
     def status(
         self, node: str, role: Role, keys: int | None = None, given_up: int | None = None,
@@ -165,8 +187,8 @@ class Found:
 
 def _layout_words(found: str) -> str:
     return (
-        f"pgha.ledger has another layout ({found}; this pgha knows {LAYOUT}): if no program needs its keys"
-        " any more, `pgha ledger uninstall --force` it, then install"
+        f"pgha.ledger has another layout ({found}; this version of pgha uses layout {LAYOUT}): if no program"
+        " needs its keys any more, run `pgha ledger uninstall --force`, then `pgha ledger install`"
     )
 
 
@@ -177,7 +199,7 @@ def refuse_layout(name: str, found: Found) -> None:
 
 def grants(role: object) -> list[sql.Composed]:
     if not isinstance(role, str) or not role or "\0" in role:
-        raise ConfigError(f"a role is a name, not {role!r}")
+        raise ConfigError(f"a role must be a name, not {role!r}")
     name = sql.Identifier(role)
     return [
         sql.SQL("GRANT USAGE ON SCHEMA pgha TO {}").format(name),
