@@ -251,7 +251,7 @@ async def test_a_standby_has_its_primarys(version: int) -> None:
             await nodes.wait_replicated()
             status = await cluster.ledger.status()
             assert status[standby.name].installed and status[standby.name].role == "standby"
-            with pytest.raises(pgha.LedgerError, match="takes writes"):
+            with pytest.raises(pgha.LedgerError, match="accepts writes"):
                 await cluster.ledger.prune(nodes=[standby.name])
 
 

@@ -120,14 +120,14 @@ def test_bad_keys_are_raised_by_the_thread_that_calls(server: LocalNode, backend
     with cluster_of(server, backend=backend) as cluster, cluster.group() as group:
         bad: Any
         for bad in ("not a uuid", str(pgha.new_idempotency_key()), 5, b"x" * 16):
-            with pytest.raises(pgha.ConfigError, match="a key is a"):
+            with pytest.raises(pgha.ConfigError, match="idempotency_key must be a"):
                 cluster.execute("SELECT 1", idempotency_key=bad)
-            with pytest.raises(pgha.ConfigError, match="a key is a"):
+            with pytest.raises(pgha.ConfigError, match="idempotency_key must be a"):
                 cluster.execute_batch(["SELECT 1"], idempotency_key=bad)
             for submit in (cluster.submit, group.submit):
-                with pytest.raises(pgha.ConfigError, match="a key is a"):
+                with pytest.raises(pgha.ConfigError, match="idempotency_key must be a"):
                     submit("SELECT 1", idempotency_key=bad)
-        with pytest.raises(pgha.ConfigError, match="a key is for a write"):
+        with pytest.raises(pgha.ConfigError, match="idempotency_key is for writes"):
             cluster.submit("SELECT 1", read=True, idempotency_key=pgha.new_idempotency_key())
         with pytest.raises(psycopg.NotSupportedError):
             cluster.execute("VACUUM", idempotency_key=pgha.new_idempotency_key())

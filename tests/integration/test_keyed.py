@@ -111,9 +111,9 @@ async def test_a_limit_of_its_own_goes_with_a_key(version: int) -> None:
 @pytest.mark.parametrize("key", ["0d9c6a3e-8a94-4c4f-9d1b-111111111111", 7, b"x" * 16])
 async def test_a_key_that_is_no_uuid(version: int, key: Any) -> None:
     async with one_node(version) as (node, cluster):
-        with pytest.raises(pgha.ConfigError, match=r"a key is a uuid\.UUID"):
+        with pytest.raises(pgha.ConfigError, match=r"idempotency_key must be a uuid\.UUID"):
             await cluster.execute(WRITE, ["a"], idempotency_key=key)
-        with pytest.raises(pgha.ConfigError, match="a key is for a write"):
+        with pytest.raises(pgha.ConfigError, match="idempotency_key is for writes"):
             cluster.submit("SELECT 1", read=True, idempotency_key=pgha.new_idempotency_key())
         assert await ids(node) == []
 

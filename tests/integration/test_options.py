@@ -250,7 +250,7 @@ async def test_routes(server: Node) -> None:
                 await call("SELECT 1", route=pgha.pin("nope"))
             assert pgha.error_info(caught.value) == pgha.ErrorInfo(None, None, 0, "not applied")
             for bad in (server.name, None, 5, pgha.pin):
-                with pytest.raises(pgha.ConfigError, match="a route is"):
+                with pytest.raises(pgha.ConfigError, match="route must be"):
                     await call("SELECT 1", route=bad)
         with pytest.raises(pgha.ConfigError, match="no node is called 'nope'"):
             await cluster.execute_batch(["SELECT 1"], route=pgha.pin("nope"))

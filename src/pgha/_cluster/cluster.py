@@ -470,7 +470,7 @@ class Cluster(Generic[Row]):
         """
         node = self._nodes.get(name)
         if node is None or node.leaving:
-            raise ConfigError(f"no node is called {name!r}: see Cluster.nodes for the names")
+            raise ConfigError(f"no node is called {name!r}: Cluster.nodes lists the names")
         node.leaving = True
         self._dispatcher.reroute()
         try:

@@ -46,9 +46,9 @@ FROM (SELECT) one LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = 'pgha'
 COUNT = (
     f"SELECT count(*), count(*) FILTER (WHERE fingerprint = ''), min(deadline), max(deadline) FROM {TABLE}"
 )
-# A transaction that has inserted a key, or is about to, holds this lock until its end, and took the lock before
-# its guard read the clock. A transaction that began after the cut-off cannot be one that pruning must wait for.
-# The start of other roles' transactions may be invisible (NULL).
+# A transaction that has inserted a key, or is about to, holds this lock until its end, and took the lock
+# before its guard read the clock. Pruning need not wait for a transaction that began after the cut-off. The
+# start of other roles' transactions may be invisible (NULL).
 ZOMBIES = f"""
 SELECT l.virtualtransaction, l.pid FROM pg_catalog.pg_locks l
     LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid

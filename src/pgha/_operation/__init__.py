@@ -1,6 +1,6 @@
 """One operation, as it is passed down from the cluster to a connection.
 
-`request_maker` checks and compiles what the caller asked for, `operation` is what the caller awaits, `key`
-makes the ledger's statement for an idempotency key, `in_doubt` keeps what is known of a write in doubt.
-Imports `pgha._wire` and what lies below. Begin with `operation`.
+`request_maker` checks and compiles the caller's arguments, `operation` is the awaitable object, `key` makes
+the ledger's statement for an idempotency key, `in_doubt` keeps the facts about a write in doubt. The package
+imports `pgha._wire` and the layers below it. Begin with `operation`.
 """

@@ -1,4 +1,4 @@
-"""What may still be learned of a write that failed without proof."""
+"""The outcome of a write in doubt, which may still become known."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from pgha._operation.key import Keyed
 
 @final
 class InDoubtOutcome:
-    """Shared by a caller's error, the lane that may still bring an answer, and who asks the ledger.
+    """The outcome of one write in doubt.
 
-    Open until a verdict is known or nobody can bring one any more (``hopeless``).
+    Shared by the caller's error, the lane that may still deliver an answer, and the resolver that queries the
+    ledger. Pending until an outcome is known, or until no source is left that could provide one
+    (``hopeless``).
     """
 
     __slots__ = (
@@ -42,48 +44,48 @@ class InDoubtOutcome:
     ) -> None:  # fmt: skip
         self.keyed = keyed
         self.system = system
-        """The lineage whose ledger tells."""
+        """System identifier of the lineage whose ledger can decide."""
         self.node = node
         self.attempts = attempts
         self.started_at = started_at
         self.guard = guard
-        """No attempt begins after this, by the servers' clocks."""
+        """No attempt begins after this time, by the servers' clocks."""
         self.timer: Any = None
         self.outcome: Outcome | None = None
         self.hopeless = False
         self.asked = 0
-        """Callers that wait for the verdict."""
+        """Number of callers waiting for the outcome."""
         self._start = pursue
         self._told = told
         self._event: anyio.Event | None = None
 
     @property
     def resolvable(self) -> bool:
-        """The ledger can tell."""
+        """Whether the ledger can decide."""
         return self.keyed is not None and self.system is not None
 
     def evidence(self, outcome: Outcome) -> None:
-        """An answer came after all, or the connection ended without one."""
+        """Accept a late answer, or the connection's end without one (``in doubt``)."""
         if outcome is not Outcome.IN_DOUBT:
             self.resolved(outcome)
         elif not self.resolvable:
             self.give_up()
 
     def resolved(self, outcome: Outcome) -> None:
-        """It is known, for good."""
+        """Set the final outcome; the first one stays."""
         if self.outcome is None:
             self.outcome = outcome
             self._told(self)
             self._wake()
 
     def give_up(self) -> None:
-        """Nobody will know."""
+        """Record that the outcome cannot become known any more."""
         self.hopeless = True
         self._wake()
 
     @property
     def pending(self) -> bool:
-        """No verdict yet, and somebody may still bring one."""
+        """Whether the outcome is unknown and may still become known."""
         return self.outcome is None and not self.hopeless
 
     def _wake(self) -> None:
@@ -92,7 +94,7 @@ class InDoubtOutcome:
             event.set()
 
     async def resolve(self, timeout: float | None) -> Outcome:
-        """See `pgha.CommitInDoubt.resolve`."""
+        """Implement `pgha.CommitInDoubt.resolve`."""
         if self.pending:
             self.asked += 1
             try:

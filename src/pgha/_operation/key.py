@@ -1,4 +1,4 @@
-"""Keys of writes, and what the ledger is told of them."""
+"""Idempotency keys, and the ledger's statements for them."""
 
 from __future__ import annotations
 
@@ -25,28 +25,31 @@ _INSERT = (
     b"INSERT INTO pgha.ledger (system_identifier, key, fingerprint, deadline) VALUES"
     b" ($1, $2, $3, CASE WHEN pg_catalog.clock_timestamp() < $4 THEN $4 END)"
 )
-"""The guard stands in the row: where it is too late the deadline is NULL, which the column refuses (23502).
-One statement, so that its lock on the table is held before the clock is read."""
+"""The row contains the time guard: after the deadline the value is NULL, which the column rejects (23502). It
+is one statement, so that its lock on the table is held before the clock is read."""
 _DECIDE = (
     b"INSERT INTO pgha.ledger AS l (system_identifier, key, fingerprint, deadline) VALUES"
     b" ($1, $2, $3, pg_catalog.clock_timestamp())"
     b" ON CONFLICT (system_identifier, key) DO UPDATE SET deadline = l.deadline"
     b" RETURNING pg_catalog.encode(l.fingerprint, 'hex')"
 )
-"""Waits for whoever is inserting the key. It writes also where the row is there: so its commit waits for a
-synchronous standby, and proves that the row has reached it."""
+"""Waits for any transaction that is inserting the key. Writes even if the row exists: the commit then waits
+for a synchronous standby, which proves that the row has reached the standby."""
 _INSERTED, _DECIDED = classify_statement(_INSERT), classify_statement(_DECIDE)
 _pack_long = struct.Struct("!q").pack
 
 
 def new_idempotency_key() -> UUID:
-    """A key for a write, that nobody else has: a UUID of version 7 (RFC 9562).
+    """Return a new idempotency key: a UUID of version 7 (RFC 9562).
 
-    It begins with the time, in milliseconds, so that the ledger's index is filled from one end; 74 bits are
-    random.
+    The key begins with the time in milliseconds, so that the ledger's index grows at one end. 74 bits are
+    random, so no other program gets the same key.
+
+    Returns:
+        The key, for ``idempotency_key=`` of `Cluster.execute` and its relatives.
     """
     number = int.from_bytes(os.urandom(10), "big") | (time.time_ns() // 1_000_000) << 80
-    # The version, 4 bits, and the variant, 2 bits, over what is random there.
+    # The version (4 bits) and the variant (2 bits) replace random bits.
     number = number & ~(0xF << 76) | 7 << 76
     return UUID(int=number & ~(0x3 << 62) | 2 << 62)
 
@@ -55,7 +58,7 @@ _TELL = (
     b"UPDATE pgha.ledger AS l SET deadline = l.deadline WHERE system_identifier = $1 AND key = $2"
     b" RETURNING pg_catalog.encode(l.fingerprint, 'hex')"
 )
-"""The same where nothing may be inserted any more."""
+"""Like `_DECIDE`, for a key that must not be inserted any more."""
 _UNDECIDED = (
     b"SELECT CASE WHEN pg_catalog.clock_timestamp() < $1 THEN -1 ELSE (SELECT pg_catalog.count(*)"
     b" FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid"
@@ -65,8 +68,9 @@ _UNDECIDED = (
     b" WHERE d.datname = pg_catalog.current_database())"
     b" AND (a.xact_start IS NULL OR a.xact_start < $1)) END"
 )
-"""Whether an attempt may still insert its row: 0 says that none can. Until its guard is over one may begin;
-after that, one that has begun holds the table's lock, also while it stands still in front of its insert."""
+"""Returns how many attempts may still insert their row: 0 proves that none can. Until the guard's deadline a
+new attempt may begin (-1). After the deadline, an attempt that has begun holds the table's lock, even
+while it is stopped before its insert."""
 _HEAD = frozenset({"SET TRANSACTION", "SET LOCAL", "SET CONSTRAINTS", "LOCK"})
 _OTHER_ROLE = re.compile(rb"\bROLE\b|\bSESSION\b", re.IGNORECASE)
 _READ_ONLY = re.compile(rb"\bREAD\s+ONLY\b", re.IGNORECASE)
@@ -74,52 +78,59 @@ _READ_ONLY = re.compile(rb"\bREAD\s+ONLY\b", re.IGNORECASE)
 
 @dataclass(slots=True)
 class Keyed:
-    """What the ledger is told of an operation; shared by its attempts, never changed."""
+    """The ledger's data for one operation; shared by its attempts, never changed."""
 
     key: UUID
     fingerprint: bytes
     auto: bool
-    """The key is pgha's own: where there is no ledger, the write goes without."""
+    """Whether pgha assigned the key: on a node without a ledger, the write is then sent without a key."""
     behind: int
-    """So many of its statements go before: they must be the first of a transaction, or are to be before its
-    snapshot (a LOCK)."""
+    """Number of the operation's statements that precede the ledger's insert: they must come first in a
+    transaction, or before its snapshot (LOCK)."""
 
     def insert(self, system: int, deadline: float) -> Statement:
-        """``deadline``: seconds since 1970, by the server's clock."""
+        """Return the statement that inserts the key.
+
+        ``deadline`` is in seconds since 1970, by the server's clock.
+        """
         params = (_pack_long(system), self.key.bytes, self.fingerprint, _moment(deadline))
         return Statement(_INSERT, params, _TYPES, _BINARY, _INSERTED)
 
     def decide(self, system: int) -> Statement:
-        """Leaves a tombstone where the key is not: it gives the fingerprint that is there afterwards."""
+        """Return the statement that inserts a tombstone unless the key exists, and yields the fingerprint."""
         params = (_pack_long(system), self.key.bytes, TOMBSTONE)
         return Statement(_DECIDE, params, _TYPES[:3], _BINARY[:3], _DECIDED)
 
     def tell(self, system: int) -> Statement:
-        """It gives the fingerprint that is there, or no row."""
+        """Return the statement that yields the row's fingerprint, or no row."""
         params = (_pack_long(system), self.key.bytes)
         return Statement(_TELL, params, _TYPES[:2], _BINARY[:2], _DECIDED)
 
 
 def undecided(deadline: float) -> Statement:
-    """Whether an attempt with that guard may still insert: 0 if not. ``deadline``: see `Keyed.insert`."""
+    """Return the query for attempts with this guard that may still insert; see `Keyed.insert`."""
     return Statement(_UNDECIDED, (_moment(deadline),), (_TIMESTAMPTZ,), (1,), _DECIDED)
 
 
 def _moment(seconds: float) -> bytes:
-    """As a timestamptz, in binary."""
+    """Return a time as a binary timestamptz."""
     return _pack_long(round((seconds - _EPOCH_2000) * 1e6))
 
 
 def checked(key: object) -> UUID:
-    """``key``, if it is one."""
+    """Return ``key`` if it is a UUID; raise `ConfigError` otherwise."""
     if isinstance(key, UUID):
         return key
-    raise ConfigError(f"a key is a uuid.UUID, such as pgha.new_idempotency_key() makes, not {key!r}")
+    raise ConfigError(
+        f"idempotency_key must be a uuid.UUID, such as pgha.new_idempotency_key() returns, not {key!r}"
+    )
 
 
 def may_be_keyed(statements: Sequence[Statement]) -> bool:
-    """A key of ours does not keep them from doing what they do without: they commit nothing by
-    themselves, and do not forbid the ledger's insert."""
+    """Return whether an automatic key leaves the behaviour of these statements unchanged.
+
+    That is so if they do not commit by themselves, and do not forbid the ledger's insert.
+    """
     return not any(
         one.kind.self_committing
         or (one.kind.keyword == "SET TRANSACTION" and _READ_ONLY.search(one.query) is not None)
@@ -128,10 +139,10 @@ def may_be_keyed(statements: Sequence[Statement]) -> bool:
 
 
 def keyed(key: UUID, statements: Sequence[Statement], *, auto: bool) -> Keyed:
-    """The ledger's part of an operation of these statements."""
+    """Return the ledger's data for an operation with these statements."""
     behind = 0
     for one in statements:
-        # The right to the ledger is the connection's role's.
+        # The rights to the ledger belong to the connection's role: insert the key before the role changes.
         if one.kind.keyword not in _HEAD or _OTHER_ROLE.search(one.query) is not None:
             break
         behind += 1
@@ -139,7 +150,7 @@ def keyed(key: UUID, statements: Sequence[Statement], *, auto: bool) -> Keyed:
 
 
 def fingerprint(statements: Sequence[Statement]) -> bytes:
-    """Of texts and parameters, as they are sent: 16 bytes that another body does not have."""
+    """Return 16 bytes that identify the texts and parameters of these statements, as they are sent."""
     digest = blake2b(digest_size=16)
     for one in statements:
         digest.update(b"%d;" % len(one.query) + one.query)

@@ -1,4 +1,4 @@
-"""One operation: what is asked, who waits for it, and the record of what happened to it."""
+"""`Operation`: one operation, its request, its attempts and its record."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ACCESS_MODES: tuple[AccessMode, AccessMode] = ("read", "write")
 
 @dataclass(slots=True)
 class Request:
-    """What is asked; shared by the legs of `fastest`, and never changed."""
+    """The caller's validated request; shared by the legs of `fastest`, never changed."""
 
     statements: Sequence[Statement]
     kind: AccessMode
@@ -36,20 +36,20 @@ class Request:
     row_factory: Callable[[Any], Any]
     idempotent: bool = False
     exclusive: bool = False
-    """Never pipelined: it commits by itself, or needs a frame."""
+    """Never pipelined: the operation commits by itself, or needs a frame."""
     self_committing: bool = False
     extras: Extras = NO_EXTRAS
     timeout: float | None = None
     on_send: Callable[[SendInfo], object] | None = None
     pace: Pace | None = None
-    """Of its only statement; None for a batch."""
+    """Pace of the only statement; None for a batch."""
     keyed: Keyed | None = None
     raw: bool = False
-    """pgha's own: its result is the first value, as the server wrote it."""
+    """Whether this is pgha's own query: its result is the first value, as the server wrote it."""
 
 
 class AttemptState:
-    """One time that the operation was handed to a node. Times are `time.monotonic` seconds."""
+    """One attempt: the operation was handed to a node. Times are `time.monotonic` seconds."""
 
     __slots__ = ("answered_at", "head_at", "keyed", "node", "outcome", "sent_at", "suspected", "system")
 
@@ -60,14 +60,14 @@ class AttemptState:
         self.answered_at: float | None = None
         self.outcome: Outcome | None = None
         self.suspected = False
-        """Its connection was lost while it was first in line there: it may have been the cause."""
+        """Whether the attempt may have caused the loss of its connection, at whose head it was."""
         self.keyed = False
-        """The ledger's statement went with it."""
+        """Whether the ledger's statement was sent with the attempt."""
         self.system: int | None = None
-        """The system identifier of the server, as far as it matters."""
+        """The server's system identifier, if it matters for the attempt."""
 
     def shown(self) -> Attempt:
-        """As its caller sees it."""
+        """Return the attempt as the caller sees it."""
         return Attempt(
             self.node,
             self.sent_at,
@@ -78,11 +78,11 @@ class AttemptState:
 
 
 class Stage(enum.Enum):
-    """Where an operation is.
+    """The stage of an operation.
 
-    NEW: not started. QUEUED: in a queue, sent to nobody. SENT: on a lane. PAUSED: waiting for its backoff.
-    RACING: its legs run on every node. RESOLVING: the ledger is asked what became of it. DONE: it has a
-    result or an error, for good.
+    NEW: not started. QUEUED: in a queue, not sent to any node. SENT: on a lane. PAUSED: waiting for its
+    backoff. RACING: its legs run on every node. RESOLVING: the ledger is queried for its outcome. DONE: it
+    has a result or an error, for good.
     """
 
     NEW = enum.auto()
@@ -95,34 +95,40 @@ class Stage(enum.Enum):
 
 
 class OperationCallbacks(Protocol):
-    """Who runs operations."""
+    """The dispatcher's methods that an operation calls."""
 
     loop: Loop
 
     def give_up(self, operation: Operation[Any], why: GaveUp) -> None:
-        """Its caller does not want it any more."""
+        """Cancel the operation: its caller left, or its deadline passed."""
         ...
 
     def left(self, operation: Operation[Any]) -> None:
-        """Its caller was leaving when it was done, and does not learn what became of it."""
+        """Report the outcome of a finished operation whose caller was cancelled at the same moment."""
         ...
 
     def in_doubt(self, operation: Operation[Any]) -> InDoubtOutcome:
-        """It is about to fail without proof: what may still be learned of it."""
+        """Return the pending outcome of an operation that is about to fail without proof."""
         ...
 
     def unretrieved(self, operation: Operation[Any], error: BaseException) -> None:
-        """It failed and was dropped before anybody looked."""
+        """Report the error of an operation that was dropped without being awaited."""
         ...
 
 
 @final
 class Operation(Generic[T]):
-    """An operation that was started; made by `Cluster.submit` and its like.
+    """A started operation, made by `Cluster.submit` and `Group.submit`.
 
-    Await it any number of times, from any task of the loop: the same result or the same exception.
-    When the last waiter leaves by cancellation, the operation is cancelled, on the server too. Dropping the
-    object cancels nothing.
+    An operation can be awaited any number of times, from any task of the event loop: each await returns the
+    same result or raises the same exception. When the last waiting task leaves by cancellation, the operation
+    is cancelled, on the server too. Dropping the object cancels nothing.
+
+    Example::
+
+        operation = cluster.submit("SELECT count(*) FROM item", read=True)
+        result = await operation
+        print(result.value(), operation.record.attempts)
     """
 
     __slots__ = (
@@ -171,7 +177,7 @@ class Operation(Generic[T]):
         self._waiters = 0
         self._retrieved = False
         self._callbacks: list[Callable[[Operation[T]], None]] | None = None
-        # What follows belongs to the runner.
+        # The attributes below belong to the runner.
         self.request = request
         self.stage = Stage.NEW
         self.started_at = now
@@ -180,39 +186,39 @@ class Operation(Generic[T]):
         self.deadline: float | None = None
         self.attempts: list[AttemptState] = []
         self.suspected_crashes = 0
+        # Attempts that were ended by a cancel which pgha had sent for a neighbour.
         self.hits = 0
-        """Attempts that a cancel of ours ended, meant for a neighbour."""
+        # An earlier attempt ended in doubt (only reads and idempotent writes continue after that).
         self.doubted = False
-        """An earlier attempt ended in doubt (only reads and idempotent writes go on after that)."""
+        # Nothing else may be in flight with the operation; also set when it blocked others and is run again.
         self.exclusive = request.exclusive
-        """Nothing may be in flight with it; also set when it blocked others and is run again."""
         self.unprepared = False
         self.gave_up: GaveUp | None = None
         self.timer: Any = None
         self.expiry: Any = None
+        # QUEUED: the queue. SENT: the lane and its slot.
         self.place: Any = None
-        """QUEUED: its queue. SENT: its lane and slot."""
+        # The node that the operation must be sent to; None if any node will do.
         self.home: str | None = None
-        """The node it must be sent to; None when any will do."""
+        # System identifier of the only servers that the operation may be sent to: an attempt ended in doubt
+        # there, and the ledger can decide.
         self.lineage: int | None = None
-        """The only servers, by their system identifier, that it may be sent to: where an attempt ended in
-        doubt, and the ledger can tell."""
+        # There is no ledger for an automatic key.
         self.unkeyed = False
-        """There is no ledger for a key of ours."""
+        # Attempts that the ledger's guard rejected.
         self.refusals = 0
-        """Attempts that the ledger's guard refused."""
+        # No attempt may begin after this time.
         self.guarded_until = now
-        """No attempt may begin after this."""
+        # The same by the server's clock, in seconds since 1970.
         self.guard = 0.0
-        """The same by the server's clock, in seconds since 1970."""
+        # Servers of several lineages may have applied the operation (idempotent writes only).
         self.spread_over_lineages = False
-        """Servers of several lineages may have applied it (only idempotent writes go so far)."""
+        # Evidence of the last attempt that ended in doubt.
         self.evidence: Evidence | None = None
-        """Of the last attempt that ended in doubt."""
+        # The operation failed without proof, and its outcome may still become known.
         self.doubt: InDoubtOutcome | None = None
-        """It failed without proof, and this may still learn the truth."""
+        # A user's operation; False for a part of another operation, and for pgha's own.
         self.counted = True
-        """A user's; False: a part of another operation, or pgha's own."""
         self.parent: Operation[Any] | None = None
         self.legs: list[Operation[Any]] | None = None
 
@@ -221,30 +227,31 @@ class Operation(Generic[T]):
 
     @property
     def runner(self) -> OperationCallbacks:
-        """For pgha: who runs it."""
+        """Internal: the dispatcher that runs the operation."""
         return self._runner
 
     @property
     def exactly_once(self) -> bool:
-        """For pgha: run twice it does harm, and the ledger tells."""
+        """Internal: whether a second application would do harm, and the ledger can prevent it."""
         return self.lineage is not None and not self.request.idempotent
 
     @property
     def key(self) -> UUID | None:
-        """For pgha: its key, if a server was told of it."""
+        """Internal: the operation's key, if a server received it."""
         keyed = self.request.keyed
         return keyed.key if keyed is not None and any(one.keyed for one in self.attempts) else None
 
     @property
     def done(self) -> bool:
-        """Whether it has a result or an error."""
+        """Whether the operation has a result or an error."""
         return self.stage is Stage.DONE
 
     @property
     def record(self) -> Record:
-        """When it was queued, sent and answered, and where, until now; at any time, also once it is done.
+        """The operation's history until now: when it was queued, sent and answered, and on which nodes.
 
-        Made anew each time. Of the losers of `fastest` only the sending is known.
+        Available at any time; each access makes a new `Record`. For the losers of `fastest`, only the sending
+        is known.
         """
         attempts = self.attempts
         if self.legs is not None:
@@ -252,16 +259,19 @@ class Operation(Generic[T]):
         return Record(self.started_at, self.queued_at, self.ended_at, tuple(one.shown() for one in attempts))
 
     def cancel(self) -> None:
-        """Ask for it to be cancelled, here and on the server; returns at once.
+        """Request the operation's cancellation, locally and on the server, and return at once.
 
-        Awaiting it then gives its result (it was done first), `OperationCancelled` (certainly not
-        applied) or `CommitInDoubt`. Does nothing once it is done.
+        Awaiting the operation then returns its result (it finished first), or raises `OperationCancelled`
+        (certainly not applied) or `CommitInDoubt`. Does nothing if the operation is done.
         """
         if self.stage is not Stage.DONE:
             self._runner.give_up(self, "cancelled")
 
     async def wait(self) -> None:
-        """Wait until it is done, without looking at the outcome; leaving does not cancel it."""
+        """Wait until the operation is done, without retrieving its outcome.
+
+        Cancelling the wait does not cancel the operation.
+        """
         if self.stage is Stage.DONE:
             await checkpoint()
             return
@@ -284,8 +294,8 @@ class Operation(Generic[T]):
             try:
                 yield from self._park().wait().__await__()
             except BaseException:
-                # Cancelled, by a scope or natively. The last one to leave takes the operation along; where
-                # that had failed at the same moment, it is no failure which nobody waited for.
+                # Cancelled, by a scope or natively. The last waiting task to leave cancels the operation. If
+                # the operation failed at the same moment, its failure does not count as unretrieved.
                 if self._waiters == 1:
                     if self.done:
                         self._runner.left(self)
@@ -301,12 +311,12 @@ class Operation(Generic[T]):
             try:
                 raise error.with_traceback(None)
             finally:
-                # The traceback holds this frame: without this the error would keep itself alive.
+                # The traceback refers to this frame: without this, the error would keep itself alive.
                 del self, error
         return self._result  # type: ignore[return-value]
 
     def finish(self, result: T | None, error: BaseException | None) -> None:
-        """For the runner: it is done."""
+        """Internal: set the outcome, and wake the waiting tasks."""
         self.stage = Stage.DONE
         self._result = result
         self._error = error
@@ -323,7 +333,7 @@ class Operation(Generic[T]):
                 callback(self)
 
     def when_done(self, callback: Callable[[Operation[T]], None]) -> None:
-        """For pgha: call back once, synchronously, when it is done; at once if it is."""
+        """Internal: call ``callback`` once, synchronously, when the operation is done; at once if it is."""
         if self.stage is Stage.DONE:
             callback(self)
         elif self._callbacks is None:
@@ -333,25 +343,25 @@ class Operation(Generic[T]):
 
     @property
     def failure(self) -> BaseException | None:
-        """The error it ended with, once it is done."""
+        """The operation's error; None if there is none, or not yet."""
         return self._error
 
     @property
     def retrieved(self) -> bool:
-        """Whether anybody was given the outcome."""
+        """Whether the outcome was retrieved by a caller."""
         return self._retrieved
 
     def retrieve(self) -> None:
-        """For pgha: the outcome was passed on in another way."""
+        """Internal: mark the outcome as retrieved, because it was passed on in another way."""
         self._retrieved = True
 
     @property
     def value(self) -> T | None:
-        """For pgha: the result, once it is done."""
+        """Internal: the operation's result, once it is done."""
         return self._result
 
     def __del__(self) -> None:
-        # Without the attribute, __init__ was interrupted (trio raises KeyboardInterrupt anywhere).
+        # The attribute is missing if __init__ was interrupted (trio raises KeyboardInterrupt anywhere).
         error = getattr(self, "_error", None)
         if error is not None and not self._retrieved and self.gave_up != "cancelled":
             self._runner.unretrieved(self, error)

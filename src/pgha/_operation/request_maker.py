@@ -1,4 +1,4 @@
-"""From the arguments of a call to a `Request`; everything that is wrong with them is said here, at once."""
+"""Make a `Request` from the arguments of a call; every mistake in them raises here, at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pgha._wire.link import NO_EXTRAS, Extras
 
 
 class Default(enum.Enum):
-    """Stands for "as the cluster was opened"; None means "without"."""
+    """The default of arguments for which None means "without": use the cluster's setting."""
 
     DEFAULT = "default"
 
@@ -35,7 +35,7 @@ BatchItem: TypeAlias = AnyQuery | tuple[AnyQuery, AnyParams | None]
 
 
 class RequestMaker:
-    """Knows the cluster's defaults and its nodes' names."""
+    """Makes requests with the cluster's defaults and node names."""
 
     def __init__(self, options: Options, compiler: Compiler, known: Callable[[str], bool]) -> None:
         self._options = options
@@ -65,9 +65,10 @@ class RequestMaker:
             if ledger is not None and found.self_committing:
                 if not found.in_batch:
                     raise psycopg.NotSupportedError(
-                        f"{found.keyword} cannot have a key: it commits by itself, the ledger's row with it"
+                        f"{found.keyword} cannot have a key: it commits by itself, and would commit the ledger's row"
+                        " too; leave out idempotency_key"
                     )
-                # In a block, a COMMIT of its own fails (2D000) instead of committing the ledger's row alone.
+                # In a block, the procedure's own COMMIT fails (2D000) instead of committing the ledger's row alone.
                 framed = True
         extras = NO_EXTRAS
         if framed or statement_timeout is not DEFAULT:
@@ -97,7 +98,9 @@ class RequestMaker:
         self._check_route(route, read=False)
         given: object = items
         if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
-            raise ConfigError("execute_batch takes a list of statements, at least one")
+            raise ConfigError(
+                "execute_batch takes a list of statements, at least one: use execute for a single statement"
+            )
         statements = [self._compile_item(item, index) for index, item in enumerate(items)]
         framed = frame_needed(one.kind for one in statements)
         return Request(
@@ -120,7 +123,7 @@ class RequestMaker:
     def _keyed(self, key: UUID | None, statements: Sequence[Statement], read: bool) -> Keyed | None:
         if key is not None:
             if read:
-                raise ConfigError("a key is for a write: reads may be run again as often as need be")
+                raise ConfigError("idempotency_key is for writes: reads may be repeated without one")
             return keyed(checked(key), statements, auto=False)
         if not may_be_keyed(statements):
             return None
@@ -130,11 +133,13 @@ class RequestMaker:
         if isinstance(item, (tuple, list)):
             if len(item) != 2:
                 raise ConfigError(
-                    f"statement {index} of the batch: a query, or a pair of query and parameters"
+                    f"statement {index} of the batch must be a query, or a pair of query and parameters"
                 )
             query, params = item
         elif item is None:
-            raise ConfigError(f"statement {index} of the batch is None")
+            raise ConfigError(
+                f"statement {index} of the batch is None: give a query, or a pair of query and parameters"
+            )
         else:
             query, params = item, None
         statement = self._compiler.compile(query, params)
@@ -146,12 +151,14 @@ class RequestMaker:
     def _check_route(self, route: Nearest | Pin | Fastest, *, read: bool) -> None:
         if isinstance(route, Pin):
             if not self._known(route.name):
-                raise ConfigError(f"no node is called {route.name!r}: see Cluster.nodes for the names")
+                raise ConfigError(f"no node is called {route.name!r}: Cluster.nodes lists the names")
         elif isinstance(route, Fastest):
             if not read:
-                raise ConfigError("fastest() is for reads only: a write asked of every node would be doubled")
+                raise ConfigError(
+                    "fastest() is for reads only: every node would apply a write; use nearest() or pin(name)"
+                )
         elif not isinstance(route, Nearest):
-            raise ConfigError(f"a route is nearest(), pin(name) or fastest(), not {route!r}")
+            raise ConfigError(f"route must be nearest(), pin(name) or fastest(), not {route!r}")
 
     def _timeout(self, given: Seconds) -> float | None:
         if given is DEFAULT:
@@ -159,7 +166,7 @@ class RequestMaker:
         return None if given is None else seconds("timeout", given)
 
     def _limit(self, given: Seconds) -> float | None:
-        """A limit of this operation's own, 0 for none; the cluster's is a setting of the connections."""
+        """Return the operation's own limit, 0 for no limit, or None for the limit of the connections."""
         if given is DEFAULT:
             return None
         if given is None:
@@ -176,17 +183,17 @@ def _extras(framed: bool, limit: float | None, read: bool, found: Sequence[State
         return Extras(framed=True) if framed else NO_EXTRAS
     if not framed and any(one.self_committing for one in found):
         raise psycopg.NotSupportedError(
-            f"{found[0].keyword} cannot have a statement_timeout of its own, since nothing may precede it: "
+            f"{found[0].keyword} cannot have a statement_timeout of its own, because it must be sent alone: "
             "use timeout=, or the cluster's statement_timeout"
         )
     milliseconds = round(limit * 1000)
     if any(one.keyword == "SET TRANSACTION" for one in found):
-        # Has to come before any query (25001). As a segment's first statement it costs a warning in the
-        # server's log, which set_config does not.
+        # SET TRANSACTION must come before any query (25001). As a segment's first statement, SET LOCAL costs a
+        # warning in the server's log; set_config does not.
         prologue = b"SET LOCAL statement_timeout = %d" % milliseconds
     else:
         prologue = b"SELECT pg_catalog.set_config('statement_timeout', '%d', true)" % milliseconds
-    # The limit does not cover the commit: what is deferred is brought forward, under the limit
+    # The limit does not cover the commit. So deferred constraints are checked before it, under the limit
     # (measured: a deferred trigger ran 1.5 s under a limit of 300 ms, and committed).
     epilogue = () if read else (b"SET CONSTRAINTS ALL IMMEDIATE",)
     return Extras(framed=framed, prologue=(prologue,), epilogue=epilogue)
