@@ -65,10 +65,10 @@ class RequestMaker:
             if ledger is not None and found.self_committing:
                 if not found.in_batch:
                     raise psycopg.NotSupportedError(
-                        f"{found.keyword} cannot have a key: it commits by itself, and would commit the ledger's row"
-                        " too; leave out idempotency_key"
+                        f"{found.keyword} cannot have a key: it commits by itself, with the ledger's row;"
+                        " leave out idempotency_key"
                     )
-                # In a block, the procedure's own COMMIT fails (2D000) instead of committing the ledger's row alone.
+                # In a block, its own COMMIT fails (2D000) instead of committing the ledger's row alone.
                 framed = True
         extras = NO_EXTRAS
         if framed or statement_timeout is not DEFAULT:
@@ -188,8 +188,8 @@ def _extras(framed: bool, limit: float | None, read: bool, found: Sequence[State
         )
     milliseconds = round(limit * 1000)
     if any(one.keyword == "SET TRANSACTION" for one in found):
-        # SET TRANSACTION must come before any query (25001). As a segment's first statement, SET LOCAL costs a
-        # warning in the server's log; set_config does not.
+        # SET TRANSACTION must come before any query (25001), and set_config is one. SET LOCAL is not, but as
+        # a segment's first statement costs a warning in the server's log.
         prologue = b"SET LOCAL statement_timeout = %d" % milliseconds
     else:
         prologue = b"SELECT pg_catalog.set_config('statement_timeout', '%d', true)" % milliseconds

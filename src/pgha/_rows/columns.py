@@ -1,4 +1,4 @@
-"""What is known of a result's columns, and the server's own text of its values."""
+"""Facts about a result's columns, and the values as the server's own text."""
 
 from __future__ import annotations
 
@@ -15,30 +15,28 @@ from psycopg.types.string import TextLoader
 
 Duplicates: TypeAlias = Literal["error", "number"]
 Raw: TypeAlias = Any
-"""The values as they came: a flat sequence of bytes (None is NULL) for a small result, else libpq's result.
-
-libpq's result takes 3 kB at least, however small (measured), which is too much for a program that keeps many.
-"""
+"""The values as received: a flat sequence of bytes (None is NULL) for a small result, else libpq's result. A
+libpq result takes at least 3 kB (measured), which is too much for a program that keeps many small results."""
 AT_ONCE = 1000
-"""Rows that are worked on at a time: what is made of them stays in the processor's cache (measured: 79 ms for
-100,000 rows, 131 ms all at once)."""
+"""Rows processed at a time, so that their data stays in the processor's cache (measured for 100,000 rows: 79
+ms, and 131 ms all at once)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Made once for each prepared statement of a connection, and shared by its results."""
+    """A result's columns. Made once per prepared statement of a connection, and shared by its results."""
 
     names: tuple[str, ...]
     oids: tuple[int, ...]
     types: TypesRegistry
-    """What the cluster's adapters know of the types behind the oids."""
+    """The types that the cluster's adapters know by oid."""
 
 
 NO_COLUMNS = Columns((), (), psycopg.adapters.types)
 
 
 def distinct(names: Sequence[str], duplicates: Duplicates) -> list[str]:
-    """``names`` as the keys of one object; `psycopg.DataError` for two that are the same, or numbered."""
+    """Return ``names`` as keys of one object; a duplicate raises `psycopg.DataError`, or is numbered."""
     taken = set(names)
     if len(taken) == len(names):
         return list(names)
@@ -49,7 +47,7 @@ def distinct(names: Sequence[str], duplicates: Duplicates) -> list[str]:
         if name in seen:
             if duplicates == "error":
                 raise DataError(
-                    f'two columns are called "{name}": name them apart with AS, or pass duplicates="number"'
+                    f'two columns are called "{name}": rename one with AS, or pass duplicates="number"'
                 )
             number = 2
             while f"{name}_{number}" in taken:
@@ -62,12 +60,12 @@ def distinct(names: Sequence[str], duplicates: Duplicates) -> list[str]:
 
 
 class _AsText:
-    """A context in which each type is loaded as the server's text."""
+    """A psycopg context that loads every type as the server's text."""
 
     def __init__(self) -> None:
         self.connection = None
         self.adapters = AdaptersMap()
-        # Of an unknown oid, so of every oid here.
+        # psycopg uses the loader of oid 0 for unknown oids; here every oid is unknown.
         self.adapters.register_loader(0, TextLoader)
 
 
@@ -75,7 +73,7 @@ AS_TEXT = _AsText()
 
 
 def texts(raw: Raw, width: int) -> Iterator[list[list[str | None]]]:
-    """The values as text, column by column, some rows at a time; None is NULL."""
+    """Yield the values as text, column by column, some rows at a time; None is NULL."""
     if isinstance(raw, list):
         cells = [None if cell is None else str(cell, "utf-8") for cell in raw]
         yield [cells[index::width] for index in range(width)]

@@ -1,7 +1,7 @@
-"""A result as JSON, made from the server's text: no value passes through Python, so none loses anything.
+"""A result as JSON, made from the server's text: no value passes through Python, so none loses precision.
 
-Each type has a function that makes JSON of a whole column at once; NULLs are left out before, and put back
-behind. What has no JSON raises `Unfit`, and the column's name is added where it is known.
+Each type has a function that makes JSON of a whole column at once. NULLs are removed before the call, and
+inserted again afterwards. A value without a JSON form raises `Unfit`; the caller adds the column's name.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Format: TypeAlias = Callable[[list[str]], Iterable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """How `Result.json` was asked to write what JSON has no word for."""
+    """The options of `Result.json` for values without an obvious JSON form."""
 
     timestamps: Timestamps = "iso"
     bytea: Bytea = "base64"
@@ -42,7 +42,7 @@ class Choices:
 
 
 class Unfit(Exception):
-    """A value cannot be JSON."""
+    """Raised for a value that has no JSON form."""
 
 
 def _oids(*names: str) -> frozenset[int]:
@@ -58,7 +58,7 @@ _BOOLS = {"t": "true", "f": "false"}
 
 
 def to_json(columns: Columns, keys: Sequence[str], raw: Raw, count: int, how: Choices) -> str:
-    """One array of ``count`` objects. Raises `psycopg.DataError`, which names the column."""
+    """Return one array of ``count`` objects. Raises `psycopg.DataError`, which names the column."""
     if not keys:
         return f"[{','.join(['{}'] * count)}]"
     formats = [format_of(oid, columns.types, how) for oid in columns.oids]
@@ -75,16 +75,16 @@ def to_json(columns: Columns, keys: Sequence[str], raw: Raw, count: int, how: Ch
 
 
 def _objects(keys: Sequence[str], columns: Sequence[Iterable[str]]) -> Iterable[str]:
-    """One object for each row of ``columns``, at least one."""
+    """Return one object per row of ``columns``, which has at least one column."""
     pieces: list[Iterable[str]] = []
     for key, column in zip(keys, columns, strict=True):
         pieces += repeat(f"{',' if pieces else '{'}{encode_basestring(key)}:"), column
-    # No bytecode runs for a row.
+    # map and zip run in C: no bytecode runs per row.
     return map("".join, zip(*pieces, repeat("}")))
 
 
 def with_nulls(write: Format, column: list[str | None]) -> Iterable[str]:
-    """``write`` for a column that may hold NULLs."""
+    """Apply ``write`` to a column that may contain NULLs."""
     if None not in column:
         return write(column)  # type: ignore[arg-type]
     written = iter(write([text for text in column if text is not None]))
@@ -92,7 +92,7 @@ def with_nulls(write: Format, column: list[str | None]) -> Iterable[str]:
 
 
 def format_of(oid: int, types: TypesRegistry, how: Choices) -> Format:
-    """How values of a type become JSON; what is not known here is written as a string."""
+    """Return the function that converts values of a type to JSON; unknown types become strings."""
     if oid in _NUMBERS:
         return partial(_numbers, how)
     if oid == _BOOL:
@@ -120,14 +120,14 @@ def _strings(texts: list[str]) -> Iterable[str]:
 
 
 def _numbers(how: Choices, texts: list[str]) -> Iterable[str]:
-    # PostgreSQL writes the others as JSON has them (1.50, 1e+20, -0).
+    # PostgreSQL writes finite numbers in JSON's own syntax (1.50, 1e+20, -0).
     return texts if _NOT_FINITE.isdisjoint(texts) else _strings_where_not_finite(how, texts)
 
 
 def _strings_where_not_finite(how: Choices, texts: list[str]) -> list[str]:
     if how.non_finite == "error":
         value = next(text for text in texts if text in _NOT_FINITE)
-        raise Unfit(f'{value} cannot be told in JSON: pass non_finite="string" to have it as a string')
+        raise Unfit(f'JSON has no value {value}: pass non_finite="string" to write it as a string')
     return [f'"{text}"' if text in _NOT_FINITE else text for text in texts]
 
 
@@ -153,7 +153,7 @@ def _bytea(how: Choices, texts: list[str]) -> Iterable[str]:
 
 
 def _bytes(text: str) -> bytes:
-    """Of either ``bytea_output``."""
+    """Parse a bytea in either ``bytea_output`` format."""
     if text.startswith("\\x"):
         return bytes.fromhex(text[2:])
     return _ESCAPED.sub(_unescaped, text.encode("latin-1"))
@@ -165,14 +165,14 @@ def _unescaped(match: re.Match[bytes]) -> bytes:
 
 
 def _char(text: str) -> str:
-    """A byte; the server writes those above 127 in octal (since PostgreSQL 16), and 0 as an empty text."""
+    """Convert a byte; the server writes 128 to 255 in octal (since PostgreSQL 16), 0 as an empty text."""
     if len(text) == 4:
         return str(int(text[1:], 8))
     return str(ord(text)) if text else "0"
 
 
 def array_reader(info: TypeInfo) -> Callable[[str], list[Any]]:
-    """psycopg's own parser for arrays of this type; the elements stay text."""
+    """Return psycopg's own parser for arrays of this type; the elements stay text."""
     context = _Arrays(info)
     load = Transformer(context).get_loader(info.array_oid, TextLoader.format).load
     return lambda text: load(text.encode())
@@ -187,7 +187,7 @@ class _Arrays:
 
 def _arrays(read: Callable[[str], list[Any]], write: Format, texts: list[str]) -> Iterable[str]:
     arrays = [read(text) for text in texts]
-    # All elements of the column are written at once, then put where they were.
+    # All elements of the column are converted in one call, then distributed to their arrays.
     written = iter(write([leaf for array in arrays for leaf in _leaves(array)]))
     return [_nested(array, written) for array in arrays]
 
@@ -210,10 +210,13 @@ def _nested(array: list[Any], written: Iterator[str]) -> str:
 
 def _composites(info: CompositeInfo, fields: Sequence[Format], texts: list[str]) -> Iterable[str]:
     read = RecordLoader(info.oid, AS_TEXT).load
-    # A single field that is NULL looks like no field at all.
+    # The parser returns no fields for a composite whose only field is NULL.
     nothing = (None,) if len(fields) == 1 else ()
     rows = [read(text.encode()) or nothing for text in texts]
     if any(len(row) != len(fields) for row in rows):
-        raise Unfit(f"the type {info.name} was registered with {len(fields)} fields, and has others")
+        raise Unfit(
+            f"the type {info.name} was registered with {len(fields)} fields, and the server's type differs:"
+            " register it again"
+        )
     columns = [with_nulls(write, [row[i] for row in rows]) for i, write in enumerate(fields)]
     return _objects(info.field_names, columns) if columns else ["{}"] * len(rows)

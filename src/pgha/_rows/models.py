@@ -1,4 +1,4 @@
-"""Rows as objects of a class: dataclass, attrs, pydantic, msgspec, or anything called with keywords."""
+"""Rows as objects of a class: dataclass, attrs, pydantic, msgspec, or any class called with keywords."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Record = dict[str, Any]
 
 
 def make_models(model: type[M], records: Sequence[Record], columns: Sequence[str]) -> list[M]:
-    """One ``model`` a record. Raises `psycopg.DataError`, which names the row (from 0) and the column."""
+    """Return one ``model`` per record; a `psycopg.DataError` names the row (from 0) and column."""
     if not isinstance(model, type):
-        raise ConfigError(f"into() takes a class, not {model!r}")
-    # Of its own: a plain dataclass may inherit one that makes its parents.
+        raise ConfigError(f"into() takes a class, such as a dataclass, not {model!r}")
+    # Only the class's own validator: a plain dataclass may inherit one that makes objects of its parent.
     if "__pydantic_validator__" in vars(model):
         return _each(model, records, _pydantic_maker(model), _told_by_pydantic)
     if hasattr(model, "__struct_fields__"):
@@ -35,7 +35,7 @@ def make_models(model: type[M], records: Sequence[Record], columns: Sequence[str
 
 
 Teller = Callable[[type, Record, Exception], tuple[str | None, str]]
-"""What an error is about: the column, if it can be told, and the reason."""
+"""Returns the column that an error concerns, if it can be determined, and the reason."""
 
 
 class _Mismatch(Exception):
@@ -50,7 +50,7 @@ def _each(model: type[M], records: Sequence[Record], make: Callable[[Record], M]
         for record in records:
             made.append(make(record))
     except Exception as error:
-        # Also of the class's own checks, which may raise anything.
+        # Any exception: the class's own checks may raise anything.
         column, reason = tell(model, records[len(made)], error)
         where = f"row {len(made)}" if column is None else f'row {len(made)}, column "{column}"'
         raise DataError(f"{where} does not fit {model.__name__}: {reason}") from error
@@ -62,7 +62,7 @@ def _each(model: type[M], records: Sequence[Record], make: Callable[[Record], M]
 
 def _pydantic_maker(model: Any) -> Callable[[Record], Any]:
     if dataclasses.is_dataclass(model) and isinstance(model, type):
-        # A strict one is validated from its own instances only, but made from anything it accepts.
+        # A strict dataclass validates only its own instances, but its constructor accepts convertible values.
         make: Callable[..., Any] = model
         return lambda record: make(**record)
     validate: Callable[[Record], Any] = model.__pydantic_validator__.validate_python
@@ -86,7 +86,7 @@ def _msgspec_maker(model: Any) -> Callable[[Record], Any]:
 
 
 def _told_by_msgspec(model: type, record: Record, error: Exception) -> tuple[str | None, str]:
-    # The last one: the message may quote a value that looks like a place.
+    # Split at the last occurrence: the message may quote a value that looks like a path.
     reason, found, place = str(error).rpartition(" - at `$.")
     if not found:
         return None, str(error)
@@ -95,12 +95,12 @@ def _told_by_msgspec(model: type, record: Record, error: Exception) -> tuple[str
     return column, reason if place == column else f"{reason} (at {place})"
 
 
-# All others: what their annotations say is checked, nothing is converted.
+# All other classes: values are checked against the annotations, and nothing is converted.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Field:
-    """Something that the class takes, and what may be given for it (None: anything)."""
+    """A parameter of the class, and the types allowed for it (None: any)."""
 
     name: str
     required: bool
@@ -124,13 +124,13 @@ def _told_by_class(model: type, record: Record, error: Exception) -> tuple[str |
         return error.column, str(error)
     for one in error.args:
         if hasattr(one, "validator") and hasattr(one, "alias"):
-            # attrs' validators hand over a sentence and the attribute that they looked at.
+            # The validators of attrs raise with a sentence and the attribute that they checked.
             return one.alias, str(error.args[0])
     return _failing_converter(model, record, error), str(error)
 
 
 def _failing_converter(model: type, record: Record, error: Exception) -> str | None:
-    """attrs does not say which one it was."""
+    """Return the field whose converter fails; attrs does not report it."""
     for one in getattr(model, "__attrs_attrs__", ()):
         if callable(one.converter) and one.alias in record:
             try:
@@ -141,14 +141,16 @@ def _failing_converter(model: type, record: Record, error: Exception) -> str | N
 
 
 def _check_names(model: type, fields: Sequence[_Field], columns: Sequence[str]) -> None:
-    """The same for each row: told before the first, and for no rows at all."""
+    """Compare column and field names, once for all rows, and also for a result without rows."""
     names = {one.name for one in fields}
     for column in columns:
         if column not in names:
-            raise DataError(f'column "{column}" has no field in {model.__name__}: it has {sorted(names)}')
+            raise DataError(
+                f'column "{column}" has no field in {model.__name__}: the fields are {sorted(names)}'
+            )
     for one in fields:
         if one.required and one.name not in columns:
-            raise DataError(f"{model.__name__}.{one.name} has no column: the result has {list(columns)}")
+            raise DataError(f"{model.__name__}.{one.name} has no column: the columns are {list(columns)}")
 
 
 def _expected(allowed: tuple[type, ...], value: object) -> str:
@@ -157,20 +159,20 @@ def _expected(allowed: tuple[type, ...], value: object) -> str:
 
 
 def _fields(model: type) -> list[_Field] | None:
-    """What the class takes; None when it takes anything, or does not say."""
+    """Return the class's parameters; None if it takes anything, or if they cannot be determined."""
     hints = dict(_hints(model))
     if typing.is_typeddict(model):
         required: frozenset[str] = getattr(model, "__required_keys__", frozenset())
         return [_Field(name, name in required, _allowed(hint)) for name, hint in hints.items()]
     try:
-        # pydantic leaves a signature on its dataclasses, which plain ones made of them inherit.
+        # pydantic sets a signature on its dataclasses, which plain subclasses inherit.
         source = _init(model) if dataclasses.is_dataclass(model) else model
         parameters = [one for one in inspect.signature(source).parameters.values() if one.name != "self"]
     except (TypeError, ValueError):
         return None
     if any(one.kind is one.VAR_KEYWORD for one in parameters):
         return None
-    # attrs: another name in ``__init__``, and a converter takes more than the annotation says.
+    # attrs: the name in ``__init__`` may differ, and a converter accepts more than the annotation says.
     attributes = getattr(model, "__attrs_attrs__", ())
     names = {one.alias: one.name for one in attributes}
     converted = {one.alias for one in attributes if one.converter is not None}
@@ -190,7 +192,7 @@ def _init(model: Any) -> Any:
 
 
 def _hints(model: type) -> Iterator[tuple[str, Any]]:
-    """Annotations of the class and of its ``__init__``, as far as each can be evaluated."""
+    """Yield the annotations of the class and of its ``__init__``, as far as each can be evaluated."""
     init = _init(model)
     sources = [(getattr(init, "__annotations__", {}), getattr(init, "__globals__", {}))]
     for one in reversed(model.__mro__):
@@ -199,15 +201,15 @@ def _hints(model: type) -> Iterator[tuple[str, Any]]:
         for name, annotation in found.items():
             holder = types.SimpleNamespace(__annotations__={name: annotation})
             try:
-                # Last the module's names: a field may be called as its type (``date: date | None = None``).
+                # The module names win: a field may have the name of its type (``date: date | None = None``).
                 known = {**vars(model), **vars(builtins), **names}
                 yield name, typing.get_type_hints(holder, known, {})[name]
-            except Exception:  # noqa: BLE001 - seen by a type checker alone: then it cannot be checked here
+            except Exception:  # noqa: BLE001 - the name exists for type checkers only, and cannot be checked
                 yield name, Any
 
 
 def _allowed(hint: Any) -> tuple[type, ...] | None:
-    """The classes that a hint allows, as far as it can be told by looking at one value."""
+    """Return the classes that a hint allows, as far as one value shows its type."""
     if isinstance(hint, typing.NewType):
         return _allowed(hint.__supertype__)
     if isinstance(hint, dataclasses.InitVar):
@@ -227,5 +229,5 @@ def _allowed(hint: Any) -> tuple[type, ...] | None:
     found = hint if origin is None else origin
     if not isinstance(found, type) or found is Any or getattr(found, "_is_protocol", False):
         return None
-    # As type checkers have it (PEP 484).
+    # An int is accepted as a float, as type checkers do (PEP 484).
     return (float, int) if found is float else (found,)

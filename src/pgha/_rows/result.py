@@ -1,4 +1,4 @@
-"""What an operation gives: the rows, and what is known about them."""
+"""`Result`: the rows of one statement, and facts about them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ M = TypeVar("M")
 
 @final
 class Result(Sequence[Row], Generic[Row]):
-    """The rows of one statement, complete and in memory, as a sequence that does not change.
+    """The rows of one statement, complete and in memory: an immutable sequence, made by pgha only.
 
-    A statement that gives no rows (INSERT without RETURNING, say) is an empty sequence; its ``rowcount``
-    tells how many rows it touched. Made by pgha alone.
+    A statement without rows (INSERT without RETURNING, say) gives an empty sequence; ``rowcount`` is the
+    number of rows it changed.
+
+    Example::
+
+        result = await cluster.fetch("SELECT id, name FROM item ORDER BY id")
+        for item_id, name in result:
+            print(item_id, name)
+        print(result.columns, result.node, result.json())
     """
 
     __slots__ = (
@@ -55,7 +62,7 @@ class Result(Sequence[Row], Generic[Row]):
 
     @classmethod
     def lost(cls, node: str, attempts: int, latency: float) -> Result[Any]:
-        """For pgha: of a write that an earlier attempt had applied, whose answer nobody has."""
+        """Internal: make the result of a replayed write, whose answer was lost."""
         return Result(_Lost(), NO_COLUMNS, -1, b"", node, attempts, latency, replayed=True)
 
     @overload
@@ -72,7 +79,7 @@ class Result(Sequence[Row], Generic[Row]):
         return iter(self._rows)
 
     def __eq__(self, other: object) -> bool:
-        """Equal to another result or list with the same rows."""
+        """Compare with another result or a list by their rows."""
         if isinstance(other, Result):
             return list(self._rows) == list(other._rows)
         return list(self._rows) == other if isinstance(other, list) else NotImplemented
@@ -86,19 +93,22 @@ class Result(Sequence[Row], Generic[Row]):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns, in order; empty when the statement gives no rows, and when replayed."""
+        """Column names in order; empty if the statement gives no rows, and for a replayed write."""
         return self._columns.names
 
     @property
     def rowcount(self) -> int:
-        """Rows given or touched; -1 for statements that do not count (CREATE TABLE, say)."""
+        """Number of rows returned or changed; -1 for statements without a count (CREATE TABLE, say).
+
+        Raises `RowsLost` for a replayed write.
+        """
         if self._replayed:
             raise RowsLost(_LOST)
         return self._rowcount
 
     @property
     def command(self) -> str:
-        """The server's command tag, such as ``INSERT 0 1``; empty when replayed."""
+        """The server's command tag, such as ``INSERT 0 1``; empty for a replayed write."""
         return self._command.decode("utf-8", "replace")
 
     @property
@@ -108,50 +118,87 @@ class Result(Sequence[Row], Generic[Row]):
 
     @property
     def attempts(self) -> int:
-        """How many times the operation was handed to a node; 1 when nothing went wrong."""
+        """Number of attempts: how many times the operation was handed to a node; normally 1."""
         return self._attempts
 
     @property
     def latency(self) -> float:
-        """Seconds from the operation's start to its answer, waiting and repetitions included."""
+        """Seconds from the operation's start to its answer, waiting and retries included."""
         return self._latency
 
     @property
     def replayed(self) -> bool:
-        """Whether an earlier attempt had applied the operation already, as the ledger says.
+        """Whether the ledger showed that an earlier attempt had applied the write.
 
-        Its rows, and their number, were lost with that attempt's connection: asking for them raises
-        `pgha.RowsLost`. False without a key.
+        The rows and their number were lost with that attempt's answer: requesting them raises `RowsLost`.
+        Always false without an idempotency key.
         """
         return self._replayed
 
     def one(self) -> Row:
-        """The only row; `psycopg.DataError` when there is none, or more than one."""
+        """Return the only row.
+
+        Returns:
+            The row.
+
+        Raises:
+            psycopg.DataError: There is no row, or more than one.
+            RowsLost: The result is that of a replayed write.
+        """
         if len(self._rows) != 1:
-            raise DataError(f"expected one row, got {len(self._rows)}")
+            raise DataError(f"expected exactly one row, got {len(self._rows)}")
         return self._rows[0]
 
     def one_or_none(self) -> Row | None:
-        """The only row, or None when there is none; `psycopg.DataError` when there are more."""
+        """Return the only row, or None if there is no row.
+
+        Returns:
+            The row, or None.
+
+        Raises:
+            psycopg.DataError: There is more than one row.
+            RowsLost: The result is that of a replayed write.
+        """
         if len(self._rows) > 1:
-            raise DataError(f"expected one row at most, got {len(self._rows)}")
+            raise DataError(f"expected at most one row, got {len(self._rows)}")
         return self._rows[0] if self._rows else None
 
     def value(self) -> Any:
-        """The first column of the only row; `psycopg.DataError` when there is not exactly one row."""
+        """Return the first column of the only row.
+
+        Returns:
+            The value.
+
+        Raises:
+            psycopg.DataError: There is no row, or more than one.
+            RowsLost: The result is that of a replayed write.
+        """
         row: Any = self.one()
         return row if self._scalar else first_column(row, self._columns.names)
 
     def dicts(self, *, duplicates: Duplicates = "error") -> list[dict[str, Any]]:
-        """The rows as dicts by column name, whose values are as psycopg loads them.
+        """Return the rows as dicts by column name.
 
-        Two columns of one name are a `psycopg.DataError`, or become ``id`` and ``id_2`` with
-        ``duplicates="number"``. For rows that are tuples or dicts; others do not say what they hold.
+        The values are those that psycopg loaded. The rows must be tuples or dicts: other row types do not
+        tell their columns.
+
+        Args:
+            duplicates: ``"error"`` (the default) raises `psycopg.DataError` for two columns of the same name.
+                ``"number"`` renames the second one, from ``id`` to ``id_2``.
+
+        Returns:
+            One new dict per row.
+
+        Raises:
+            psycopg.DataError: Two columns have the same name, or the row factory made other objects than
+                tuples or dicts.
+            RowsLost: The result is that of a replayed write.
+            ConfigError: ``duplicates`` is neither ``"error"`` nor ``"number"``.
         """
         _check("duplicates", duplicates, Duplicates)
         names = self._columns.names
         keys = distinct(names, duplicates)
-        # A dict has lost one of two columns of one name.
+        # A dict cannot contain two columns of the same name.
         whole = not self._scalar and len(set(names)) == len(names)
         records: list[dict[str, Any]] = []
         for row in self._rows:
@@ -161,17 +208,28 @@ class Result(Sequence[Row], Generic[Row]):
                 records.append(dict(zip(keys, row, strict=True)))
             else:
                 raise DataError(
-                    f"the row factory made {type(row).__name__}, which does not hold every column: dicts() "
-                    "and into() need tuples, or dicts of columns with different names"
+                    f"the row factory made {type(row).__name__}, which does not contain every column: use a row"
+                    " factory for tuples, or for dicts with distinct column names, with dicts() and into()"
                 )
         return records
 
     def into(self, model: type[M]) -> list[M]:
-        """The rows as objects of a class: a dataclass, or one of attrs, pydantic or msgspec.
+        """Return the rows as objects of a class: a dataclass, or a class of attrs, pydantic or msgspec.
 
-        Columns are fields by name. A row that does not fit raises `psycopg.DataError` with the row (counted
-        from 0), the column and the reason. pydantic and msgspec validate and convert in their own way; for
-        other classes, values must be instances of what plain annotations say, since nothing is converted.
+        Columns and fields match by name. pydantic and msgspec validate and convert in their own way. For
+        other classes, values must be instances of their annotated types; nothing is converted.
+
+        Args:
+            model: The class.
+
+        Returns:
+            One object per row.
+
+        Raises:
+            psycopg.DataError: A row does not fit. The message contains the row (counted from 0), the column
+                and the reason.
+            RowsLost: The result is that of a replayed write.
+            ConfigError: ``model`` is not a class.
         """
         return make_models(model, self.dicts(), self._columns.names)
 
@@ -183,25 +241,35 @@ class Result(Sequence[Row], Generic[Row]):
         non_finite: NonFinite = "error",
         duplicates: Duplicates = "error",
     ) -> str:
-        """The rows as JSON: one array with one object a row, whatever the row factory made of them.
+        """Return the rows as JSON: one array with one object per row, independent of the row factory.
 
-        Made from what the server sent, so nothing is lost on the way: numbers keep all their digits, ``json``
-        and ``jsonb`` are embedded as they are, arrays are arrays, ``"char"`` is 0 to 255. A composite type is
-        an object once it was registered (``psycopg.types.composite.register_composite(info, cluster)``). All
-        other types (ranges, intervals, inet, tsvector, enums, arrays of types that psycopg does not know) are
+        The text is made from the server's values, so nothing is lost: numbers keep all their digits, ``json``
+        and ``jsonb`` are embedded unchanged, arrays are arrays, ``"char"`` is 0 to 255. A composite type
+        becomes an object if it is registered (``psycopg.types.composite.register_composite(info, cluster)``).
+        All other types (ranges, intervals, inet, tsvector, enums, arrays of types unknown to psycopg) become
         strings, as PostgreSQL writes them.
 
-        psycopg cannot load infinite timestamps, years before 1 and after 9999: the operation fails with its
-        `psycopg.DataError` before there is a result, unless such columns are loaded as text
-        (``cluster.adapters.register_loader("timestamptz", TextLoader)``).
+        psycopg cannot load infinite timestamps, and years before 1 or after 9999. The operation then fails
+        with psycopg's `psycopg.DataError` before there is a result. To avoid the error, load such columns as
+        text (``cluster.adapters.register_loader("timestamptz", TextLoader)``).
 
         Args:
-            timestamps: ``"iso"`` writes date, timestamp and timestamptz as ISO 8601, ``"epoch"`` as seconds
-                since 1970 (without a time zone: taken as UTC), exact to the microsecond.
-            bytea: ``"base64"`` or ``"hex"``.
-            non_finite: NaN and the infinities, which JSON lacks, of numbers and timestamps: a
-                `psycopg.DataError` that names the column, or with ``"string"`` strings.
-            duplicates: as in `dicts`.
+            timestamps: ``"iso"`` (the default) writes date, timestamp and timestamptz as ISO 8601.
+                ``"epoch"`` writes seconds since 1970, exact to the microsecond; a value without a time zone
+                is taken as UTC.
+            bytea: ``"base64"`` (the default) or ``"hex"``.
+            non_finite: ``"error"`` (the default) raises `psycopg.DataError` for NaN and infinity in numbers
+                and timestamps, which JSON lacks. ``"string"`` writes them as strings.
+            duplicates: As for `dicts`.
+
+        Returns:
+            The JSON text.
+
+        Raises:
+            psycopg.DataError: A value has no JSON form, or two columns have the same name. The message names
+                the column.
+            RowsLost: The result is that of a replayed write.
+            ConfigError: An argument is not one of the values above.
         """
         _check("timestamps", timestamps, Timestamps)
         _check("bytea", bytea, Bytea)
@@ -216,13 +284,13 @@ class Result(Sequence[Row], Generic[Row]):
 
 
 _LOST = (
-    "the write was applied by an earlier attempt, and its rows were lost with the connection: ask for them"
-    " with fetch, or let the statement's own key find them"
+    "the write was applied by an earlier attempt, and its rows were lost with the connection: read them"
+    " with fetch"
 )
 
 
 class _Lost(Sequence[Any]):
-    """Rows that nobody has any more."""
+    """Rows that were lost with the answer of an earlier attempt."""
 
     @overload
     def __getitem__(self, index: int) -> Any: ...
@@ -241,11 +309,11 @@ class _Lost(Sequence[Any]):
 def _check(name: str, given: object, allowed: Any) -> None:
     words = get_args(allowed)
     if given not in words:
-        raise ConfigError(f"{name} is {' or '.join(map(repr, words))}, not {given!r}")
+        raise ConfigError(f"{name} must be {' or '.join(map(repr, words))}, not {given!r}")
 
 
 def first_column(row: Any, columns: tuple[str, ...]) -> Any:
-    """The value of the first column, whatever kind of row the row factory made."""
+    """Return the value of the first column, for any kind of row."""
     if isinstance(row, dict):
         return row[columns[0]]
     if isinstance(row, Sequence) and not isinstance(row, (str, bytes)):

@@ -1,6 +1,6 @@
-"""PostgreSQL's ISO output of dates and timestamps, as ISO 8601 or as seconds since 1970.
+"""Convert PostgreSQL's ISO output of dates and timestamps to ISO 8601 or to seconds since 1970.
 
-PostgreSQL knows the years from 4713 BC to 294276, Python's datetime only 1 to 9999.
+PostgreSQL supports the years from 4713 BC to 294276, Python's datetime only 1 to 9999.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ _CYCLE_MICROSECONDS = 146_097 * 86_400 * 1_000_000
 
 
 class NotIso(ValueError):
-    """The text has another form."""
+    """Raised for a text that is not in PostgreSQL's ISO form."""
 
 
 def _taken_apart(text: str) -> tuple[str | None, ...]:
     match = _SHAPE.fullmatch(text)
     if match is None:
-        raise NotIso(f"{text!r} is not in ISO form: the connection's DateStyle must be ISO")
+        raise NotIso(f"{text!r} is not in ISO form: set the connection's DateStyle to ISO")
     return match.groups()
 
 
 def iso(text: str) -> str:
-    """As ISO 8601, quoted; years outside of 1 to 9999 in its expanded form (-0043 is 44 BC)."""
+    """Return quoted ISO 8601; years outside of 1 to 9999 in the expanded form (-0043 is 44 BC)."""
     if text[4:5] == "-":
-        # The usual forms, told quickly: a timestamptz (its offset gets minutes: not every reader takes +00),
+        # The common forms, handled quickly: a timestamptz (its offset gets minutes: some parsers reject +00),
         # a date, a timestamp.
         if text[10:11] == " " and text[-3] in "+-":
             return f'"{text[:10]}T{text[11:]}:00"'
@@ -52,8 +52,10 @@ def iso(text: str) -> str:
 
 
 def epoch(text: str) -> str:
-    """Seconds since 1970, exact to the microsecond; what has no time zone is taken as UTC, as PostgreSQL's
-    ``extract(epoch FROM ...)`` does."""
+    """Return seconds since 1970, exact to the microsecond.
+
+    A value without a time zone is taken as UTC, as PostgreSQL's ``extract(epoch FROM ...)`` does.
+    """
     year, month, day, time, fraction, offset, bc = _taken_apart(text)
     number = -(int(year or "") - 1) if bc else int(year or "")
     cycles = 0 if 1 < number < 9999 else number // _CYCLE - 5
