@@ -127,7 +127,7 @@ def _numbers(how: Choices, texts: list[str]) -> Iterable[str]:
 def _strings_where_not_finite(how: Choices, texts: list[str]) -> list[str]:
     if how.non_finite == "error":
         value = next(text for text in texts if text in _NOT_FINITE)
-        raise Unfit(f'JSON has no value {value}: pass non_finite="string" to write it as a string')
+        raise Unfit(f'{value} is not valid in JSON: pass non_finite="string" to write it as a string')
     return [f'"{text}"' if text in _NOT_FINITE else text for text in texts]
 
 

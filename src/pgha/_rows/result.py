@@ -208,8 +208,8 @@ class Result(Sequence[Row], Generic[Row]):
                 records.append(dict(zip(keys, row, strict=True)))
             else:
                 raise DataError(
-                    f"the row factory made {type(row).__name__}, which does not contain every column: use a row"
-                    " factory for tuples, or for dicts with distinct column names, with dicts() and into()"
+                    f"the row factory made {type(row).__name__}, which does not contain every column: use row"
+                    " factories for tuples, or for dicts with distinct column names, with dicts() and into()"
                 )
         return records
 
