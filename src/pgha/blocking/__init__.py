@@ -1,15 +1,17 @@
-"""pgha without an event loop: the same cluster, from any number of threads.
+"""pgha without an event loop: the same cluster, for any number of threads.
+
+Example::
 
     with pgha.blocking.open_cluster("host=db1 dbname=shop", "host=db2 dbname=shop") as cluster:
         rows = cluster.fetch("SELECT id, name FROM item WHERE price < %s", [10])
 
-One background thread runs the loop and every connection. Operations of all threads share its lanes, so a few
-connections serve any number of threads. Row factories, loaders, ``on_send`` and done callbacks run in that
-thread: they must be quick, may `submit`, and may not wait (`WouldDeadlock`). Dumpers run in the thread that
-calls.
+One background thread runs the event loop and every connection. Operations of all threads share the
+connections, so a few connections serve any number of threads. Row factories, loaders, ``on_send`` and done
+callbacks run in that thread: they must be quick, may call `submit`, and must not wait (`WouldDeadlock`).
+Dumpers run in the calling thread.
 
-In a child made by ``os.fork`` an inherited cluster raises `ClusterClosed`, and leaving its ``with`` block
-does nothing: open another one there.
+In a child process made by ``os.fork``, an inherited cluster raises `ClusterClosed`, and leaving its ``with``
+block does nothing. Open another cluster in the child.
 """
 
 from pgha.blocking._cluster import Cluster as Cluster
@@ -33,6 +35,6 @@ __all__ = [
 ]
 
 for _name in __all__:
-    # Errors and reprs name the public place, not the private module.
+    # Errors and reprs then show the public name, `pgha.blocking.X`, not the private module.
     globals()[_name].__module__ = "pgha.blocking"
 del _name

@@ -1,4 +1,4 @@
-"""What one thread asks of the loop's."""
+"""`Call`: one operation, as requested by a thread."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pgha._operation.operation import Operation, Request
 
 
 class Call:
-    """One operation, as seen by the thread that wants it.
+    """One operation, as the requesting thread sees it.
 
-    The operation itself is made, driven and dropped in the loop's thread alone: neither an interrupt nor a
-    garbage collection of another thread ever meets it half-way.
+    The operation itself is made, driven and dropped in the loop's thread only. So no interrupt or garbage
+    collection of another thread can meet it in an intermediate state.
     """
 
     __slots__ = ("error", "given_up", "operation", "request", "started_at", "tell", "timer", "value")
@@ -22,35 +22,35 @@ class Call:
         self.request = request
         self.started_at = time.monotonic()
         self.tell = tell
-        """Called once, when the outcome stands here."""
+        """Called once, when the outcome is stored here."""
         self.operation: Operation[Any] | None = None
-        """While it runs; for the loop's thread."""
+        """The operation while it runs; for the loop's thread."""
         self.timer: Any = None
         self.value: Any = None
         self.error: BaseException | None = None
         self.given_up = False
-        """It was cancelled: its failure is no news."""
+        """Whether the call was cancelled: its failure is then not reported as unretrieved."""
 
     def finish(self, operation: Operation[Any]) -> None:
-        """It ended."""
+        """Take over the outcome of the finished operation."""
         self.value = operation.value
         self.error = operation.failure
         self.given_up = operation.gave_up == "cancelled"
-        # From here on whoever made this call reports it.
+        # From now on the maker of this call reports an unretrieved failure.
         operation.retrieve()
         self._done()
 
     def fail(self, error: BaseException) -> None:
-        """It was never started."""
+        """Fail a call whose operation was never started."""
         self.error = error
         self._done()
 
     def _done(self) -> None:
-        # Without what it told, which may hold this call: no cycle keeps a failure that nobody retrieves.
-        tell, self.tell = self.tell, _nobody
+        # Drop the callback, which may refer to this call: a cycle would keep an unretrieved failure alive.
+        tell, self.tell = self.tell, _nothing
         self.operation = None
         tell()
 
 
-def _nobody() -> None:
+def _nothing() -> None:
     pass

@@ -1,4 +1,4 @@
-"""What only threads can meet."""
+"""Errors that only threads can meet."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pgha._errors as errors
 
 @final
 class OperationCancelled(errors.OperationCancelled, concurrent.futures.CancelledError):
-    """`Operation.cancel` was called, and the operation certainly was not applied (or it was a read).
+    """Raised after `Operation.cancel` if the operation was a read, or certainly was not applied.
 
-    Both `pgha.OperationCancelled` and `concurrent.futures.CancelledError`.
+    A subclass of both `pgha.OperationCancelled` and `concurrent.futures.CancelledError`.
     """
 
     @classmethod
     def of(cls, error: errors.OperationCancelled) -> Self:
-        """For pgha: what the async face would raise."""
+        """Internal: convert the error of the asynchronous API."""
         made = cls(*error.args)
         made.__cause__ = error.__cause__
         errors.annotate(made, errors.error_info(error))
@@ -26,7 +26,8 @@ class OperationCancelled(errors.OperationCancelled, concurrent.futures.Cancelled
 
 @final
 class WouldDeadlock(errors.Error, RuntimeError):
-    """A call that waits was made in the cluster's own thread, which is the one that would have to answer.
+    """Raised by a waiting call in the cluster's own thread, which would have to deliver the answer.
 
-    Row factories, loaders, ``on_send`` and done callbacks run there: use ``submit``, which does not wait.
+    Row factories, loaders, ``on_send`` and done callbacks run in that thread: use ``submit`` there, which
+    does not wait.
     """

@@ -1,4 +1,4 @@
-"""The stream of events, for a thread."""
+"""`Events`: the cluster's events, for a thread."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ Stream: TypeAlias = MemoryObjectReceiveStream[Event]
 
 @final
 class Events(Iterator[Event]):
-    """What ``with cluster.events() as events`` gives: an iterator that waits for the next event.
+    """An iterator over the cluster's events that waits for the next one; made by `Cluster.events`.
 
-    It ends when the cluster is left, after what had happened until then, or when its ``with`` block is. A
-    wait that is interrupted (Ctrl-C) may lose the event that comes at that moment.
+    The iterator ends when its ``with`` block is left. When the cluster is closed, the iterator ends after the
+    events until then. An interrupt (KeyboardInterrupt) of a wait may lose the event that arrives at that
+    moment.
+
+    Example::
+
+        with cluster.events() as events:
+            for event in events:
+                print(event)
     """
 
     def __init__(self, host: Host, subscribe: Callable[[], AbstractAsyncContextManager[Stream]]) -> None:
@@ -35,7 +42,7 @@ class Events(Iterator[Event]):
         self._closed = False
 
     def opened(self) -> Self:
-        """For `Cluster.events`."""
+        """Internal: subscribe, for `Cluster.events`; an interrupt ends the subscription."""
         self._host.check_waitable()
         self._host.begin(self._task)
         self._task.filled.then(self._subscribed.open)
@@ -45,25 +52,29 @@ class Events(Iterator[Event]):
         return self
 
     async def _hold(self) -> None:
-        """The subscription lives in a task of its own: whoever closes it may be another thread."""
+        """Hold the subscription in a task of its own: another thread may close it."""
         async with self._subscribe() as stream:
-            # A clone: the end of the subscription closes the stream with what is still in it.
+            # A clone: the end of the subscription closes the original stream, and would drop its events.
             self._stream = stream.clone()
             self._subscribed.open()
             try:
                 await anyio.sleep_forever()
             finally:
                 if self._closed:
-                    # By a thread that may have looked for the stream before it was there.
+                    # The closing thread may have looked for the stream before it existed.
                     self._stream.close()
 
     def close(self) -> None:
-        """For `Cluster.events`. In any thread: an abandoned ``with`` block may be collected in any."""
+        """Internal: unsubscribe, for `Cluster.events`.
+
+        May be called in any thread, because an abandoned ``with`` block may be garbage-collected in any
+        thread.
+        """
         self._closed = True
         try:
             self._cancel()
         except BaseException:
-            # An interrupt, maybe before it was asked to end: nobody else would ask it any more.
+            # An interrupt may have come before the request to end was posted: post it again.
             self._host.cancel(self._task)
             raise
         stream = self._stream
@@ -90,7 +101,7 @@ class Events(Iterator[Event]):
             if self._host.forked:
                 raise
         try:
-            # What was left when the loop ended, with nobody else to read it.
+            # The loop has ended, so this thread is the only reader of the remaining events.
             return stream.receive_nowait()
         except (anyio.EndOfStream, anyio.ClosedResourceError, anyio.WouldBlock):
             raise StopIteration from None

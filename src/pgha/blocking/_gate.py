@@ -1,4 +1,4 @@
-"""Something that happens once, and that any thread waits for."""
+"""`Gate`: an event that happens once, and that any thread can wait for."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 
 class Gate:
-    """Opened once, by the cluster's thread.
+    """A gate that the cluster's thread opens once.
 
     Not a `threading.Event` or `threading.Condition`: an interrupt (a signal's exception in the main thread)
-    at the wrong moment inside those leaves a lock behind, and then the thread that serves everybody would
-    wait for it. `threading.Thread.join` that is interrupted takes the thread for ended (CPython 3.11). Here
-    no lock is held while Python code runs.
+    at the wrong moment inside those leaves a lock locked, and the thread that serves all others would then
+    wait for it. An interrupted `threading.Thread.join` takes the thread for ended (CPython 3.11). Here no
+    lock is held while Python code runs.
     """
 
     __slots__ = ("_then", "is_open")
@@ -23,8 +23,8 @@ class Gate:
         self._then: deque[Callable[[], object]] = deque()
 
     def open(self) -> None:
-        # First the flag, then the calls. Others append first and then look at the flag: either they see it
-        # set, or their call is here already.
+        # First set the flag, then run the calls. Other threads append first and then read the flag: either
+        # they see it set, or their call is already in the queue.
         self.is_open = True
         while self._then:
             try:
@@ -34,7 +34,7 @@ class Gate:
             call()
 
     def then(self, call: Callable[[], object]) -> None:
-        """Call it once the gate is open, in the thread that opens it; at once if it is."""
+        """Call ``call`` once the gate is open, in the thread that opens it; at once if it is open."""
         self._then.append(call)
         if self.is_open and self._take_back(call):
             call()
@@ -47,7 +47,7 @@ class Gate:
         return True
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is open, at most ``timeout`` seconds; whether it is."""
+        """Wait until the gate is open, at most ``timeout`` seconds; return whether it is open."""
         if self.is_open:
             return True
         lock = allocate_lock()

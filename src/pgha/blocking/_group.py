@@ -1,4 +1,4 @@
-"""A scope of operations, for threads."""
+"""`Group`: a scope of operations, for threads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ Submit = Callable[..., Operation[Result[Any]]]
 
 @final
 class Group:
-    """What ``with cluster.group() as g`` gives. Any thread may `submit` to it."""
+    """A scope of operations, made by `Cluster.group`. Any thread may `submit` to it.
+
+    Example::
+
+        with cluster.group() as g:
+            operations = [g.submit("INSERT INTO log VALUES (%s)", [i]) for i in range(1000)]
+    """
 
     def __init__(self, host: Host, submit: Submit) -> None:
         self._host = host
@@ -31,7 +37,7 @@ class Group:
     @classmethod
     @contextmanager
     def opened(cls, host: Host, submit: Submit) -> Generator[Group, None, None]:
-        """For `Cluster.group`."""
+        """Internal: open a group, for `Cluster.group`; an interrupt cancels its operations."""
         group = cls(host, submit)
         try:
             yield group
@@ -47,7 +53,28 @@ class Group:
         route: ReadRoute | WriteRoute = nearest(), timeout: Seconds = DEFAULT,
         statement_timeout: Seconds = DEFAULT, row_factory: Any = None, on_send: OnSend | None = None,
     ) -> Operation[Result[Any]]:  # fmt: skip
-        """As `Cluster.submit`; the operation is waited for when the group is left."""
+        """Start an operation as `Cluster.submit` does; leaving the group waits for it.
+
+        The call does not wait.
+
+        Args:
+            query: SQL, as for `Cluster.fetch`.
+            params: Parameters, as for `Cluster.fetch`.
+            read: Whether the operation is a read. The default is a write.
+            idempotent: As for `Cluster.execute`.
+            idempotency_key: As for `Cluster.execute`.
+            route: As for `Cluster.submit`.
+            timeout: Seconds, as for `Cluster.submit`.
+            statement_timeout: Seconds, as for `Cluster.submit`.
+            row_factory: As for `Cluster.submit`.
+            on_send: As for `Cluster.submit`.
+
+        Returns:
+            The operation, a future. An error retrieved from it is not raised again by the group.
+
+        Raises:
+            psycopg.Error: As for `Cluster.submit`.
+        """
         operation = self._submit(
             query, params, read=read, idempotent=idempotent,
             idempotency_key=idempotency_key, route=route,
@@ -58,7 +85,7 @@ class Group:
         return operation
 
     def _done(self, operation: Operation[Any]) -> None:
-        """Once is enough: an interrupt may have kept `submit` from asking to be told."""
+        """Record the end once: an interrupt may have kept `submit` from registering this callback."""
         if self._running.pop(operation, self) is None and operation.failed:
             self._failed.append(operation)
 
@@ -70,7 +97,7 @@ class Group:
                 self._done(operation)
 
     def _cancel(self) -> None:
-        """The body raised, or the wait was interrupted: that is what comes out, and nothing beside it."""
+        """Cancel the running operations, and ignore failures: only the body's exception is raised."""
         for operation in tuple(self._running):
             operation.cancel()
         for operation in tuple(self._failed):
@@ -79,5 +106,5 @@ class Group:
     def _raise(self) -> None:
         errors = [error for error in (one.unseen() for one in self._failed) if error is not None]
         if errors:
-            # An ExceptionGroup, unless a row factory raised more than an Exception.
+            # An ExceptionGroup, unless a row factory raised an exception that is not an Exception.
             raise BaseExceptionGroup("operations of the group failed", errors)

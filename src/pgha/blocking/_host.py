@@ -1,9 +1,9 @@
-"""The thread that a cluster lives in: how it begins and ends, and how other threads reach it.
+"""`Host`: the thread of a cluster, its start and end, and how other threads reach it.
 
-The thread runs `_live`: it opens the cluster, says so, and waits to be told to leave. A clean leave drains;
-any other cancels the one scope around everything. Whatever happens, the thread closes the mailbox as its last
-act, and from then on nobody waits for it: see `Mailbox.post`. anyio's blocking portal is not used: it takes a
-task a call, and a call that reaches its loop while that ends is never answered.
+The thread runs `_live`: it opens the cluster, reports that, and waits for the request to leave. A clean leave
+drains; any other leave cancels the one scope around everything. In every case the thread closes the mailbox
+as its last act, and afterwards no thread waits for it: see `Mailbox.post`. anyio's blocking portal is not
+used: it needs one task per call, and never answers a call that reaches its loop while the loop ends.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from pgha.blocking._replies import Reply, Task
 from pgha.blocking._starter import CLOSED, Starter
 
 T = TypeVar("T")
-FAILED = "the cluster has failed; the end of its with block tells why"
-FORKED = "this cluster was opened in another process, before a fork: open one in the child"
+FAILED = "the cluster has failed: leaving its with block raises the reason"
+FORKED = "this cluster was opened in the parent process, before a fork: open another one in the child"
 _BACKENDS = ("asyncio", "trio")
 _BEGINS_WITHIN = 5.0
-"""Seconds from the making of a thread to its first step; generous."""
+"""Seconds from the creation of a thread to its first step; generous."""
 
 _hosts: set[Host] = set()
-"""Whose thread runs."""
+"""Hosts whose thread runs."""
 
 
 def _after_fork() -> None:
@@ -55,7 +55,7 @@ def _nothing() -> None:
 
 
 class Host:
-    """See the head of this file."""
+    """See the module's docstring."""
 
     cluster: Cluster[Any]
     _starter: Starter
@@ -67,7 +67,7 @@ class Host:
         backend_options: dict[str, Any] | None,
     ) -> None:
         if backend not in _BACKENDS:
-            raise ConfigError(f"backend is one of {', '.join(_BACKENDS)}, not {backend!r}")
+            raise ConfigError(f"backend must be {' or '.join(map(repr, _BACKENDS))}, not {backend!r}")
         self.forked = False
         self._opening = opening
         self._mailbox = Mailbox(self._open_letters)
@@ -79,7 +79,7 @@ class Host:
         self._ready = Gate()
         self._ended = Gate()
         run = partial(anyio.run, self._live, backend=backend, backend_options=backend_options)
-        # A context of its own: by context variables loops find out whether one is running already.
+        # A context of its own: loops use context variables to detect another running loop.
         self._thread = threading.Thread(
             target=Context().run, args=(self._work, run), name=f"pgha {backend}", daemon=True
         )
@@ -93,17 +93,17 @@ class Host:
         try:
             self._thread.start()
         except RuntimeError:
-            self._started = False  # the system has no thread for us
+            self._started = False  # the system refused another thread
             raise
         self._ready.wait()
         self._raise_failure()
         return self.cluster
 
     def close(self, error: BaseException | None) -> None:
-        """End the cluster, and wait until its thread is gone; nothing, in a child after a fork.
+        """Close the cluster, and wait until its thread has ended; does nothing in a child after a fork.
 
-        ``error``: of the body, which makes it cancel what runs. An interrupt cancels what is drained, and
-        comes out when that has ended, in bounded time.
+        ``error`` is the body's exception: it cancels the running operations. An interrupt cancels the
+        draining, and is raised after the thread has ended, in bounded time.
         """
         if self.forked:
             return
@@ -123,7 +123,7 @@ class Host:
 
     def _tell_to_leave(self, *, cancel: bool) -> None:
         self.post(Job(partial(self._leave, cancel), _nothing))
-        # Whatever became of earlier wake-ups, of one that an interrupt cut off among them.
+        # Wake again: an interrupt may have prevented an earlier wake-up.
         self._mailbox.wake()
 
     def _leave(self, cancel: bool) -> None:
@@ -132,10 +132,10 @@ class Host:
             self._scope.cancel()
 
     def _join(self) -> None:
-        # An abandoned ``with`` block may be collected in any thread, the cluster's own among them.
+        # An abandoned ``with`` block may be garbage-collected in any thread, also in the cluster's own.
         if not self._started or self.here:
             return
-        # Bounded, since an interrupt of `threading.Thread.start` may have come before there was a thread.
+        # Bounded: an interrupt of `threading.Thread.start` may have prevented the thread.
         if self._begun.wait(_BEGINS_WITHIN):
             self._ended.wait()
             self._thread.join()
@@ -146,7 +146,7 @@ class Host:
             try:
                 raise failure
             finally:
-                # The traceback holds this frame.
+                # The traceback refers to this frame.
                 del failure
 
     def _work(self, run: Callable[[], object]) -> None:
@@ -171,7 +171,7 @@ class Host:
             except Exception as error:  # noqa: BLE001 - as in `_work`, and not wrapped in a group
                 self._failure = error
             finally:
-                # What the loop was still to look at is refused, here or by the thread that posts it.
+                # Letters that the loop has not taken are refused, here or by the posting thread.
                 self._mailbox.close(CLOSED if self._left.is_set() else FAILED)
                 self._tasks.cancel_scope.cancel()
 
@@ -185,7 +185,7 @@ class Host:
                 self._starter.close(CLOSED if self._left.is_set() else FAILED)
 
     def abandon(self) -> None:
-        """In a child after a fork: the thread is not there."""
+        """Mark the host as inherited, in a child after a fork: the thread does not exist there."""
         self.forked = True
         self._mailbox.abandon(FORKED)
 
@@ -198,14 +198,14 @@ class Host:
 
     @property
     def waiting(self) -> int:
-        """Operations that no node has yet."""
+        """Number of operations that were not sent to any node."""
         return len(self._mailbox) + self._starter.waiting
 
     def check_waitable(self) -> None:
-        """Raise if waiting could never end."""
+        """Raise if a wait could never end."""
         if self.here:
             raise WouldDeadlock(
-                "this waits for the cluster's own thread, which is the one that makes the call: use submit()"
+                "this call would wait for the cluster's own thread, in which it was made: use submit()"
             )
         if self.forked:
             raise ClusterClosed(FORKED)
@@ -229,17 +229,17 @@ class Host:
         try:
             raise error.with_traceback(None)
         finally:
-            # The traceback holds this frame: without this the error would keep itself alive.
+            # The traceback refers to this frame: without this, the error would keep itself alive.
             del error, call
 
     def give_up(self, call: Call) -> None:
-        """Cancel it; returns at once."""
+        """Cancel the call; returns at once."""
         self.post(Job(lambda: self._starter.give_up(call), _nothing))
-        # Its own wake-up may have been cut off by the interrupt that led here.
+        # The interrupt that led here may have prevented the call's own wake-up.
         self._mailbox.wake()
 
     def ask(self, job: Callable[[], T]) -> T:
-        """What ``job`` gives in the cluster's thread; or here, once that has ended and nothing moves."""
+        """Run ``job`` in the cluster's thread and return its value; after that thread's end, run it here."""
         if self.forked:
             raise ClusterClosed(FORKED)
         if self.here:
@@ -250,7 +250,7 @@ class Host:
         return reply.wait()
 
     def run(self, function: Callable[[], Awaitable[T]]) -> T:
-        """What the coroutine function gives, as a task; an interrupt cancels it."""
+        """Run the coroutine function as a task and return its value; an interrupt cancels the task."""
         self.check_waitable()
         task = Task(function)
         try:
@@ -261,17 +261,17 @@ class Host:
             raise
 
     def begin(self, task: Task[Any]) -> None:
-        """To be waited for, or cancelled, by the caller: also when an interrupt comes out of this."""
+        """Start a task; the caller waits for it or cancels it, also if an interrupt leaves this call."""
         self.post(Job(lambda: task.begin(self._tasks), task.refuse))
 
     def cancel(self, task: Task[Any]) -> None:
-        """Returns at once."""
+        """Cancel the task; returns at once."""
         self.post(Job(task.cancel, _nothing))
         # As in `give_up`.
         self._mailbox.wake()
 
     def unretrieved(self, error: BaseException) -> None:
-        """A failure that nobody looked at; from any thread, in the middle of anything."""
+        """Report an unretrieved failure; callable from any thread at any moment."""
         if not self.forked:
             tracker = self.cluster._dispatcher.tracker
             tracker.log_unretrieved(error)
@@ -281,7 +281,7 @@ class Host:
     # In the cluster's thread
 
     def doubted_here(self, error: CommitInDoubt) -> bool:
-        """Whether an operation of this cluster ended with it."""
+        """Return whether an operation of this cluster ended with this error."""
         return error in self._starter.doubts
 
     def _open_letters(self, letters: list[Letter]) -> None:

@@ -1,4 +1,4 @@
-"""An operation as a future of `concurrent.futures`."""
+"""`Operation`: an operation as a future of `concurrent.futures`."""
 
 from __future__ import annotations
 
@@ -23,28 +23,35 @@ logger = logging.getLogger("pgha")
 
 @final
 class Operation(concurrent.futures.Future[T]):
-    """An operation that was started; made by `Cluster.submit` and `Group.submit`.
+    """A started operation, made by `Cluster.submit` and `Group.submit`: a `concurrent.futures.Future`.
 
-    A `concurrent.futures.Future`: `concurrent.futures.wait`, `concurrent.futures.as_completed` and
-    `asyncio.wrap_future` take it, any thread may wait, and dropping it cancels nothing. Done callbacks run in
-    the cluster's own thread, or at once in the caller's when it is done already: they must be quick, and may
-    submit, but not wait. A wait that is interrupted or times out leaves the operation running.
+    `concurrent.futures.wait`, `concurrent.futures.as_completed` and `asyncio.wrap_future` accept it. Any
+    thread may wait for it. Dropping the object cancels nothing. A wait that is interrupted
+    (KeyboardInterrupt) or times out leaves the operation running.
 
-    A failure that nobody retrieves, by `result` or `exception`, is logged, counted and emitted as an event.
+    Done callbacks run in the cluster's own thread, or at once in the caller's thread if the operation is
+    done. They must be quick, and may submit, but must not wait.
+
+    A failure that is never retrieved, by `result` or `exception`, is logged, counted and emitted as an event.
+
+    Example::
+
+        operation = cluster.submit("SELECT count(*) FROM item", read=True)
+        print(operation.result(timeout=10).value())
     """
 
     def __init__(self, host: Host, request: Request) -> None:
         super().__init__()
         self._host = host
         self._call = Call(request, self._finish)
+        # Internal. The outcome is stored in this object. The base class has it too, for `concurrent.futures`,
+        # but behind a lock that an interrupt may leave locked.
         self.finished = Gate()
-        """For pgha. The outcome stands in this object; the base class has it for `concurrent.futures`, behind
-        a lock that an interrupt may leave locked."""
         self._error: BaseException | None = None
         self._retrieved = False
 
     def start(self) -> None:
-        """For pgha, once."""
+        """Internal: post the call, once."""
         self._host.post(self._call)
 
     def _finish(self) -> None:
@@ -53,8 +60,8 @@ class Operation(concurrent.futures.Future[T]):
             error = OperationCancelled.of(error)
         self._error = error
         self.finished.open()
-        # `concurrent.futures.wait` holds this lock for a moment, or for ever when an interrupt meets it: this
-        # thread serves everybody, and does not wait.
+        # `concurrent.futures.wait` holds this lock for a moment, or for ever if it is interrupted. This
+        # thread serves all others, and must not wait for the lock.
         if self._condition.acquire(blocking=False):
             try:
                 self._publish()
@@ -64,30 +71,35 @@ class Operation(concurrent.futures.Future[T]):
             Thread(target=self._publish, name="pgha outcome", daemon=True).start()
 
     def _publish(self) -> None:
-        """Tell the base class, for `concurrent.futures.wait` and `concurrent.futures.as_completed`."""
+        """Set the base class's state, for `concurrent.futures.wait` and `concurrent.futures.as_completed`."""
         if self._error is None:
             self.set_result(self._call.value)
         else:
             self.set_exception(self._error)
 
     def add_done_callback(self, fn: Callable[[Operation[T]], object]) -> None:
-        """Call ``fn`` with this operation once it is done; what it raises is logged.
+        """Call ``fn`` with this operation once the operation is done.
 
-        In the cluster's own thread, or at once in the caller's when it is done already.
+        Args:
+            fn: The callback. It runs in the cluster's own thread, or at once in the caller's thread if the
+                operation is done. Exceptions that it raises are logged.
         """
         self.finished.then(partial(self._call_back, fn))
 
     def _call_back(self, fn: Callable[[Operation[T]], object]) -> None:
         try:
             fn(self)
-        except BaseException as raised:  # noqa: BLE001 - this thread serves everybody
+        except BaseException as raised:  # noqa: BLE001 - this thread serves all others
             _callback_raised(self, raised)
 
     def cancel(self) -> bool:
-        """Ask for it to be cancelled, here and on the server; returns at once. False if it is done already.
+        """Request the operation's cancellation, locally and on the server, and return at once.
 
-        `result` then gives its result (it was done first), or raises `OperationCancelled` (certainly not
-        applied) or `pgha.CommitInDoubt`.
+        `result` then returns the result (the operation finished first), or raises `OperationCancelled`
+        (certainly not applied) or `pgha.CommitInDoubt`.
+
+        Returns:
+            False if the operation is done already, otherwise True.
         """
         if self.finished.is_open:
             return False
@@ -95,50 +107,90 @@ class Operation(concurrent.futures.Future[T]):
         return True
 
     def cancelled(self) -> bool:
-        """Whether it ended as `OperationCancelled`; False as long as that is not certain."""
+        """Return whether the operation ended with `OperationCancelled`.
+
+        Returns:
+            False as long as that is not certain.
+        """
         return self.finished.is_open and isinstance(self._error, OperationCancelled)
 
     def running(self) -> bool:
-        """Whether it has no outcome yet."""
+        """Return whether the operation has no outcome yet.
+
+        Returns:
+            The opposite of `done`.
+        """
         return not self.done()
 
     def done(self) -> bool:
-        """Whether it has an outcome."""
+        """Return whether the operation has an outcome.
+
+        Returns:
+            True once there is a result or an error.
+        """
         return self.finished.is_open
 
     def result(self, timeout: float | None = None) -> T:
-        """Wait for the result, at most ``timeout`` seconds: then `TimeoutError`, and it goes on running."""
+        """Wait for the result.
+
+        An interrupt (KeyboardInterrupt) of the wait leaves the operation running.
+
+        Args:
+            timeout: Seconds to wait; None is no limit.
+
+        Returns:
+            The result.
+
+        Raises:
+            TimeoutError: ``timeout`` passed; the operation continues.
+            OperationCancelled: The operation was cancelled, and was not applied.
+            WouldDeadlock: The call was made in the cluster's own thread.
+            psycopg.Error: The operation failed, with the errors of `Cluster.fetch` or `Cluster.execute`.
+        """
         error = self.exception(timeout)
         if error is not None:
             try:
                 raise error.with_traceback(None)
             finally:
-                # The traceback holds this frame: without this the error would keep itself alive.
+                # The traceback refers to this frame: without this, the error would keep itself alive.
                 del self, error
         return self._call.value  # type: ignore[no-any-return]
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """As `result`, and give the exception, also when it was cancelled; None when there is a result."""
+        """Wait like `result`, and return the exception instead of raising it.
+
+        An interrupt (KeyboardInterrupt) of the wait leaves the operation running.
+
+        Args:
+            timeout: Seconds to wait; None is no limit.
+
+        Returns:
+            The exception, also that of a cancelled operation; None if there is a result.
+
+        Raises:
+            TimeoutError: ``timeout`` passed; the operation continues.
+            WouldDeadlock: The call was made in the cluster's own thread.
+        """
         if not self.finished.is_open:
             self._host.check_waitable()
             if not self.finished.wait(timeout):
-                raise TimeoutError
+                raise TimeoutError(f"the operation has no outcome after {timeout:g} s, and continues")
         self._retrieved = True
         return self._error
 
     @property
     def failed(self) -> bool:
-        """For pgha: it is done, by a failure."""
+        """Internal: whether the operation is done, with an error."""
         return self._error is not None
 
     def unseen(self) -> BaseException | None:
-        """For pgha: the failure that nobody retrieved, which counts as retrieved by this."""
+        """Internal: return the unretrieved failure, and mark it as retrieved."""
         error = None if self._retrieved else self._error
         self._retrieved = True
         return error
 
     def __del__(self) -> None:
-        # Without the attribute, __init__ was interrupted.
+        # The attribute is missing if __init__ was interrupted.
         error: BaseException | None = getattr(self, "_error", None)
         if error is not None and not self._retrieved and not self._call.given_up:
             self._host.unretrieved(error)

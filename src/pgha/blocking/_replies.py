@@ -1,4 +1,4 @@
-"""What a thread waits for that is not an operation."""
+"""Answers for a waiting thread that are not outcomes of operations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Reply(Generic[T]):
-    """Filled once, by any thread; waited for by one."""
+    """A value that any thread sets once, and one thread waits for."""
 
     def __init__(self) -> None:
         self.filled = Gate()
@@ -24,7 +24,7 @@ class Reply(Generic[T]):
         self._error: BaseException | None = None
 
     def fill(self, job: Callable[[], T]) -> None:
-        """With what ``job`` gives or raises."""
+        """Set the value that ``job`` returns, or the error that it raises."""
         try:
             self._value = job()
         except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
@@ -39,12 +39,12 @@ class Reply(Generic[T]):
         try:
             raise error
         finally:
-            # The traceback holds this frame.
+            # The traceback refers to this frame.
             del error
 
 
 class Task(Reply[T]):
-    """Filled by a coroutine function."""
+    """A reply that is set by a coroutine function."""
 
     def __init__(self, function: Callable[[], Awaitable[T]]) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Task(Reply[T]):
         tasks.start_soon(self._run)
 
     def refuse(self) -> None:
-        """The loop has ended."""
+        """Set `ClusterClosed`: the loop has ended."""
         self._error = ClusterClosed(CLOSED)
         self.filled.open()
 
@@ -66,7 +66,7 @@ class Task(Reply[T]):
             self._scope.cancel()
 
     async def _run(self) -> None:
-        # What stands if it is cancelled, by the end of the cluster: nobody waits after an interrupt.
+        # The error if the task is cancelled by the end of the cluster. (After an interrupt no thread waits.)
         self._error = ClusterClosed(CLOSED)
         try:
             with anyio.CancelScope() as self._scope:

@@ -1,4 +1,4 @@
-"""Starts what the threads ask for, in the loop's thread; what finds the queue full waits here, in order."""
+"""`Starter`: start the threads' calls in the loop's thread; calls wait here while the queue is full."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ CLOSED = "the cluster is closed"
 
 
 class Starter:
-    """See the head of this file."""
+    """See the module's docstring."""
 
     def __init__(self, dispatcher: Dispatcher, tasks: TaskGroup) -> None:
         self._dispatcher = dispatcher
         self._tasks = tasks
         self._roomless: dict[Call, None] = {}
-        """In order."""
+        """Calls that wait for space in the queue, in order."""
         self._admitting = False
         self._closed = ""
         self.doubts: WeakSet[CommitInDoubt] = WeakSet()
-        """Errors of operations that were started here: what they ask lives in this loop, and in no other."""
+        """Errors of operations started here: they can be resolved in this loop only."""
 
     @property
     def waiting(self) -> int:
-        """Operations that no node has yet."""
+        """Number of operations that were not sent to any node."""
         return self._dispatcher.queued + len(self._roomless)
 
     def start(self, call: Call) -> None:
-        """Or fail it: nothing is raised."""
+        """Start the call, or fail it; never raises."""
         if self._closed:
             call.fail(ClusterClosed(self._closed))
         elif self._roomless or self._dispatcher.full:
@@ -75,7 +75,9 @@ class Starter:
         call.timer = None
         self._forget(call)
         timeout = call.request.timeout
-        call.fail(QueueFull(f"the queue stayed full for {timeout:g} s, and nothing was sent"))
+        call.fail(
+            QueueFull(f"the queue stayed full for {timeout:g} s (max_queued); the operation was not sent")
+        )
 
     async def _admit(self) -> None:
         waiting = self._roomless
@@ -88,14 +90,14 @@ class Starter:
         self._admitting = False
 
     def _forget(self, call: Call) -> None:
-        """It waits for room no more."""
+        """Remove a call that no longer waits for space."""
         del self._roomless[call]
         if call.timer is not None:
             self._dispatcher.times.cancel(call.timer)
             call.timer = None
 
     def give_up(self, call: Call) -> None:
-        """Its caller does not want it any more."""
+        """Cancel the call's operation."""
         if call in self._roomless:
             self._forget(call)
             call.given_up = True
@@ -104,7 +106,7 @@ class Starter:
             self._dispatcher.give_up(call.operation, "cancelled")
 
     def close(self, reason: str) -> None:
-        """Take nothing more; what was started may end."""
+        """Accept nothing more; started operations may end."""
         self._closed = reason
         for call in tuple(self._roomless):
             self._forget(call)
