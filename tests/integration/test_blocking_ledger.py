@@ -184,7 +184,7 @@ def test_made_looked_at_pruned_and_removed(node: LocalNode, backend: Backend) ->
 def test_what_is_wrong_is_raised_by_the_thread_that_calls(server: LocalNode, backend: Backend) -> None:
     with cluster_of(server, backend=backend) as cluster:
         one_role: Any = "app"
-        with pytest.raises(pgha.ConfigError, match="a list of roles"):
+        with pytest.raises(pgha.ConfigError, match="a list of role names"):
             cluster.ledger.install(grant_to=one_role)
         with pytest.raises(pgha.ConfigError, match="no node is called"):
             cluster.ledger.install(nodes=["nobody"])

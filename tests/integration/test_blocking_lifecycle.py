@@ -113,7 +113,7 @@ def test_what_cannot_be_opened(server: LocalNode, backend: Backend) -> None:
 
 
 def test_backends() -> None:
-    with pytest.raises(pgha.ConfigError, match="asyncio, trio"):
+    with pytest.raises(pgha.ConfigError, match="'asyncio' or 'trio'"):
         pgha.blocking.open_cluster(ABSENT, backend="curio").__enter__()  # type: ignore[arg-type]
     options = {"debug": True}
     with pgha.blocking.open_cluster(ABSENT, min_ready=0, backend_options=options) as cluster:

@@ -32,7 +32,7 @@ from pgha.blocking._starter import CLOSED, Starter
 
 T = TypeVar("T")
 FAILED = "the cluster has failed: leaving its with block raises the reason"
-FORKED = "this cluster was opened in the parent process, before a fork: open another one in the child"
+FORKED = "this cluster was opened in another process, before a fork: open one in the child"
 _BACKENDS = ("asyncio", "trio")
 _BEGINS_WITHIN = 5.0
 """Seconds from the creation of a thread to its first step; generous."""
