@@ -35,7 +35,7 @@ class ErrorInfo:
     statement: int | None
     """Index of the failed statement in its batch, counted from 0; None if no statement failed."""
     attempts: int
-    """Number of attempts: how many times the operation was handed to a node."""
+    """Number of attempts, which is how many times the operation was handed to a node."""
     outcome: Outcome
     """Whether the operation took effect, as far as the evidence shows."""
 
@@ -139,7 +139,7 @@ class CommitInDoubt(Error):
         self.node = node
         """Name of the node that the last attempt was sent to; None if there is none."""
         self.attempts = attempts
-        """Number of attempts: how many times the write was handed to a node."""
+        """Number of attempts, which is how many times the write was handed to a node."""
         self.evidence = evidence
         """Observations about the attempt that ended without proof; None if no answer came in time."""
         self.record = record

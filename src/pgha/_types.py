@@ -138,7 +138,7 @@ class Attempt:
     sent_at: float
     """Time at which the operation was handed to libpq."""
     head_at: float | None
-    """Time at which the operation became the oldest one on its connection: from then on the server worked on
+    """Time at which the operation became the oldest one on its connection. From then on the server worked on
     it, unless the node was unavailable. None if earlier operations on that connection were not answered
     (yet)."""
     answered_at: float | None

@@ -115,6 +115,14 @@ def has_a_plain_first_line(one: Documented) -> str | None:
     return None if found is None else f"says {found[0]!r}"
 
 
+def is_not_taken_for_a_type(one: Documented) -> str | None:
+    """The first line of a property has no colon: napoleon takes the text before it for the type."""
+    if not isinstance(one.value, property):
+        return None
+    first = re.sub(r"`+[^`]*`+", "", one.text.split("\n")[0])
+    return "has a colon in its first line" if ":" in first else None
+
+
 def lists_every_parameter(one: Documented) -> str | None:
     """``Args:`` has an entry for every parameter."""
     if one.function is None:
@@ -192,6 +200,7 @@ def has_examples_that_compile(one: Documented) -> str | None:
 
 CHECKS: list[Callable[[Documented], str | None]] = [
     has_a_plain_first_line,
+    is_not_taken_for_a_type,
     lists_every_parameter,
     describes_the_result,
     mentions_cancellation,
@@ -247,6 +256,11 @@ class Bad:
 
     def names_a_person(self) -> None:
         """Wait until somebody answers."""
+
+    @property
+    def colon(self) -> int:
+        """A number: it has a colon."""
+        return 1
 
     def undocumented(self) -> None: ...
 
@@ -370,6 +384,7 @@ def face(**names: object) -> types.ModuleType:
         (has_a_plain_first_line, "Bad.starts_with_it: begins with 'It'"),
         (has_a_plain_first_line, "Bad.names_a_person: says 'somebody'"),
         (has_a_plain_first_line, "Bad.undocumented: no docstring"),
+        (is_not_taken_for_a_type, "Bad.colon: has a colon in its first line"),
         (lists_every_parameter, "Bad.lacks_args: Args: lacks second"),
         (lists_every_parameter, "Bad.lacks_args_in_a_section: Args: lacks first"),
         (lists_every_parameter, "Bad.lists_too_much: Args: has no parameter second"),

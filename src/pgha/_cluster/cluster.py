@@ -67,7 +67,7 @@ class Cluster(Generic[Row]):
 
     @property
     def adapters(self) -> AdaptersMap:
-        """The cluster's own psycopg adapters: register dumpers and loaders here, before the first use."""
+        """The cluster's own psycopg adapters. Register dumpers and loaders here, before the first use."""
         return self._adapters
 
     @property
@@ -418,7 +418,7 @@ class Cluster(Generic[Row]):
 
     @property
     def ledger(self) -> Ledger:
-        """The table of idempotency keys: install, inspect, prune and uninstall it with this object."""
+        """The table of idempotency keys, to be installed, inspected, pruned and uninstalled."""
         return Ledger(
             LedgerOperations(self._dispatcher, self._maker, self._nodes, self._options, self._clock)
         )

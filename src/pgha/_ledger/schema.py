@@ -90,7 +90,7 @@ class LedgerStatus:
     node: str
     """Name of the node."""
     role: Role
-    """The node's role: a standby shows its primary's ledger."""
+    """The node's role. A standby shows its primary's ledger."""
     installed: bool
     """Whether a table of that name exists."""
     problem: str
@@ -128,7 +128,7 @@ class Pruned:
     """Why pruning stopped early (another program is pruning, an old transaction holds the ledger); empty if
     it did not."""
     in_the_way: tuple[int, ...] = ()
-    """Process ids of the backends with such transactions (0: a prepared transaction)."""
+    """Process ids of the backends with such transactions, 0 for a prepared transaction."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -248,10 +248,10 @@ class Operation(Generic[T]):
 
     @property
     def record(self) -> Record:
-        """The operation's history until now: when it was queued, sent and answered, and on which nodes.
+        """The operation's history until now, with its times and nodes.
 
-        Available at any time; each access makes a new `Record`. For the losers of `fastest`, only the sending
-        is known.
+        The record says when the operation was queued, sent and answered. It is available at any time; each
+        access makes a new `Record`. For the losers of `fastest`, only the sending is known.
         """
         attempts = self.attempts
         if self.legs is not None:

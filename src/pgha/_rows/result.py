@@ -118,7 +118,7 @@ class Result(Sequence[Row], Generic[Row]):
 
     @property
     def attempts(self) -> int:
-        """Number of attempts: how many times the operation was handed to a node; normally 1."""
+        """Number of attempts, which is how many times the operation was handed to a node; normally 1."""
         return self._attempts
 
     @property

@@ -74,7 +74,7 @@ class Cluster(Generic[Row]):
 
     @property
     def adapters(self) -> AdaptersMap:
-        """The cluster's own psycopg adapters: register dumpers and loaders here, before the first use."""
+        """The cluster's own psycopg adapters. Register dumpers and loaders here, before the first use."""
         return self._cluster.adapters
 
     @property
@@ -391,7 +391,7 @@ class Cluster(Generic[Row]):
 
     @property
     def ledger(self) -> Ledger:
-        """The table of idempotency keys: install, inspect, prune and uninstall it with this object."""
+        """The table of idempotency keys, to be installed, inspected, pruned and uninstalled."""
         return Ledger(self._host, self._cluster)
 
     def resolve(self, error: CommitInDoubt, timeout: float | None = None) -> Outcome:
