@@ -507,7 +507,7 @@ class Cluster(Generic[Row]):
             ClusterClosed: The cluster was closed.
         """
         if count is not None and count > len(self._nodes):
-            raise ConfigError(f"{count} nodes cannot be ready: the cluster has {len(self._nodes)}")
+            raise ConfigError(f"{count} nodes cannot be ready: there are {len(self._nodes)}")
         while self._ready < (len(self._nodes) if count is None else count):
             await self._dispatcher.change()
 
