@@ -123,7 +123,7 @@ class CommitInDoubt(Error):
 
         key = pgha.new_idempotency_key()
         try:
-            await cluster.execute("UPDATE item SET price = price + 1 WHERE id = 1", idempotency_key=key)
+            await cluster.execute("DELETE FROM item WHERE id = 1", idempotency_key=key)
         except pgha.CommitInDoubt as error:
             print(await error.resolve(timeout=60))
     """
@@ -211,7 +211,8 @@ class QueueFull(Error):
         try:
             operation = cluster.submit("INSERT INTO item VALUES (1, 'tea')")
         except pgha.QueueFull:
-            await cluster.execute("INSERT INTO item VALUES (1, 'tea')")  # waits for space in the queue
+            # execute waits for space in the queue.
+            await cluster.execute("INSERT INTO item VALUES (1, 'tea')")
     """
 
 
@@ -232,7 +233,8 @@ def error_info(error: BaseException) -> ErrorInfo:
         error: An exception raised by an operation.
 
     Returns:
-        The facts. For an error that was not raised by an operation: no node, zero attempts, ``not applied``.
+        The facts. An error that was not raised by an operation has no node, zero attempts and the outcome
+        ``not applied``.
     """
     found = getattr(error, "_pgha_info", None)
     return found if isinstance(found, ErrorInfo) else _UNKNOWN

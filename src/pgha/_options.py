@@ -22,7 +22,7 @@ class SetupConnection(Protocol):
         async def on_connect(connection: pgha.SetupConnection) -> None:
             await connection.execute("SET synchronous_commit = off")
 
-        async with pgha.open_cluster("host=db1 dbname=shop", on_connect=on_connect) as cluster:
+        async with pgha.open_cluster("host=db1", on_connect=on_connect) as cluster:
             await cluster.fetch("SELECT 1")
     """
 

@@ -36,7 +36,7 @@ class Pin:
 
     Example::
 
-        rows = await cluster.fetch("SELECT pg_is_in_recovery()", route=pgha.Pin("db1:5432"))
+        rows = await cluster.fetch("SELECT id FROM item", route=pgha.Pin("db1:5432"))
     """
 
     name: str

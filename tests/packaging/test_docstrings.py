@@ -21,6 +21,7 @@ MODULES = [pgha, pgha.blocking]
 """The public modules. Another one is added here."""
 
 EXCEPTIONS_WITH_EXAMPLES = {"CommitInDoubt", "NoNodeAvailable", "QueueFull"}
+WIDTH = 80
 INTERNAL = "Internal: "
 """Begins the docstrings of methods that are for pgha alone; the documentation leaves them out."""
 
@@ -115,12 +116,14 @@ def has_a_plain_first_line(one: Documented) -> str | None:
     return None if found is None else f"says {found[0]!r}"
 
 
-def is_not_taken_for_a_type(one: Documented) -> str | None:
-    """The first line of a property has no colon: napoleon takes the text before it for the type."""
-    if not isinstance(one.value, property):
-        return None
-    first = re.sub(r"`+[^`]*`+", "", one.text.split("\n")[0])
-    return "has a colon in its first line" if ":" in first else None
+def has_no_colon_that_napoleon_misreads(one: Documented) -> str | None:
+    """Napoleon takes the text before a colon for a type, in a property's first line and in ``Returns:``."""
+    first = [one.text.split("\n")[0]] if isinstance(one.value, property) else []
+    returns = sections(one.text).get("Returns", "").split("\n")[:1] if one.function is not None else []
+    for line in [*first, *returns]:
+        if ":" in re.sub(r"`+[^`]*`+", "", line):
+            return f"has a colon in {line!r}"
+    return None
 
 
 def lists_every_parameter(one: Documented) -> str | None:
@@ -175,6 +178,13 @@ def waits(function: Callable[..., object]) -> bool:
     return any(word in str(function.__annotations__.get("return")) for word in ASYNCHRONOUS)
 
 
+def has_examples_that_fit(one: Documented) -> str | None:
+    """No line of an example is cut off on the rendered page."""
+    lines = [line for code in examples(one.text) for line in code.split("\n")]
+    longest = max(lines, key=len, default="")
+    return f"{longest!r} has more than {WIDTH} characters" if len(longest) > WIDTH else None
+
+
 def has_an_example(one: Documented) -> str | None:
     """Every public class has an example, except enumerations and most exceptions; all events share one."""
     if not inspect.isclass(one.value):
@@ -200,12 +210,13 @@ def has_examples_that_compile(one: Documented) -> str | None:
 
 CHECKS: list[Callable[[Documented], str | None]] = [
     has_a_plain_first_line,
-    is_not_taken_for_a_type,
+    has_no_colon_that_napoleon_misreads,
     lists_every_parameter,
     describes_the_result,
     mentions_cancellation,
     has_an_example,
     has_examples_that_compile,
+    has_examples_that_fit,
 ]
 
 
@@ -297,6 +308,14 @@ class Bad:
         """Return a number."""
         return 1
 
+    def returns_a_colon(self) -> int:
+        """Return a number.
+
+        Returns:
+            A number: one.
+        """
+        return 1
+
     def returns_nothing(self) -> None:
         """Do something.
 
@@ -331,6 +350,15 @@ class Broken:
     Example::
 
         rows = await cluster.fetch("SELECT 1"
+    """
+
+
+class Wide:
+    """A class.
+
+    Example::
+
+        rows = await cluster.fetch("SELECT id, name, price, weight FROM item ORDER BY id")
     """
 
 
@@ -384,7 +412,8 @@ def face(**names: object) -> types.ModuleType:
         (has_a_plain_first_line, "Bad.starts_with_it: begins with 'It'"),
         (has_a_plain_first_line, "Bad.names_a_person: says 'somebody'"),
         (has_a_plain_first_line, "Bad.undocumented: no docstring"),
-        (is_not_taken_for_a_type, "Bad.colon: has a colon in its first line"),
+        (has_no_colon_that_napoleon_misreads, "Bad.colon: has a colon in 'A number: it has a colon.'"),
+        (has_no_colon_that_napoleon_misreads, "Bad.returns_a_colon: has a colon in 'A number: one.'"),
         (lists_every_parameter, "Bad.lacks_args: Args: lacks second"),
         (lists_every_parameter, "Bad.lacks_args_in_a_section: Args: lacks first"),
         (lists_every_parameter, "Bad.lists_too_much: Args: has no parameter second"),
@@ -404,6 +433,11 @@ def test_the_check_catches(check: Callable[[Documented], str | None], problem: s
 def test_a_broken_example_is_caught() -> None:
     (problem,) = problems(face(Broken=Broken), has_examples_that_compile)
     assert problem.startswith("Broken: an example does not compile")
+
+
+def test_a_wide_example_is_caught() -> None:
+    (problem,) = problems(face(Wide=Wide), has_examples_that_fit)
+    assert problem.endswith("has more than 80 characters")
 
 
 def test_inherited_methods_are_checked() -> None:

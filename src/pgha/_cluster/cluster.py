@@ -45,8 +45,8 @@ class Cluster(Generic[Row]):
 
     Example::
 
-        async with pgha.open_cluster("host=db1 dbname=shop", "host=db2 dbname=shop") as cluster:
-            rows = await cluster.fetch("SELECT id, name FROM item WHERE price < %s", [10])
+        async with pgha.open_cluster("host=db1", "host=db2") as cluster:
+            rows = await cluster.fetch("SELECT name FROM item WHERE id < %s", [10])
             await cluster.execute("UPDATE item SET price = %s WHERE id = %s", [9, 1])
     """
 

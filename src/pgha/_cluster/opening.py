@@ -49,7 +49,7 @@ async def open_cluster(
 
     Example::
 
-        async with pgha.open_cluster("host=db1 dbname=shop", "host=db2 dbname=shop") as cluster:
+        async with pgha.open_cluster("host=db1", "host=db2") as cluster:
             await cluster.execute("INSERT INTO item VALUES (1, %s)", ["tea"])
             print(await cluster.fetch_value("SELECT count(*) FROM item"))
 

@@ -2,8 +2,8 @@
 
 Example::
 
-    with pgha.blocking.open_cluster("host=db1 dbname=shop", "host=db2 dbname=shop") as cluster:
-        rows = cluster.fetch("SELECT id, name FROM item WHERE price < %s", [10])
+    with pgha.blocking.open_cluster("host=db1", "host=db2") as cluster:
+        rows = cluster.fetch("SELECT name FROM item WHERE id < %s", [10])
 
 One background thread runs the event loop and every connection. Operations of all threads share the
 connections, so a few connections serve any number of threads. Row factories, loaders, ``on_send`` and done

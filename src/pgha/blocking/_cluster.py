@@ -41,8 +41,8 @@ class Cluster(Generic[Row]):
 
     Example::
 
-        with pgha.blocking.open_cluster("host=db1 dbname=shop", "host=db2 dbname=shop") as cluster:
-            rows = cluster.fetch("SELECT id, name FROM item WHERE price < %s", [10])
+        with pgha.blocking.open_cluster("host=db1", "host=db2") as cluster:
+            rows = cluster.fetch("SELECT name FROM item WHERE id < %s", [10])
             cluster.execute("UPDATE item SET price = %s WHERE id = %s", [9, 1])
     """
 
@@ -553,7 +553,7 @@ def open_cluster(
 
     Example::
 
-        with pgha.blocking.open_cluster("host=db1 dbname=shop", "host=db2 dbname=shop") as cluster:
+        with pgha.blocking.open_cluster("host=db1", "host=db2") as cluster:
             cluster.execute("INSERT INTO item VALUES (1, %s)", ["tea"])
             print(cluster.fetch_value("SELECT count(*) FROM item"))
 

@@ -25,7 +25,8 @@ class Group:
     Example::
 
         with cluster.group() as g:
-            operations = [g.submit("INSERT INTO log VALUES (%s)", [i]) for i in range(1000)]
+            for i in range(1000):
+                g.submit("INSERT INTO log VALUES (%s)", [i])
     """
 
     def __init__(self, host: Host, submit: Submit) -> None:
