@@ -16,8 +16,9 @@ import pytest
 
 import pgha
 import pgha.blocking
+import pgha.chaos
 
-MODULES = [pgha, pgha.blocking]
+MODULES = [pgha, pgha.blocking, pgha.chaos]
 """The public modules. Another one is added here."""
 
 EXCEPTIONS_WITH_EXAMPLES = {"CommitInDoubt", "NoNodeAvailable", "QueueFull"}
