@@ -30,7 +30,7 @@ from pgha._options import NodeConfig, Options, parse_nodes
 from pgha._rows.result import Result
 from pgha._types import Event, NodeStatus, ReadRoute, Statistics, WriteRoute, nearest
 from pgha._wire.compiler import AnyParams, AnyQuery, Compiler, own_adapters
-from pgha._wire.loops import uninterrupted
+from pgha._wire.interrupts import uninterrupted
 
 R = TypeVar("R")
 Row = TypeVar("Row", default=TupleRow)

@@ -134,7 +134,7 @@ _EXPLAINED_TEMP = rf"{_EXPLAINED}.*? CREATE (?:{_TEMP}TABLE\b|(?:TABLE|MATERIALI
 
 # Patterns over the normalised statement (see _normalised), anchored at its start. The first pattern that
 # matches decides; a statement without a match is PLAIN. Each pattern begins with a literal keyword, which is
-# the key in _RULES.
+# the key in _ROWS.
 _TABLE: Final[tuple[_Row, ...]] = (
     # Transaction control. COMMIT PREPARED acts on a transaction that belongs to no session any more.
     *_each(_exclusive, "COMMIT PREPARED", "ROLLBACK PREPARED"),
@@ -186,18 +186,30 @@ _TABLE: Final[tuple[_Row, ...]] = (
 _Rule = tuple[re.Pattern[bytes], StatementKind]
 
 
-def _indexed(table: Iterable[_Row]) -> dict[bytes, tuple[_Rule, ...]]:
-    """Return the rules by their first keyword; rules of one keyword stay in the order of the table."""
-    rules: dict[bytes, tuple[_Rule, ...]] = {}
+def _indexed(table: Iterable[_Row]) -> dict[bytes, tuple[_Row, ...]]:
+    """Return the rows by their first keyword; rows of one keyword stay in the order of the table."""
+    rows: dict[bytes, tuple[_Row, ...]] = {}
     for pattern, kind in table:
         head = re.match(r"[A-Z]+", pattern)
         assert head is not None, pattern
-        rule = (re.compile(pattern.encode("latin-1"), re.DOTALL), kind)
-        rules[head[0].encode()] = (*rules.get(head[0].encode(), ()), rule)
-    return rules
+        rows[head[0].encode()] = (*rows.get(head[0].encode(), ()), (pattern, kind))
+    return rows
 
 
-_RULES: Final = _indexed(_TABLE)
+_ROWS: Final = _indexed(_TABLE)
+
+
+@functools.cache
+def _rules(keyword: bytes) -> tuple[_Rule, ...]:
+    """Return the rules of one keyword, compiled when a statement first begins with that keyword.
+
+    Most programs use a few of these keywords, and compiling all took a tenth of the time of `import pgha`.
+    """
+    return tuple(
+        (re.compile(pattern.encode("latin-1"), re.DOTALL), kind) for pattern, kind in _ROWS[keyword]
+    )
+
+
 # Patterns without which a query is not normalised. Normalising takes half a microsecond per token: a long
 # list of values, normalised whenever the text contains "temp", would stop the event loop.
 _INTO_CLUE: Final = re.compile(rb"INTO\s*(?:(?:TABLE|LOCAL|GLOBAL)\s*)?(?:TEMP|\"?PG_TEMP|U&|/\*|--)")
@@ -260,13 +272,13 @@ def _decide(query: bytes) -> StatementKind:
     # libpq takes a C string: the text behind a NUL never reaches the server.
     text = query.partition(b"\0")[0]
     start, word = _first_word(text)
-    rules = _RULES.get(word, ())
     clue = _CLUES.get(word)
-    if not rules or (clue and not clue.search(text.upper())):
+    if word not in _ROWS or (clue and not clue.search(text.upper())):
         return _no_rule(word)
     tokens = itertools.islice(_normalised(text, start), None if word in _TO_THE_END else _HEAD_TOKENS)
     statement = b" ".join(tokens)
-    return next((kind for pattern, kind in rules if pattern.match(statement)), None) or _no_rule(word)
+    matching = (kind for pattern, kind in _rules(word) if pattern.match(statement))
+    return next(matching, None) or _no_rule(word)
 
 
 _cached = functools.lru_cache(maxsize=1024)(_decide)

@@ -40,7 +40,8 @@ from pgha._operation.operation import ACCESS_MODES, AccessMode, Operation, Stage
 from pgha._options import Options
 from pgha._types import ClockSkewed, ConnectionLost, Fastest, NodeStateChanged, Pin, RoleChanged, SendInfo
 from pgha._wire import PGresult
-from pgha._wire.loops import current_loop, uninterrupted
+from pgha._wire.interrupts import uninterrupted
+from pgha._wire.loops import current_loop
 
 
 class Dispatcher:

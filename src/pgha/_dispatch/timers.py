@@ -9,7 +9,7 @@ from typing import TypeAlias
 import anyio
 
 from pgha._core.queues import Timer, TimerHeap
-from pgha._wire.loops import uninterrupted
+from pgha._wire.interrupts import uninterrupted
 
 logger = logging.getLogger("pgha")
 

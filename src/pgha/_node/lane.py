@@ -27,9 +27,9 @@ from pgha._operation.operation import AccessMode, AttemptState, Operation, Stage
 from pgha._wire import PGresult
 from pgha._wire.compiler import Statement
 from pgha._wire.connect import cancel
+from pgha._wire.interrupts import uninterrupted
 from pgha._wire.link import ADMIN_SHUTDOWN, NO_EXTRAS, Extras, LedgerPart, Link, SendFailed
 from pgha._wire.loader import Loader
-from pgha._wire.loops import uninterrupted
 from pgha._wire.segment import Answer, Segment, plain_success, read_answer
 
 _PER_WAKE_UP = 64

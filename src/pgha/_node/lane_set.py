@@ -20,8 +20,8 @@ from pgha._operation.operation import AccessMode, Operation
 from pgha._options import NodeConfig, Options
 from pgha._wire import PGconn
 from pgha._wire.connect import ConnectFailed, idle, open_pgconn, set_up, system_of
+from pgha._wire.interrupts import uninterrupted
 from pgha._wire.link import Link
-from pgha._wire.loops import uninterrupted
 
 
 class Waiting:

@@ -26,7 +26,7 @@ from pgha._options import NodeConfig, Options
 from pgha._types import Role
 from pgha._wire import OK, PGconn, PGresult
 from pgha._wire.connect import SYSTEM, ConnectFailed, open_pgconn
-from pgha._wire.loops import uninterrupted
+from pgha._wire.interrupts import uninterrupted
 from pgha._wire.segment import FATAL_ERROR
 
 logger = logging.getLogger("pgha")

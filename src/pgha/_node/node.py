@@ -20,7 +20,7 @@ from pgha._node.monitor import Monitor, Ping
 from pgha._operation.operation import ACCESS_MODES, AccessMode
 from pgha._options import NodeConfig, Options
 from pgha._types import NodeStatus
-from pgha._wire.loops import uninterrupted
+from pgha._wire.interrupts import uninterrupted
 
 logger = logging.getLogger("pgha")
 

@@ -16,8 +16,9 @@ from pgha._operation.in_doubt import InDoubtOutcome
 from pgha._operation.key import Keyed
 from pgha._types import Attempt, Evidence, Fastest, Nearest, Pin, Record, SendInfo
 from pgha._wire.compiler import Statement
+from pgha._wire.interrupts import uninterrupted
 from pgha._wire.link import NO_EXTRAS, Extras
-from pgha._wire.loops import Loop, Waiter, uninterrupted
+from pgha._wire.loops import Loop, Waiter
 
 T = TypeVar("T")
 AccessMode = Literal["read", "write"]

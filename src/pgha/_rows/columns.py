@@ -13,6 +13,9 @@ from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.types import TypesRegistry
 from psycopg.types.string import TextLoader
 
+Timestamps: TypeAlias = Literal["iso", "epoch"]
+Bytea: TypeAlias = Literal["base64", "hex"]
+NonFinite: TypeAlias = Literal["error", "string"]
 Duplicates: TypeAlias = Literal["error", "number"]
 Raw: TypeAlias = Any
 """The values as received: a flat sequence of bytes (None is NULL) for a small result, else libpq's result. A

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from json.encoder import encode_basestring
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import psycopg
 from psycopg import DataError
@@ -23,12 +23,9 @@ from psycopg.types.array import register_array
 from psycopg.types.composite import CompositeInfo, RecordLoader
 from psycopg.types.string import TextLoader
 
-from pgha._rows.columns import AS_TEXT, Columns, Raw, texts
+from pgha._rows.columns import AS_TEXT, Bytea, Columns, NonFinite, Raw, Timestamps, texts
 from pgha._rows.timestamps import NotIso, epoch, iso
 
-Timestamps: TypeAlias = Literal["iso", "epoch"]
-Bytea: TypeAlias = Literal["base64", "hex"]
-NonFinite: TypeAlias = Literal["error", "string"]
 Format: TypeAlias = Callable[[list[str]], Iterable[str]]
 
 

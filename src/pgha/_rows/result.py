@@ -8,9 +8,16 @@ from typing import Any, Generic, TypeVar, final, get_args, overload
 from psycopg import DataError
 
 from pgha._errors import ConfigError, RowsLost
-from pgha._rows.columns import NO_COLUMNS, Columns, Duplicates, Raw, distinct
-from pgha._rows.json import Bytea, Choices, NonFinite, Timestamps, to_json
-from pgha._rows.models import make_models
+from pgha._rows.columns import (
+    NO_COLUMNS,
+    Bytea,
+    Columns,
+    Duplicates,
+    NonFinite,
+    Raw,
+    Timestamps,
+    distinct,
+)  # fmt: skip
 
 Row = TypeVar("Row", covariant=True)
 M = TypeVar("M")
@@ -231,6 +238,9 @@ class Result(Sequence[Row], Generic[Row]):
             RowsLost: The result is that of a replayed write.
             ConfigError: ``model`` is not a class.
         """
+        # Here and in `json`: what few programs use is imported by those, not by `import pgha`.
+        from pgha._rows.models import make_models
+
         return make_models(model, self.dicts(), self._columns.names)
 
     def json(
@@ -271,6 +281,8 @@ class Result(Sequence[Row], Generic[Row]):
             RowsLost: The result is that of a replayed write.
             ConfigError: An argument is not one of the values above.
         """
+        from pgha._rows.json import Choices, to_json
+
         _check("timestamps", timestamps, Timestamps)
         _check("bytea", bytea, Bytea)
         _check("non_finite", non_finite, NonFinite)

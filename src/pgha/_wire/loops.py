@@ -7,22 +7,10 @@ is two objects and a coroutine around one future.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from contextvars import copy_context
 from typing import Protocol
 
-import anyio
-import trio
-from anyio.lowlevel import checkpoint
-from sniffio import current_async_library_cvar
-
-uninterrupted = trio.lowlevel.enable_ki_protection
-"""A decorator that defers KeyboardInterrupt on trio to the main task's next checkpoint.
-
-trio raises KeyboardInterrupt in whatever code runs. Between handing a segment to libpq and recording that
-segment, the exception would make an answer reach the wrong caller. asyncio (3.11 and later) cancels the main
-task instead, and the decorator does nothing there."""
+from sniffio import current_async_library
 
 
 class Waiter(Protocol):
@@ -65,155 +53,11 @@ class Loop(Protocol):
 
 
 def current_loop() -> Loop:
-    """Return the loop of the calling task."""
-    return TrioLoop() if trio.lowlevel.in_trio_run() else AsyncioLoop()
+    """Return the loop of the calling task; only that loop's package is imported."""
+    if current_async_library() == "trio":
+        from pgha._wire.trio_loop import TrioLoop
 
+        return TrioLoop()
+    from pgha._wire.asyncio_loop import AsyncioLoop
 
-async def serve_by_anyio(fd: int, on_readable: Callable[[], bool]) -> None:
-    """Do what `Loop.serve` does, on any loop."""
-    while True:
-        await anyio.wait_readable(fd)
-        while on_readable():
-            await checkpoint()
-
-
-class TrioLoop:
-    """The `Loop` for trio."""
-
-    def __init__(self) -> None:
-        self._token = trio.lowlevel.current_trio_token()
-
-    def waiter(self) -> Waiter:
-        """Return a new waiter; see `Loop.waiter`."""
-        return TrioWaiter()
-
-    async def serve(self, fd: int, on_readable: Callable[[], bool]) -> None:
-        """Call ``on_readable`` whenever ``fd`` is readable; see `Loop.serve`."""
-        while True:
-            await trio.lowlevel.wait_readable(fd)
-            while on_readable():
-                await checkpoint()
-
-    def soon(self, callback: Callable[[], object]) -> None:
-        """Have the loop call ``callback``; see `Loop.soon`."""
-        try:
-            self._token.run_sync_soon(callback)
-        except trio.RunFinishedError:
-            pass
-
-    def here(self) -> bool:
-        """Return whether the caller runs in this loop."""
-        return trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token
-
-
-class TrioWaiter:
-    """A `trio.Event` for one task, which must wait before the waiter is set."""
-
-    __slots__ = ("_task",)
-
-    def __init__(self) -> None:
-        self._task: trio.lowlevel.Task | None = None
-
-    def set(self) -> None:
-        """Wake the task that waits."""
-        task, self._task = self._task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task)
-
-    @uninterrupted
-    async def wait(self) -> None:
-        """Wait until `set` is called."""
-        self._task = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._abort)
-
-    def _abort(self, raise_cancel: object) -> trio.lowlevel.Abort:
-        self._task = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-
-class AsyncioLoop:
-    """The `Loop` for asyncio."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        # The context for the loop's callbacks. Without this context, tasks started by a callback would
-        # inherit the context of whichever thread called. And in a callback of a loop that anyio did not start
-        # (asyncio.run), anyio has no task from which to learn the kind of loop, so no task could be started.
-        self._context = copy_context()
-        self._context.run(current_async_library_cvar.set, "asyncio")
-
-    def waiter(self) -> Waiter:
-        """Return a new waiter; see `Loop.waiter`."""
-        return AsyncioWaiter(self._loop)
-
-    async def serve(self, fd: int, on_readable: Callable[[], bool]) -> None:
-        """Call ``on_readable`` whenever ``fd`` is readable; see `Loop.serve`."""
-        serving = _Serving(self._loop, on_readable)
-        try:
-            # A handle runs in the context in which it was made.
-            self._context.copy().run(self._loop.add_reader, fd, serving.ready)
-        except NotImplementedError:
-            # The proactor loop of Windows has no readers; there anyio uses a thread.
-            await serve_by_anyio(fd, on_readable)
-            return
-        try:
-            await serving.end
-        finally:
-            self._loop.remove_reader(fd)
-
-    def soon(self, callback: Callable[[], object]) -> None:
-        """Have the loop call ``callback``; see `Loop.soon`."""
-        try:
-            self._loop.call_soon_threadsafe(callback, context=self._context)
-        except RuntimeError:
-            if not self._loop.is_closed():
-                raise
-
-    def here(self) -> bool:
-        """Return whether the caller runs in this loop."""
-        try:
-            return asyncio.get_running_loop() is self._loop
-        except RuntimeError:
-            return False
-
-
-class _Serving:
-    """Reads in the selector's callback, so that the operations' tasks are woken one step sooner."""
-
-    __slots__ = ("_loop", "_take_in", "end")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_readable: Callable[[], bool]) -> None:
-        self._loop = loop
-        self._take_in = on_readable
-        self.end: asyncio.Future[None] = loop.create_future()
-
-    def ready(self) -> None:
-        """Handle that the descriptor is readable."""
-        if self.end.done():
-            return
-        try:
-            if self._take_in():
-                self._loop.call_soon(self.ready)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # noqa: BLE001 - passed on to the task that serves
-            if not self.end.done():
-                self.end.set_exception(error)
-
-
-class AsyncioWaiter:
-    """A future for one task only, because cancelling a task cancels the future that the task waits for."""
-
-    __slots__ = ("_future",)
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._future: asyncio.Future[None] = loop.create_future()
-
-    def set(self) -> None:
-        """Wake the task that waits."""
-        if not self._future.done():
-            self._future.set_result(None)
-
-    def wait(self) -> Awaitable[object]:
-        """Wait until `set` is called."""
-        return self._future
+    return AsyncioLoop()

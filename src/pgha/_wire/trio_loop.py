@@ -1,0 +1,66 @@
+"""The two waits of `pgha._wire.loops` on trio; imported when trio runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+from anyio.lowlevel import checkpoint
+
+from pgha._wire.interrupts import protect_uninterrupted
+
+protect_uninterrupted(trio.lowlevel.enable_ki_protection)
+
+
+class TrioLoop:
+    """The `Loop` for trio."""
+
+    def __init__(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+
+    def waiter(self) -> TrioWaiter:
+        """Return a new waiter; see `Loop.waiter`."""
+        return TrioWaiter()
+
+    async def serve(self, fd: int, on_readable: Callable[[], bool]) -> None:
+        """Call ``on_readable`` whenever ``fd`` is readable; see `Loop.serve`."""
+        while True:
+            await trio.lowlevel.wait_readable(fd)
+            while on_readable():
+                await checkpoint()
+
+    def soon(self, callback: Callable[[], object]) -> None:
+        """Have the loop call ``callback``; see `Loop.soon`."""
+        try:
+            self._token.run_sync_soon(callback)
+        except trio.RunFinishedError:
+            pass
+
+    def here(self) -> bool:
+        """Return whether the caller runs in this loop."""
+        return trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token
+
+
+class TrioWaiter:
+    """A `trio.Event` for one task, which must wait before the waiter is set."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        self._task: trio.lowlevel.Task | None = None
+
+    def set(self) -> None:
+        """Wake the task that waits."""
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+    @trio.lowlevel.enable_ki_protection
+    async def wait(self) -> None:
+        """Wait until `set` is called."""
+        self._task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def _abort(self, raise_cancel: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED
