@@ -26,6 +26,7 @@ from pgha._errors import ErrorInfo, annotate
 from pgha._operation.in_doubt import InDoubtOutcome
 from pgha._operation.operation import AttemptState, Operation, Request, Stage
 from pgha._options import Tuning
+from pgha._telemetry.log import ClusterLog
 from pgha._wire.compiler import Compiler
 from pgha.chaos import Node
 
@@ -281,7 +282,8 @@ class Race:
 
     def __init__(self) -> None:
         self.track = Track()
-        self.tracker = Tracker(Timers(time.monotonic), time.monotonic)
+        times = Timers(time.monotonic)
+        self.tracker = Tracker(times, time.monotonic, ClusterLog(times, time.monotonic))
         self.races = Races(self.track, self.track, self.tracker, time.monotonic, self.MOST)
         statement = Compiler(AdaptersMap(psycopg.adapters)).compile("SELECT 1", None)
         request = Request((statement,), "read", True, False, pgha.fastest(), tuple_row)

@@ -77,7 +77,7 @@ async def test_timekeeping_goes_on_behind_a_defect(caplog: pytest.LogCaptureFixt
             await later.wait()
             group.cancel_scope.cancel()
     assert called == ["failing", "at the same moment"]
-    (record,) = [one for one in caplog.get_records("call") if one.name == "pgha"]
+    (record,) = [one for one in caplog.get_records("call") if one.name == "pgha.operation"]
     assert record.levelno == logging.ERROR
     assert "defect" in record.getMessage()
     assert record.exc_info is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -28,6 +29,7 @@ from pgha._operation.request_maker import DEFAULT, BatchItem, OnSend, RequestMak
 from pgha._options import Node as NodeArgument
 from pgha._options import NodeConfig, Options, parse_nodes
 from pgha._rows.result import Result
+from pgha._telemetry.log import cluster_logger, say
 from pgha._types import Event, NodeStatus, ReadRoute, Statistics, WriteRoute, nearest
 from pgha._wire.compiler import AnyParams, AnyQuery, Compiler, own_adapters
 from pgha._wire.interrupts import uninterrupted
@@ -63,6 +65,8 @@ class Cluster(Generic[Row]):
             self._nodes[config.name] = self._make_node(config)
 
     def _make_node(self, config: NodeConfig) -> ManagedNode:
+        for name in ("password", "sslpassword"):
+            self._dispatcher.log.keep_secret(config.params.get(name))
         return ManagedNode(config, self._options, self._adapters, self._dispatcher, self._clock)
 
     @property
@@ -576,6 +580,19 @@ class Cluster(Generic[Row]):
                 f" (min_ready={wanted})"
             )
 
+    def _log_opened(self) -> None:
+        say(
+            cluster_logger, logging.INFO, "the cluster is open: %d of %d nodes are ready",
+            self._ready, len(self._nodes),
+        )  # fmt: skip
+
+    def _log_closed(self) -> None:
+        counters = self._dispatcher.tracker.counters
+        say(
+            cluster_logger, logging.INFO, "the cluster is closed: %d operations, %d failed, %d retries",
+            counters.operations, counters.failed, counters.retried,
+        )  # fmt: skip
+
     @property
     def _ready(self) -> int:
         return sum(node.ready for node in self._nodes.values())
@@ -594,5 +611,7 @@ class Cluster(Generic[Row]):
         finally:
             self._dispatcher.fail_all()
             self._dispatcher.tracker.events.close()
+            self._dispatcher.log.close()
+            self._log_closed()
             self._tasks = None
             self._service.cancel()

@@ -122,6 +122,7 @@ async def open_cluster(
         with body:
             try:
                 await cluster._until_ready()
+                cluster._log_opened()
                 yield cluster
                 await cluster._drain()
             finally:

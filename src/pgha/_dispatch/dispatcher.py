@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from threading import get_ident
 from typing import Any
 from uuid import UUID
 
@@ -38,6 +37,7 @@ from pgha._node.node import ManagedNode
 from pgha._operation.in_doubt import InDoubtOutcome
 from pgha._operation.operation import ACCESS_MODES, AccessMode, Operation, Stage
 from pgha._options import Options
+from pgha._telemetry.log import ClusterLog
 from pgha._types import ClockSkewed, ConnectionLost, Fastest, NodeStateChanged, Pin, RoleChanged, SendInfo
 from pgha._wire import PGresult
 from pgha._wire.interrupts import uninterrupted
@@ -51,9 +51,9 @@ class Dispatcher:
         self, options: Options, nodes: Mapping[str, ManagedNode], clock: Callable[[], float]
     ) -> None:
         self.loop = current_loop()
-        self._thread = get_ident()
         self.times = Timers(clock)
-        self.tracker = Tracker(self.times, clock)
+        self.log = ClusterLog(self.times, clock)
+        self.tracker = Tracker(self.times, clock, self.log)
         self.writes_seen = False
         self.closed = False
         self._options = options
@@ -378,13 +378,17 @@ class Dispatcher:
         if self._wait_queue.length and lane.node in self._nodes:
             self._mark(self._nodes[lane.node])
 
-    def lane_broke(self, lane: Lane, reason: str, *, lost: bool) -> None:
-        """Stop using a lane whose connection ended; if it was ``lost``, the node becomes suspect."""
+    def lane_broke(self, lane: Lane, reason: str, *, lost: bool, in_flight: int) -> None:
+        """Stop using a lane whose connection ended; if it was ``lost``, the node becomes suspect.
+
+        ``in_flight`` is the number of operations that the connection carried when it ended.
+        """
         self.tracker.counters.connections_lost += 1
         events = self.tracker.events
         if events.has_subscribers:
-            count = lane.in_flight
-            events.emit(ConnectionLost(at=self._clock(), node=lane.node, reason=reason, in_flight=count))
+            events.emit(ConnectionLost(at=self._clock(), node=lane.node, reason=reason, in_flight=in_flight))
+        if not self.closed:
+            self.log.connection_lost(lane.node, reason, in_flight, by_choice=not lost)
         if lane.node in self._nodes:
             self._nodes[lane.node].sets[lane.kind].forget(lane)
             if lost:
@@ -436,8 +440,10 @@ class Dispatcher:
                     at=now, node=node.name, state=moved.after, before=moved.before, reason=reason
                 )
             )
+            self.log.state_changed(node.name, moved.before, moved.after, reason, moved.role)
         if moved.role_changed:
             events.emit(RoleChanged(at=now, node=node.name, role=moved.role, before=moved.role_before))
+            self.log.role_changed(node.name, moved.role_before, moved.role)
         self.reroute()
         if moved.fell or moved.role_changed:
             self._requeue(node)
@@ -470,6 +476,7 @@ class Dispatcher:
         self.tracker.events.emit(
             ClockSkewed(at=self._clock(), node=node.name, skew=clock.skew or 0.0, skewed=clock.skewed)
         )
+        self.log.clock_skewed(node.name, clock.skew or 0.0, skewed=clock.skewed)
 
     def reroute(self) -> None:
         """Choose anew the nodes for the route `nearest`."""
@@ -528,11 +535,10 @@ class Dispatcher:
 
     def unretrieved(self, operation: Operation[Any], error: BaseException) -> None:
         """Report a failure that was never retrieved; called from the operation's ``__del__``."""
-        self.tracker.log_unretrieved(error)
-        if get_ident() == self._thread:
+        if self.log.closed:
             self.tracker.unretrieved(error)
         else:
-            # Any thread that allocates memory may run the garbage collector.
+            # Any thread that allocates memory may run the garbage collector, in the middle of anything.
             self.loop.soon(partial(self.tracker.unretrieved, error))
 
     def fail_all(self) -> None:
@@ -548,6 +554,7 @@ class Dispatcher:
 
     def forget(self, node: ManagedNode) -> None:
         """Place the operations anew that wait for a node that was removed; pinned ones fail."""
+        self.log.forget(node.name)
         self.reroute()
         for kind in ACCESS_MODES:
             for queue in node.waiting[kind].queues:

@@ -11,7 +11,7 @@ import anyio
 from pgha._core.queues import Timer, TimerHeap
 from pgha._wire.interrupts import uninterrupted
 
-logger = logging.getLogger("pgha")
+logger = logging.getLogger("pgha.operation")
 
 Moment: TypeAlias = Timer[Callable[[], None]]
 """A timer that was set; needed for cancelling it."""

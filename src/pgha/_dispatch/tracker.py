@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +16,9 @@ from pgha._dispatch.timers import Timers
 from pgha._errors import CommitInDoubt, OperationCancelled, OperationTimeout, error_info
 from pgha._operation.in_doubt import InDoubtOutcome
 from pgha._operation.operation import Operation
+from pgha._telemetry.log import ClusterLog
 from pgha._types import FailureUnretrieved, OperationInDoubt, OperationResolved, OperationRetried
 from pgha._types import Outcome as PublicOutcome
-
-logger = logging.getLogger("pgha")
 
 
 @dataclass(slots=True)
@@ -43,13 +41,14 @@ class Counters:
 class Tracker:
     """Ends operations, and counts and reports how they ended. Legs of races do not count as operations."""
 
-    def __init__(self, times: Timers, clock: Callable[[], float]) -> None:
+    def __init__(self, times: Timers, clock: Callable[[], float], log: ClusterLog) -> None:
         self.counters = Counters()
         self.events = EventHub()
         self.open: set[Operation[Any]] = set()
         """The operations that were started and are not done."""
         self._times = times
         self._clock = clock
+        self._log = log
         self._idle: anyio.Event | None = None
 
     def begin(self, operation: Operation[Any]) -> None:
@@ -60,9 +59,10 @@ class Tracker:
     def retried(self, operation: Operation[Any], decision: Decision) -> None:
         """Record that an operation is run again."""
         self.counters.retried += 1
+        attempts = operation.attempts
+        node = attempts[-1].node if attempts else None
+        self._log.retried(node, decision.reason)
         if self.events.has_subscribers:
-            attempts = operation.attempts
-            node = attempts[-1].node if attempts else None
             self.events.emit(
                 OperationRetried(at=self._clock(), node=node, attempt=len(attempts), reason=decision.reason)
             )
@@ -111,6 +111,7 @@ class Tracker:
         if doubt.outcome is not None:
             key = None if doubt.keyed is None else doubt.keyed.key
             self._emit_resolved(doubt.node, doubt.outcome.value, doubt.attempts, key)
+            self._log.resolved(doubt.node, doubt.outcome.value)
 
     def _emit_resolved(
         self, node: str | None, outcome: PublicOutcome, attempt: int, key: UUID | None
@@ -140,17 +141,19 @@ class Tracker:
             self.events.emit(
                 OperationInDoubt(at=self._clock(), node=node, attempt=len(attempts), reason=str(error))
             )
+            evidence = error.evidence
+            self._log.in_doubt(node, evidence.reason if evidence is not None else "no evidence")
         elif isinstance(error, OperationCancelled):
             counters.cancelled += 1
         elif isinstance(error, OperationTimeout):
             counters.timed_out += 1
 
-    def log_unretrieved(self, error: BaseException) -> None:
-        """Log a failure that was not retrieved; may be called from any thread."""
-        logger.error("an operation failed, and nobody awaited it: %s", error)
-
     def unretrieved(self, error: BaseException) -> None:
-        """Count a failure that was not retrieved, and emit its event; only for the loop's thread."""
+        """Count, log and emit a failure that was not retrieved.
+
+        Only for the loop's thread, and not while sending: log handlers run.
+        """
+        self._log.unretrieved(error)
         self.counters.unretrieved += 1
         self.events.emit(FailureUnretrieved(at=self._clock(), node=None, error=error))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -33,7 +34,10 @@ from pgha._operation.key import TABLE
 from pgha._operation.request_maker import BatchItem
 from pgha._options import seconds
 from pgha._rows.result import Result
+from pgha._telemetry.log import say
 from pgha._types import NodeStatus
+
+logger = logging.getLogger("pgha.ledger")
 
 _PAGES = 512
 """Pages of the table per transaction."""
@@ -135,6 +139,8 @@ class Ledger:
                 ) from error
         refuse_layout(name, await self._look(name))
         self._host.ledger_changed(name)
+        if missing:
+            say(logger, logging.INFO, "node %s: the ledger was installed", name)
 
     async def status(self) -> Mapping[str, LedgerStatus]:
         """Return the status of every node's ledger, standbys included.
@@ -209,7 +215,8 @@ class Ledger:
         with _telling() as done:
             pruned: dict[str, Pruned] = {}
             for name in names:
-                pruned[name] = await self._prune(name, keep, patience)
+                one = pruned[name] = await self._prune(name, keep, patience)
+                say(logger, logging.INFO, "node %s: %d keys were pruned", name, one.deleted)
                 done.append(name)
         return pruned
 
@@ -313,6 +320,7 @@ class Ledger:
                 f"{name}: the role may not drop the ledger ({first_line(error)}): uninstall it as its owner"
             ) from error
         self._host.ledger_changed(name)
+        say(logger, logging.INFO, "node %s: the ledger was removed", name)
         await self._remove_schema(name)
 
     async def _remove_schema(self, name: str) -> None:

@@ -63,8 +63,11 @@ class LaneCallbacks(Protocol[LaneT]):
         """Send more, if the lane has capacity."""
         ...
 
-    def lane_broke(self, lane: LaneT, reason: str, *, lost: bool) -> None:
-        """Stop using a lane whose connection ended; ``lost`` says that pgha did not end it on purpose."""
+    def lane_broke(self, lane: LaneT, reason: str, *, lost: bool, in_flight: int) -> None:
+        """Stop using a lane whose connection ended, with ``in_flight`` operations on it.
+
+        ``lost`` says that pgha did not end it on purpose.
+        """
         ...
 
     def terminate(self, lane: LaneT) -> None:

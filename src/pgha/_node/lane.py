@@ -403,7 +403,7 @@ class Lane:
         self.broken = reason
         slots = list(self.pipeline.slots)
         self.pipeline.slots.clear()
-        self._owner.lane_broke(self, reason, lost=lost)
+        self._owner.lane_broke(self, reason, lost=lost, in_flight=len(slots))
         after_fatal = False
         ours, ordered = self._terminated, self.link.ended_by_order()
         for index, slot in enumerate(slots):

@@ -23,13 +23,14 @@ from pgha._core.backoff import delay
 from pgha._core.health import role_of
 from pgha._core.pipeline import Doing
 from pgha._options import NodeConfig, Options
+from pgha._telemetry.log import say
 from pgha._types import Role
 from pgha._wire import OK, PGconn, PGresult
 from pgha._wire.connect import SYSTEM, ConnectFailed, open_pgconn
 from pgha._wire.interrupts import uninterrupted
 from pgha._wire.segment import FATAL_ERROR
 
-logger = logging.getLogger("pgha")
+logger = logging.getLogger("pgha.node")
 
 PING = b"SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())"
 """A query as cheap as SELECT 1, which also returns the role, on every version, and the server's clock."""
@@ -235,7 +236,8 @@ class Monitor:
         except psycopg.Error as error:
             if pgconn.status != OK:
                 raise
-            logger.warning("%s: the server does not tell who it is: %s", self._config.name, error)
+            name = self._config.name
+            say(logger, logging.WARNING, "%s: the server does not tell who it is: %s", name, error)
         self._owner.identified(system)
         self._ledger_check_at = self._clock()
 
@@ -256,7 +258,7 @@ class Monitor:
             if pgconn.status != OK:
                 raise
             # The role may not call the function. The node is well; the lanes are closed from this side.
-            logger.warning("%s: backends cannot be ended: %s", self._config.name, error)
+            say(logger, logging.WARNING, "%s: backends cannot be ended: %s", self._config.name, error)
 
     async def _inspect_backends(self, pgconn: PGconn) -> None:
         asked, self._to_inspect = self._to_inspect, {}
@@ -270,7 +272,7 @@ class Monitor:
             if pgconn.status != OK:
                 raise
             # The node is well, but the role may not see backends.
-            logger.warning("%s: backends cannot be looked at: %s", self._config.name, error)
+            say(logger, logging.WARNING, "%s: backends cannot be looked at: %s", self._config.name, error)
         else:
             rows = range(reply.ntuples) if reply is not None else ()
             found = {

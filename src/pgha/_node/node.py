@@ -22,7 +22,7 @@ from pgha._options import NodeConfig, Options
 from pgha._types import NodeStatus
 from pgha._wire.interrupts import uninterrupted
 
-logger = logging.getLogger("pgha")
+logger = logging.getLogger("pgha.node")
 
 
 class NodeCallbacks(LaneCallbacks[Lane], Protocol):

@@ -114,10 +114,13 @@ def logged(texts: list[str]) -> Iterator[None]:
             texts.append(record.getMessage())
 
     logger, handler = logging.getLogger("pgha"), Taking()
+    level = logger.level
     logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
     try:
         yield
     finally:
+        logger.setLevel(level)
         logger.removeHandler(handler)
 
 

@@ -8,6 +8,7 @@ used: it needs one task per call, and never answers a call that reaches its loop
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from _thread import allocate_lock, get_ident
@@ -22,6 +23,7 @@ import anyio
 from pgha._cluster.cluster import Cluster
 from pgha._errors import ClusterClosed, CommitInDoubt, ConfigError
 from pgha._operation.operation import Request
+from pgha._telemetry.log import say
 from pgha._wire.loops import current_loop
 from pgha.blocking._call import Call
 from pgha.blocking._errors import WouldDeadlock
@@ -31,6 +33,7 @@ from pgha.blocking._replies import Reply, Task
 from pgha.blocking._starter import CLOSED, Starter
 
 T = TypeVar("T")
+logger = logging.getLogger("pgha.blocking")
 FAILED = "the cluster has failed: leaving its with block raises the reason"
 FORKED = "this cluster was opened in another process, before a fork: open one in the child"
 _BACKENDS = ("asyncio", "trio")
@@ -153,6 +156,7 @@ class Host:
         self._ident = get_ident()
         self._begun.open()
         try:
+            say(logger, logging.DEBUG, "the thread %r of a cluster has started", self._thread.name)
             run()
         except BaseException as error:  # noqa: BLE001 - raised by the thread that opens or leaves the cluster
             self._failure = error
@@ -160,6 +164,7 @@ class Host:
             self._mailbox.close(FAILED)
             self._ready.open()
             self._ended.open()
+            say(logger, logging.DEBUG, "the thread %r of a cluster has ended", self._thread.name)
 
     async def _live(self) -> None:
         async with anyio.create_task_group() as self._tasks:
@@ -273,9 +278,7 @@ class Host:
     def unretrieved(self, error: BaseException) -> None:
         """Report an unretrieved failure; callable from any thread at any moment."""
         if not self.forked:
-            tracker = self.cluster._dispatcher.tracker
-            tracker.log_unretrieved(error)
-            tell = partial(tracker.unretrieved, error)
+            tell = partial(self.cluster._dispatcher.tracker.unretrieved, error)
             self.post(Job(tell, tell))
 
     # In the cluster's thread

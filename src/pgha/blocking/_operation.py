@@ -18,7 +18,7 @@ from pgha.blocking._host import Host
 
 T = TypeVar("T")
 
-logger = logging.getLogger("pgha")
+logger = logging.getLogger("pgha.blocking")
 
 
 @final

@@ -1,0 +1,163 @@
+"""The log: the facts that events tell too, handed to `logging` in few lines.
+
+A handler of `logging` is the user's code, and may use the cluster. So nothing is logged in the middle of
+anything: facts go into the digest, and a timer of the cluster, which runs alone, logs what is due. A handler
+that raises harms neither the cluster nor an operation.
+
+There is a `logging.NullHandler` on the logger ``pgha``: a program that has not set up logging sees nothing of
+pgha on its stderr, not even an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Protocol
+
+import psycopg
+
+from pgha._errors import Error
+from pgha._telemetry.digest import Counted, Digest, Level, Line, Topic, brief, unretrieved
+from pgha._types import Outcome, Role, State
+
+logging.getLogger("pgha").addHandler(logging.NullHandler())
+cluster_logger = logging.getLogger("pgha.cluster")
+_LOGGERS: dict[Topic, logging.Logger] = {
+    "node": logging.getLogger("pgha.node"),
+    "operation": logging.getLogger("pgha.operation"),
+    "connection": logging.getLogger("pgha.connection"),
+}
+_LEVELS: dict[Level, int] = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+# PostgreSQL puts values, and names, between these, depending on `lc_messages`.
+_QUOTED = re.compile(r'"[^"]*"|„[^“]*“|“[^”]*”|«[^»]*»')
+
+
+def say(logger: logging.Logger, level: int, message: str, *args: object) -> None:
+    """Log, and let no handler's error out. For the ends of tasks and threads that others depend on."""
+    if logger.isEnabledFor(level):
+        try:
+            logger.log(level, message, *args)
+        except Exception:  # noqa: BLE001 - the user's handler: what it raises is not the cluster's failure
+            pass
+
+
+class Schedule(Protocol):
+    """The cluster's timers."""
+
+    def at(self, when: float, call: Callable[[], None]) -> object: ...
+
+
+class ClusterLog:
+    """The log of one cluster. Its methods may be called in the middle of anything, in the loop's thread."""
+
+    def __init__(self, schedule: Schedule, clock: Callable[[], float]) -> None:
+        self._schedule = schedule
+        self._clock = clock
+        self._digest = Digest()
+        self._secrets: set[str] = set()
+        self._flushed_at = float("inf")
+        self.closed = False
+        """No timer runs any more."""
+
+    def keep_secret(self, text: str | None) -> None:
+        """Write ``***`` in place of ``text``, should a server say it."""
+        if text:
+            self._secrets.add(text)
+
+    # Facts
+
+    def state_changed(self, node: str, before: State, after: State, reason: str, role: Role) -> None:
+        self._digest.state_changed(self._clock(), node, before, after, self._brief(reason), role)
+        self._plan()
+
+    def role_changed(self, node: str, before: Role, after: Role) -> None:
+        self._digest.role_changed(self._clock(), node, before, after)
+        self._plan()
+
+    def clock_skewed(self, node: str, skew: float, *, skewed: bool) -> None:
+        self._digest.clock_skewed(self._clock(), node, skew, skewed=skewed)
+        self._plan()
+
+    def connection_lost(self, node: str, reason: str, in_flight: int, *, by_choice: bool) -> None:
+        kind = Counted.DISCARDED if by_choice else Counted.LOST
+        self._digest.count(self._clock(), node, kind, self._brief(reason), in_flight)
+        self._plan()
+
+    def retried(self, node: str | None, reason: str) -> None:
+        self._digest.count(self._clock(), node or "-", Counted.RETRIED, self._brief(reason))
+        self._plan()
+
+    def in_doubt(self, node: str | None, reason: str) -> None:
+        self._digest.count(self._clock(), node or "-", Counted.IN_DOUBT, self._brief(reason))
+        self._plan()
+
+    def resolved(self, node: str | None, outcome: Outcome) -> None:
+        self._digest.resolved(self._clock(), node or "-", outcome)
+        self._plan()
+
+    def forget(self, node: str) -> None:
+        self._digest.forget(node)
+
+    def unretrieved(self, error: BaseException) -> None:
+        """A failure that was never retrieved. Logged before this returns: not to be called while sending.
+
+        After `close` it may be called in any thread, and each failure is a line.
+        """
+        what = self._brief(described(error))
+        if self.closed:
+            self._log([unretrieved(what)])
+        else:
+            self._digest.unretrieved(self._clock(), what)
+            self._flush()
+
+    def close(self) -> None:
+        """Log all that waits for its time. What comes later is logged as it comes."""
+        self.closed = True
+        self._log(self._digest.lines(self._clock(), everything=True))
+
+    # Lines
+
+    def _plan(self) -> None:
+        """Have the lines logged when they are due."""
+        if self._digest.due < self._flushed_at and not self.closed:
+            self._flushed_at = self._digest.due
+            self._schedule.at(self._flushed_at, self._flush)
+
+    def _flush(self) -> None:
+        self._flushed_at = float("inf")
+        lines = self._digest.lines(self._clock())
+        # Before a handler runs, which may use the cluster, and so come back here.
+        self._plan()
+        self._log(lines)
+
+    def _log(self, lines: list[Line]) -> None:
+        for line in lines:
+            say(_LOGGERS[line.topic], _LEVELS[line.level], line.template, *line.args)
+
+    def _brief(self, reason: str) -> str:
+        # Secrets go first: a part of one is one, too.
+        for secret in self._secrets:
+            reason = reason.replace(secret, "***")
+        return brief(reason)
+
+
+def described(error: BaseException) -> str:
+    """What may be logged of a failure: no value, since it may be a secret.
+
+    A server's words are taken without their details and without what they quote; of what is neither pgha's
+    error nor psycopg's (a row factory raised it, say) there is the class alone.
+    """
+    name = type(error).__name__
+    words = str(error).partition("\n")[0]
+    if not isinstance(error, psycopg.Error):
+        return name
+    if isinstance(error, Error):
+        return f"{name}: {words}"
+    words = _QUOTED.sub('"..."', words)
+    return f"{name} ({error.sqlstate}): {words}" if error.sqlstate else f"{name}: {words}"
