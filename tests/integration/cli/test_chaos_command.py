@@ -363,8 +363,8 @@ def test_what_pgha_logs_as_an_error_is_a_broken_promise(
     async def logging_played(*_: Any) -> Trial:
         import logging
 
-        logging.getLogger("pgha").error("node %s failed", "n1")
-        logging.getLogger("pgha").warning("never mind")
+        logging.getLogger("pgha.node").error("node %s failed", "n1")
+        logging.getLogger("pgha.node").warning("never mind")
         return KEPT
 
     monkeypatch.setattr(command, "_trial", logging_played)
