@@ -7,13 +7,12 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
-from typing import Any, Generic, final, overload
+from typing import TYPE_CHECKING, Any, Generic, final, overload
 from uuid import UUID
 
 import anyio
 from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint_if_cancelled
-from anyio.streams.memory import MemoryObjectReceiveStream
 from psycopg.adapt import AdaptersMap
 from psycopg.rows import BaseRowFactory, TupleRow, tuple_row
 from typing_extensions import TypeVar
@@ -33,6 +32,9 @@ from pgha._telemetry.log import cluster_logger, say
 from pgha._types import Event, NodeStatus, ReadRoute, Statistics, WriteRoute, nearest
 from pgha._wire.compiler import AnyParams, AnyQuery, Compiler, own_adapters
 from pgha._wire.interrupts import uninterrupted
+
+if TYPE_CHECKING:
+    from anyio.streams.memory import MemoryObjectReceiveStream
 
 R = TypeVar("R")
 Row = TypeVar("Row", default=TupleRow)

@@ -205,9 +205,7 @@ def _rules(keyword: bytes) -> tuple[_Rule, ...]:
 
     Most programs use a few of these keywords, and compiling all took a tenth of the time of `import pgha`.
     """
-    return tuple(
-        (re.compile(pattern.encode("latin-1"), re.DOTALL), kind) for pattern, kind in _ROWS[keyword]
-    )
+    return tuple((re.compile(pattern.encode("latin-1"), re.DOTALL), kind) for pattern, kind in _ROWS[keyword])
 
 
 # Patterns without which a query is not normalised. Normalising takes half a microsecond per token: a long

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import anyio
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from pgha._types import Event
+
+if TYPE_CHECKING:
+    # Few programs listen: anyio imports its streams when the first of them is made.
+    from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 
 class EventHub:

@@ -8,7 +8,6 @@ import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from uuid import UUID
 
 from pgha._core.ledger_rules import TOMBSTONE
@@ -151,6 +150,8 @@ def keyed(key: UUID, statements: Sequence[Statement], *, auto: bool) -> Keyed:
 
 def fingerprint(statements: Sequence[Statement]) -> bytes:
     """Return 16 bytes that identify the texts and parameters of these statements, as they are sent."""
+    from hashlib import blake2b  # importing OpenSSL takes a millisecond, and few programs have keys
+
     digest = blake2b(digest_size=16)
     for one in statements:
         digest.update(b"%d;" % len(one.query) + one.query)

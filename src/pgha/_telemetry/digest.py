@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from pgha._types import Outcome, Role, State
@@ -77,11 +77,13 @@ class Counted(enum.Enum):
         self.noun = noun
 
 
-@dataclass(slots=True)
 class _Tally:
-    count: int = 0
-    in_flight: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
+    __slots__ = ("count", "in_flight", "reasons")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.in_flight = 0
+        self.reasons: Counter[str] = Counter()
 
     def add(self, reason: str, in_flight: int) -> None:
         self.count += 1
@@ -102,26 +104,30 @@ class _Tally:
         return "; ".join([*told, f"{rest:,} x {_OTHERS}"] if rest else told)
 
 
-@dataclass(slots=True)
 class _Window:
     """The counts of one node. Between two windows there are no tallies."""
 
-    length: float
-    until: float
-    tallies: dict[Counted, _Tally] = field(default_factory=dict)
+    __slots__ = ("length", "tallies", "until")
+
+    def __init__(self, length: float, until: float) -> None:
+        self.length = length
+        self.until = until
+        self.tallies: dict[Counted, _Tally] = {}
 
 
-@dataclass(slots=True)
 class _Changes:
     """The changes of one node (or of none), by the topic of their lines."""
 
-    shown: deque[float] = field(default_factory=lambda: deque(maxlen=AT_ONCE))
-    """When the latest lines were due."""
-    held: int = 0
-    last: Line | None = None
-    """Of those that are held back."""
-    level: Level = "debug"
-    """The highest of those that are held back."""
+    __slots__ = ("held", "last", "level", "shown")
+
+    def __init__(self) -> None:
+        self.shown: deque[float] = deque(maxlen=AT_ONCE)
+        """When the latest lines were due."""
+        self.held = 0
+        self.last: Line | None = None
+        """Of those that are held back."""
+        self.level: Level = "debug"
+        """The highest of those that are held back."""
 
     @property
     def next(self) -> float:
