@@ -69,6 +69,9 @@ def in_order(steps: list[architecture.Step], calls: list[Call]) -> list[str]:
 async def test_as_the_page_says(server: Node, anyio_backend: str) -> None:
     calls = await way(server)
     page = PAGE.read_text()
+    if anyio_backend == "trio":
+        # The page follows asyncio, and says what takes its place on trio.
+        page = page.replace("`_Serving.ready`", "`TrioLoop.serve`").replace("asyncio_loop.py", "trio_loop.py")
     assert in_order(architecture.steps(page), calls) == []
     files = list(dict.fromkeys(file for file, _ in calls))
     passed = architecture.files_passed(page)

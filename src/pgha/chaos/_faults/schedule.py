@@ -96,7 +96,7 @@ class Schedule:
 
     @property
     def nodes(self) -> int:
-        """The number of nodes that the schedule needs: the highest index plus one."""
+        """The number of nodes that the schedule needs, which is the highest index plus one."""
         return max((step.node for step in self.steps), default=-1) + 1
 
     def conflicts(self, *, nodes: int | None = None, spare: int = 0) -> list[str]:

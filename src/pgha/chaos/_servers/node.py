@@ -88,7 +88,7 @@ class ServerNode:
 
     @property
     def kind(self) -> NodeKind:
-        """The environment of the server: `local` processes or a `container`."""
+        """The environment of the server, `local` processes or a `container`."""
         return self._server.runner.kind
 
     @property
@@ -111,7 +111,7 @@ class ServerNode:
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's process id on this machine; None: the server is not running."""
+        """The postmaster's process id on this machine, or None if the server is not running."""
         return self._server.pid
 
     @property

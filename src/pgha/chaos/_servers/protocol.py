@@ -36,7 +36,7 @@ class Node(Protocol):
 
     @property
     def kind(self) -> NodeKind:
-        """The environment of the server: `local` processes or a `container`."""
+        """The environment of the server, `local` processes or a `container`."""
         ...
 
     @property
@@ -72,7 +72,7 @@ class Node(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """The postmaster's process id on this machine; None: the server is not running."""
+        """The postmaster's process id on this machine, or None if the server is not running."""
         ...
 
     @property
