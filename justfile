@@ -25,7 +25,7 @@ check:
     uv run ruff check .
     uv run mypy
     uv run lint-imports
-    uv run pytest -q tests/packaging/test_breaks_fit.py tests/packaging/test_docstrings.py tests/packaging/test_import_rules.py tests/packaging/test_prose.py tests/packaging/test_public_api.py
+    uv run pytest -q tests/packaging/test_architecture.py tests/packaging/test_breaks_fit.py tests/packaging/test_docstrings.py tests/packaging/test_import_rules.py tests/packaging/test_prose.py tests/packaging/test_public_api.py
 
 # a trial keeps a core busy; its rules know how late an answer may be
 chaos_workers := env("PGHA_CHAOS_WORKERS", "3")
