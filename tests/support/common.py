@@ -16,7 +16,7 @@ import pgha
 from pgha.chaos import ChaosError, Node, require_engine
 from pgha.chaos._verify import leftovers
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds until a test gives up. No measurement depends on it."""
 asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 """A mark for tests of features that only asyncio has, such as `Task.cancel`."""
@@ -37,12 +37,16 @@ async def eventually(
     condition: Callable[[], bool | Awaitable[bool]], timeout: float = PATIENCE, what: str = ""
 ) -> None:
     """Poll `condition` until it is true; fail the test after `timeout` seconds."""
+    pause = 0.005
     with anyio.move_on_after(timeout):
         while True:
             answer = condition()
+            asks_a_server = inspect.isawaitable(answer)
             if await answer if inspect.isawaitable(answer) else answer:
                 return
-            await anyio.sleep(0.005)
+            await anyio.sleep(pause)
+            if asks_a_server:
+                pause = min(1.5 * pause, 0.05)  # each look is a process that the server starts
     pytest.fail(f"not true within {timeout} s: {what or condition}")
 
 
