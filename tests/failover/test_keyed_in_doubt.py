@@ -64,7 +64,7 @@ async def test_a_lost_acknowledgement(version: int) -> None:
 async def test_a_retry_waits_for_a_zombie(version: int) -> None:
     """The first attempt is frozen in its transaction; the second waits for it on the index."""
     async with one_node(version, TABLE + "; CREATE TABLE gate (id int)") as (node, cluster):
-        query = "WITH one AS (INSERT INTO t VALUES (%s)) SELECT pg_sleep(1) /* zombie */"
+        query = "WITH one AS (INSERT INTO t VALUES (%s)) SELECT pg_sleep(3) /* zombie */"
         operation = cluster.submit(query, ["a"], idempotency_key=pgha.new_idempotency_key())
         pid = await started(node, "/* zombie */")
         await node.freeze_backend(pid)
@@ -144,7 +144,7 @@ async def test_masters_do_not_take_what_another_may_have_applied(version: int) -
             assert result.node == other.name
             assert not operation.done
             await first.start()
-            with within(30):
+            with within():
                 result = await operation
             assert result.node == first.name
             await nodes.wait_replicated()
@@ -172,7 +172,7 @@ async def test_masters_and_a_deadline(version: int) -> None:
             assert await error.resolve(timeout=0.1) == "in doubt"
             async with cluster.events() as events:
                 await first.start()
-                with within(30):
+                with within():
                     assert await error.resolve() == "not applied"
                 resolved = await _next_resolved(events)
             assert (resolved.idempotency_key, resolved.outcome) == (key, "not applied")
@@ -212,7 +212,7 @@ async def test_a_promoted_standby_knows(version: int) -> None:
                 await eventually(there)
                 await primary.kill()
                 await nodes.promote(standby)
-                with within(30):
+                with within():
                     result = await operation
                 assert (result.replayed, result.node) == (True, standby.name)
                 assert await ids(standby) == ["a", "first"]
@@ -282,8 +282,7 @@ async def test_leaving_resolve_changes_nothing(version: int) -> None:
         with anyio.move_on_after(0.1) as scope:
             await caught.value.resolve()
         assert scope.cancelled_caught
-        await node.thaw()
-        await node.thaw_backend(pid)
+        await node.thaw()  # the backend too
         with within():
             assert await caught.value.resolve() in ("applied", "not applied")
 

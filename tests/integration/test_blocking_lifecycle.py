@@ -459,7 +459,7 @@ def program(
 
 def interrupt(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGINT)
-    said, complaints = process.communicate(timeout=PATIENCE)
+    said, complaints = process.communicate(timeout=2 * PATIENCE)
     assert complaints == ""
     assert said.split()[-1:] == ["KeyboardInterrupt"]
     assert process.returncode == 0
@@ -531,7 +531,7 @@ def test_interrupts_at_any_moment_lose_no_wake_up(server: LocalNode, backend: Ba
                 break
             process.send_signal(signal.SIGINT)
             time.sleep(0.001 + number % 7 * 0.0003)
-        said, complaints = process.communicate(timeout=PATIENCE)
+        said, complaints = process.communicate(timeout=2 * PATIENCE)
         assert complaints == ""
         assert int(said.split()[-1]) > 50
         assert process.returncode == 0
@@ -651,7 +651,7 @@ def test_a_child_that_leaves_the_block(server: LocalNode, backend: Backend, how:
     """By its end or by an exception, and then ends as programs do: the parent does not notice."""
     application = unique("app")
     with program(backend, server.dsn, application, LEAVES.replace("HOW", how)) as process:
-        said, complaints = process.communicate(timeout=PATIENCE)
+        said, complaints = process.communicate(timeout=2 * PATIENCE)
     assert complaints == ""
     assert said.split() == [*how.split()[1:], "parent"]
     assert process.returncode == 0
@@ -760,6 +760,6 @@ def test_interrupted_while_every_node_is_frozen(backend: Backend) -> None:
                 began = time.monotonic()
                 with interrupted_when(lambda: time.sleep(0.2)):
                     cluster.execute("SELECT 1")
-                assert time.monotonic() - began < PATIENCE
+                assert time.monotonic() - began < PATIENCE / 2
                 raise KeyboardInterrupt
-        assert time.monotonic() - began < PATIENCE
+        assert time.monotonic() - began < PATIENCE / 2

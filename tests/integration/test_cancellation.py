@@ -249,7 +249,7 @@ async def test_cancel_on_a_frozen_node_is_prompt() -> None:
                 with anyio.move_on_after(0.05) as scope:
                     await call("SELECT 1")
                 assert scope.cancelled_caught
-                assert time.monotonic() - begun < 2
+                assert time.monotonic() - begun < 5
             await node.thaw()
             with anyio.fail_after(PATIENCE):
                 assert await cluster.fetch_value("SELECT 1") == 1
@@ -289,7 +289,7 @@ async def test_native_cancellation_on_a_frozen_node_is_prompt() -> None:
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
-                assert time.monotonic() - begun < 2
+                assert time.monotonic() - begun < 5
             await node.thaw()
 
 

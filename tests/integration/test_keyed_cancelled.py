@@ -6,7 +6,7 @@ import time
 
 import anyio
 import pytest
-from support.common import eventually
+from support.common import PATIENCE, eventually
 from support.keyed import TABLE, WRITE, ids, one_node
 
 import pgha
@@ -39,7 +39,7 @@ async def test_an_event_tells_of_a_write_whose_caller_was_leaving_when_its_answe
             tasks.start_soon(write)
             await eventually(lambda: lane.in_flight == 1)
             scope.cancel()
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + PATIENCE
             while (
                 lane.in_flight and time.monotonic() < deadline
             ):  # the loop stands still, the server does not

@@ -285,7 +285,7 @@ async def test_statement_timeout_of_an_operation(server: LocalNode, read: bool) 
             begun = time.monotonic()
             with pytest.raises(psycopg.errors.QueryCanceled) as caught:
                 await call("SELECT pg_sleep(10)", statement_timeout=0.1)
-            assert 0.09 < time.monotonic() - begun < 2
+            assert 0.09 < time.monotonic() - begun < 5
             assert caught.value.sqlstate == "57014"
             assert pgha.error_info(caught.value) == pgha.ErrorInfo(server.name, 0, 1, "not applied")
             assert (await call("SHOW statement_timeout")).value() == "0"
@@ -300,7 +300,7 @@ async def test_statement_timeout_of_a_batch(server: LocalNode) -> None:
             begun = time.monotonic()
             with pytest.raises(psycopg.errors.QueryCanceled) as caught:
                 await cluster.execute_batch(batch, statement_timeout=0.1)
-            assert time.monotonic() - begun < 2
+            assert time.monotonic() - begun < 5
             assert pgha.error_info(caught.value).statement == 1
         assert (await cluster.execute("SHOW statement_timeout")).value() == "0"
 

@@ -388,9 +388,9 @@ def test_a_long_text_is_judged_to_its_end() -> None:
 )
 def test_no_text_stops_the_loop(text: bytes) -> None:
     """Quadratic behaviour on these would take minutes; linear takes milliseconds."""
-    started = time.perf_counter()
+    started = time.process_time()
     classify_statement(text)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 BLANK = st.sampled_from([" ", "\t", "\n", "\r", "\f", "\v", "  \n"])
