@@ -16,6 +16,7 @@ from support.common import (
     backends,
     cluster_of,
     eventually,
+    gate,
     no_backends,
     nothing_left,
     started,
@@ -415,9 +416,11 @@ async def test_a_terminated_write_without_doubt_is_run_again(server: Node) -> No
     table, text = unique("t"), unique("sleep")
     async with cluster_of(server) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
-        operation = cluster.submit(f"INSERT INTO {table} SELECT 1 FROM pg_sleep(0.5) /* {text} */")
-        pid = await started(server, text)
-        await server.execute("SELECT pg_terminate_backend(%s)", [pid])
+        with gate(server) as (wait, go_on):
+            operation = cluster.submit(f"INSERT INTO {table} SELECT 1 FROM {wait} /* {text} */")
+            pid = await started(server, text)
+            await server.execute("SELECT pg_terminate_backend(%s)", [pid])
+            go_on()
         assert (await operation).attempts == 2
         assert await cluster.fetch_value(f"SELECT count(*) FROM {table}") == 1
 
@@ -515,7 +518,7 @@ async def test_nodes_added_and_removed_under_load() -> None:
 async def test_removing_a_node_drains_it() -> None:
     async with standalone(2) as nodes, cluster_of(*nodes, min_ready=2) as cluster:
         text = unique("sleep")
-        slow = cluster.submit(f"SELECT pg_sleep(0.3), 5 /* {text} */", route=pgha.pin("n1"))
+        slow = cluster.submit(f"SELECT pg_sleep(1.5), 5 /* {text} */", route=pgha.pin("n1"))
         pinned = [cluster.submit("SELECT 1", route=pgha.pin("n1")) for _ in range(5)]
         await started(nodes[0], text)
         await cluster.remove_node("n1")
@@ -584,9 +587,10 @@ async def test_events_tell_what_happened() -> None:
         text = unique("sleep")
         async with reading(cluster, 5) as answered:
             await more(answered)
-            slow = cluster.submit(f"SELECT pg_sleep(0.5) /* {text} */", read=True)
-            await started(victim, text)
-            await victim.kill()
+            with gate(victim) as (wait, _):
+                slow = cluster.submit(f"SELECT {wait} /* {text} */", read=True)
+                await started(victim, text)
+                await victim.kill()
             assert (await slow).attempts == 2
             await more(answered)
             await state_of(cluster, victim, "down")

@@ -7,7 +7,7 @@ import time
 import anyio
 import psycopg
 import pytest
-from support.common import PATIENCE, cluster_of, eventually, running, started, stopped, unique
+from support.common import PATIENCE, cluster_of, eventually, gate, running, started, stopped, unique
 from support.servers import standalone
 
 import pgha
@@ -98,12 +98,17 @@ async def test_every_node_lost_is_tried_again() -> None:
     async with standalone(2) as nodes, cluster_of(*nodes, min_ready=2) as cluster:
         await cluster.wait_ready()
         text = unique("sleep")
-        operation = cluster.submit(f"SELECT pg_sleep(0.5), 3 /* {text} */", read=True, route=pgha.fastest())
-        pids = [await started(node, text) for node in nodes]
-        for node, pid in zip(nodes, pids, strict=True):
-            await node.execute("SELECT pg_terminate_backend(%s)", [pid])
+        with gate(nodes[0]) as (wait_one, one_goes_on), gate(nodes[1]) as (wait_two, two_goes_on):
+            # A key that the test holds at the one server is free at the other.
+            query = f"SELECT {wait_one}, {wait_two}, 3 /* {text} */"
+            operation = cluster.submit(query, read=True, route=pgha.fastest())
+            pids = [await started(node, text) for node in nodes]
+            for node, pid in zip(nodes, pids, strict=True):
+                await node.execute("SELECT pg_terminate_backend(%s)", [pid])
+            one_goes_on()
+            two_goes_on()
         with anyio.fail_after(PATIENCE):
-            assert (await operation)[0][1] == 3
+            assert (await operation)[0][2] == 3
 
 
 @pytest.mark.parametrize("way", ["scope", "cancel", "timeout"])

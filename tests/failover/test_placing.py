@@ -189,7 +189,7 @@ async def test_a_node_that_is_removed_twice_at_once() -> None:
     async with standalone(2) as nodes, cluster_of(*nodes, min_ready=2) as cluster:
         first, second = nodes
         pinned = pgha.pin(second.name)
-        running = cluster.submit(f"SELECT pg_sleep(0.7) /* {text} */", read=True, route=pinned)
+        running = cluster.submit(f"SELECT pg_sleep(2) /* {text} */", read=True, route=pinned)
         await started(second, text)
         sent: list[pgha.SendInfo] = []
         with within():

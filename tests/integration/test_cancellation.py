@@ -116,10 +116,10 @@ async def _head_and_followers(
     cluster: pgha.Cluster, server: Node, *, read: bool
 ) -> tuple[pgha.Operation[pgha.Result[object]], list[pgha.Operation[pgha.Result[object]]]]:
     """A head that holds up a lane, and what was pipelined behind it."""
-    text = unique("head")
-    head = cluster.submit(f"SELECT pg_sleep(0.6) /* {text} */", read=read)
+    sent: list[pgha.SendInfo] = []
+    head = cluster.submit("SELECT pg_sleep(0.6)", read=read, on_send=sent.append)
     behind = [cluster.submit("SELECT %s::int", [i], read=read) for i in range(8)]
-    await started(server, text)
+    await eventually(lambda: bool(sent))
     return head, behind
 
 

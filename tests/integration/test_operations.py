@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.rows import class_row, dict_row, namedtuple_row, scalar_row
-from support.common import PATIENCE, cluster_of, eventually, started, stopped, unique
+from support.common import PATIENCE, cluster_of, eventually, gate, started, stopped, unique
 from support.servers import standalone
 
 import pgha
@@ -423,9 +423,11 @@ async def test_on_send_sees_each_attempt(server: LocalNode) -> None:
         assert params is not None
         assert [bytes(one) for one in params] == [b"a"]
         sent.clear()
-        operation = cluster.submit(f"SELECT pg_sleep(0.3) /* {text} */", read=True, on_send=sent.append)
-        pid = await started(server, text)
-        await server.execute("SELECT pg_terminate_backend(%s)", [pid])
+        with gate(server) as (wait, go_on):
+            operation = cluster.submit(f"SELECT {wait} /* {text} */", read=True, on_send=sent.append)
+            pid = await started(server, text)
+            await server.execute("SELECT pg_terminate_backend(%s)", [pid])
+            go_on()
         assert (await operation).attempts == 2
         assert [one.attempt for one in sent] == [1, 2]
         sent.clear()

@@ -16,7 +16,7 @@ import anyio
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from support.common import PATIENCE, backends, cluster_of, eventually, nothing_left, started, unique
+from support.common import PATIENCE, backends, cluster_of, eventually, gate, nothing_left, started, unique
 from support.servers import standalone
 
 import pgha
@@ -390,9 +390,11 @@ async def test_passwords_stay_inside(guarded: Node, caplog: pytest.LogCaptureFix
             await eventually(lambda: cluster.nodes["wrong"].state == "rejected")
             told.append(repr(cluster.nodes))
             text = unique("sleep")
-            operation = cluster.submit(f"SELECT pg_sleep(0.3) /* {text} */", read=True)
-            pid = await started(guarded, text)
-            await guarded.execute("SELECT pg_terminate_backend(%s)", [pid])
+            with gate(guarded) as (wait, go_on):
+                operation = cluster.submit(f"SELECT {wait} /* {text} */", read=True)
+                pid = await started(guarded, text)
+                await guarded.execute("SELECT pg_terminate_backend(%s)", [pid])
+                go_on()
             told += [repr(await operation), repr(operation)]
             with anyio.move_on_after(0.1):
                 async for event in events:

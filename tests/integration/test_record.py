@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
-from support.common import PATIENCE, cluster_of, eventually, started, stopped, unique, within
+from support.common import PATIENCE, cluster_of, eventually, gate, started, stopped, unique, within
 from support.servers import standalone
 
 import pgha
@@ -86,8 +86,10 @@ async def test_run_again_on_proof(server: Node) -> None:
     table, text = unique("t"), unique("sleep")
     async with cluster_of(server) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
-        operation = cluster.submit(f"INSERT INTO {table} SELECT 1 FROM pg_sleep(0.5) /* {text} */")
-        await server.execute("SELECT pg_terminate_backend(%s)", [await started(server, text)])
+        with gate(server) as (wait, go_on):
+            operation = cluster.submit(f"INSERT INTO {table} SELECT 1 FROM {wait} /* {text} */")
+            await server.execute("SELECT pg_terminate_backend(%s)", [await started(server, text)])
+            go_on()
         await operation
         assert told(operation.record) == [(server.name, "not applied"), (server.name, "applied")]
         assert in_order(operation.record)

@@ -18,7 +18,17 @@ import pytest
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 from psycopg.conninfo import make_conninfo
-from support.common import PATIENCE, backends, cluster_of, eventually, nothing_left, started, unique, within
+from support.common import (
+    PATIENCE,
+    backends,
+    cluster_of,
+    eventually,
+    gate,
+    nothing_left,
+    started,
+    unique,
+    within,
+)
 from support.servers import standalone
 
 import pgha
@@ -370,9 +380,12 @@ async def test_a_role_that_may_not_end_backends(caplog: pytest.LogCaptureFixture
             cluster.events() as events,
         ):
             for kind in (True, False):
-                operation = cluster.submit(f"SELECT pg_sleep(0.1) /* {text} */", read=kind)
-                await started(node, text)
-                operation.place[0].drain("a cancel had no effect in time", time.monotonic(), terminate=True)
+                with gate(node) as (wait, go_on):
+                    operation = cluster.submit(f"SELECT {wait} /* {text} */", read=kind)
+                    await started(node, text)
+                    lane = operation.place[0]
+                    lane.drain("a cancel had no effect in time", time.monotonic(), terminate=True)
+                    go_on()
                 with within():
                     assert len(await operation) == 1
                 await eventually(lambda: "backends cannot be ended" in caplog.text)

@@ -19,7 +19,7 @@ from pgha.chaos import Cut, Direction, LocalNode, Proxy, Wire, nothing_left
 
 pytestmark = pytest.mark.anyio
 
-BOUND = 15.0
+BOUND = 30.0
 """Seconds; it takes about two."""
 
 

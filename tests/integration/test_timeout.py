@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
-from support.common import PATIENCE, cluster_of, eventually, started, stopped, unique
+from support.common import PATIENCE, cluster_of, eventually, stopped, unique
 from support.servers import standalone
 
 import pgha
@@ -74,12 +74,13 @@ async def test_waiting_for_a_lock(server: Node) -> None:
 
 async def test_behind_a_slow_head(server: Node) -> None:
     """Sent, waiting behind another's statement: not applied once the lane proves it."""
-    table, text = unique("t"), unique("sleep")
+    table = unique("t")
     async with cluster_of(server, read_connections=1) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
-        head = cluster.submit(f"SELECT pg_sleep(0.8) /* {text} */")
+        sent: list[pgha.SendInfo] = []
+        head = cluster.submit("SELECT pg_sleep(0.8)", on_send=sent.append)
         behind = [cluster.submit(f"INSERT INTO {table} VALUES (%s)", [i], timeout=0.1) for i in range(4)]
-        await started(server, text)
+        await eventually(lambda: bool(sent))
         applied: set[int] = set()
         doubtful: set[int] = set()
         for number, operation in enumerate(behind):

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
+import psycopg
 import pytest
 
 import pgha
@@ -88,6 +89,18 @@ async def stopped(node: Node, text: str) -> None:
         return not await running(node, text)
 
     await eventually(look, what=f"{text!r} ends on {node.name}")
+
+
+@contextmanager
+def gate(node: Node) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Yield an SQL expression that waits at this server, and the function that ends all waits for good."""
+    key = next(_numbers)
+    with psycopg.connect(node.dsn, autocommit=True) as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", [key])
+        yield (
+            f"pg_advisory_xact_lock_shared({key})",
+            lambda: connection.execute("SELECT pg_advisory_unlock(%s)", [key]),
+        )
 
 
 def tasks() -> set[Any]:
