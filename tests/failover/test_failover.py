@@ -516,6 +516,7 @@ async def test_nodes_added_and_removed_under_load() -> None:
 
 
 async def test_removing_a_node_drains_it() -> None:
+    """A slow head with others behind it is not cancelled there, as it would be on a node that stays."""
     async with standalone(2) as nodes, cluster_of(*nodes, min_ready=2) as cluster:
         text = unique("sleep")
         slow = cluster.submit(f"SELECT pg_sleep(1.5), 5 /* {text} */", route=pgha.pin("n1"))

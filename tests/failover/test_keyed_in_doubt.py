@@ -11,7 +11,7 @@ import anyio
 import anyio.to_thread
 import psycopg
 import pytest
-from support.common import PATIENCE, both_versions, eventually, started, within
+from support.common import PATIENCE, PROVEN, both_versions, eventually, started, within
 from support.keyed import NAPS_ONCE, SLOW_COMMIT, TABLE, WRITE, ids, keys_of, napping, one_node, replicating
 from support.servers import standalone
 
@@ -330,7 +330,7 @@ async def test_a_cancelled_write_is_told_of_later(version: int) -> None:
 
 
 async def test_cancelled_and_proven(version: int) -> None:
-    async with one_node(version) as (node, cluster):
+    async with one_node(version, _tuning=PROVEN) as (node, cluster):
         key: UUID = pgha.new_idempotency_key()
         async with cluster.events() as events:
             operation = cluster.submit(

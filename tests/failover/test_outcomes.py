@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
-from support.common import PATIENCE, backends, both_versions, eventually, nothing_left, started
+from support.common import PATIENCE, PROVEN, backends, both_versions, eventually, nothing_left, started
 from support.keyed import ids
 from support.servers import standalone
 
@@ -147,7 +147,7 @@ async def test_cancelled_at_the_sync(version: int) -> None:
 
 
 async def test_cancelled_by_its_caller_at_the_sync(version: int) -> None:
-    async with one_node(version, SLOW_COMMIT) as (node, cluster):
+    async with one_node(version, SLOW_COMMIT, _tuning=PROVEN) as (node, cluster):
         operation = cluster.submit("INSERT INTO slow VALUES (1, 60)")
         await committing(node)
         operation.cancel()

@@ -19,7 +19,7 @@ from typing import Any, assert_type
 import psycopg
 import pytest
 from psycopg.rows import DictRow, TupleRow, dict_row, scalar_row
-from support.common import unique
+from support.common import PROVEN, unique
 from support.threads import Backend, ask, cluster_of, crew, soon, wait_started, wait_stopped
 
 import pgha.blocking
@@ -166,7 +166,7 @@ def test_bad_arguments_are_raised_at_once(server: LocalNode, backend: Backend) -
 
 
 def test_timeouts(server: LocalNode, backend: Backend) -> None:
-    with cluster_of(server, backend=backend) as cluster:
+    with cluster_of(server, backend=backend, _tuning=PROVEN) as cluster:
         with pytest.raises(pgha.OperationTimeout):
             cluster.fetch("SELECT pg_sleep(60)", timeout=0.05)
         with pytest.raises(pgha.OperationTimeout):
@@ -305,7 +305,7 @@ def test_the_future_of_asyncio(server: LocalNode, backend: Backend) -> None:
 @pytest.mark.parametrize("read", [True, False])
 def test_cancelling_reaches_the_server(server: LocalNode, backend: Backend, read: bool) -> None:
     text = unique("sleep")
-    with cluster_of(server, backend=backend) as cluster:
+    with cluster_of(server, backend=backend, _tuning=PROVEN) as cluster:
         operation = cluster.submit(f"SELECT pg_sleep(60) /* {text} */", read=read)
         wait_started(server, text)
         with pytest.raises(TimeoutError):
@@ -494,7 +494,7 @@ def test_failures_of_a_group(server: LocalNode, backend: Backend) -> None:
 
 def test_a_group_whose_body_raises_cancels_the_rest(server: LocalNode, backend: Backend) -> None:
     text = unique("sleep")
-    with cluster_of(server, backend=backend) as cluster:
+    with cluster_of(server, backend=backend, _tuning=PROVEN) as cluster:
         with pytest.raises(ZeroDivisionError, match="the body's own"), cluster.group() as group:
             failed = group.submit("SELECT 1/0")
             concurrent.futures.wait([failed])

@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from support.common import PATIENCE, no_backends, unique
+from support.common import PATIENCE, PROVEN, no_backends, unique
 from support.threads import (
     Backend,
     Crew,
@@ -54,7 +54,7 @@ def test_an_exception_of_the_body_comes_out_as_itself(server: LocalNode, backend
     text = unique("sleep")
     error = ZeroDivisionError("the body's own")
     options: Any = {"backend": backend, "close_timeout": 3 * PATIENCE}
-    with pytest.raises(ZeroDivisionError) as caught, cluster_of(server, **options) as cluster:
+    with pytest.raises(ZeroDivisionError) as caught, cluster_of(server, **options, _tuning=PROVEN) as cluster:
         operation = cluster.submit(f"SELECT pg_sleep(60) /* {text} */")
         wait_started(server, text)
         raised_at = time.monotonic()
@@ -362,7 +362,7 @@ def test_an_interrupted_call_is_cancelled(server: LocalNode, backend: Backend, n
 
 def test_other_waits_are_interrupted(server: LocalNode, backend: Backend) -> None:
     text = unique("sleep")
-    with cluster_of(server, backend=backend) as cluster:
+    with cluster_of(server, backend=backend, _tuning=PROVEN) as cluster:
         operation = cluster.submit(f"SELECT pg_sleep(60) /* {text} */")
         with interrupted_when(lambda: wait_started(server, text)):
             operation.result()

@@ -11,7 +11,17 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
-from support.common import PATIENCE, asyncio_only, cluster_of, eventually, started, stopped, unique, within
+from support.common import (
+    PATIENCE,
+    PROVEN,
+    asyncio_only,
+    cluster_of,
+    eventually,
+    started,
+    stopped,
+    unique,
+    within,
+)
 from support.servers import standalone
 
 import pgha
@@ -80,7 +90,7 @@ async def test_native_cancellation_stops_the_backend(server: Node, sleep: Sleep)
 
 async def test_operation_cancel_of_the_head(server: Node) -> None:
     text = unique("sleep")
-    async with cluster_of(server) as cluster:
+    async with cluster_of(server, _tuning=PROVEN) as cluster:
         for read in (True, False):
             operation = cluster.submit(f"SELECT pg_sleep(60) /* {text} */", read=read)
             await started(server, text)
@@ -96,7 +106,7 @@ async def test_operation_cancel_of_the_head(server: Node) -> None:
 
 async def test_a_cancelled_write_is_not_there(server: Node) -> None:
     table, text = unique("t"), unique("sleep")
-    async with cluster_of(server) as cluster:
+    async with cluster_of(server, _tuning=PROVEN) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
         write = f"WITH w AS (INSERT INTO {table} VALUES (1) RETURNING 1) SELECT pg_sleep(60), w.* FROM w"
         operation = cluster.submit(f"{write} /* {text} */")
@@ -145,7 +155,7 @@ async def test_cancel_behind_the_head_hurts_nobody(server: Node, read: bool) -> 
 
 @pytest.mark.parametrize("read", [True, False])
 async def test_cancel_of_the_head_leaves_its_followers(server: Node, read: bool) -> None:
-    async with cluster_of(server, read_connections=1) as cluster:
+    async with cluster_of(server, read_connections=1, _tuning=PROVEN) as cluster:
         await (cluster.fetch("SELECT 1") if read else cluster.execute("SELECT 1"))
         head, behind = await _head_and_followers(cluster, server, read=read)
         head.cancel()
@@ -156,7 +166,7 @@ async def test_cancel_of_the_head_leaves_its_followers(server: Node, read: bool)
 
 async def test_cancel_of_what_was_never_sent(server: Node) -> None:
     table = unique("t")
-    async with cluster_of(server, read_connections=1) as cluster:
+    async with cluster_of(server, read_connections=1, _tuning=PROVEN) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
         fill = [cluster.submit("SELECT pg_sleep(60)") for _ in range(40)]
         waiting = [cluster.submit(f"INSERT INTO {table} VALUES ({i})") for i in range(200)]
@@ -295,7 +305,7 @@ async def test_native_cancellation_on_a_frozen_node_is_prompt() -> None:
 
 async def test_the_last_waiter_takes_the_operation_along(server: Node) -> None:
     text = unique("sleep")
-    async with cluster_of(server) as cluster:
+    async with cluster_of(server, _tuning=PROVEN) as cluster:
         operation = cluster.submit(f"SELECT pg_sleep(60) /* {text} */", read=True)
         first, second = anyio.CancelScope(), anyio.CancelScope()
 

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from support.common import (
     PATIENCE,
+    PROVEN,
     asyncio_only,
     cluster_of,
     eventually,
@@ -70,7 +71,7 @@ async def test_a_clean_exit_drains(server: Node) -> None:
 
 async def test_a_drain_is_bounded(server: Node) -> None:
     text = unique("sleep")
-    async with cluster_of(server, close_timeout=0.2) as cluster:
+    async with cluster_of(server, close_timeout=0.2, _tuning=PROVEN) as cluster:
         read = cluster.submit(f"{SLEEP} /* {text} */", read=True)
         write = cluster.submit(f"{SLEEP} /* {text} */")
         await started(server, text)
@@ -86,7 +87,7 @@ async def test_an_exceptional_exit_cancels_on_the_server(server: Node) -> None:
     table, text = unique("t"), unique("sleep")
     await server.execute(f"CREATE TABLE {table} (id int)")
     with pytest.raises(Trouble):
-        async with cluster_of(server) as cluster:
+        async with cluster_of(server, _tuning=PROVEN) as cluster:
             sleeping = cluster.submit(f"INSERT INTO {table} SELECT 1 FROM pg_sleep(60) /* {text} */")
             waiting = [cluster.submit(f"INSERT INTO {table} VALUES (2)") for _ in range(100)]
             await started(server, text)

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.rows import class_row, dict_row, namedtuple_row, scalar_row
-from support.common import PATIENCE, cluster_of, eventually, gate, started, stopped, unique
+from support.common import PATIENCE, PROVEN, cluster_of, eventually, gate, started, stopped, unique
 from support.servers import standalone
 
 import pgha
@@ -339,7 +339,7 @@ async def test_failures_of_a_group(server: LocalNode) -> None:
 
 async def test_a_group_whose_body_raises(server: LocalNode) -> None:
     text = unique("sleep")
-    async with cluster_of(server) as cluster:
+    async with cluster_of(server, _tuning=PROVEN) as cluster:
         mine = ValueError("mine")
         with pytest.raises(ValueError, match="mine") as caught:
             async with cluster.group() as group:

@@ -16,7 +16,17 @@ import anyio
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from support.common import PATIENCE, backends, cluster_of, eventually, gate, nothing_left, started, unique
+from support.common import (
+    PATIENCE,
+    PROVEN,
+    backends,
+    cluster_of,
+    eventually,
+    gate,
+    nothing_left,
+    started,
+    unique,
+)
 from support.servers import standalone
 
 import pgha
@@ -641,7 +651,7 @@ async def test_an_operations_own_statement_timeout_wins(server: Node) -> None:
 
 
 async def test_the_clusters_timeout_and_an_operations_own(server: Node) -> None:
-    async with cluster_of(server, timeout=0.1) as cluster:
+    async with cluster_of(server, timeout=0.1, _tuning=PROVEN) as cluster:
         for call in (cluster.fetch, cluster.execute):
             with pytest.raises(pgha.OperationTimeout):
                 await call("SELECT pg_sleep(10)")

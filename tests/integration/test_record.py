@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
-from support.common import PATIENCE, cluster_of, eventually, gate, started, stopped, unique, within
+from support.common import PATIENCE, PROVEN, cluster_of, eventually, gate, started, stopped, unique, within
 from support.servers import standalone
 
 import pgha
@@ -122,7 +122,7 @@ async def test_failing_over(idempotent: bool) -> None:
 
 
 async def test_a_cancelled_write(server: Node) -> None:
-    async with cluster_of(server) as cluster:
+    async with cluster_of(server, _tuning=PROVEN) as cluster:
         text = unique("sleep")
         operation = cluster.submit(f"SELECT pg_sleep(60) /* {text} */")
         await started(server, text)

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
-from support.common import PATIENCE, cluster_of, eventually, stopped, unique
+from support.common import PATIENCE, PROVEN, cluster_of, eventually, stopped, unique
 from support.servers import standalone
 
 import pgha
@@ -21,8 +21,9 @@ pytestmark = pytest.mark.anyio
 async def test_a_running_operation(server: Node, read: bool) -> None:
     """The cancel stops the backend, and its 57014 is the proof."""
     text = unique("sleep")
-    async with cluster_of(server) as cluster:
+    async with cluster_of(server, _tuning=PROVEN) as cluster:
         call: Any = cluster.fetch if read else cluster.execute
+        await call("SELECT 1")  # the connection is there: it is sent in time
         for _ in range(3):
             begun = time.monotonic()
             with pytest.raises(pgha.OperationTimeout) as caught:
@@ -40,7 +41,7 @@ async def test_a_running_operation(server: Node, read: bool) -> None:
 
 async def test_a_write_that_timed_out_is_not_there(server: Node) -> None:
     table = unique("t")
-    async with cluster_of(server) as cluster:
+    async with cluster_of(server, _tuning=PROVEN) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
         with pytest.raises(pgha.OperationTimeout):
             await cluster.execute(f"INSERT INTO {table} SELECT 1 FROM pg_sleep(60)", timeout=0.1)
@@ -58,7 +59,7 @@ async def test_a_write_that_timed_out_is_not_there(server: Node) -> None:
 async def test_waiting_for_a_lock(server: Node) -> None:
     table = unique("t")
     await server.execute(f"CREATE TABLE {table} (id int); INSERT INTO {table} VALUES (1)")
-    async with cluster_of(server) as cluster:
+    async with cluster_of(server, _tuning=PROVEN) as cluster:
         with psycopg.connect(server.dsn) as blocker:
             blocker.execute(f"UPDATE {table} SET id = 2")
             with pytest.raises(pgha.OperationTimeout):
@@ -149,7 +150,7 @@ async def test_never_sent() -> None:
 
 
 async def test_the_default_and_its_exception(server: Node) -> None:
-    async with cluster_of(server, timeout=0.1) as cluster:
+    async with cluster_of(server, timeout=0.1, _tuning=PROVEN) as cluster:
         with pytest.raises(pgha.OperationTimeout):
             await cluster.fetch("SELECT pg_sleep(60)")
         with pytest.raises(pgha.OperationTimeout):

@@ -14,11 +14,14 @@ import psycopg
 import pytest
 
 import pgha
+from pgha._options import Tuning
 from pgha.chaos import ChaosError, Node, require_engine
 from pgha.chaos._verify import leftovers
 
 PATIENCE = 30.0
 """Seconds until a test gives up. No measurement depends on it."""
+PROVEN = Tuning(cancel_deadline=PATIENCE, proof_time=PATIENCE, drain_timeout=PATIENCE)
+"""For writes whose end is asked for, and must be proven however slow the machine: not left in doubt."""
 asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 """A mark for tests of features that only asyncio has, such as `Task.cancel`."""
 

@@ -477,7 +477,7 @@ class Cluster(Generic[Row]):
         node = self._nodes.get(name)
         if node is None or node.leaving:
             raise ConfigError(f"no node is called {name!r}: Cluster.nodes lists the names")
-        node.leaving = True
+        node.retire()
         self._dispatcher.reroute()
         try:
             with anyio.move_on_after(timeout):

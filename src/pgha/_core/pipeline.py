@@ -130,12 +130,23 @@ class Slot(Generic[T, S]):
 class Pipeline(Generic[T, S]):
     """The segments in flight on one connection, oldest first."""
 
-    __slots__ = ("_bounds", "_cancel_again_at", "_cancel_at", "_delivering", "_target", "gate", "slots")
+    __slots__ = (
+        "_bounds",
+        "_cancel_again_at",
+        "_cancel_at",
+        "_delivering",
+        "_target",
+        "gate",
+        "patient",
+        "slots",
+    )
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self.slots: deque[Slot[T, S]] = deque()
         self.gate = Gate.OPEN
+        self.patient = False
+        """A slow head is not cancelled for those behind it: it could not be run again."""
         self._target: Slot[T, S] | None = None
         self._delivering = False
         self._cancel_at = 0.0
@@ -256,7 +267,7 @@ class Pipeline(Generic[T, S]):
         if idle:
             # A single observation proves nothing: the answer may be on its way.
             return Act.DISCARD if before == moved and not travelling else Act.NOTHING
-        if doing is Doing.REPLICATING or len(self.slots) == 1:
+        if doing is Doing.REPLICATING or len(self.slots) == 1 or self.patient:
             return Act.NOTHING
         slot.rerun_exclusive = True
         return self._cancel(now)

@@ -122,6 +122,13 @@ class ManagedNode:
         self.leaving = True
         self._scope.cancel()
 
+    def retire(self) -> None:
+        """Take nothing more; what is in flight may end."""
+        self.leaving = True
+        for lanes in self.sets.values():
+            for lane in lanes.lanes:
+                lane.pipeline.patient = True
+
     async def drained(self) -> None:
         """Wait until nothing is in flight."""
         while self.in_flight:

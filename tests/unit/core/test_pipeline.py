@@ -173,6 +173,17 @@ def test_a_head_that_blocks_others_is_cancelled_to_run_alone() -> None:
     assert not lane.slots[1].rerun_exclusive
 
 
+def test_a_head_that_could_not_be_run_again_may_take_its_time() -> None:
+    """Its node is being removed: what is in flight there may end. Lost connections are still found."""
+    lane = filled("a", "b")
+    lane.patient = True
+    assert lane.tick(5.0) is Act.INSPECT
+    assert lane.inspected(lane.slots[0], Doing.RUNNING, 0, 5.5) is Act.NOTHING
+    assert not lane.slots[0].rerun_exclusive
+    assert lane.inspected(lane.slots[0], Doing.IDLE, 0, 6.0) is Act.NOTHING
+    assert lane.inspected(lane.slots[0], Doing.IDLE, 0, 7.0) is Act.DISCARD
+
+
 def test_where_the_server_tells_nothing_a_blocking_head_is_cancelled() -> None:
     lane = filled("a", "b")
     assert lane.tick(5.0) is Act.INSPECT
