@@ -155,7 +155,8 @@ RESTARTS: list[StopMode | None] = [None, "fast", "immediate"]
 """None: SIGKILL."""
 
 
-async def test_ten_restarts_under_load(papers: Papers) -> None:
+@pytest.mark.parametrize("restarts", [3, pytest.param(10, marks=pytest.mark.thorough)])
+async def test_restarts_under_load(papers: Papers, restarts: int) -> None:
     """No error for reads and idempotent writes, large ones among them."""
     async with standalone(version=VERSION, tls=papers.tls) as nodes:
         node = nodes[0]
@@ -201,7 +202,7 @@ async def test_ten_restarts_under_load(papers: Papers) -> None:
                         for number in range(count):
                             group.start_soon(repeat, what, f"{what.__name__}{number}")
                     await everybody_went_on()
-                    for mode in itertools.islice(itertools.cycle(RESTARTS), 10):
+                    for mode in itertools.islice(itertools.cycle(RESTARTS), restarts):
                         if mode is None:
                             await node.kill()
                             await node.start()
