@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import psycopg
 import pytest
-from support.common import both_versions, eventually, within
+from support.common import PATIENCE, both_versions, eventually, within
 from support.keyed import NAPS_ONCE, SLOW_COMMIT, TABLE, WRITE, ids, keys_of, napping, one_node, replicating
 from support.servers import standalone
 
@@ -227,7 +227,7 @@ async def test_an_idempotent_write_goes_where_no_ledger_is(version: int) -> None
 async def test_a_limit_that_ends_the_wait_for_a_zombie_is_no_fault_of_the_ledger(version: int) -> None:
     async with one_node(version, SLOW_COMMIT, statement_timeout=0.4) as (node, cluster):
         operation = cluster.submit(
-            "INSERT INTO slow VALUES (1, 60)", idempotency_key=pgha.new_idempotency_key(), timeout=8
+            "INSERT INTO slow VALUES (1, 60)", idempotency_key=pgha.new_idempotency_key(), timeout=PATIENCE
         )
         pid = await napping(node)
         await node.freeze_backend(pid)

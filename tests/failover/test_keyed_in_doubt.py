@@ -160,7 +160,7 @@ async def test_masters_and_a_deadline(version: int) -> None:
             await cluster.ledger.install()
             first = nodes[(await cluster.execute("SELECT 1")).node]
             key = pgha.new_idempotency_key()
-            operation = cluster.submit("INSERT INTO slow VALUES (1, 5)", idempotency_key=key, timeout=2)
+            operation = cluster.submit("INSERT INTO slow VALUES (1, 5)", idempotency_key=key, timeout=4)
             await napping(first)
             await first.kill()
             with pytest.raises(pgha.CommitInDoubt) as caught, within():

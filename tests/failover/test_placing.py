@@ -71,7 +71,7 @@ async def test_what_comes_back_from_a_fallen_node_is_sent_at_once() -> None:
         assert operation.stage is Stage.QUEUED
         await target.execute("DROP TABLE disk_is_full")
         await eventually(lambda: cluster.nodes[other.name].state == "down")
-        with anyio.fail_after(5):
+        with within():
             result = await operation
         assert (result.value(), result.node, result.attempts) == ("well", target.name, 2)
         assert not any(one.done for one in busy)

@@ -315,7 +315,7 @@ async def test_statement_timeout_covers_deferred_triggers(server: LocalNode) -> 
         f" FOR EACH ROW EXECUTE FUNCTION {table}_f()"
     )
     async with cluster_of(server) as cluster:
-        with pytest.raises(psycopg.errors.QueryCanceled), anyio.fail_after(5):
+        with pytest.raises(psycopg.errors.QueryCanceled), anyio.fail_after(9):
             await cluster.execute(f"INSERT INTO {table} VALUES (1)", statement_timeout=0.1)
         assert await cluster.fetch_value(f"SELECT count(*) FROM {table}") == 0
 
