@@ -581,8 +581,8 @@ async def test_on_connect_that_hangs(server: Node) -> None:
                     server.dsn,
                     application_name=application,
                     on_connect=setup,
-                    connect_timeout=0.2,
-                    failover_timeout=0.6,
+                    connect_timeout=0.8,
+                    failover_timeout=3,
                 ):
                     pytest.fail("entered")
             for pid in await backends(server, application, "active"):

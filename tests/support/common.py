@@ -136,10 +136,15 @@ async def no_backends(node: Node, application: str) -> None:
 @asynccontextmanager
 async def cluster_of(*nodes: Node, **options: Any) -> AsyncGenerator[pgha.Cluster]:
     """Open a cluster of running servers, under their names, that must leave nothing behind."""
+    ready = options.pop("min_ready", 1)
     async with nothing_left(*nodes) as application:
         options.setdefault("application_name", application)
         named = [pgha.Node(node.dsn, node.name) for node in nodes]
-        async with pgha.open_cluster(*named, **options) as cluster:
+        async with pgha.open_cluster(*named, min_ready=0, **options) as cluster:
+            if ready:
+                # Not within `failover_timeout`, which a test may have made short.
+                with within():
+                    await cluster.wait_ready(ready)
             yield cluster
 
 
