@@ -22,7 +22,7 @@ from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
 import pgha
-from pgha.cli._demo.command import Options, watched
+from pgha.cli._demo.command import watched
 from pgha.cli._demo.live import LiveView
 from pgha.cli._demo.workload import Second
 

@@ -1,4 +1,8 @@
-"""The commands and their options."""
+"""The commands and their options.
+
+Each command imports its own modules when it runs. Importing the modules of all commands takes longer than some
+commands run.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,14 @@ import sys
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pgha.cli._demo.command import Options, run
-from pgha.cli._demo.serve import serve as keep_up
-from pgha.cli._ledger import Act, Asked, age
-from pgha.cli._ledger import run as run_ledger
 from pgha.cli._output import OutputClosed, output_closed, write
-from pgha.cli._soak.command import SoakOptions
-from pgha.cli._soak.command import soak as run_soak
+
+if TYPE_CHECKING:
+    from pgha.cli._ledger import Act
 
 _LAST_PORT = 65_535
 
@@ -96,10 +97,17 @@ def demo(
             param_hint="--port",
         )
     chosen = random.SystemRandom().randrange(1_000_000) if seed is None else seed
-    options = Options(seconds, nodes, chosen, loop.value, port)
     if serve:
         _refuse(context, "seconds", "seed", "json", "plain")
+    from pgha.cli._demo.summary import Options
+
+    options = Options(seconds, nodes, chosen, loop.value, port)
+    if serve:
+        from pgha.cli._demo.serve import serve as keep_up
+
         raise typer.Exit(keep_up(options))
+    from pgha.cli._demo.command import run
+
     raise typer.Exit(run(options, json=json, plain=plain))
 
 
@@ -145,6 +153,9 @@ def soak(
 
     Exit code: 0 without errors, else 1. A write in doubt is counted separately, not as an error.
     """
+    from pgha.cli._soak.command import SoakOptions
+    from pgha.cli._soak.command import soak as run_soak
+
     options = SoakOptions(tuple(dsns), spike, rate, pin, write, seconds, loop.value, json)
     raise typer.Exit(run_soak(options))
 
@@ -164,7 +175,9 @@ _LOOP = Annotated[LoopOption, typer.Option(help="Event loop to run on.")]
 
 
 def _do(act: Act, dsns: list[str], json: bool, loop: LoopOption, **more: Any) -> NoReturn:
-    raise typer.Exit(run_ledger(Asked(act, tuple(dsns), json, loop=loop.value, **more)))
+    from pgha.cli._ledger import Asked, run
+
+    raise typer.Exit(run(Asked(act, tuple(dsns), json, loop=loop.value, **more)))
 
 
 @ledger.command(epilog="Example: pgha ledger install postgresql://db1/shop --grant app")
@@ -215,6 +228,8 @@ def prune(
 
     Exit code: 0 if every node that takes writes was pruned, else 1.
     """
+    from pgha.cli._ledger import age
+
     try:
         seconds = age(older_than)
     except ValueError as error:
@@ -287,7 +302,6 @@ def chaos(
     Exit code: 0 if every promise was kept, else 1. After a broken promise, the command prints the seed and a
     schedule that replays the run.
     """
-    # Imported here because the other commands do not need these modules, and importing them takes time.
     from pgha.cli._chaos.arguments import Unusable, checked, listed
     from pgha.cli._chaos.command import run as run_chaos
     from pgha.cli._chaos.text import ChaosOptions

@@ -1,24 +1,21 @@
-"""Functions that the commands share: run an event loop until a signal, and start servers."""
+"""The function that most commands share: run an event loop until a signal."""
 
 from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterable, Awaitable, Callable
 
 import anyio
 
-from pgha import chaos
-from pgha.chaos._topologies.nodes import Progress, unheard
 from pgha.cli._output import OutputClosed, first_of, output_closed
 
 
-def ending(loop: str, body: Callable[[], Awaitable[int]], name: str = "demo") -> int:
+def ending(loop: str, body: Callable[[], Awaitable[int]], name: str, *reported: type[Exception]) -> int:
     """Run `body` in a new event loop, and return an exit code.
 
-    The code is the one that `body` returns, or tells what ended `body`: a signal, a closed output, or servers
-    that did not start. The last is also reported in one line, as an error of the command `name`.
+    The code is the one that `body` returns, or tells what ended `body`: a signal, a closed output, or an error
+    of the classes `reported`. Such an error is printed in one line, as an error of the command `name`.
     """
     code = 1
     try:
@@ -27,7 +24,7 @@ def ending(loop: str, body: Callable[[], Awaitable[int]], name: str = "demo") ->
         code = 128 + signal.SIGINT
     except* OutputClosed as closed:
         code = output_closed(closed, name)
-    except* chaos.ChaosError as group:
+    except* reported as group:
         sys.stderr.write(f"pgha {name}: {' '.join(str(first_of(group)).split())}\n")
     return code
 
@@ -56,23 +53,3 @@ async def _until_signalled(body: Callable[[], Awaitable[int]]) -> int:
                 code = await body()
             tasks.cancel_scope.cancel()
     return code
-
-
-@asynccontextmanager
-async def servers(
-    count: int, first_port: int | None, progress: Progress = unheard
-) -> AsyncGenerator[chaos.Masters]:
-    """Start `count` masters, on the ports from `first_port` on.
-
-    If a port is taken, the error message says what to do.
-    """
-    ports = None if first_port is None else range(first_port, first_port + count)
-    async with AsyncExitStack() as stack:
-        try:
-            masters = chaos.masters(count, ports=ports, progress=progress)
-            nodes = await stack.enter_async_context(masters)
-        except chaos.ChaosError as error:
-            if first_port is None or not str(error).endswith("is taken"):
-                raise
-            raise chaos.ChaosError(f"{error}: choose another --port, or omit it to use free ports") from None
-        yield nodes

@@ -40,7 +40,7 @@ def run(options: ChaosOptions) -> int:
     0: every promise was kept. 1: a promise was broken, servers did not start, or the report could not be
     written. No processes or files are left behind, whatever ends the run.
     """
-    return ending(options.loop, lambda: _chaos(options), "chaos")
+    return ending(options.loop, lambda: _chaos(options), "chaos", chaos.ChaosError)
 
 
 async def _chaos(options: ChaosOptions) -> int:

@@ -11,20 +11,17 @@ from random import Random
 from typing import TextIO
 
 import anyio
-from rich.console import Console
 
 import pgha
 from pgha import chaos
 from pgha.cli._demo.check import judge
 from pgha.cli._demo.faults import Saboteur, plan
 from pgha.cli._demo.keyboard import keyboard
-from pgha.cli._demo.live import LiveView
+from pgha.cli._demo.servers import servers
 from pgha.cli._demo.summary import Options, Summary
 from pgha.cli._demo.view import JsonView, PlainView, View
 from pgha.cli._demo.workload import READERS, TABLES, WRITERS, Recorder, applied, fill, work
-from pgha.cli._run import ending, servers
-
-__all__ = ["Options", "ending", "log_counted", "run", "servers", "watched"]
+from pgha.cli._run import ending
 
 _TIMEOUT = 10.0
 """Seconds for one operation.
@@ -39,15 +36,19 @@ def run(options: Options, *, json: bool, plain: bool = False) -> int:
     No processes or files are left behind, whatever ends the demo.
     """
     view = JsonView() if json else _view(options, plain)
-    return ending(options.loop, lambda: _demo(options, view))
+    return ending(options.loop, lambda: _demo(options, view), "demo", chaos.ChaosError)
 
 
 def _view(options: Options, plain: bool) -> View:
     """Return the live view for a terminal that can move its cursor, else the view in lines of text."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    if plain or sys.stdout is None or not sys.stdout.isatty() or not console.is_interactive:
+    if plain or sys.stdout is None or not sys.stdout.isatty():
         return PlainView()
-    return LiveView(options, console, keyboard())
+    from rich.console import Console  # 0.1 s, which only a terminal needs
+
+    from pgha.cli._demo.live import LiveView
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    return LiveView(options, console, keyboard()) if console.is_interactive else PlainView()
 
 
 async def _demo(options: Options, view: View) -> int:

@@ -18,9 +18,10 @@ from anyio.abc import TaskGroup
 from pgha import chaos
 from pgha.cli._demo import keyboard as _keys
 from pgha.cli._demo.faults import HOLD, STRIKES, DemoFault, afflict, in_words
+from pgha.cli._demo.servers import servers
 from pgha.cli._demo.summary import Options
 from pgha.cli._output import OutputClosed, write
-from pgha.cli._run import ending, servers
+from pgha.cli._run import ending
 
 _INTENDED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
@@ -39,7 +40,7 @@ def serve(options: Options) -> int:
     Return the exit code: 0 if SIGINT, SIGTERM or the key q ended the command while the nodes were up.
     """
     served = Served()
-    code = ending(options.loop, lambda: _serve(options, served))
+    code = ending(options.loop, lambda: _serve(options, served), "demo", chaos.ChaosError)
     return 0 if served.up and code in _INTENDED else code
 
 
