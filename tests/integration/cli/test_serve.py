@@ -75,8 +75,15 @@ def serving(*arguments: str, nodes: int = 2) -> Iterator[Serving]:
             shutil.rmtree(served.folder, ignore_errors=True)
 
 
-@LOOPS
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("loop", "number"),
+    [
+        ("asyncio", signal.SIGINT),
+        ("trio", signal.SIGTERM),
+        pytest.param("asyncio", signal.SIGTERM, marks=pytest.mark.thorough),
+        pytest.param("trio", signal.SIGINT, marks=pytest.mark.thorough),
+    ],
+)
 def test_the_dsns_work_until_a_signal_ends_it_as_it_should(loop: str, number: signal.Signals) -> None:
     with serving("--loop", loop, nodes=3) as served:
         assert list(served.dsns) == ["n1", "n2", "n3"]
