@@ -24,6 +24,7 @@ from rich.text import Text
 import pgha
 from pgha.cli._demo.command import watched
 from pgha.cli._demo.live import LiveView
+from pgha.cli._demo.summary import Options
 from pgha.cli._demo.workload import Second
 
 TARGET = Path(__file__).with_name("demo.svg")

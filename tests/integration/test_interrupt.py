@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 import anyio
 import anyio.to_thread
 import pytest
-from support.common import PATIENCE, no_backends, unique
+from support.common import no_backends, unique
 
 from pgha.chaos import LocalNode
 
@@ -22,6 +23,8 @@ pytestmark = [
     pytest.mark.parametrize("anyio_backend", ["asyncio"]),  # of the test; the program's loop is `loop`
     pytest.mark.parametrize("loop", ["asyncio", "trio"]),
 ]
+
+PATIENCE = 30.0
 
 PROGRAM = """
 import gc
@@ -135,6 +138,7 @@ async def test_interrupted(server: LocalNode, loop: str, body: str) -> None:
     await no_backends(server, application)
 
 
+@pytest.mark.thorough
 async def test_interrupted_at_any_moment(server: LocalNode, loop: str) -> None:
     for number in range(5):
         application = unique("app")
@@ -146,8 +150,13 @@ async def test_interrupted_at_any_moment(server: LocalNode, loop: str) -> None:
 
 
 async def test_interrupted_while_it_waits_for_nodes(loop: str) -> None:
-    absent = "host=127.0.0.1 port=1"
-    with program(loop, absent, unique("app"), "pass") as process:
-        with pytest.raises(subprocess.TimeoutExpired):
-            await anyio.to_thread.run_sync(lambda: process.communicate(timeout=1.5))
-        await anyio.to_thread.run_sync(lambda: interrupt(process))
+    """The node hangs up on each connection: when a second one comes, the program is waiting for the node."""
+    with socket.create_server(("127.0.0.1", 0)) as hanging_up:
+        hanging_up.settimeout(PATIENCE)
+        dsn = f"host=127.0.0.1 port={hanging_up.getsockname()[1]}"
+        with program(loop, dsn, unique("app"), "pass") as process:
+            for _ in range(2):
+                connection, _ = await anyio.to_thread.run_sync(hanging_up.accept)
+                connection.close()
+            assert process.poll() is None
+            await anyio.to_thread.run_sync(lambda: interrupt(process))

@@ -33,6 +33,7 @@ def test_all_of_them_are_tried() -> None:
     assert EXAMPLES == ["chaos_asyncpg"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_by_the_commands_of_its_readme(name: str, tmp_path: Path) -> None:
     clone(tmp_path)

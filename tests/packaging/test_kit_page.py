@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from pgha.chaos import ALL_FAULTS, checkers
+from pgha.cli._app import app
 
 PAGE = (Path(__file__).parents[2] / "docs/chaos.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", PAGE, re.DOTALL)
@@ -19,39 +20,42 @@ TESTS = [block[0] for block in BLOCKS if block not in PROGRAMS]
 PATIENCE = 120.0
 
 
-def run(*words: str, cwd: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", *words],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-    return done.stdout
-
-
 def test_every_block_is_tried_here() -> None:
     assert (len(PROGRAMS), len(TESTS)) == (4, 3)
     assert all("def test_" in code or "TestCase" in code for code in TESTS)
 
 
 @pytest.mark.parametrize("number", range(len(PROGRAMS)))
-def test_a_program(number: int, tmp_path: Path) -> None:
+def test_a_program(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Programs that are complete: `tests/packaging/test_readme.py` runs one as a process."""
+    monkeypatch.chdir(tmp_path)
     code, output = PROGRAMS[number]
-    assert run("-c", code, cwd=tmp_path) == output
+    exec(compile(code, "program", "exec"), {"__name__": "__main__"})
+    assert capfd.readouterr() == (output, "")
     if "psycopg" not in code:  # whose connections are asyncio's
         other = code.replace("\nanyio.run(main)\n", "\nanyio.run(main, backend='trio')\n")
-        assert run("-c", other, cwd=tmp_path) == output
+        exec(compile(other, "program", "exec"), {"__name__": "__main__"})
+        assert capfd.readouterr() == (output, "")
 
 
-@pytest.mark.parametrize("number", range(len(TESTS)))
-def test_the_tests(number: int, tmp_path: Path) -> None:
-    (tmp_path / "test_shown.py").write_text(TESTS[number])
+def test_the_tests(tmp_path: Path) -> None:
+    for number, code in enumerate(TESTS):
+        (tmp_path / f"test_shown_{number}.py").write_text(code)
     (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
-    told = run("-m", "pytest", "-q", "--strict-markers", "--strict-config", cwd=tmp_path)
-    assert re.search(r"^[1-9]\d* passed in ", told, re.MULTILINE), told
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "pytest", "-v", "--strict-markers", "--strict-config"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    for number in range(len(TESTS)):
+        assert re.search(rf"^test_shown_{number}\.py::\S+ PASSED", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"=+ [1-9]\d* passed in ", done.stdout), done.stdout
 
 
 def test_the_tables_are_whole() -> None:
@@ -61,16 +65,13 @@ def test_the_tables_are_whole() -> None:
     assert {*ALL_FAULTS, *checkers.RULES} - named == set()
 
 
-def test_the_command_knows_these_options(tmp_path: Path) -> None:
+def test_the_command_knows_these_options() -> None:
     (shown,) = re.findall(r"```sh\n(pgha chaos.*?)```", PAGE, re.DOTALL)
     words = {word for line in shown.splitlines() for word in line.partition("#")[0].split()}
-    environment = {**os.environ, "COLUMNS": "200"}
-    pgha = [sys.executable, "-c", "import pgha.cli; pgha.cli.main()", "chaos"]
     told = ""
     for option in ("--help", "--list"):
-        done = subprocess.run(
-            [*pgha, option], env=environment, capture_output=True, text=True, timeout=PATIENCE, check=True
-        )
+        done = CliRunner().invoke(app, ["chaos", option], terminal_width=200)
+        assert done.exit_code == 0
         told += done.stdout
     assert {word for word in words if word.startswith("--") and word not in told} == set()
     assert "freeze-the-node" in words and "freeze-the-node" in told

@@ -1,7 +1,7 @@
 """The commands and their options.
 
-Each command imports its own modules when it runs. Importing the modules of all commands takes longer than some
-commands run.
+Each command imports its own modules when it runs. Importing the modules of all commands takes longer than
+some commands run.
 """
 
 from __future__ import annotations

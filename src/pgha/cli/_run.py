@@ -14,8 +14,8 @@ from pgha.cli._output import OutputClosed, first_of, output_closed
 def ending(loop: str, body: Callable[[], Awaitable[int]], name: str, *reported: type[Exception]) -> int:
     """Run `body` in a new event loop, and return an exit code.
 
-    The code is the one that `body` returns, or tells what ended `body`: a signal, a closed output, or an error
-    of the classes `reported`. Such an error is printed in one line, as an error of the command `name`.
+    The code is the one that `body` returns, or tells what ended `body`: a signal, a closed output, or an
+    error of the classes `reported`. Such an error is printed in one line, as an error of the command `name`.
     """
     code = 1
     try:

@@ -37,6 +37,8 @@ PATIENCE = 30.0
 APPLICATION = "pgha soak"
 TABLE = "CREATE TABLE pgha_soak (key uuid PRIMARY KEY, at timestamptz DEFAULT now())"
 SECRET = "s3cr3tQZ"
+LIGHT = ("--rate", "500", "--spike", "50")
+"""A load that leaves the machine to other tests."""
 
 both_loops = pytest.mark.parametrize("loop", ["asyncio", "trio"])
 
@@ -209,7 +211,7 @@ def assert_in_order(lines: list[str]) -> None:
 
 
 def test_a_line_a_second_and_the_summary(server: Node, one_name: str) -> None:
-    done = ended(server.dsn, "--seconds", "2.5")
+    done = ended(server.dsn, *LIGHT, "--seconds", "2.5")
     assert (done.returncode, done.stderr) == (0, "")
     *seconds, empty, first, _, third = done.stdout.splitlines()
     assert_in_order(seconds)
@@ -234,7 +236,7 @@ def test_no_more_than_the_rate(server: Node) -> None:
     ],
 )
 def test_a_signal_is_the_normal_end(server: Node, loop: str, number: signal.Signals) -> None:
-    with running(server.dsn, "--loop", loop) as process:
+    with running(server.dsn, *LIGHT, "--loop", loop) as process:
         line_of(process)
         said = interrupted(process, number)
         assert process.returncode == 0
@@ -262,7 +264,7 @@ def test_a_signal_before_it_began() -> None:
 
 
 def test_a_closed_pipe_ends_it_quietly(server: Node) -> None:
-    with running(server.dsn, "--write") as process:
+    with running(server.dsn, *LIGHT, "--write") as process:
         line_of(process)
         assert process.stdout is not None
         assert process.stderr is not None
@@ -278,7 +280,7 @@ def test_in_a_terminal_one_line_is_rewritten(server: Node) -> None:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
     environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
     with subprocess.Popen(
-        [COMMAND, "soak", server.dsn, "--seconds", "2.5"], stdout=theirs, env=environment
+        [COMMAND, "soak", server.dsn, *LIGHT, "--seconds", "2.5"], stdout=theirs, env=environment
     ) as process:
         os.close(theirs)
         said = b""
@@ -333,7 +335,7 @@ def node_lines(process: subprocess.Popen[str], want: str) -> None:
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_killed_node_is_no_error_of_a_read(loop: str) -> None:
     async with two_nodes() as (first, second):
-        with running(first.dsn, second.dsn, "--loop", loop) as process:
+        with running(first.dsn, second.dsn, *LIGHT, "--loop", loop) as process:
             await anyio.to_thread.run_sync(node_lines, process, f"{name(second)} up")
             await first.kill()
             await anyio.to_thread.run_sync(node_lines, process, f"{name(first)} down")
@@ -428,7 +430,7 @@ def test_writes_into_a_table_that_is_there(server: Node, loop: str) -> None:
 
 @both_loops
 def test_a_table_that_it_made_is_dropped(server: Node, loop: str) -> None:
-    with running(server.dsn, "--write", "--loop", loop) as process:
+    with running(server.dsn, *LIGHT, "--write", "--loop", loop) as process:
         line_of(process)
         assert table_there(server)
         assert " 0 errors\n" in interrupted(process)
