@@ -223,7 +223,8 @@ def test_the_demo_loses_and_doubles_nothing(loop: str, seconds: int) -> None:
     for key in ("lost", "doubled", "repeated", "errors", "in_doubt"):
         assert numbers[key] == 0, done.stdout
     assert numbers["faults"] == len(numbers["fault_list"]) >= 1
-    assert numbers["operations"] == numbers["reads"] + numbers["writes"] > 100
+    assert numbers["operations"] == numbers["reads"] + numbers["writes"]
+    assert numbers["reads"] > 0 and numbers["writes"] > 0
     assert {"retried", "replayed", "longest_gap_ms", "seed"} < numbers.keys()
     assert (numbers["seconds"], numbers["nodes"], numbers["loop"]) == (seconds, 3, loop)
     assert len(done.stderr.splitlines()) == 4  # the stages, and no word of pgha's log

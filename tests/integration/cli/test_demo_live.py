@@ -315,7 +315,7 @@ def a_pty() -> Iterator[tuple[int, int]]:
 
 @pytest.mark.anyio
 async def test_keys_are_heard_without_enter_and_the_terminal_is_as_it_was() -> None:
-    with a_pty() as (ours, theirs), within():
+    with a_pty() as (ours, theirs), within(30):
         before = termios.tcgetattr(theirs)
         heard: list[str] = []
         with pytest.raises(KeyError), unbuffered(theirs):
@@ -337,7 +337,7 @@ async def test_keys_are_heard_without_enter_and_the_terminal_is_as_it_was() -> N
 @pytest.mark.anyio
 async def test_a_terminal_that_hangs_up_ends_the_keys() -> None:
     ours, theirs = pty.openpty()
-    with within(), unbuffered(theirs):
+    with within(30), unbuffered(theirs):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listen, theirs, lambda key: None)
             await anyio.wait_all_tasks_blocked()
