@@ -377,12 +377,6 @@ def test_what_pgha_logs_as_an_error_is_a_broken_promise(
 # The real thing
 
 
-def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [COMMAND, "chaos", *arguments], capture_output=True, text=True, timeout=2 * PATIENCE, check=False
-    )
-
-
 @both_loops
 def test_random_faults_break_no_promise(loop: str, tmp_path: Path) -> None:
     report = tmp_path / "page.png"
@@ -396,8 +390,8 @@ def test_random_faults_break_no_promise(loop: str, tmp_path: Path) -> None:
 
 
 def test_a_scenario_by_its_name() -> None:
-    said = ended("stop-fast", "--json", "--seed", "1")
-    assert said.returncode == 0, said.stderr
+    said = asked("stop-fast", "--json", "--seed", "1")
+    assert said.exit_code == 0, said.stderr
     numbers = json.loads(said.stdout)
     assert (numbers["title"], numbers["kept"]) == ("scenario stop-fast", True)
     assert numbers["faults_by_kind"] == {"restart": 2}
