@@ -24,7 +24,8 @@ pytestmark = [
     pytest.mark.parametrize("loop", ["asyncio", "trio"]),
 ]
 
-PATIENCE = 30.0
+PATIENCE = 120.0
+"""Seconds until a test gives up: at a load of 30, a program needs 30 s to start."""
 
 PROGRAM = """
 import gc

@@ -30,7 +30,7 @@ from pgha.cli._chaos.arguments import Unusable, kinds_of, schedule_of
 from pgha.cli._chaos.text import ChaosOptions, Ticker, played_again, summary
 
 COMMAND = Path(sys.executable).with_name("pgha")
-PATIENCE = 90.0
+PATIENCE = 240.0
 THREE = Schedule((Step(0.1, "kill", 0, 0.2), Step(2.0, "freeze", 1, 0.3), Step(4.0, "restart", 2, 0.1)))
 
 both_loops = pytest.mark.parametrize("loop", ["asyncio", "trio"])

@@ -34,7 +34,8 @@ from pgha.cli._demo.workload import Move, Recorder
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "pgha")
 README = Path(__file__).parents[3] / "README.md"
-PATIENCE = 60.0
+PATIENCE = 240.0
+"""Seconds until a test gives up: at a load of 30, the demo needs more than a minute."""
 NOTHING = Verdict()
 
 

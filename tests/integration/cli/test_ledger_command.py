@@ -308,7 +308,7 @@ async def test_a_signal_in_the_middle(loop: str) -> None:
         try:
             asked = psutil.Process(process.pid)
             # It has connected, and waits: the node does not answer for much longer.
-            await eventually(lambda: any(one.raddr for one in asked.net_connections()), 30)
+            await eventually(lambda: any(one.raddr for one in asked.net_connections()), 120)
             process.send_signal(signal.SIGINT)
             began = time.monotonic()
             _, error = await anyio.to_thread.run_sync(process.communicate)

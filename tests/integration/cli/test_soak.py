@@ -33,7 +33,8 @@ from pgha.cli._app import app
 from pgha.cli._soak.tally import Latencies, Tally
 
 COMMAND = Path(sys.executable).with_name("pgha")
-PATIENCE = 30.0
+PATIENCE = 120.0
+"""Seconds until a test gives up: at a load of 30, the command needs 30 s to start."""
 APPLICATION = "pgha soak"
 TABLE = "CREATE TABLE pgha_soak (key uuid PRIMARY KEY, at timestamptz DEFAULT now())"
 SECRET = "s3cr3tQZ"
@@ -142,7 +143,7 @@ import sys
 import pgha.cli
 from pgha.cli._soak import command
 
-command._DRAIN = 600.0
+command._DRAIN = command._FAILOVER_TIMEOUT = 600.0
 drain = command._Run._drain
 
 async def told(run):
@@ -156,7 +157,7 @@ pgha.cli.main()
 
 @contextmanager
 def running(*arguments: str, patient: bool = False) -> Iterator[subprocess.Popen[str]]:
-    """The soak; ``patient``: at its end it says so, and waits for ten minutes for what is in flight."""
+    """The soak; ``patient``: it waits for ten minutes for nodes and, after it has said so, for its end."""
     command = [sys.executable, "-c", PATIENT] if patient else [COMMAND]
     process = subprocess.Popen(
         [*command, "soak", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -252,8 +253,8 @@ def listens(process: subprocess.Popen[str]) -> bool:
 
 
 def test_a_signal_before_it_began() -> None:
-    with running("host=127.0.0.1 port=1") as process:
-        # It looks for its node for five seconds; how long it takes to be there is up to the machine.
+    with running("host=127.0.0.1 port=1", patient=True) as process:
+        # How long it takes to look for its node is up to the machine.
         deadline = time.monotonic() + PATIENCE
         while not listens(process):
             assert time.monotonic() < deadline
