@@ -18,7 +18,7 @@ from pgha.chaos._servers.binaries import Installation
 from pgha.chaos._servers.config import NodeOptions
 from pgha.chaos._servers.node import ServerNode
 from pgha.chaos._servers.protocol import NodeKind
-from pgha.chaos._servers.runner import Place
+from pgha.chaos._servers.runner import NoBackend, Place
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -186,7 +186,7 @@ class ContainerRunner:
         for process in warden.processes(self._place.folder):
             if process != self.pid and _inner_id(process) == pid:
                 return process
-        raise ChaosError(
+        raise NoBackend(
             f"{pid} is not a backend of {self._place.name}: take a pid from its pg_stat_activity"
         )
 

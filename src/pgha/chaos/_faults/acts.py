@@ -10,9 +10,11 @@ from pgha.chaos._errors import ChaosError
 from pgha.chaos._faults.kinds import NodeFault, WireFault
 from pgha.chaos._proxy.direction import Cut, Direction, Wire
 from pgha.chaos._servers.protocol import Node, StopMode
+from pgha.chaos._servers.runner import NoBackend
 
 _STOP_TIMEOUT = 20.0
 _COALESCE_WAIT = 0.05
+_TRIES = 20
 _CLIENTS = (
     "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
     " ORDER BY backend_start, pid"
@@ -63,11 +65,23 @@ async def _terminate(node: Node, _: float) -> None:
 
 
 async def _kill_backend(node: Node, which: float) -> None:
-    await node.kill_backend(await _client(node, which))
+    await _to_client(node.kill_backend, node, which)
 
 
 async def _freeze_backend(node: Node, which: float) -> None:
-    await node.freeze_backend(await _client(node, which))
+    await _to_client(node.freeze_backend, node, which)
+
+
+async def _to_client(strike: Callable[[int], Awaitable[object]], node: Node, which: float) -> None:
+    """Strike the backend of a client; ask again when the client has left meanwhile."""
+    for _ in range(_TRIES):
+        try:
+            await strike(await _client(node, which))
+        except NoBackend as error:
+            gone = error
+        else:
+            return
+    raise gone
 
 
 async def _client(node: Node, which: float) -> int:

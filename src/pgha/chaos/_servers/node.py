@@ -268,8 +268,7 @@ class ServerNode:
         Raises:
             ChaosError: If `pid` is not a backend of this node, or is still there after 10 s.
         """
-        process = await blocking(self._server.backend, pid)
-        warden.send(process, signal.SIGKILL)
+        process = await blocking(self._server.signal_backend, pid, signal.SIGKILL)
         gone = (None, "Z") if self.frozen else (None,)
         await self._until(lambda: warden.state(process) in gone, 10.0, f"reap {pid}")
 
@@ -284,8 +283,7 @@ class ServerNode:
         Raises:
             ChaosError: If `pid` is not a backend of this node, or still runs after 10 s.
         """
-        process = await blocking(self._server.backend, pid)
-        warden.send(process, signal.SIGSTOP)
+        process = await blocking(self._server.signal_backend, pid, signal.SIGSTOP)
         await self._until(lambda: warden.state(process) in ("T", "Z", None), 10.0, f"stop {pid}")
 
     async def thaw_backend(self, pid: int) -> None:
@@ -299,8 +297,7 @@ class ServerNode:
         Raises:
             ChaosError: If `pid` is not a backend of this node.
         """
-        process = await blocking(self._server.backend, pid)
-        warden.send(process, signal.SIGCONT)
+        await blocking(self._server.signal_backend, pid, signal.SIGCONT)
 
     async def wait_ready(self, timeout: float = 30.0) -> None:
         """Wait until the server accepts a new connection.

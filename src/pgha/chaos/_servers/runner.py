@@ -33,6 +33,10 @@ class Place:
         return self.folder / "log"
 
 
+class NoBackend(ChaosError):
+    """The process id is not, or no longer, that of a backend."""
+
+
 class Runner(Protocol):
     """The part of `Server` that differs between kinds of nodes.
 
@@ -136,7 +140,7 @@ class LocalRunner:
 
     def backend(self, pid: int) -> int:
         if pid == self.pid or pid not in warden.processes(self._place.folder):
-            raise ChaosError(
+            raise NoBackend(
                 f"{pid} is not a backend of {self._place.name}: take a pid from its pg_stat_activity"
             )
         return pid

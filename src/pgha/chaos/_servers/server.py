@@ -189,18 +189,20 @@ class Server:
         except FileNotFoundError:
             return []
 
-    def signal(self, sig: signal.Signals) -> None:
-        """Send a signal to the postmaster, if it lives."""
-        with self._alone():
-            self.runner.signal(sig)
-
-    def backend(self, pid: int) -> int:
-        """Return the process id on this machine of the process that the server knows as `pid`.
+    def signal_backend(self, pid: int, sig: signal.Signals) -> int:
+        """Signal the process that the server knows as `pid`, and return its process id on this machine.
 
         The process is proven to belong to this server, and not to be its postmaster.
         """
         with self._alone():
-            return self.runner.backend(pid)
+            process = self.runner.backend(pid)
+            warden.send(process, sig)  # at once: a backend may end at any moment
+            return process
+
+    def signal(self, sig: signal.Signals) -> None:
+        """Send a signal to the postmaster, if it lives."""
+        with self._alone():
+            self.runner.signal(sig)
 
     def kill(self) -> None:
         """Send SIGKILL to all processes, frozen or not, and wait until they are gone."""

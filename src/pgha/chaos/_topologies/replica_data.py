@@ -26,8 +26,13 @@ _WIRING = "pgha_replica.conf"
 _SIGNAL = "standby.signal"
 
 
-async def base_backup(node: ServerNode, primary: ServerNode, timeout: float) -> None:
-    """Give `node`, which is down, a copy of `primary`; until the copy is complete, the old data stays."""
+async def base_backup(
+    node: ServerNode, primary: ServerNode, timeout: float, upstream: ServerNode | None = None
+) -> None:
+    """Give `node`, which is down, a copy of `primary`, as a standby that follows `upstream`.
+
+    Until the copy is complete, `node` keeps its old data.
+    """
     server = node._server
     fresh = server.folder / "data.new"
     await blocking(warden.remove_folder, fresh)  # the rest of a cancelled backup
@@ -35,6 +40,9 @@ async def base_backup(node: ServerNode, primary: ServerNode, timeout: float) -> 
     await _run([server.installation.program("pg_basebackup"), "-D", fresh, *words], server.folder, timeout)
 
     def exchange(data: Path) -> None:
+        # Before the exchange: whoever is cancelled after it must not leave a node that starts as a primary.
+        _write_signal(fresh)
+        _write_wiring(fresh, node.name, upstream)
         warden.remove_folder(data)
         fresh.rename(data)
 
@@ -75,7 +83,11 @@ def recovering_on(node: ServerNode) -> str | None:
 
 def make_standby(node: ServerNode) -> None:
     """Let `node` start as a standby. Blocks."""
-    path = node._server.data / _SIGNAL
+    _write_signal(node._server.data)
+
+
+def _write_signal(folder: Path) -> None:
+    path = folder / _SIGNAL
     path.touch(mode=0o600)
     server_account().give(path)
 
@@ -88,13 +100,19 @@ def wire(
     `upstream` None: the node follows no server. The file takes effect at the next start or reload; `timeline`
     (the one to follow) at the next start.
     """
-    source = "" if upstream is None else make_conninfo(upstream.dsn, application_name=node.name)
+    _write_wiring(node._server.data, node.name, upstream, synchronous, timeline)
+
+
+def _write_wiring(
+    folder: Path, name: str, upstream: ServerNode | None, synchronous: str = "", timeline: str = "latest"
+) -> None:
+    source = "" if upstream is None else make_conninfo(upstream.dsn, application_name=name)
     settings = {
         "primary_conninfo": source,
         "synchronous_standby_names": synchronous,
         "recovery_target_timeline": timeline,
     }
-    target = node._server.data / _WIRING
+    target = folder / _WIRING
     fresh = target.with_suffix(".new")
     fresh.touch(mode=0o600)  # the file may hold a password
     fresh.write_text("".join(f"{name} = {_quoted(value)}\n" for name, value in settings.items()))

@@ -73,11 +73,14 @@ class Topology(Nodes):
 
     # Changing
 
+    def _upstream(self, node: ServerNode) -> ServerNode | None:
+        """Return the node that `node` has to follow, if any."""
+        follows = node in self._standbys and node.name not in self._apart
+        return self._primary if follows else None
+
     async def _wire(self, node: ServerNode) -> None:
         """Tell a node which server to follow and which standbys to wait for."""
-        follows = node in self._standbys and node.name not in self._apart
-        upstream = self._primary if follows else None
-        await blocking(data.wire, node, upstream, self._waits_for.get(node.name, ""))
+        await blocking(data.wire, node, self._upstream(node), self._waits_for.get(node.name, ""))
         if not node.frozen and not await _hears(node):
             return  # the node reads the file when it starts
         if (pid := node.pid) is not None:
@@ -145,7 +148,7 @@ class Topology(Nodes):
                 if how == "rewind":
                     raise
                 await node.kill()  # the node may have been started to recover
-        await data.base_backup(node, self._primary, timeout)
+        await data.base_backup(node, self._primary, timeout, self._upstream(node))
         return "basebackup"
 
     async def _rewind(self, node: ServerNode, timeout: float) -> None:
