@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from docker import DockerClient
     from docker.models.containers import Container
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.thorough]
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
 needs_debian = pytest.mark.skipif(not DEBIAN.exists(), reason="Debian's PostgreSQL 15 is not installed")
 NOWHERE = "127.0.0.1:1/nothing:1"
@@ -367,12 +367,6 @@ async def test_masters_in_containers(place: Path) -> None:
         await nodes["n1"].unpause()
         await nodes.wait_replicated(timeout=20)
         assert [await count(node) for node in nodes] == [4, 4]
-
-
-async def test_an_unknown_kind() -> None:
-    with pytest.raises(ChaosError, match="'jail' is not a kind of node: use 'local' or 'container'"):
-        async with standalone(kind=cast(Any, "jail")):
-            pytest.fail("there is none")
 
 
 # --- nothing is left behind ---------------------------------------------------------------------------

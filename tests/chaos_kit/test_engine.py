@@ -127,6 +127,12 @@ async def test_no_engine_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_
     )
 
 
+async def test_an_unknown_kind() -> None:
+    with pytest.raises(ChaosError, match="'jail' is no kind of node: 'local' or 'container'"):
+        async with standalone(kind=cast(Any, "jail")):
+            pytest.fail("there is none")
+
+
 def test_an_engine_that_may_not_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(self: socket.socket, address: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -223,6 +229,7 @@ def dangling(engine: DockerClient) -> set[str]:
     return {str(image.id) for image in engine.images.list(filters={"dangling": True})}
 
 
+@pytest.mark.thorough
 def test_images(engine: DockerClient, tag: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PGHA_IMAGE", raising=False)
     before = dangling(engine)
@@ -239,6 +246,7 @@ def test_images(engine: DockerClient, tag: str, monkeypatch: pytest.MonkeyPatch)
     assert find_image() == find_image(16) == tag
 
 
+@pytest.mark.thorough
 def test_an_image_that_is_not_here(engine: DockerClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGHA_IMAGE", NOWHERE)
     with pytest.raises(ChaosError, match=rf"cannot pull the image {NOWHERE}: .*: load it .*, or unset PGHA_"):
@@ -258,6 +266,7 @@ def test_what_cannot_be_packed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         pack(installation)
 
 
+@pytest.mark.thorough
 def test_the_command(engine: DockerClient, tag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["image", "--version", "16", "--tag", tag]) == 0
     assert capsys.readouterr().out == f"{tag}\n"

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,13 +18,15 @@ import psycopg
 import pytest
 import sniffio
 from support.common import PATIENCE, eventually, started
+from support.servers import standalone
 
-from pgha.chaos import ChaosError, Done, FaultKind, Injector, Nodes, Schedule, Step, standalone
+from pgha.chaos import ChaosError, Done, FaultKind, Injector, Nodes, Schedule, Step
 from pgha.chaos._faults.acts import ProxyLike
 from pgha.chaos._faults.kinds import NODE_FAULTS, TRAITS, WIRE_FAULTS
 from pgha.chaos._proxy.direction import Wire
 from pgha.chaos._proxy.group import proxied
 from pgha.chaos._servers.protocol import Node
+from pgha.chaos._servers.runner import NoBackend
 from pgha.chaos._servers.sql import execute
 
 pytestmark = pytest.mark.anyio
@@ -38,6 +41,8 @@ class FakeNode:
         self.failing: dict[str, int] = {}
         self.calls: list[str] = []
         self.clients: list[tuple[int]] = []
+        self.leaving: set[int] = set()
+        """Clients who are gone when they are struck."""
 
     async def _call(self, name: str, **state: bool) -> None:
         await anyio.lowlevel.checkpoint()
@@ -65,9 +70,16 @@ class FakeNode:
 
     async def kill_backend(self, pid: int) -> None:
         await self._call(f"kill {pid}")
+        self._check_client(pid)
 
     async def freeze_backend(self, pid: int) -> None:
         await self._call(f"freeze {pid}")
+        self._check_client(pid)
+
+    def _check_client(self, pid: int) -> None:
+        if pid in self.leaving:
+            self.clients.remove((pid,))
+            raise NoBackend(f"{pid} is no backend of {self.name}")
 
     async def wait_ready(self, timeout: float = 30.0) -> None:
         await self._call("ready")
@@ -118,8 +130,18 @@ async def client_of(node: Node) -> AsyncGenerator[list[BaseException]]:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
         await started(cast(Any, node), "/* client */")
+        await eventually(partial(_is_the_oldest_client, node), what="those who asked have left")
         yield ends
         tasks.cancel_scope.cancel()
+
+
+async def _is_the_oldest_client(node: Node) -> bool:
+    """Who asked before it began may linger a little, and be struck instead."""
+    rows = await node.execute(
+        "SELECT query FROM pg_stat_activity WHERE backend_type = 'client backend'"
+        " AND pid <> pg_backend_pid() ORDER BY backend_start, pid LIMIT 1"
+    )
+    return bool(rows) and "/* client */" in rows[0][0]
 
 
 async def assert_well(nodes: Nodes) -> None:
@@ -219,7 +241,9 @@ async def under_test(dsns):
 """
 
 
-@pytest.mark.parametrize("kinds", [("crash", "terminate"), ("terminate", "crash")])
+@pytest.mark.parametrize(
+    "kinds", [("crash", "terminate"), pytest.param(("terminate", "crash"), marks=pytest.mark.thorough)]
+)
 async def test_a_script_does_it_again(kinds: tuple[FaultKind, FaultKind], tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     schedule = Schedule((Step(0.2, kinds[0], 0, 0.1), Step(0.3, kinds[1], 1)))
@@ -309,6 +333,20 @@ async def test_what_is_over_at_once_is_no_obstacle() -> None:
     await injector.heal()
     assert [one.skipped for one in injector.done] == [""] * 6
     assert nodes[0].calls.count("kill 9") == 2
+
+
+@pytest.mark.parametrize(("kind", "blow"), [("kill_backend", "kill"), ("freeze_backend", "freeze")])
+async def test_a_client_who_leaves_just_then(kind: FaultKind, blow: str) -> None:
+    """The next one is struck; only when there is none it cannot be done."""
+    nodes, _ = fakes()
+    nodes[0].clients, nodes[0].leaving = [(7,), (9,)], {7}
+    injector = injector_of(nodes)
+    await injector.strike(kind, 0)
+    await injector.heal()
+    assert [call for call in nodes[0].calls if call.startswith(blow)] == [f"{blow} 7", f"{blow} 9"]
+    nodes[0].leaving = {9}
+    with pytest.raises(ChaosError, match="no client is connected"):
+        await injector.strike(kind, 0)
 
 
 async def test_some_are_spared() -> None:

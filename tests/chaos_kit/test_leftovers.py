@@ -10,9 +10,10 @@ import psycopg
 import pytest
 from anyio.lowlevel import checkpoint
 from support.common import PATIENCE, eventually, unique, within
+from support.servers import standalone
 
 import pgha
-from pgha.chaos import Node, standalone
+from pgha.chaos import Node
 from pgha.chaos._proxy.direction import Wire
 from pgha.chaos._proxy.proxy import Proxy
 from pgha.chaos._verify.leftovers import backends_left, nothing_left, sockets, tasks

@@ -16,9 +16,10 @@ import trustme
 from anyio.from_thread import BlockingPortal
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from support.common import PATIENCE, eventually, nothing_left, unique, within
+from support.servers import standalone
 
 import pgha
-from pgha.chaos import Cut, Direction, LocalNode, Proxy, Wire, proxied, standalone
+from pgha.chaos import Cut, Direction, LocalNode, Proxy, Wire, proxied
 
 pytestmark = pytest.mark.anyio
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import docker  # noqa: F401 - else `pytester` would unload it, but not all: `http.cookiejar` there would be twice
 import pytest
 from support.common import demand_engine
 
@@ -258,6 +259,7 @@ def test_without_an_engine(pytester: pytest.Pytester, monkeypatch: pytest.Monkey
     )
 
 
+@pytest.mark.thorough
 def test_containers(pytester: pytest.Pytester) -> None:
     demand_engine()
     pytester.makeini("[pytest]\npgha_nodes = container\n")

@@ -61,14 +61,15 @@ def processes(folder: Path, sessions: Collection[int] = ()) -> list[int]:
     inside = os.fsencode(folder) + b"/"
     found = []
     # Every start and end of a server looks several times: without pathlib in half the time.
-    for name in os.listdir(_PROC):
-        if name.isdecimal() and (_belongs(name, title, inside) or _session(int(name), sessions)):
-            found.append(int(name))
+    with os.scandir(_PROC) as entries:
+        for entry in entries:
+            if entry.name.isdecimal() and (_belongs(entry, title, inside) or _session(entry, sessions)):
+                found.append(int(entry.name))
     return sorted(found)
 
 
-def _belongs(process: str, title: bytes, inside: bytes) -> bool:
-    line = _command(process)
+def _belongs(process: os.DirEntry[str], title: bytes, inside: bytes) -> bool:
+    line = _command(process.name)
     if not line.startswith(title):
         if inside not in line:
             return False
@@ -76,7 +77,7 @@ def _belongs(process: str, title: bytes, inside: bytes) -> bool:
         if program.rpartition(b"/")[2] not in _PROGRAMS or not any(w.startswith(inside) for w in arguments):
             return False
     try:  # this account may not signal processes of other accounts, whatever their names
-        return os.geteuid() in (0, os.stat(f"{_PROC}/{process}").st_uid)
+        return os.geteuid() in (0, process.stat().st_uid)
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -95,15 +96,18 @@ def _command(process: str) -> bytes:
         os.close(file)
 
 
-def _session(process: int, sessions: Collection[int]) -> bool:
+def _session(process: os.DirEntry[str], sessions: Collection[int]) -> bool:
     """Return whether the process lives in one of `sessions`.
 
     The children of initdb carry no mark of the folder, but stay in its session.
     """
     if not sessions:
         return False
-    status = _status(process)
-    return status is not None and status[0] != "Z" and int(status[3]) in sessions
+    pid = int(process.name)
+    try:
+        return os.getsid(pid) in sessions and state(pid) not in ("Z", None)
+    except ProcessLookupError:
+        return False
 
 
 def _status(pid: int) -> list[str] | None:
