@@ -128,7 +128,7 @@ async def test_no_engine_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 async def test_an_unknown_kind() -> None:
-    with pytest.raises(ChaosError, match="'jail' is no kind of node: 'local' or 'container'"):
+    with pytest.raises(ChaosError, match="'jail' is not a kind of node: use 'local' or 'container'"):
         async with standalone(kind=cast(Any, "jail")):
             pytest.fail("there is none")
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import anyio
-import anyio.lowlevel
 import psycopg
 import pytest
 import sniffio
+from anyio.lowlevel import checkpoint
 from support.common import PATIENCE, eventually, started
 from support.servers import standalone
 
@@ -39,14 +39,17 @@ class FakeNode:
     def __init__(self, name: str) -> None:
         self.name, self.running, self.frozen = name, True, False
         self.failing: dict[str, int] = {}
+        self.slow: dict[str, float] = {}
         self.calls: list[str] = []
         self.clients: list[tuple[int]] = []
         self.leaving: set[int] = set()
         """Clients who are gone when they are struck."""
 
     async def _call(self, name: str, **state: bool) -> None:
-        await anyio.lowlevel.checkpoint()
+        await checkpoint()
         self.calls.append(name)
+        if name in self.slow:
+            await anyio.sleep(self.slow[name])
         if self.failing.get(name, 0):
             self.failing[name] -= 1
             raise ChaosError(f"{name} fails")
@@ -347,6 +350,27 @@ async def test_a_client_who_leaves_just_then(kind: FaultKind, blow: str) -> None
     nodes[0].leaving = {9}
     with pytest.raises(ChaosError, match="no client is connected"):
         await injector.strike(kind, 0)
+
+
+async def test_a_short_fault_is_done_before_the_next() -> None:
+    """Else the next one would take the server away while it is being done."""
+    nodes, _ = fakes()
+    nodes[0].clients = [(7,)]
+    nodes[0].slow = {"kill 7": 0.05}
+    done = await injector_of(nodes).run(Schedule((Step(0, "kill_backend", 0), Step(0.01, "kill", 0, 0.0))))
+    assert [(one.kind, one.skipped) for one in done] == [("kill_backend", ""), ("kill", "")]
+    assert nodes[0].calls[:4] == ["list", "kill 7", "ready", "kill"]
+
+
+async def test_steps_that_are_late_keep_their_order() -> None:
+    nodes, _ = fakes(9)
+    steps = [Step(0.001 * number, "freeze", number, 0.0) for number in range(9)]
+    injector = injector_of(nodes)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(injector.run, Schedule(tuple(steps)))
+        await checkpoint()
+        time.sleep(0.02)  # noqa: ASYNC251 - all are due when the loop goes on
+    assert [one.node for one in injector.done] == [node.name for node in nodes]
 
 
 async def test_some_are_spared() -> None:

@@ -10,6 +10,7 @@ from typing import cast, final
 
 import anyio
 import psycopg
+from anyio.abc import TaskStatus
 
 from pgha.chaos._errors import ChaosError
 from pgha.chaos._faults.acts import NODE_ACTS, WIRE_ACTS, ProxyLike, mend
@@ -35,6 +36,8 @@ class _Open:
     heal: Callable[[], Awaitable[object]]
     trouble: str = ""
     """The reason why the last attempt to heal failed; "" if there was none."""
+    acted: anyio.Event = field(default_factory=anyio.Event)
+    """Set when the fault was injected, or skipped."""
     healing: anyio.Lock = field(default_factory=anyio.Lock)
     healed: bool = False
 
@@ -98,14 +101,15 @@ class Injector:
         try:
             async with anyio.create_task_group() as tasks:
                 for step in sorted(schedule.steps, key=lambda step: step.at):
-                    tasks.start_soon(self._perform, step, begun)
+                    await anyio.sleep_until(begun + step.at)
+                    await tasks.start(self._perform, step, begun)
         finally:
             with anyio.CancelScope(shield=True):
                 await self.heal()
         return self.done[first:]
 
-    async def _perform(self, step: Step, begun: float) -> None:
-        await anyio.sleep_until(begun + step.at)
+    async def _perform(self, step: Step, begun: float, *, task_status: TaskStatus[None]) -> None:
+        task_status.started()  # the next step begins after this one, also when both are late
         try:
             fault = await self._begin(step.kind, self._names[step.node], step.amount)
         except _TROUBLE:
@@ -214,6 +218,7 @@ class Injector:
         """End an earlier fault that needs no healing, only time, so that it does not block the next one."""
         before = self._open.get((layer, name))
         if before is not None and not TRAITS[before.kind].lasting:
+            await before.acted.wait()  # a server that goes down now would not let it be done
             await self._end(before)
 
     def _check(self, kind: FaultKind, name: str) -> None:
@@ -246,6 +251,8 @@ class Injector:
         except _TROUBLE:
             await self._end(fault)  # it may have been injected partly
             raise
+        finally:
+            fault.acted.set()
 
     async def _end(self, fault: _Open) -> None:
         """Heal a fault, once. A failure is recorded, and the next call tries again."""
