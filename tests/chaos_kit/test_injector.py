@@ -50,6 +50,8 @@ class FakeNode:
         self.calls.append(name)
         if name in self.slow:
             await anyio.sleep(self.slow[name])
+            if not self.running:
+                raise ChaosError(f"{self.name} went down")
         if self.failing.get(name, 0):
             self.failing[name] -= 1
             raise ChaosError(f"{name} fails")

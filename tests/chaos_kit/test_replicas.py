@@ -21,7 +21,8 @@ import psutil
 import psycopg
 import pytest
 import trustme
-from support.common import both_versions, demand_engine, eventually, within
+from support.common import both_versions, demand_engine, eventually, loop_aside, within
+from support.replicated import everywhere, fill, ids, put, waits
 
 from pgha.chaos import ChaosError, Node
 from pgha.chaos._topologies.replicas import Replicas, replicas
@@ -52,27 +53,11 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def ids(node: Node) -> list[int]:
-    return [row[0] for row in await node.execute("SELECT id FROM t ORDER BY id")]
-
-
-async def put(node: Node, number: int) -> None:
-    await node.execute("INSERT INTO t VALUES (%s)", [number])
-
-
-async def everywhere(nodes: Replicas, numbers: list[int]) -> None:
-    """All nodes have these rows, once all have replayed them."""
-    await nodes.wait_replicated()
-    for node in nodes:
-        assert await ids(node) == numbers, node.name
-
-
 @asynccontextmanager
 async def filled(standbys: int = 1, **options: Any) -> AsyncGenerator[Replicas]:
     """Replicas with a table t and row 1 in it, on all of them."""
     async with replicas(standbys, **options) as nodes:
-        await nodes.primary.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)")
-        await nodes.wait_replicated()
+        await fill(nodes)
         yield nodes
 
 
@@ -120,28 +105,12 @@ async def test_with_a_password() -> None:
         await everywhere(nodes, [1])
 
 
-async def test_a_standby_that_was_away_catches_up() -> None:
-    async with filled(2) as nodes:
-        n2, n3 = nodes.standbys
-        await n2.kill()
-        await n3.freeze()
-        await put(nodes.primary, 2)
-        await nodes.wait_replicated()  # those which are away do not count
-        await n2.start()
-        await n3.thaw()
-        await everywhere(nodes, [1, 2])
-        for node in nodes.standbys:
-            await node.restart()
-        await put(nodes.primary, 3)
-        await everywhere(nodes, [1, 2, 3])
-
-
 # --- failover -----------------------------------------------------------------------------------------
 
-HOWS: list[tuple[Literal["rewind", "basebackup"], int]] = [
+HOWS = [
     ("rewind", 18),
-    ("basebackup", 18),
-    ("rewind", 16),
+    pytest.param("basebackup", 18, marks=pytest.mark.thorough),
+    pytest.param("rewind", 16, marks=pytest.mark.thorough),
 ]
 
 
@@ -173,7 +142,7 @@ async def test_failover_and_back(how: Literal["rewind", "basebackup"], version: 
         await everywhere(nodes, [1, 2, 3])
 
 
-@pytest.mark.parametrize("how", ["rewind", "basebackup"])
+@pytest.mark.parametrize("how", ["rewind", pytest.param("basebackup", marks=pytest.mark.thorough)])
 async def test_an_asynchronous_failover_loses_the_tail(how: Literal["rewind", "basebackup"]) -> None:
     """n2 lags and is promoted: what n1 acknowledged and n3 has is gone, in the end everywhere."""
     async with filled(2) as nodes:
@@ -329,6 +298,7 @@ async def test_a_rewind_that_fails() -> None:
 
 
 @pytest.mark.skipif(not DEBIAN.exists(), reason="Debian's PostgreSQL 15 is not installed")
+@loop_aside
 async def test_tls_with_debians_15(tmp_path: Path) -> None:
     issued = trustme.CA().issue_cert("127.0.0.1")
     issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
@@ -346,6 +316,7 @@ async def test_tls_with_debians_15(tmp_path: Path) -> None:
         await everywhere(nodes, [1, 2])
 
 
+@pytest.mark.thorough
 async def test_in_containers() -> None:
     await anyio.to_thread.run_sync(demand_engine)
     async with filled(2, kind="container", synchronous=1) as nodes:
@@ -369,12 +340,6 @@ async def test_in_containers() -> None:
 # --- synchronous --------------------------------------------------------------------------------------
 
 
-async def waiting(node: Node) -> list[int]:
-    """Processes that wait for a standby."""
-    rows = await node.execute("SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
-    return [row[0] for row in rows]
-
-
 @both_versions
 async def test_a_commit_waits_for_its_standby(version: int) -> None:
     async with filled(synchronous=1, version=version) as nodes:
@@ -382,7 +347,7 @@ async def test_a_commit_waits_for_its_standby(version: int) -> None:
         await n2.freeze()
         async with anyio.create_task_group() as group:
             group.start_soon(put, n1, 2)
-            await eventually(functools.partial(_waits, n1))
+            await eventually(functools.partial(waits, n1))
             assert await ids(n1) == [1], "not to be seen before it is acknowledged"
             await n2.thaw()
         assert await ids(n1) == [1, 2]
@@ -394,32 +359,9 @@ async def test_a_commit_waits_for_its_standby(version: int) -> None:
         await n1.freeze()
         async with anyio.create_task_group() as group:
             group.start_soon(put, n2, 4)
-            await eventually(functools.partial(_waits, n2), what="synchronous again")
+            await eventually(functools.partial(waits, n2), what="synchronous again")
             await n1.thaw()
         await everywhere(nodes, [1, 2, 3, 4])
-
-
-async def _waits(node: Node) -> bool:
-    return bool(await waiting(node))
-
-
-async def test_a_cancelled_wait_is_a_warning_and_the_row_is_there() -> None:
-    async with filled(synchronous=1) as nodes:
-        n1, n2 = nodes
-        await n2.freeze()
-        notices: list[tuple[str | None, str | None]] = []
-
-        def write() -> None:
-            with psycopg.connect(n1.dsn, autocommit=True) as connection:
-                connection.add_notice_handler(lambda n: notices.append((n.severity_nonlocalized, n.sqlstate)))
-                connection.execute("INSERT INTO t VALUES (2)")
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(anyio.to_thread.run_sync, write)
-            await eventually(functools.partial(_waits, n1))
-            await n1.execute("SELECT pg_cancel_backend(%s)", [(await waiting(n1))[0]])
-        assert notices == [("WARNING", "01000")]
-        assert await ids(n1) == [1, 2]
 
 
 async def test_set_synchronous() -> None:
@@ -451,57 +393,11 @@ async def test_set_synchronous() -> None:
         await nodes.set_synchronous(1)
         async with anyio.create_task_group() as group:
             group.start_soon(put, n2, 4)
-            await eventually(functools.partial(_waits, n2))
+            await eventually(functools.partial(waits, n2))
             await n3.start()
 
 
-async def test_the_first_commit_after_set_synchronous_waits() -> None:
-    """The servers' processes hear of it one after the other: it returns when the last one has."""
-    async with filled() as nodes:
-        n1, n2 = nodes
-        await nodes.disconnect(n2)
-        for turn in range(5):
-            await nodes.set_synchronous(1)
-            with anyio.move_on_after(0.1) as scope:
-                await put(n1, 2)
-            assert scope.cancelled_caught, f"turn {turn}"
-            await nodes.set_synchronous(0)
-            await put(n1, 2)
-
-
-async def test_set_synchronous_waits_for_the_checkpointer() -> None:
-    """It is the process that says whether commits wait. While it does not hear, they would not."""
-    async with filled() as nodes:
-        n1, n2 = nodes
-        rows = await n1.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
-        await n1.freeze_backend(rows[0][0])
-        with anyio.move_on_after(1) as scope:
-            await nodes.set_synchronous(1)
-        assert scope.cancelled_caught
-        await n1.thaw_backend(rows[0][0])
-        await nodes.set_synchronous(1)
-        await n2.freeze()
-        async with anyio.create_task_group() as group:
-            group.start_soon(put, n1, 2)
-            await eventually(functools.partial(_waits, n1))
-            await n2.thaw()
-
-
 # --- lagging ------------------------------------------------------------------------------------------
-
-
-async def test_disconnected_and_reconnected() -> None:
-    async with filled(2) as nodes:
-        n1, n2, n3 = nodes
-        for number in range(2, 5):
-            await nodes.disconnect(n2)
-            await put(n1, number)
-            await n2.restart()
-            await nodes.wait_replicated()
-            assert await ids(n3) == [*range(1, number + 1)]
-            assert await ids(n2) == [*range(1, number)]
-            await nodes.reconnect(n2)
-            await everywhere(nodes, [*range(1, number + 1)])
 
 
 async def test_a_standby_disconnected_for_too_long() -> None:
@@ -555,35 +451,6 @@ async def test_options_are_checked_early() -> None:
     await refused("2 nodes need 2 ports, not 1", ports=[1])
 
 
-async def test_what_makes_no_sense_says_so() -> None:
-    async with filled() as nodes:
-        n1, n2 = nodes
-        with pytest.raises(ChaosError, match="'n9' is not one of these nodes: n1, n2"):
-            await nodes.promote("n9")
-        with pytest.raises(ChaosError, match="n1 is the primary, not a standby"):
-            await nodes.promote(n1)
-        with pytest.raises(ChaosError, match="n1 is the primary: promote another"):
-            await nodes.rejoin(n1)
-        with pytest.raises(ChaosError, match="how must be 'rewind', 'basebackup' or 'auto', not 'force'"):
-            await nodes.rejoin(n2, how="force")  # type: ignore[arg-type]
-        with pytest.raises(ChaosError, match="2 synchronous standbys of 1"):
-            await nodes.set_synchronous(2)
-        with pytest.raises(ChaosError, match="1 synchronous standbys of 0"):
-            await nodes.set_synchronous(1, ["n1"])
-        with pytest.raises(ChaosError, match="'n9' is not one"):
-            await nodes.set_synchronous(1, ["n9"])
-        await n2.freeze()
-        with pytest.raises(ChaosError, match="n2 frozen> does not answer: start or thaw"):
-            await nodes.promote(n2)
-        await n2.kill()
-        with pytest.raises(ChaosError, match="n2 down> does not answer"):
-            await nodes.disconnect(n2)
-        await n1.freeze()
-        for call in (nodes.wait_replicated(), nodes.set_synchronous(1), nodes.rejoin(n2)):
-            with pytest.raises(ChaosError, match="n1 frozen> is the primary: start or thaw it, or promote"):
-                await call
-
-
 # --- gone afterwards, whatever happened ----------------------------------------------------------------
 
 
@@ -596,7 +463,15 @@ async def test_left_with_frozen_and_dead_nodes() -> None:
             raise ZeroDivisionError
 
 
-@pytest.mark.parametrize("moment", [0.0, 0.05, 0.2, 0.4, 0.6, 0.8])
+def moments(*seconds: float) -> list[Any]:
+    """Each of them, but only every other one in the quick run."""
+    return [
+        pytest.param(moment, marks=[pytest.mark.thorough] if number % 2 else [])
+        for number, moment in enumerate(seconds)
+    ]
+
+
+@pytest.mark.parametrize("moment", moments(0.0, 0.05, 0.2, 0.4, 0.6, 0.8))
 async def test_cancelled_while_starting(moment: float) -> None:
     """Whatever it is just about: the fixture looks for what is left."""
     with anyio.move_on_after(moment):
@@ -605,7 +480,7 @@ async def test_cancelled_while_starting(moment: float) -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-@pytest.mark.parametrize("moment", [0.05, 0.2, 0.4, 0.6, 0.8])
+@pytest.mark.parametrize("moment", moments(0.05, 0.2, 0.4, 0.6, 0.8))
 async def test_cancelled_natively_while_starting(moment: float) -> None:
     async def start() -> None:
         async with replicas(2, synchronous=1):
@@ -616,33 +491,6 @@ async def test_cancelled_natively_while_starting(moment: float) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-
-
-def tool_runs() -> bool:
-    """The program itself; the primary's process that serves it has its name in its title, too."""
-    return any(child.name() == "pg_basebackup" for child in children())
-
-
-async def test_a_cancelled_base_backup_of_a_frozen_primary() -> None:
-    """The program would wait for the primary; until the new copy is there, the node keeps the old one."""
-    async with filled() as nodes:
-        n1, n2 = nodes
-        await n2.kill()
-        with within(), anyio.CancelScope() as scope:
-            async with anyio.create_task_group() as group:
-                group.start_soon(functools.partial(nodes.rejoin, n2, how="basebackup"))
-                await eventually(tool_runs)
-                await n1.freeze()
-                scope.cancel()
-        assert not tool_runs()
-        await n1.thaw()
-        if not n2.running:
-            await n2.start()
-        await put(n1, 2)
-        await everywhere(nodes, [1, 2])
-        await n2.kill()
-        assert await nodes.rejoin(n2, how="basebackup") == "basebackup"
-        await everywhere(nodes, [1, 2])
 
 
 PROGRAM = """
@@ -678,6 +526,7 @@ def processes_of(folders: list[str]) -> list[str]:
     return [line for line in lines if any(folder in line for folder in folders) and "warden" not in line]
 
 
+@loop_aside
 @pytest.mark.parametrize("line", ["n1 started", "up"])
 async def test_a_program_that_is_killed(line: str, place: Path) -> None:
     """While it copies the primary, too."""

@@ -29,6 +29,11 @@ BOTH_VERSIONS = (pytest.param(16, marks=pytest.mark.thorough), 18)
 """PostgreSQL's major versions, for what a server decides; `just test` tries the newer one alone."""
 both_versions = pytest.mark.parametrize("version", BOTH_VERSIONS)
 
+loop_aside = pytest.mark.parametrize(
+    "anyio_backend", ["asyncio", pytest.param("trio", marks=pytest.mark.thorough)]
+)
+"""A mark for what other programs and threads do, whatever the loop: `just test` tries it on asyncio alone."""
+
 _numbers = itertools.count(1)
 
 
@@ -160,6 +165,7 @@ def demand_engine() -> None:
     try:
         require_engine()
     except ChaosError as error:
+        assert "cannot talk to this program" not in str(error), "an engine that answers is not absent"
         if os.environ.get("PGHA_REQUIRE_ENGINE") == "1":
             pytest.fail(f"PGHA_REQUIRE_ENGINE is set, but {error}")
         pytest.skip(str(error))
