@@ -21,6 +21,7 @@ import trio.testing
 from hypothesis import HealthCheck, Phase, assume, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import InvalidDefinition
+from support.servers import standalone
 
 from pgha.chaos import (
     ALL_FAULTS,
@@ -32,7 +33,6 @@ from pgha.chaos import (
     Schedule,
     Step,
     Workload,
-    standalone,
 )
 from pgha.chaos.properties import (
     AsyncRuleBasedStateMachine,
@@ -258,7 +258,7 @@ def program_of(text: str) -> str:
     return text.partition("As a program:")[2].strip()
 
 
-@pytest.mark.parametrize("machine", [Racing, Drawing])
+@pytest.mark.parametrize("machine", [Racing, pytest.param(Drawing, marks=pytest.mark.thorough)])
 def test_the_printed_program_fails_in_the_same_way(
     machine: type[AsyncRuleBasedStateMachine], backend: Backend
 ) -> None:

@@ -228,35 +228,27 @@ def test_what_is_told_of_a_failure(pytester: pytest.Pytester) -> None:
 
 
 MISTAKES = {
-    "version=12": "pgha: no PostgreSQL 12 found*pgha?chaos?*",
-    "colour='red'": "pgha: standalone: got an unexpected keyword argument 'colour'",
+    "kind='local', version=12": "pgha: no PostgreSQL 12 found*pgha?chaos?*",
+    "kind='local', colour='red'": "pgha: standalone: got an unexpected keyword argument 'colour'",
     "topology='ring'": "pgha: topology must be one of standalone, masters, replicas, not 'ring'",
     "topology='replicas', nodes=1": "pgha: a primary needs at least one standby, not 0*",
     "scope='class'": "pgha: scope must be one of function, module, session, not 'class'",
     "'masters'": "pgha: the marker pgha takes keywords only, not ('masters',)",
+    "": "pgha: no container engine answers at *",
 }
 
 
-def test_one_line_says_what_is_wrong(pytester: pytest.Pytester) -> None:
+def test_one_line_says_what_is_wrong(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{pytester.path}/none.sock")
     tests = [
         f"@pytest.mark.pgha({marker})\ndef test_{i}(pgha_nodes): pass" for i, marker in enumerate(MISTAKES)
     ]
-    result = run(pytester, "\n".join(["import pytest", *tests]))
+    result = run(pytester, "\n".join(["import pytest", *tests]), "--pgha-nodes", "container")
     result.assert_outcomes(errors=len(MISTAKES))
     expected = [
         line for i, told in enumerate(MISTAKES.values()) for line in (f"*ERROR at setup of test_{i} *", told)
     ]
     result.stdout.fnmatch_lines([*expected, "*short test summary*"], consecutive=True)
-
-
-def test_without_an_engine(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DOCKER_HOST", f"unix://{pytester.path}/none.sock")
-    result = run(pytester, "def test_it(pgha_nodes): pass", "--pgha-nodes", "container")
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(
-        ["*ERROR at setup of test_it*", "pgha: no container engine answers at *", "*short test summary*"],
-        consecutive=True,
-    )
 
 
 @pytest.mark.thorough
