@@ -21,7 +21,6 @@ import trio.testing
 from hypothesis import HealthCheck, Phase, assume, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import InvalidDefinition
-from support.servers import standalone
 
 from pgha.chaos import (
     ALL_FAULTS,
@@ -258,7 +257,15 @@ def program_of(text: str) -> str:
     return text.partition("As a program:")[2].strip()
 
 
-@pytest.mark.parametrize("machine", [Racing, pytest.param(Drawing, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize(
+    ("machine", "backend"),
+    [
+        (Racing, "asyncio"),
+        (Racing, "trio"),
+        (Drawing, "asyncio"),
+        pytest.param(Drawing, "trio", marks=pytest.mark.thorough),
+    ],
+)
 def test_the_printed_program_fails_in_the_same_way(
     machine: type[AsyncRuleBasedStateMachine], backend: Backend
 ) -> None:
@@ -748,6 +755,8 @@ class Real(AsyncRuleBasedStateMachine):
     nodes: Nodes
 
     async def setup(self) -> None:
+        from support.servers import standalone  # here: the printed programs do not find it
+
         self.stack = AsyncExitStack()
         self.nodes = await self.stack.enter_async_context(standalone(1))
         await self.nodes[0].execute("CREATE TABLE item (id int)")
