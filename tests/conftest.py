@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import hypothesis
 import pytest
 from support import servers
 
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 if "TMPDIR" not in os.environ and os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 4 << 30:
     # Hundreds of servers come and go, 30 MB each: in memory they do so several times as fast.
     os.environ["TMPDIR"] = tempfile.tempdir = "/dev/shm"
+
+# Hypothesis would judge the machine, which runs several programs per core, not the code.
+hypothesis.settings.register_profile(
+    "pgha", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("pgha")
 
 for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
     # A shell has what it starts in the background ignore these; tests and the programs they start send them.

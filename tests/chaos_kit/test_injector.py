@@ -17,7 +17,7 @@ import psycopg
 import pytest
 import sniffio
 from anyio.lowlevel import checkpoint
-from support.common import PATIENCE, eventually, started
+from support.common import eventually, started
 from support.servers import standalone
 
 from pgha.chaos import ChaosError, Done, FaultKind, Injector, Nodes, Schedule, Step
@@ -466,7 +466,7 @@ async def test_what_lasts_is_seen_while_it_lasts() -> None:
         assert injector.done == [Done("freeze", "n1", injector.done[0].at, math.inf)]
         await injector.heal("n1")
         assert injector.done[0].until < math.inf
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(30):
             await injector.strike("kill", "n1")
         tasks.cancel_scope.cancel()
     assert nodes[0].running

@@ -52,7 +52,7 @@ async def test_a_task_is_told_by_its_name(server: Node) -> None:
 async def test_a_connection_and_its_backend_are_told(server: Node) -> None:
     application = unique("app")
     with connected(server, unique("other")), within():
-        async with nothing_left(server, application_name=application, timeout=1.0) as left:
+        async with nothing_left(server, application_name=application, timeout=3.0) as left:
             forgotten = connected(server, application)
         told = [one.text for one in left]
         assert len(told) == 2
@@ -104,7 +104,7 @@ async def test_nodes_that_cannot_answer() -> None:
     async with standalone(3) as nodes:
         await nodes[0].kill()
         await nodes[1].freeze()
-        with within(), connected(nodes[2], unique("app")) as victim:
+        with within(30), connected(nodes[2], unique("app")) as victim:
             async with nothing_left(*nodes, application_name=application) as left:
                 await nodes[2].kill_backend(victim.info.backend_pid)
         assert left == []
@@ -114,7 +114,7 @@ async def test_nodes_that_cannot_answer() -> None:
 async def test_what_never_answers_is_told() -> None:
     async with standalone() as nodes:
         await nodes[0].freeze()
-        with within():
+        with within(30):
             left = await backends_left(nodes[0], unique("app"), 0.3)
         assert [one.text for one in left] == ["n1 did not answer which backends it has"]
         await nodes[0].thaw()
@@ -142,7 +142,7 @@ async def test_a_proxy_that_goes_on_is_waited_for(server: Node) -> None:
 
 async def test_a_client_of_a_proxy_is_told(server: Node) -> None:
     async with Proxy(server, name="proxy") as proxy:
-        with within():
+        with within(30):
             async with nothing_left(proxy, timeout=0.2) as left:
                 forgotten = socket.create_connection(("127.0.0.1", proxy.port))
                 await eventually(lambda: bool(proxy.connections))

@@ -15,6 +15,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-async def eventually(condition: Callable[[], bool], timeout: float = 20.0) -> None:
+async def eventually(condition: Callable[[], bool], timeout: float = 30.0) -> None:
     with anyio.fail_after(timeout):
         while True:
             if condition():
@@ -140,7 +141,7 @@ async def test_smart_stop_waits_for_clients() -> None:
         with pytest.raises(ChaosError, match=r"stop \(smart\) within 0.2 s"):
             await nodes[0].stop("smart", timeout=0.2)
         client.close()
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             await nodes[0].stop("smart")
 
 
@@ -216,7 +217,7 @@ async def test_a_frozen_node_stands_still_until_thawed() -> None:
             with pytest.raises(ChaosError, match=r"accepted no connection within 0.1 s"):
                 await node.wait_ready(timeout=0.1)
             await node.thaw()
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 await done.wait()
         assert not node.frozen
 
@@ -227,12 +228,12 @@ async def test_cancelling_a_query_on_a_frozen_node_is_prompt_and_leaves_no_threa
         began = time.monotonic()
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as group:
-                group.start_soon(nodes[0].execute, "SELECT pg_sleep(60)")
+                group.start_soon(partial(nodes[0].execute, "SELECT pg_sleep(60)", timeout=100))
                 await anyio.sleep(0.1)
                 await nodes[0].freeze()
                 scope.cancel()
         assert scope.cancelled_caught
-        assert time.monotonic() - began < 5  # not the statement's 10 s
+        assert time.monotonic() - began < 30  # not the statement's 60 s
         with pytest.raises(TimeoutError):
             await nodes[0].execute("SELECT 1", timeout=0.1)
     await eventually(lambda: threading.active_count() <= before + 4)  # anyio keeps idle threads for later
@@ -422,7 +423,7 @@ async def test_wait_replicated_tells_the_conflict() -> None:
         with pytest.raises(
             ChaosError, match=r"(?s)n1 -> n2: [0-9]+ bytes behind.*n2 could not apply:.*duplicate key"
         ):
-            await nodes.wait_replicated(timeout=3)
+            await nodes.wait_replicated(timeout=6)
 
 
 @needs_debian
@@ -520,8 +521,8 @@ def test_a_program_that_dies_leaves_nothing(
     folders, pids = [Path(folder) for folder, _ in facts], [pid for _, pid in facts]
     assert len(traces(folders, pids)) > 6
     program.send_signal(sig)
-    program.wait(30)
-    deadline = time.monotonic() + 20
+    program.wait(60)
+    deadline = time.monotonic() + 60
     while traces(folders, pids) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert traces(folders, pids) == []
@@ -552,7 +553,7 @@ def test_a_program_that_dies_while_it_fills_the_cache_leaves_nothing() -> None:
             data = found[0].parent.parent
             key = data.stat().st_ino
             process.kill()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while traces([data.parent]) and time.monotonic() < deadline:
             time.sleep(0.01)
         assert traces([data.parent]) == []

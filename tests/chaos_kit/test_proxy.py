@@ -195,11 +195,19 @@ async def test_memory_is_bounded_by_the_receiver() -> None:
         async with client, server:
             await flows(client, server)  # before that, a stream of asyncio takes in everything
             count = 0
-            with anyio.move_on_after(1):
+            (link,) = both.proxy._links.values()
+
+            async def send() -> None:
+                nonlocal count
                 while True:
                     await client.send(bytes(100_000))
                     count += 1
-            (link,) = both.proxy._links.values()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(send)
+                await eventually(lambda: link._lines["up"].queued >= relay._LIMIT, 30)
+                await anyio.sleep(LATE)
+                group.cancel_scope.cancel()
             assert relay._LIMIT <= link._lines["up"].queued < relay._LIMIT + relay._PIECE
             assert len(await exactly_all(server, count * 100_000)) >= count * 100_000
 
@@ -672,7 +680,7 @@ def gone(proxy: Proxy) -> bool:
 async def test_a_target_that_is_down_or_no_host_resets() -> None:
     for target in (("127.0.0.1", 1), ("nowhere.invalid", 1)):
         async with Proxy(target) as proxy, await anyio.connect_tcp("127.0.0.1", proxy.port) as client:
-            with within():
+            with within(30):
                 assert await rest(client) == (b"", "reset")
             await eventually(partial(gone, proxy))
 

@@ -29,7 +29,8 @@ def servers(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 def run(pytester: pytest.Pytester, source: str, *options: str) -> pytest.RunResult:
     pytester.makepyfile(source)
-    return pytester.runpytest_subprocess(*options, timeout=PATIENCE)
+    # Without Hypothesis, which takes a third of what a run costs.
+    return pytester.runpytest_subprocess("-p", "no:hypothesispytest", *options, timeout=PATIENCE)
 
 
 def test_it_costs_nothing_where_it_is_not_used(pytester: pytest.Pytester) -> None:
@@ -39,9 +40,9 @@ def test_it_costs_nothing_where_it_is_not_used(pytester: pytest.Pytester) -> Non
         def test_nothing_is_imported():
             assert not {"pgha", "psycopg"} & set(sys.modules)
     """
-    result = run(pytester, source)
-    result.assert_outcomes(passed=1)
-    told = pytester.runpytest_subprocess("--fixtures").stdout.str()
+    pytester.makepyfile(source)
+    pytester.runpytest_subprocess(timeout=PATIENCE).assert_outcomes(passed=1)
+    told = pytester.runpytest_subprocess("-p", "no:hypothesispytest", "--fixtures").stdout.str()
     for name in ("nodes", "servers", "proxies", "proxy", "injector", "cluster", "options"):
         assert f"pgha_{name} -- " in told
     assert "pgha_portal [session scope] -- " in told

@@ -57,12 +57,15 @@ class ServerNode:
         return f"<{type(self).__name__} {self.name} {state}>"
 
     async def __aenter__(self) -> Self:
+        await self._enter()
+        return self
+
+    async def _enter(self, *, empty: bool = False) -> None:
         try:
-            await blocking(self._server.prepare)
+            await blocking(self._server.prepare, empty=empty)
         except BaseException:
             await self.close()
             raise
-        return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

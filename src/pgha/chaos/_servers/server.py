@@ -92,8 +92,11 @@ class Server:
             except (OSError, warden.Stubborn) as error:
                 raise ChaosError(f"{self.name}: {error}") from error
 
-    def prepare(self) -> None:
-        """Make the folder with a fresh data folder in it, and reserve a port."""
+    def prepare(self, *, empty: bool = False) -> None:
+        """Make the folder with a fresh data folder in it, and reserve a port.
+
+        With `empty` there is no data folder before `replace_data` makes one.
+        """
         with self._alone():
             if self._installation is not None or self._cleared:
                 raise ChaosError(f"{self.name} was entered before: make a new node")
@@ -103,6 +106,8 @@ class Server:
             guard.watch(self.folder)  # before the folder exists: a program killed in between leaves nothing
             self.folder.mkdir(mode=0o700)
             server_account().give(self.folder)
+            if empty:
+                return
             self._identifier = make_data(installation, self.data)
             write_config(installation, self.data, self.options, self.folder.name)
             if self.options.password is not None:

@@ -295,7 +295,7 @@ class Replicas(Topology):
 
         async def bring_up(node: Node) -> None:
             server = self._known(node)
-            await server.__aenter__()
+            await server._enter(empty=server is not self._primary)  # the others get copies
             progress(node.name, "starting")
             if server is self._primary:
                 await blocking(data.include_wiring, server)
