@@ -359,7 +359,7 @@ async def test_a_short_fault_is_done_before_the_next() -> None:
     nodes, _ = fakes()
     nodes[0].clients = [(7,)]
     nodes[0].slow = {"kill 7": 0.05}
-    done = await injector_of(nodes).run(Schedule((Step(0, "kill_backend", 0), Step(0.01, "kill", 0, 0.0))))
+    done = await injector_of(nodes).run(Schedule((Step(0, "kill_backend", 0), Step(0.01, "kill", 0, 0.2))))
     assert [(one.kind, one.skipped) for one in done] == [("kill_backend", ""), ("kill", "")]
     assert nodes[0].calls[:4] == ["list", "kill 7", "ready", "kill"]
 

@@ -149,7 +149,7 @@ async def test_what_makes_no_sense_says_so(nodes: Replicas) -> None:
 
 
 def tool_runs() -> bool:
-    """Tell whether pg_basebackup runs; the primary's process that serves it only has its name in its title."""
+    """Tell whether pg_basebackup runs; the primary's process that serves it only bears its name."""
     programs = psutil.Process().children(recursive=True)
     return any(one.name() == "pg_basebackup" and one.status() != psutil.STATUS_ZOMBIE for one in programs)
 
