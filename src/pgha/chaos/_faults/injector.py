@@ -34,6 +34,8 @@ class _Open:
     record: int
     """The index of the fault in `Injector.done`."""
     heal: Callable[[], Awaitable[object]]
+    until: float
+    """When its schedule ends it, on the loop's clock."""
     trouble: str = ""
     """The reason why the last attempt to heal failed; "" if there was none."""
     acted: anyio.Event = field(default_factory=anyio.Event)
@@ -111,11 +113,12 @@ class Injector:
     async def _perform(self, step: Step, begun: float, *, task_status: TaskStatus[None]) -> None:
         task_status.started()  # the next step begins after this one, also when both are late
         try:
-            fault = await self._begin(step.kind, self._names[step.node], step.amount)
+            name, due, until = self._names[step.node], begun + step.at, begun + step.until
+            fault = await self._begin(step.kind, name, step.amount, due, until)
         except _TROUBLE:
             return  # `_begin` has recorded it as skipped
         try:
-            await anyio.sleep_until(begun + step.until)
+            await anyio.sleep_until(until)
         finally:
             with anyio.CancelScope(shield=True):
                 await self._end(fault)
@@ -192,18 +195,20 @@ class Injector:
             raise ChaosError(f"{kind} needs a proxy before {name}: pass the proxies to the injector")
         return name
 
-    async def _begin(self, kind: FaultKind, name: str, amount: float) -> _Open:
+    async def _begin(
+        self, kind: FaultKind, name: str, amount: float, due: float = 0.0, until: float = math.inf
+    ) -> _Open:
         """Inject a fault.
 
         Shielded from cancellation: to heal the fault, the injector must know whether it was injected.
         """
         with anyio.CancelScope(shield=True):
-            await self._over(TRAITS[kind].layer, name)
+            await self._over(TRAITS[kind].layer, name, due)
             record = len(self.done)
             self.done.append(Done(kind, name, time.monotonic(), math.inf))
             try:
                 self._check(kind, name)
-                fault = self._open_fault(kind, name, record)
+                fault = self._open_fault(kind, name, record, until)
                 await self._act(fault, amount or (*TRAITS[kind].amounts, 0.0)[0])
             except _TROUBLE as error:
                 self.done[record] = replace(
@@ -214,10 +219,15 @@ class Injector:
             self._close(fault)  # nothing is left to be healed
         return fault
 
-    async def _over(self, layer: Layer, name: str) -> None:
-        """End an earlier fault that needs no healing, only time, so that it does not block the next one."""
+    async def _over(self, layer: Layer, name: str, due: float) -> None:
+        """End earlier faults that must not block the next one.
+
+        These are faults that need no healing, and faults that would have ended by `due` on an idle machine.
+        """
         before = self._open.get((layer, name))
-        if before is not None and not TRAITS[before.kind].lasting:
+        if before is None or before.trouble:
+            return
+        if before.until <= due or not TRAITS[before.kind].lasting:
             await before.acted.wait()  # a server that goes down now would not let it be done
             await self._end(before)
 
@@ -231,14 +241,14 @@ class Injector:
         if len(harmed) > len(self._nodes) - self._spare:
             raise _Refused(f"{self._spare} of {len(self._nodes)} nodes are spared")
 
-    def _open_fault(self, kind: FaultKind, name: str, record: int) -> _Open:
+    def _open_fault(self, kind: FaultKind, name: str, record: int, until: float) -> _Open:
         async def heal() -> None:
             if TRAITS[kind].layer == "wire":
                 self._lines[name].heal()
             else:
                 await NODE_ACTS[cast(NodeFault, kind)][1](self._nodes[name])
 
-        fault = _Open(kind, name, record, heal)
+        fault = _Open(kind, name, record, heal, until)
         self._open[fault.slot] = fault
         return fault
 
