@@ -186,9 +186,7 @@ class ContainerRunner:
         for process in warden.processes(self._place.folder):
             if process != self.pid and _inner_id(process) == pid:
                 return process
-        raise NoBackend(
-            f"{pid} is not a backend of {self._place.name}: take a pid from its pg_stat_activity"
-        )
+        raise NoBackend(f"{pid} is not a backend of {self._place.name}: take a pid from its pg_stat_activity")
 
     def clear(self) -> None:
         warden.clear(self._place.folder)

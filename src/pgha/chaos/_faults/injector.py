@@ -78,6 +78,7 @@ class Injector:
         self._lines = {line.name: line for line in proxies or ()}
         self._spare = spare
         self._open: dict[tuple[Layer, str], _Open] = {}
+        self._turns: dict[tuple[Layer, str], anyio.Lock] = {}
         self.done: list[Done] = []
         """All faults that were injected or skipped, in order of time; `until` is inf while a fault lasts."""
 
@@ -202,19 +203,23 @@ class Injector:
 
         Shielded from cancellation: to heal the fault, the injector must know whether it was injected.
         """
+        slot = TRAITS[kind].layer, name
+        # In the order in which they came: a checkpoint would change it on trio.
+        turn = self._turns.setdefault(slot, anyio.Lock(fast_acquire=True))
         with anyio.CancelScope(shield=True):
-            await self._over(TRAITS[kind].layer, name, due)
-            record = len(self.done)
-            self.done.append(Done(kind, name, time.monotonic(), math.inf))
-            try:
-                self._check(kind, name)
-                fault = self._open_fault(kind, name, record, until)
-                await self._act(fault, amount or (*TRAITS[kind].amounts, 0.0)[0])
-            except _TROUBLE as error:
-                self.done[record] = replace(
-                    self.done[record], until=time.monotonic(), skipped=str(error) or repr(error)
-                )
-                raise
+            async with turn:
+                await self._over(*slot, due)
+                record = len(self.done)
+                self.done.append(Done(kind, name, time.monotonic(), math.inf))
+                try:
+                    self._check(kind, name)
+                    fault = self._open_fault(kind, name, record, until)
+                    await self._act(fault, amount or (*TRAITS[kind].amounts, 0.0)[0])
+                except _TROUBLE as error:
+                    self.done[record] = replace(
+                        self.done[record], until=time.monotonic(), skipped=str(error) or repr(error)
+                    )
+                    raise
         if kind in ("terminate", "reset", "close"):
             self._close(fault)  # nothing is left to be healed
         return fault
