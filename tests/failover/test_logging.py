@@ -179,6 +179,24 @@ async def test_a_handler_may_use_the_cluster(server: LocalNode) -> None:
             log.cluster = None
 
 
+class Stop(BaseException):
+    """Stands for the KeyboardInterrupt that trio raises in whatever code runs."""
+
+
+@pytest.mark.parametrize("words", ["the cluster is open", "the cluster is closed"])
+async def test_an_interrupt_in_a_handler_ends_the_cluster(server: LocalNode, words: str) -> None:
+    class Stopping(Taken):
+        def emit(self, record: logging.LogRecord) -> None:
+            super().emit(record)
+            if words in record.getMessage():
+                raise Stop
+
+    with taken(Stopping()), within():
+        with pytest.raises(Stop):
+            async with cluster_of(server):
+                pass
+
+
 async def test_the_ledger(server: LocalNode) -> None:
     with taken() as log:
         async with cluster_of(server) as cluster:

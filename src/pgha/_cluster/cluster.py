@@ -613,7 +613,9 @@ class Cluster(Generic[Row]):
         finally:
             self._dispatcher.fail_all()
             self._dispatcher.tracker.events.close()
-            self._dispatcher.log.close()
-            self._log_closed()
             self._tasks = None
             self._service.cancel()
+            # At the end: trio may raise KeyboardInterrupt in a log handler, and a service that is not cancelled
+            # would never end.
+            self._dispatcher.log.close()
+            self._log_closed()
