@@ -34,8 +34,9 @@ _LEVELS: dict[Level, int] = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
-# PostgreSQL puts values, and names, between these, depending on `lc_messages`.
-_QUOTED = re.compile(r'"[^"]*"|„[^“]*“|“[^”]*”|«[^»]*»')
+# PostgreSQL puts values, and names, behind one of these, depending on `lc_messages`. A value may contain quotes
+# and line breaks of its own, so that its end cannot be told.
+_QUOTE = re.compile('["„“”«»]')
 
 
 def say(logger: logging.Logger, level: int, message: str, *args: object) -> None:
@@ -150,14 +151,17 @@ class ClusterLog:
 def described(error: BaseException) -> str:
     """What may be logged of a failure: no value, since it may be a secret.
 
-    A server's words are taken without their details and without what they quote; of what is neither pgha's
-    error nor psycopg's (a row factory raised it, say) there is the class alone.
+    Of a server's error there are the SQLSTATE and the first line, up to the first quote. Of what is neither
+    pgha's error nor a server's there is the class alone: a row factory's, say, or psycopg's own, which repeats
+    a value that cannot be converted.
     """
     name = type(error).__name__
     words = str(error).partition("\n")[0]
-    if not isinstance(error, psycopg.Error):
-        return name
     if isinstance(error, Error):
         return f"{name}: {words}"
-    words = _QUOTED.sub('"..."', words)
-    return f"{name} ({error.sqlstate}): {words}" if error.sqlstate else f"{name}: {words}"
+    if not isinstance(error, psycopg.Error) or not error.sqlstate:
+        return name
+    quote = _QUOTE.search(words)
+    if quote is not None:
+        words = f'{words[: quote.start()]}"..."'
+    return f"{name} ({error.sqlstate}): {words}"

@@ -273,7 +273,22 @@ def test_a_reason_is_short() -> None:
             psycopg.errors.InvalidTextRepresentation('invalid input syntax for type integer: "secret"'),
             'InvalidTextRepresentation (22P02): invalid input syntax for type integer: "..."',
         ),
-        (psycopg.OperationalError("„secret“ «secret» “secret”"), 'OperationalError: "..." "..." "..."'),
+        (
+            # A value with a line break, and one with a quote.
+            psycopg.errors.InvalidTextRepresentation(
+                'invalid input syntax for type integer: "secret\nsecret"'
+            ),
+            'InvalidTextRepresentation (22P02): invalid input syntax for type integer: "..."',
+        ),
+        (
+            psycopg.errors.InvalidTextRepresentation('invalid input syntax for type integer: "1"secret"2"'),
+            'InvalidTextRepresentation (22P02): invalid input syntax for type integer: "..."',
+        ),
+        *(
+            (psycopg.errors.InvalidTextRepresentation(words), 'InvalidTextRepresentation (22P02): "..."')
+            for words in ("„secret“", "«secret»", "“secret”", "»secret«", "”secret”")
+        ),
+        (psycopg.DataError("date too large (after year 10K): 'secret'"), "DataError"),
         (pgha.QueueFull("3 operations\nwait"), "QueueFull: 3 operations"),
         (ValueError("secret"), "ValueError"),
     ],
