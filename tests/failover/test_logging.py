@@ -191,10 +191,9 @@ async def test_an_interrupt_in_a_handler_ends_the_cluster(server: LocalNode, wor
             if words in record.getMessage():
                 raise Stop
 
-    with taken(Stopping()), within():
-        with pytest.raises(Stop):
-            async with cluster_of(server):
-                pass
+    with taken(Stopping()), within(), pytest.raises(Stop):
+        async with cluster_of(server):
+            pass
 
 
 async def test_the_ledger(server: LocalNode) -> None:

@@ -615,7 +615,7 @@ class Cluster(Generic[Row]):
             self._dispatcher.tracker.events.close()
             self._tasks = None
             self._service.cancel()
-            # At the end: trio may raise KeyboardInterrupt in a log handler, and a service that is not cancelled
-            # would never end.
+            # At the end: trio may raise KeyboardInterrupt in a log handler, and a service that is not
+            # cancelled would never end.
             self._dispatcher.log.close()
             self._log_closed()

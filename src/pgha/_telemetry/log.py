@@ -34,8 +34,8 @@ _LEVELS: dict[Level, int] = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
-# PostgreSQL puts values, and names, behind one of these, depending on `lc_messages`. A value may contain quotes
-# and line breaks of its own, so that its end cannot be told.
+# PostgreSQL puts values, and names, behind one of these, depending on `lc_messages`. A value may contain
+# quotes and line breaks of its own, so that its end cannot be told.
 _QUOTE = re.compile('["„“”«»]')
 
 
@@ -152,8 +152,8 @@ def described(error: BaseException) -> str:
     """What may be logged of a failure: no value, since it may be a secret.
 
     Of a server's error there are the SQLSTATE and the first line, up to the first quote. Of what is neither
-    pgha's error nor a server's there is the class alone: a row factory's, say, or psycopg's own, which repeats
-    a value that cannot be converted.
+    pgha's error nor a server's there is the class alone: a row factory's, say, or psycopg's own, which
+    repeats a value that cannot be converted.
     """
     name = type(error).__name__
     words = str(error).partition("\n")[0]
