@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import psycopg
 
@@ -51,7 +51,9 @@ def say(logger: logging.Logger, level: int, message: str, *args: object) -> None
 class Schedule(Protocol):
     """The cluster's timers."""
 
-    def at(self, when: float, call: Callable[[], None]) -> object: ...
+    def at(self, when: float, call: Callable[[], None]) -> Any: ...
+
+    def cancel(self, moment: Any) -> None: ...
 
 
 class ClusterLog:
@@ -62,6 +64,8 @@ class ClusterLog:
         self._clock = clock
         self._digest = Digest()
         self._secrets: set[str] = set()
+        self._timer: Any = None
+        """The only one, at `_flushed_at`."""
         self._flushed_at = float("inf")
         self.closed = False
         """No timer runs any more."""
@@ -127,11 +131,16 @@ class ClusterLog:
     def _plan(self) -> None:
         """Have the lines logged when they are due."""
         if self._digest.due < self._flushed_at and not self.closed:
+            if self._timer is not None:
+                self._schedule.cancel(self._timer)
             self._flushed_at = self._digest.due
-            self._schedule.at(self._flushed_at, self._flush)
+            self._timer = self._schedule.at(self._flushed_at, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer, self._flushed_at = None, float("inf")
+        self._flush()
 
     def _flush(self) -> None:
-        self._flushed_at = float("inf")
         lines = self._digest.lines(self._clock())
         # Before a handler runs, which may use the cluster, and so come back here.
         self._plan()

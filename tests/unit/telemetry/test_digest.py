@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable
 
 import psycopg
 import pytest
@@ -302,13 +303,23 @@ class Hand:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.calls: list[tuple[float, object]] = []
+        self.calls: list[tuple[float, Callable[[], None]]] = []
 
     def clock(self) -> float:
         return self.now
 
-    def at(self, when: float, call: object) -> None:
+    def at(self, when: float, call: Callable[[], None]) -> tuple[float, Callable[[], None]]:
         self.calls.append((when, call))
+        return self.calls[-1]
+
+    def cancel(self, moment: tuple[float, Callable[[], None]]) -> None:
+        self.calls.remove(moment)
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        for moment in [one for one in self.calls if one[0] <= self.now]:
+            self.calls.remove(moment)
+            moment[1]()
 
 
 def test_a_storm_costs_one_timer_and_no_line(caplog: pytest.LogCaptureFixture) -> None:
@@ -323,6 +334,23 @@ def test_a_storm_costs_one_timer_and_no_line(caplog: pytest.LogCaptureFixture) -
     assert [record.getMessage() for record in caplog.records] == [
         "node n1: 1,000 attempts failed and will be run again (gone)"
     ]
+
+
+@pytest.mark.parametrize("told", ["unretrieved", "changes"])
+def test_lines_between_do_not_add_timers(told: str) -> None:
+    """Each would come again after it was due, for as long as the storm goes on."""
+    hand = Hand()
+    log = ClusterLog(hand, hand.clock)
+    for _ in range(200):
+        for number in range(10):
+            log.retried("n1", "gone")
+            if told == "unretrieved":
+                log.unretrieved(ValueError())
+            else:
+                log.role_changed(f"n{number}", "primary", "standby")
+                hand.pass_time(0.0)
+        assert len(hand.calls) <= 1
+        hand.pass_time(0.3)
 
 
 def test_a_password_in_a_servers_words_is_hidden(caplog: pytest.LogCaptureFixture) -> None:
