@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
 import pickle
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ from anyio.from_thread import start_blocking_portal
 from support.common import PATIENCE, unique
 from support.keyed import TABLE, WRITE, ids
 from support.servers import standalone
-from support.threads import Backend, ask, cluster_of, crew, soon
+from support.threads import Backend, ask, cluster_of, crew, interrupted_when, soon
 
 import pgha.blocking
 from pgha.chaos import LocalNode, Node, proxied
@@ -30,6 +28,11 @@ OWN = "(SELECT system_identifier FROM pg_control_system())"
 AGED = (
     f"INSERT INTO pgha.ledger SELECT {OWN}, gen_random_uuid(), '\\x00',"
     " clock_timestamp() - make_interval(secs => %s) FROM generate_series(1, %s)"
+)
+
+
+_LOOKING = (
+    "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%RowExclusiveLock%' AND pid <> pg_backend_pid()"
 )
 
 
@@ -227,13 +230,12 @@ def test_an_interrupt_ends_a_prune_that_waits(node: LocalNode, backend: Backend)
         cluster.ledger.install()
         with psycopg.connect(node.dsn) as other:
             other.execute(f"INSERT INTO pgha.ledger VALUES ({OWN}, gen_random_uuid(), '', now())")
-            timer = threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT])
-            timer.start()
-            began = time.monotonic()
-            with pytest.raises(KeyboardInterrupt):
+
+            def looks() -> bool:
+                return bool(ask(node.execute, _LOOKING)[0][0])
+
+            with interrupted_when(lambda: soon(looks, "the prune looks for who is in its way")):
                 cluster.ledger.prune(0.0, patience=600.0)
-            assert time.monotonic() - began < PATIENCE
-            timer.join()
             in_the_way = cluster.ledger.prune(0.0, patience=0.1)[node.name].in_the_way
             assert in_the_way == (other.info.backend_pid,)
             other.rollback()
@@ -304,11 +306,13 @@ def test_an_interrupt_of_resolve_changes_nothing(backend: Backend) -> None:
         cluster.execute(WRITE, ["first"], idempotency_key=pgha.new_idempotency_key())
         proxy("drop", "down")
         error = in_doubt(cluster, "lost answer", pgha.new_idempotency_key())
-        timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
+        resolver = cluster._cluster._dispatcher._resolver
+
+        def asked() -> bool:
+            return any(outcome.asked for outcome in resolver._open)
+
+        with interrupted_when(lambda: soon(asked, "somebody waits for the outcome")):
             cluster.resolve(error)
-        timer.join()
         proxy("reset")
         proxy("heal")
         assert cluster.resolve(error, timeout=60.0) == "applied"

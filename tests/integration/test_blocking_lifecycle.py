@@ -29,6 +29,7 @@ from support.threads import (
     ask,
     cluster_of,
     crew,
+    interrupted_when,
     nothing_left,
     soon,
     wait_started,
@@ -323,25 +324,6 @@ def test_a_subscription_that_was_not_ended(
 
 
 # Interrupts
-
-
-@contextmanager
-def interrupted_when(condition: Callable[[], object]) -> Iterator[None]:
-    """SIGINT to this program once ``condition`` has returned; the body must be ended by it."""
-
-    def interrupt() -> None:
-        try:
-            condition()
-        finally:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            yield
-    finally:
-        thread.join()
 
 
 @pytest.mark.parametrize("name", ["fetch", "execute", "execute_batch"])

@@ -131,7 +131,7 @@ async def nothing_left(*nodes: Node) -> AsyncGenerator[str]:
     application = unique("app")
     async with leftovers.nothing_left(*nodes, application_name=application, timeout=PATIENCE) as left:
         yield application
-    assert left == []
+    assert left == [], "\n".join(str(one) for one in left)
 
 
 async def no_backends(node: Node, application: str) -> None:
@@ -141,13 +141,15 @@ async def no_backends(node: Node, application: str) -> None:
 @asynccontextmanager
 async def cluster_of(*nodes: Node, **options: Any) -> AsyncGenerator[pgha.Cluster]:
     """Open a cluster of running servers, under their names, that must leave nothing behind."""
-    ready = options.pop("min_ready", 1)
+    ready = options.get("min_ready", 1)
+    if "failover_timeout" in options:
+        # A test may have made it short: the nodes are not waited for within it.
+        options["min_ready"] = 0
     async with nothing_left(*nodes) as application:
         options.setdefault("application_name", application)
         named = [pgha.Node(node.dsn, node.name) for node in nodes]
-        async with pgha.open_cluster(*named, min_ready=0, **options) as cluster:
-            if ready:
-                # Not within `failover_timeout`, which a test may have made short.
+        async with pgha.open_cluster(*named, **options) as cluster:
+            if ready and "failover_timeout" in options:
                 with within():
                     await cluster.wait_ready(ready)
             yield cluster

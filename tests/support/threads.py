@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -112,3 +114,22 @@ def cluster_of(*nodes: Node, **options: Any) -> Iterator[pgha.blocking.Cluster]:
         named = [pgha.Node(node.dsn, node.name) for node in nodes]
         with pgha.blocking.open_cluster(*named, **options) as cluster:
             yield cluster
+
+
+@contextmanager
+def interrupted_when(condition: Callable[[], object]) -> Iterator[None]:
+    """Send SIGINT to this program once ``condition`` has returned; the body must end by KeyboardInterrupt."""
+
+    def interrupt() -> None:
+        try:
+            condition()
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        thread.join()

@@ -211,7 +211,7 @@ def test_a_node_that_somebody_else_broke_is_told_and_can_be_started_again() -> N
         while victim.status() != psutil.STATUS_ZOMBIE:  # until the command looks after its child
             time.sleep(0.005)
         terminal.press("f")
-        terminal.until("n1 is not running: nothing to freeze")
+        terminal.until("n1 is not running, there is nothing to freeze")
         terminal.press("r")
         terminal.until("n1 is back")
         assert [answers(dsn) for dsn in dsns] == [True, True]
