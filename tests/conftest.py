@@ -79,6 +79,20 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """Restore the handlers of signals: a command that a test runs in this process sets its own.
+
+    With its handler of SIGINT left behind, the next test that interrupts itself would end the worker.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def borrowed_servers() -> Iterator[None]:
     """The servers of `support.servers` end with the worker."""
