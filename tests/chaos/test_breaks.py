@@ -1,6 +1,6 @@
-"""Each rule of the design is broken on purpose, and the suite notices: what it says is what is asserted.
+"""Each rule of the design is broken on purpose, and the suite has to notice: its findings are asserted.
 
-On one loop: it is the suite that is tried here.
+One event loop is enough: the suite is under test here, not pgha.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pgha._trials.scenarios import find
 
 @pytest.fixture(autouse=True)
 def no_defect() -> None:
-    """In place of the one for all tests: here pgha is broken, and may say so."""
+    """Replace the fixture of the same name: pgha is broken here on purpose, and may report a defect."""
 
 
-# What a break leaves open, psycopg says in a finalizer.
+# psycopg warns in a finalizer about connections that a break leaves open.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.anyio

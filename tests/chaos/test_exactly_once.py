@@ -1,7 +1,7 @@
-"""Two thousand keyed writes and more through two hundred faults, on PostgreSQL 16 and 18: each once.
+"""More than 2000 keyed writes through more than 200 faults, on PostgreSQL 16 and 18: each applied once.
 
-Plain writes beside them: acknowledged once, refused not there, in doubt once at most. PGHA_SCHEDULES: how
-many times as many faults; PGHA_LONG=1: with another seed each time.
+Plain writes run beside them: an acknowledged one is there once, a rejected one is not there, one in doubt is
+there at most once. PGHA_SCHEDULES multiplies the number of faults; PGHA_LONG=1 draws a new seed each time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pgha._trials.trial import Topology, Trial
 
 TIMES = float(os.environ.get("PGHA_SCHEDULES", "1"))
 FAULTS = max(40, round(40 * TIMES))
-"""A trial."""
+"""Faults per trial."""
 LOOPS = ("asyncio", "trio")
 
 
@@ -32,7 +32,7 @@ def _seed(number: int) -> int:
 @pytest.mark.parametrize("topology", get_args(Topology))
 @pytest.mark.parametrize("version", [16, 18])
 def test_each_write_once_through_many_faults(version: int, topology: Topology) -> None:
-    """On each loop; what is asserted of a trial is what its checkers find."""
+    """Each keyed write is applied once, on each event loop, by the findings of the trial's checkers."""
     trials: list[Trial] = []
     for loop in LOOPS:
         began, seed = time.monotonic(), _seed(get_args(Topology).index(topology))

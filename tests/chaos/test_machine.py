@@ -1,6 +1,7 @@
-"""A state machine over two servers: operations and faults in any order, one at a time, then the judgement.
+"""A state machine over two servers: operations and faults in any order, one at a time, then the checks.
 
-Between two rules the loop stands still, and the servers go on: the client wakes up to what became of them.
+Between two rules the event loop stands still while the servers go on: the client then finds out what has
+happened to them.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ WHICH = st.integers(0, 1)
 
 
 class Failover(AsyncRuleBasedStateMachine):
-    """At most one node is harmed at any moment: so nothing may fail but what is in doubt."""
+    """At most one node is harmed at any moment, so that no operation may fail except in doubt."""
 
     nodes: ClassVar[Nodes]
 
@@ -83,7 +84,10 @@ class Failover(AsyncRuleBasedStateMachine):
 
     @rule(timeout=st.sampled_from([2.0, 0.3]), which=st.none() | WHICH)
     async def keyed_write(self, timeout: float, which: int | None) -> None:
-        """One in doubt waits for its node, which is not healed meanwhile: it is resolved at the end."""
+        """Submit a keyed write.
+
+        A write in doubt waits for its node, which is not healed meanwhile, and is resolved at the end.
+        """
         route = pgha.nearest() if which is None else pgha.pin(self.nodes[which].name)
         entry = self.recorder.begin("write", self.key("k"), keyed=True, timeout=timeout)
         operation = self.cluster.submit(
@@ -166,7 +170,7 @@ class Failover(AsyncRuleBasedStateMachine):
         await self.mended(which)
 
     async def mended(self, which: int) -> None:
-        """It is used again before another node is harmed: else there would be none for a moment."""
+        """Wait until the node is used again: otherwise the next fault could leave no node for a moment."""
         await self.injector.heal(which)
         name = self.nodes[which].name
         await eventually(lambda: self.cluster.nodes[name].state == "up", 20, f"{name} is up")

@@ -1,4 +1,4 @@
-"""Three masters that replicate to each other: killed and frozen under readers and writers."""
+"""Three masters that replicate to each other, killed and frozen under readers and writers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ pytestmark = pytest.mark.anyio
 
 READERS = 20
 GAP = 2.0
-"""Seconds that all reads together may stand still; generous, the machine is shared."""
+"""The longest pause of all reads together, in seconds; generous, because the machine is shared."""
 
 
 class Answers:
-    """When answers came, and from whom."""
+    """The times of the answers, and the nodes that gave them."""
 
     def __init__(self) -> None:
         self.turns: Counter[int] = Counter()
@@ -45,7 +45,7 @@ class Answers:
 
 @pytest.mark.parametrize("fault", ["kill", "freeze"])
 async def test_readers(fault: str) -> None:
-    """No error reaches them; after a freeze they go on with the other nodes."""
+    """Readers get no error; after a freeze they go on with the other nodes."""
     async with masters(3) as nodes:
         await nodes.create("CREATE TABLE item (id int PRIMARY KEY, name text)")
         await nodes[0].execute("INSERT INTO item SELECT i, 'item ' || i FROM generate_series(0, 99) AS i")
@@ -92,7 +92,7 @@ WRITE = (
 
 
 async def test_idempotent_writers() -> None:
-    """Through kills and freezes of the node that takes the writes: none lost, none more often than tried."""
+    """Kills and freezes of the writers' node lose no write; none is applied more often than attempted."""
     async with masters(3) as nodes:
         await nodes.create(TABLE)
         attempts: dict[str, int] = {}

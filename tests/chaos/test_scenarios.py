@@ -1,4 +1,4 @@
-"""Every named scenario, on both loops, on every kind of node that it can be played on."""
+"""Every named scenario, on both event loops, on every kind of node that can play it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def test_it_keeps_every_promise(name: str, kind: NodeKind) -> None:
     if kind == "container":
         demand_engine()
     if lack := missing(scenario.setup):
-        # As the engine: where it is demanded, everything is.
+        # As for the engine: if PGHA_REQUIRE_ENGINE demands it, every setup is required.
         (pytest.fail if os.environ.get("PGHA_REQUIRE_ENGINE") == "1" else pytest.skip)(lack)
     began = time.monotonic()
     trial = await scenario.run(kind)

@@ -1,7 +1,7 @@
 """Random schedules of faults: Hypothesis looks for one that breaks a promise, and shrinks it.
 
-In CI always the same schedules are tried, so that what is found is pgha's doing; by hand, and by
-`just chaos-long`, new ones each time. PGHA_SCHEDULES: how many times as many; PGHA_LONG=1: new ones in CI,
+CI always tries the same schedules, so that a new failure comes from a change of pgha. Runs by hand and `just
+chaos-long` try new ones each time. PGHA_SCHEDULES multiplies their number; PGHA_LONG=1 tries new ones in CI,
 too.
 """
 
@@ -39,7 +39,7 @@ print(trial.complaint() or "every promise was kept")
 
 
 def tried(examples: int) -> settings:
-    """Each example starts servers, and takes seconds: fewer of them than usual, and no deadline."""
+    """Return settings for slow examples that start servers: fewer than usual, and no deadline."""
     return settings(
         max_examples=max(1, round(examples * TIMES)),
         deadline=None,
@@ -54,7 +54,7 @@ def keeps_every_promise(schedule: Schedule, workload: Workload, loop: str, **opt
     began = time.monotonic()
     trial = anyio.run(partial(replay, schedule, workload=workload, **options), backend=loop)
     TALLY.trial("schedule", trial, time.monotonic() - began)
-    # When it fails: a program that does it again.
+    # If the trial fails, this prints a program that repeats it.
     note(schedule.script(PROGRAM.format(workload=workload, loop=loop, options=options)))
     assert trial.kept, trial.complaint()
 
@@ -66,8 +66,8 @@ LOOPS = pytest.mark.parametrize("loop", ["asyncio", "trio"])
 @tried(32)
 @given(schedule=schedules(seconds=SECONDS, kinds=ROUGH), workload=workloads())
 @example(schedule=Schedule((Step(0.1, "kill", 0, 1.0), Step(0.3, "drop_down", 1, 0.5))), workload=Workload())
-# Found: a read that was first in line on a connection which a shutdown ended, and then on one that broke, was
-# not run again.
+# Found by Hypothesis: a read was not run again after it had been first in line on a connection that a
+# shutdown ended, and then on one that broke.
 @example(
     schedule=Schedule(
         (
@@ -87,7 +87,7 @@ def test_any_faults(loop: str, schedule: Schedule, workload: Workload) -> None:
 @tried(12)
 @given(schedule=schedules(seconds=SECONDS, kinds=NODE_FAULTS), workload=workloads())
 def test_faults_of_processes(loop: str, schedule: Schedule, workload: Workload) -> None:
-    """Without proxies between pgha and its servers."""
+    """Every promise is kept without proxies between pgha and its servers."""
     keeps_every_promise(schedule, workload, loop)
 
 
@@ -103,7 +103,7 @@ def test_faults_of_containers(loop: str, schedule: Schedule, workload: Workload)
 @pytest.mark.parametrize("version", [16, 18])
 @pytest.mark.parametrize(("topology", "nodes"), [("masters", 3), ("replicas", 2), ("standalone", 1)])
 def test_any_faults_of_keyed_writes(topology: Topology, nodes: int, version: int, loop: str) -> None:
-    """On each topology; where nobody else can take the writes, none of its nodes is spared."""
+    """Every promise is kept on each topology; if no other node can take the writes, no node is spared."""
     spare = 1 if topology == "masters" else 0
 
     @tried(2)

@@ -16,7 +16,7 @@ SETTINGS = {"max_connections": "500", "log_min_messages": "fatal"}
 
 
 LONG = os.environ.get("PGHA_LONG") == "1"
-# Every way of cutting on one loop at least; where the client has to find out by itself, on both.
+# Each way of cutting runs on one loop at least; stalls, which the client has to detect itself, run on both.
 PLAYED = [("eof", "asyncio"), ("reset", "trio"), ("stall", "asyncio"), ("stall", "trio")]
 ALL = [(how, loop) for how in HOWS for loop in ("asyncio", "trio")]
 
@@ -27,7 +27,7 @@ async def test_every_byte(how: CutHow) -> None:
         swept = await sweep(nodes[0], [how], width=64 if how == "stall" else 32)
     TALLY.swept(swept)
     assert not swept.violations, "\n".join(str(one) for one in swept.violations)
-    # None was left out, and each connection was there: the monitor's, one for reads, one for writes.
+    # No cut was left out, and each connection was there: the monitor's, one for reads, one for writes.
     assert swept.cuts[how] == len(list(all_cuts(swept.lengths, [how]))) > 2000
     assert {number for number, _ in swept.lengths} == {0, 1, 2}
     assert all(length > 100 for length in swept.lengths.values())

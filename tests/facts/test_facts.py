@@ -1,6 +1,7 @@
-"""What PostgreSQL's words prove about a write, on 16 and 18 and without pgha: the verdict stands on this.
+"""Facts of PostgreSQL 16 and 18, without pgha: which messages prove which outcome of a write.
 
-The libpq connection is raw: each word is a result or a notice, in the order in which they came.
+The outcome rules rest on these facts. The libpq connection is raw: each message is a result or a notice, in
+order of arrival.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def test_an_error_skips_the_rest_of_its_segment_and_undoes_it(dsn: str) -> None:
 
 
 def test_a_terminated_statement_gives_a_fatal_result(dsn: str) -> None:
-    """57P01 as FATAL: not applied, and what was sent behind it was never begun."""
+    """A FATAL 57P01 means that the write was not applied; statements sent behind it never began."""
     with wire(dsn) as one:
         one.send(INSERT, SLEEP)
         one.send("INSERT INTO t VALUES (2)")
@@ -100,7 +101,7 @@ def test_a_terminated_statement_gives_a_fatal_result(dsn: str) -> None:
 
 
 def test_terminated_in_a_deferred_trigger(dsn: str) -> None:
-    """FATAL 57P01 behind the last CommandComplete: by its place alone nobody can tell what became of it."""
+    """A FATAL 57P01 after the last CommandComplete does not by its position alone prove any outcome."""
     with wire(dsn) as one:
         one.send("INSERT INTO late VALUES (1, 60)")
         waiting(dsn, one.pid, "PgSleep")
@@ -112,7 +113,7 @@ def test_terminated_in_a_deferred_trigger(dsn: str) -> None:
 
 @pytest.mark.parametrize("applied", [False, True])
 def test_an_immediate_shutdown_is_a_warning(dsn: str, server: LocalNode, applied: bool) -> None:
-    """57P01 as a notice and then the end, whether or not the write was committed."""
+    """The server sends 57P01 as a notice and disconnects, whether or not the write was committed."""
     with wire(dsn) as one:
         statements = ["BEGIN", INSERT, "COMMIT"] if applied else [INSERT]
         one.send(*statements, SLEEP)
@@ -124,7 +125,7 @@ def test_an_immediate_shutdown_is_a_warning(dsn: str, server: LocalNode, applied
 
 @pytest.mark.parametrize("applied", [False, True])
 def test_a_crashed_sibling_is_a_warning(dsn: str, server: LocalNode, applied: bool) -> None:
-    """57P02 as a notice and then the end, whether or not the write was committed."""
+    """The server sends 57P02 as a notice and disconnects, whether or not the write was committed."""
     with wire(dsn) as one, wire(dsn) as sibling:
         statements = ["BEGIN", INSERT, "COMMIT"] if applied else [INSERT]
         one.send(*statements, SLEEP)
@@ -147,23 +148,26 @@ def test_a_killed_backend_says_nothing(dsn: str, server: LocalNode) -> None:
 
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_a_zombie_applies_what_its_client_has_left(dsn: str, server: LocalNode, cancelled: bool) -> None:
-    """A frozen backend, an INSERT, the client gone, even a cancel accepted: thawed, it applies the write."""
+    """A thawed backend applies its INSERT, even if its client has left and a cancel was accepted."""
     with wire(dsn) as one:
         anyio.run(server.freeze_backend, one.pid)
         one.send(INSERT)
         if cancelled:
-            one.pgconn.get_cancel().cancel()  # raises unless it was accepted
+            one.pgconn.get_cancel().cancel()  # raises an error unless the cancel was accepted
     assert rows(dsn) == []
     anyio.run(server.thaw_backend, one.pid)
     gone(dsn, one.pid)
     assert rows(dsn) == [1]
 
 
-# What breaks the rules: SQL that commits by itself, codes that tell nothing
+# Exceptions to the rules: SQL that commits by itself, codes that prove nothing
 
 
 def test_a_commit_before_the_fatal(dsn: str) -> None:
-    """BEGIN, INSERT, COMMIT, sleep, killed in the sleep: FATAL before the Sync, and it was applied."""
+    """A FATAL before the Sync does not prove "not applied" if a COMMIT of the caller came before it.
+
+    The segment is BEGIN, INSERT, COMMIT, sleep; the backend is terminated in the sleep.
+    """
     with wire(dsn) as one:
         one.send("BEGIN", INSERT, "COMMIT", SLEEP)
         waiting(dsn, one.pid, "PgSleep")
@@ -199,7 +203,7 @@ def test_a_framed_call_cannot_commit(dsn: str) -> None:
 
 @pytest.mark.parametrize("state", ["08006", "08P01", "40003"])
 def test_these_codes_may_be_an_error_on_a_living_connection(dsn: str, state: str) -> None:
-    """As an FDW's lost connection would be told."""
+    """SQL can raise these codes, as a foreign data wrapper does for its own lost connection."""
     with wire(dsn) as one:
         one.send(f"SELECT raising('{state}')")
         assert one.hear() == [f"ERROR {state}", SYNC]
@@ -209,7 +213,7 @@ def test_these_codes_may_be_an_error_on_a_living_connection(dsn: str, state: str
 
 @pytest.mark.parametrize("first", [True, False])
 def test_vacuum_cannot_share_a_segment(dsn: str, first: bool) -> None:
-    """25001 where something stands before it; before others it runs, and they are done."""
+    """VACUUM fails with 25001 behind another statement; in front, both VACUUM and what follows are done."""
     with wire(dsn) as one:
         one.send(*(["VACUUM t", INSERT] if first else [INSERT, "VACUUM t"]))
         words = one.hear()
@@ -221,7 +225,7 @@ def test_vacuum_cannot_share_a_segment(dsn: str, first: bool) -> None:
         assert rows(dsn) == []
 
 
-# Limits of time
+# Time limits
 
 
 def test_statement_timeout_counts_each_execute(dsn: str) -> None:
@@ -233,7 +237,7 @@ def test_statement_timeout_counts_each_execute(dsn: str) -> None:
 
 
 def unwarned(words: list[str]) -> list[str]:
-    """Without "... can only be used in transaction blocks", which is not so: it works."""
+    """Drop the warning "... can only be used in transaction blocks", which is wrong: the setting works."""
     return [word for word in words if word != WARNED]
 
 
@@ -241,7 +245,7 @@ def unwarned(words: list[str]) -> list[str]:
     "limit", ["SELECT set_config('statement_timeout', '1000', true)", "SET LOCAL statement_timeout = 1000"]
 )
 def test_a_limit_as_a_segments_first_statement(dsn: str, limit: str) -> None:
-    """It works, and ends with the segment."""
+    """A limit that is set by a segment's first statement takes effect, and ends with the segment."""
     with wire(dsn) as one:
         one.send(limit, INSERT, SLEEP)
         assert unwarned(one.hear())[1:] == [INSERTED, "ERROR 57014", SYNC]
@@ -252,7 +256,7 @@ def test_a_limit_as_a_segments_first_statement(dsn: str, limit: str) -> None:
 
 
 def test_a_setting_of_the_segment_warns(dsn: str, server: LocalNode) -> None:
-    """WARNING 25P01 as its first statement; before 17 anywhere in it. `set_config` never does."""
+    """A setting warns (25P01) as a segment's first statement, before 17 at any place; `set_config` never."""
     with wire(dsn) as one:
         one.send("SET LOCAL work_mem = '1MB'", "SET CONSTRAINTS ALL IMMEDIATE")
         again = [WARNED] if server.version < 17 else []
@@ -262,7 +266,7 @@ def test_a_setting_of_the_segment_warns(dsn: str, server: LocalNode) -> None:
 
 
 def test_set_transaction_passes_behind_set_local_only(dsn: str) -> None:
-    """Behind `set_config`, a query, only READ ONLY still passes."""
+    """Behind `set_config`, which is a query, only READ ONLY is still accepted."""
     limit = "SELECT set_config('statement_timeout', '9999', true)"
     isolation = "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"
     with wire(dsn) as one:
@@ -277,7 +281,7 @@ def test_set_transaction_passes_behind_set_local_only(dsn: str) -> None:
 
 @pytest.mark.parametrize("immediate", [False, True])
 def test_the_limit_covers_what_is_deferred_only_when_brought_forward(dsn: str, immediate: bool) -> None:
-    """A deferred trigger outlasts the limit and commits; `SET CONSTRAINTS ALL IMMEDIATE` puts it under it."""
+    """A deferred trigger exceeds the limit, unless `SET CONSTRAINTS ALL IMMEDIATE` brings it forward."""
     limit = "SELECT set_config('statement_timeout', '1000', true)"
     last, error = (["SET CONSTRAINTS ALL IMMEDIATE"], ["ERROR 57014"]) if immediate else ([], [])
     with wire(dsn) as one:
@@ -287,7 +291,7 @@ def test_the_limit_covers_what_is_deferred_only_when_brought_forward(dsn: str, i
 
 
 def test_transaction_timeout_ends_the_connection(dsn: str, server: LocalNode) -> None:
-    """FATAL 25P04, from 17 on."""
+    """The connection ends with FATAL 25P04, from PostgreSQL 17 on."""
     with wire(dsn) as one:
         one.send("SET transaction_timeout = 1000")
         if server.version < 17:
@@ -301,7 +305,7 @@ def test_transaction_timeout_ends_the_connection(dsn: str, server: LocalNode) ->
 
 
 def test_a_cancel_that_meets_an_idle_backend_is_ignored(dsn: str) -> None:
-    """And one that is accepted while a statement waits at a gate ends it: 57014, not applied."""
+    """A cancel that is accepted while a statement waits at a gate ends that statement: 57014, not applied."""
     with wire(dsn) as one, gate(dsn):
         one.pgconn.get_cancel().cancel()
         one.send(INSERT, ENTER)

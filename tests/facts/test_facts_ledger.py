@@ -1,7 +1,7 @@
-"""What a ledger's row proves, on PostgreSQL 16 and 18, with a table made by hand and a raw connection.
+"""The proof that a ledger's row gives, on PostgreSQL 16 and 18, with a handmade table and a raw connection.
 
-A write inserts its key in its own transaction, with a guard that refuses a late one, in one statement;
-whoever asks inserts the same key.
+A write inserts its key in its own transaction, by one statement with a guard that refuses a late insert. A
+session that asks for the outcome inserts the same key.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def rows(dsn: str, table: str = "ledger") -> int:
 
 
 def test_past_the_deadline_the_guard_refuses(dsn: str, key: uuid.UUID) -> None:
-    """23502, by the server's clock, and what stands behind it is skipped."""
+    """The guard fails with 23502 by the server's clock, and the statements behind it are skipped."""
     with wire(dsn) as one:
         one.send(entry(key, deadline=LATE), WRITE)
         assert one.hear() == ["ERROR 23502", SKIPPED, SYNC]
@@ -91,7 +91,7 @@ def test_past_the_deadline_the_guard_refuses(dsn: str, key: uuid.UUID) -> None:
 
 
 def test_a_late_one_is_refused_even_where_its_key_is_there(dsn: str, key: uuid.UUID) -> None:
-    """The guard comes before the index: 23502, not 23505."""
+    """The guard is checked before the index: the error is 23502, not 23505."""
     with wire(dsn) as one:
         one.send(entry(key))
         assert one.hear() == [INSERTED, SYNC]
@@ -99,13 +99,15 @@ def test_a_late_one_is_refused_even_where_its_key_is_there(dsn: str, key: uuid.U
         assert one.hear() == ["ERROR 23502", SYNC]
 
 
-# Two with the same key
+# Two inserts with the same key
 
 
 @pytest.mark.parametrize("commits", [True, False])
 def test_a_retry_waits_for_the_original(dsn: str, key: uuid.UUID, commits: bool) -> None:
-    """On the unique index: 23505 when the original commits, and applied when it rolls back. A SELECT sees
-    nothing meanwhile.
+    """A retry waits for the original on the unique index.
+
+    The retry gets 23505 if the original commits, and is applied if the original rolls back. Meanwhile, a
+    SELECT sees no row.
     """
     with gate(dsn) as opened, wire(dsn) as original, wire(dsn) as retry:
         original.send(entry(key), WRITE, ENTER, "SELECT 1" if commits else "SELECT 1/0")
@@ -125,7 +127,7 @@ def test_a_retry_waits_for_the_original(dsn: str, key: uuid.UUID, commits: bool)
 
 @pytest.mark.parametrize("commits", [True, False])
 def test_whoever_asks_waits_for_the_original(dsn: str, key: uuid.UUID, commits: bool) -> None:
-    """ON CONFLICT DO UPDATE waits likewise, and gives the fingerprint that is there then."""
+    """ON CONFLICT DO UPDATE waits likewise, and returns the fingerprint that is there afterwards."""
     with gate(dsn) as opened, wire(dsn) as original, wire(dsn) as asking:
         original.send(entry(key), WRITE, ENTER, "SELECT 1" if commits else "SELECT 1/0")
         waiting(dsn, original.pid, "advisory")
@@ -139,7 +141,7 @@ def test_whoever_asks_waits_for_the_original(dsn: str, key: uuid.UUID, commits: 
 
 
 def test_a_tombstone_blocks_the_original(dsn: str, key: uuid.UUID) -> None:
-    """Whoever finds no row leaves one, and the original that comes later fails with 23505."""
+    """A question that finds no row leaves one, and the original that comes later fails with 23505."""
     with wire(dsn) as one:
         one.send(asked(key))
         assert one.hear() == [INSERTED, SYNC]
@@ -152,7 +154,7 @@ def test_a_tombstone_blocks_the_original(dsn: str, key: uuid.UUID) -> None:
 
 
 def test_a_question_that_rolls_back_leaves_nothing(dsn: str, key: uuid.UUID) -> None:
-    """In a frame that ends with ROLLBACK it gives the same answer."""
+    """A question in a frame that ends with ROLLBACK gets the same answer."""
     with wire(dsn) as one:
         one.send("BEGIN", asked(key), "ROLLBACK")
         assert one.hear() == ["BEGIN", INSERTED, "ROLLBACK", SYNC]
@@ -177,11 +179,11 @@ def test_a_zombie_that_thaws_meets_the_tombstone(dsn: str, server: LocalNode, ke
     assert rows(dsn, "t") == 0
 
 
-# Who is on its way, as others see it
+# Inserts in flight, as other sessions see them
 
 
 def lockers(dsn: str) -> list[int]:
-    """Who holds the lock of an insert into the ledger, as a role without any right sees it."""
+    """Return the pids that hold an insert's lock on the ledger, as a role without any privilege sees them."""
     found = ask(
         dsn.replace("user=postgres", "user=stranger"),
         "SELECT pid FROM pg_locks WHERE relation = 'ledger'::regclass AND mode = 'RowExclusiveLock'"
@@ -192,7 +194,7 @@ def lockers(dsn: str) -> list[int]:
 
 @pytest.mark.parametrize("prepared", [False, True])
 def test_an_insert_in_flight_shows_its_lock_to_everybody(dsn: str, key: uuid.UUID, prepared: bool) -> None:
-    """For as long as its transaction is open, also where it is stuck behind the insert."""
+    """The lock is visible as long as the transaction is open, also while it is stuck behind the insert."""
     with gate(dsn) as opened, wire(dsn) as one:
         if prepared:
             assert one.prepare("entry", ENTRY) == ["Parse", SYNC]
@@ -208,7 +210,7 @@ def test_an_insert_in_flight_shows_its_lock_to_everybody(dsn: str, key: uuid.UUI
 
 @pytest.mark.parametrize("prepared", [False, True])
 def test_the_lock_is_taken_before_the_clock_is_read(dsn: str, key: uuid.UUID, prepared: bool) -> None:
-    """The guard's clock waits at a gate, and the lock is there: whoever sees no lock will meet the guard."""
+    """The lock is held before the guard reads the clock: an insert not seen yet will meet the guard."""
     with gate(dsn) as opened, wire(dsn) as one:
         if prepared:
             assert one.prepare("held", HELD) == ["Parse", SYNC]
@@ -224,7 +226,7 @@ def test_the_lock_is_taken_before_the_clock_is_read(dsn: str, key: uuid.UUID, pr
 
 
 def test_a_frozen_one_goes_on_holding_it(dsn: str, server: LocalNode, key: uuid.UUID) -> None:
-    """Its client has gone, nothing moves, and everybody sees that it may still come."""
+    """A frozen backend without a client keeps its lock, so that every role sees that it may still insert."""
     with gate(dsn) as opened:
         with wire(dsn) as one:
             one.send((HELD, entry(key)[1]), WRITE)
@@ -238,11 +240,11 @@ def test_a_frozen_one_goes_on_holding_it(dsn: str, server: LocalNode, key: uuid.
     assert rows(dsn) == rows(dsn, "t") == 1
 
 
-# What commits by itself
+# SQL that commits by itself
 
 
 def test_a_call_that_commits_behind_the_ledger(dsn: str, server: LocalNode, key: uuid.UUID) -> None:
-    """16 lets it commit the ledger's row, and it may fail behind that; 18 refuses the COMMIT (2D000)."""
+    """PostgreSQL 16 lets a CALL commit the ledger's row and then fail; 18 rejects the COMMIT (2D000)."""
     with wire(dsn) as one:
         one.send(entry(key), "CALL half()")
         error = "ERROR P0001" if server.version < 17 else "ERROR 2D000"
@@ -281,7 +283,7 @@ def test_vacuum_behind_the_ledger_is_refused(dsn: str, key: uuid.UUID) -> None:
 
 
 def test_everybody_may_read_the_system_identifier(dsn: str, server: LocalNode) -> None:
-    """A role without any right, on 16 and 18; it is what pg_controldata says."""
+    """A role without any privilege reads the identifier that pg_controldata shows, on 16 and 18."""
     sql = "SELECT system_identifier FROM pg_control_system()"
     stranger = dsn.replace("user=postgres", "user=stranger")
     assert ask(stranger, sql) == ask(dsn, sql) == [(_identifier(server, server.datadir),)]

@@ -1,4 +1,4 @@
-"""What a commit is worth on a primary with a standby, on PostgreSQL 16 and 18, seen by a raw connection."""
+"""The durability of commits on a primary with a standby: PostgreSQL 16 and 18, by a raw connection."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ IDENTIFIER = "SELECT system_identifier FROM pg_control_system()"
 OWN, TOMBSTONE = "\\x01", "\\x"
 INSERTED = "INSERT 0 1"
 UNREPLICATED = "notice: WARNING 01000"
-"""The server sends it between CommandComplete and the Sync's answer; libpq hands a notice over before the
-result that it stands right behind."""
+"""The notice comes between CommandComplete and the Sync's answer.
+
+libpq hands a notice over before the result that it directly follows.
+"""
 
 
 class Pair:
-    """A primary and its standby; their fault kit's loop runs in a thread."""
+    """A primary and its standby; the event loop of their fault kit runs in a thread."""
 
     def __init__(self, portal: BlockingPortal, nodes: Replicas) -> None:
         self.call, self.nodes = portal.call, nodes
@@ -42,7 +44,7 @@ class Pair:
 
     @contextmanager
     def apart(self) -> Iterator[Callable[[], object]]:
-        """The standby receives nothing, until what this gives is called."""
+        """Disconnect the standby until the yielded function is called."""
         back = partial(self.call, self.nodes.reconnect, self.standby)
         self.call(self.nodes.wait_replicated)
         self.call(self.nodes.disconnect, self.standby)
@@ -87,7 +89,7 @@ def found(node: Node, sql: str) -> list[Any]:
 
 
 def test_a_cancelled_wait_is_a_warning(synchronous: Pair) -> None:
-    """WARNING 01000 and a Sync without an error: committed, on the primary alone."""
+    """WARNING 01000 and a Sync without an error mean that the write is committed, on the primary only."""
     primary, look = synchronous.primary, "SELECT id FROM t WHERE id = 'cancelled'"
     with wire(primary.dsn) as one, synchronous.apart():
         one.send("INSERT INTO t VALUES ('cancelled')")
@@ -100,7 +102,7 @@ def test_a_cancelled_wait_is_a_warning(synchronous: Pair) -> None:
 
 
 def test_a_terminated_wait_is_a_warning(synchronous: Pair) -> None:
-    """WARNING 57P01 and then the end, where a FATAL 57P01 would mean the opposite: committed already."""
+    """WARNING 57P01 before a disconnect means committed already; FATAL 57P01 would mean the opposite."""
     primary, look = synchronous.primary, "SELECT id FROM t WHERE id = 'terminated'"
     with wire(primary.dsn) as one, synchronous.apart():
         one.send("INSERT INTO t VALUES ('terminated')")
@@ -113,7 +115,7 @@ def test_a_terminated_wait_is_a_warning(synchronous: Pair) -> None:
 
 
 def test_the_commit_of_a_frame_waits_too(synchronous: Pair) -> None:
-    """Its CommandComplete comes behind the warning, so that COMMIT alone is no proof then."""
+    """The COMMIT's CommandComplete comes after the warning, so that COMMIT alone proves nothing then."""
     primary = synchronous.primary
     with wire(primary.dsn) as one, synchronous.apart():
         one.send("BEGIN", "INSERT INTO t VALUES ('framed')", "COMMIT")
@@ -125,8 +127,10 @@ def test_the_commit_of_a_frame_waits_too(synchronous: Pair) -> None:
 
 @pytest.mark.parametrize("how", ["apart", "frozen"])
 def test_asking_the_ledger_waits_for_the_standby(synchronous: Pair, how: str) -> None:
-    """An original whose wait was cancelled is committed, and nobody says yet that it will stay. Whoever asks
-    by ON CONFLICT DO UPDATE waits for the standby, and then the original is there, too.
+    """A question by ON CONFLICT DO UPDATE is answered only when the standby has the original, too.
+
+    An original whose wait was cancelled is committed, but a failover may still lose it. The question waits
+    for the standby, and then the original is there as well.
     """
     primary, standby = synchronous.primary, synchronous.standby
     faults = {"apart": synchronous.apart, "frozen": synchronous.frozen}
@@ -148,7 +152,7 @@ def test_asking_the_ledger_waits_for_the_standby(synchronous: Pair, how: str) ->
 
 
 def test_a_question_that_changes_nothing_does_not_wait(synchronous: Pair) -> None:
-    """DO NOTHING, and a SELECT, find a row that a failover may still lose."""
+    """DO NOTHING and SELECT do not wait, and find a row that a failover may still lose."""
     primary = synchronous.primary
     nothing = f"{ENTRY} ON CONFLICT (system_identifier, key) DO NOTHING"
     with wire(primary.dsn) as one, synchronous.apart():
@@ -168,7 +172,7 @@ def test_a_question_that_changes_nothing_does_not_wait(synchronous: Pair) -> Non
 
 @both_versions
 def test_a_standby_keeps_its_primarys_system_identifier(version: int) -> None:
-    """As a standby and once promoted, and for a role without any right."""
+    """The identifier stays the same after a promotion, and a role without any privilege can read it."""
     with pair(version, 0) as one:
         before = found(one.primary, IDENTIFIER)
         assert found(one.standby, IDENTIFIER) == before
@@ -179,7 +183,7 @@ def test_a_standby_keeps_its_primarys_system_identifier(version: int) -> None:
 
 @both_versions
 def test_the_status_of_a_transaction_lies_across_a_failover(version: int) -> None:
-    """A lost transaction's id is another's later, and is said to be committed."""
+    """After a failover, another transaction gets a lost one's id, which is then reported as committed."""
     insert = "INSERT INTO t VALUES (%s) RETURNING pg_current_xact_id()::text::bigint"
     with pair(version, 0) as one:
         one.call(one.nodes.disconnect, one.standby)
@@ -188,7 +192,7 @@ def test_the_status_of_a_transaction_lies_across_a_failover(version: int) -> Non
         one.call(one.nodes.promote, one.standby)
         new = one.standby.dsn
         with pytest.raises(psycopg.errors.InvalidParameterValue):
-            ask(new, "SELECT pg_xact_status(%s::text::xid8)", [lost[-1]])  # in the future
+            ask(new, "SELECT pg_xact_status(%s::text::xid8)", [lost[-1]])  # an id in the future
         others: list[int] = []
         while not others or others[-1] < lost[-1]:
             others.append(ask(new, insert, [f"other {len(others)}"])[0][0])

@@ -1,7 +1,7 @@
-"""Every line of the verdict's table as a real situation: what a lane saw, and what is there afterwards.
+"""Each rule of the outcome table as a real situation: the facts that a lane saw, and the rows afterwards.
 
-A line has to say what is true, and it has to be this line that says it: without it, the same facts must give
-another verdict. Where no PostgreSQL can be brought to give the evidence, the situation says so.
+A rule has to be true, and has to be the one that decides: without it, the same facts must give another
+outcome. If no PostgreSQL can be made to give the evidence, the situation says so.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Seen:
     applied: bool
     """Whether the write was found afterwards."""
     shared: tuple[str, ...] = ()
-    """Other lines that hold and say the same."""
+    """Other rules that hold for these facts and prove the same outcome."""
 
 
 Situation = Callable[[int], Awaitable[Seen]]
@@ -72,12 +72,12 @@ async def scene(version: int, **settings: str) -> AsyncGenerator[tuple[Node, Wit
             yield nodes[0], witness
 
 
-# The lines, in their order
+# The rules, in their order
 
 
 @situation("nothing was handed to libpq")
 async def the_server_had_hung_up(version: int) -> Seen:
-    """What the server said before the write was sent is read first, and the write stays here."""
+    """Messages that the server sent before the write are read first, and the write is never sent."""
     async with scene(version) as (node, witness):
         with psycopg.connect(node.dsn, autocommit=True) as connection:  # no other task runs meanwhile
             connection.execute("SELECT pg_terminate_backend(%s, 10000)", [witness.pid])
@@ -90,7 +90,7 @@ async def the_server_had_hung_up(version: int) -> Seen:
 
 @situation("unreplicated")
 async def the_wait_for_the_standby_was_cancelled(version: int) -> Seen:
-    """Its Sync comes without an error, and the row is on the primary alone: a failover would lose it."""
+    """The Sync is answered without an error, but a failover would lose the row: it is on the primary only."""
     async with replicas(1, synchronous=1, version=version) as nodes:
         await nodes.primary.execute(SCHEMA)
         standby = nodes.standbys[0]
@@ -131,9 +131,9 @@ async def a_frame_whose_sync_was_lost(version: int) -> Seen:
 
 @situation("framed: ROLLBACK")
 async def the_commit_of_a_failed_block(version: int) -> Seen:
-    """COMMIT of a failed block is no error: it answers ROLLBACK.
+    """COMMIT of a failed block is no error: the server answers ROLLBACK.
 
-    Within one segment an error skips the COMMIT, so here a Sync stands between the two.
+    Within one segment an error skips the COMMIT, so that here a Sync stands between the two.
     """
     async with scene(version) as (node, witness):
         witness.send("BEGIN", INSERT, "SELECT 1/0")
@@ -158,7 +158,7 @@ async def an_insert(version: int) -> Seen:
 
 @situation("Sync")
 async def a_call_that_commits(version: int) -> Seen:
-    """What commits by itself is proven by its Sync like anything else."""
+    """SQL that commits by itself is proven by its Sync, like any other write."""
     async with scene(version) as (node, witness):
         facts = await witness.told(witness.send("CALL whole()"))
         assert facts.self_committing
@@ -178,7 +178,7 @@ async def behind_one_that_was_terminated(version: int) -> Seen:
 
 @situation("commits by itself")
 async def a_call_that_committed_and_failed(version: int) -> Seen:
-    """An ERROR with the V field, and its row is there."""
+    """The server sends an ERROR with the V field, and the row is there."""
     async with scene(version) as (node, witness):
         facts = await witness.told(witness.send("CALL half()"))
         assert facts.error is not None
@@ -190,7 +190,7 @@ async def a_call_that_committed_and_failed(version: int) -> Seen:
 
 @situation("without the V field")
 async def the_acknowledgement_was_lost(version: int) -> Seen:
-    """libpq's own error, at the end of the connection, carries no field at all; and the row is there."""
+    """The error that libpq makes up when the connection ends has no fields at all, and the row is there."""
     async with scene(version) as (node, _), Proxy(node) as proxy, witnessed(proxy.dsn) as witness:
         proxy.cut(Cut(proxy.connections[-1].down, "stall", "down"))
         operation = witness.send(INSERT)
@@ -201,18 +201,18 @@ async def the_acknowledgement_was_lost(version: int) -> Seen:
 
 @situation("without the V field")
 async def a_pooler_that_lost_its_server(version: int) -> Seen:
-    """FATAL 57P01, but it is the pooler who says so: what its server has done it cannot know."""
+    """The pooler itself sends FATAL 57P01, and cannot know the outcome on its server."""
     return await _behind_a_pooler(version, b"57P01")
 
 
 @situation("without the V field")
 async def a_pgbouncer_that_lost_its_server(version: int) -> Seen:
-    """PgBouncer 1.18 says FATAL 08P01 without V; the class says by itself that nobody knows."""
+    """PgBouncer 1.18 sends FATAL 08P01 without the V field; class 08 alone already means "in doubt"."""
     return await _behind_a_pooler(version, b"08P01", shared=("40003 and class 08",))
 
 
 async def _behind_a_pooler(version: int, state: bytes, shared: tuple[str, ...] = ()) -> Seen:
-    """A server of a few bytes of the protocol stands for the pooler; it has its server do the insert."""
+    """Run a server of a few protocol bytes as the pooler; it has the node do the insert."""
 
     async def serve(client: anyio.abc.SocketStream) -> None:
         async with client:
@@ -248,7 +248,7 @@ def _message(kind: bytes, body: bytes) -> bytes:
 
 @situation("40003 and class 08")
 async def an_error_of_a_foreign_server(version: int) -> Seen:
-    """An ERROR with the V field and class 08: some other connection than ours was lost."""
+    """An ERROR with the V field and class 08 is about another connection than the client's."""
     return await _raised(version, "08006")
 
 
@@ -269,7 +269,7 @@ async def _raised(version: int, state: str) -> Seen:
 
 @situation("FATAL after the last CommandComplete")
 async def terminated_at_the_sync(version: int) -> Seen:
-    """In a deferred trigger: CommandComplete came, the row was never there."""
+    """The backend was terminated in a deferred trigger: CommandComplete came, the row was never there."""
     async with scene(version) as (node, witness):
         operation = witness.send("INSERT INTO slow VALUES (1, 60)")
         await terminate(node, await waits(node, "PgSleep"))
@@ -282,7 +282,8 @@ async def terminated_at_the_sync(version: int) -> Seen:
 async def the_log_cannot_be_written(version: int) -> Seen:
     """The folder of the write-ahead log is gone when the COMMIT has to write to it.
 
-    Here the record did not get there. Had the flush failed after the write, it would have.
+    Here the commit record was not written. If the flush had failed after the write, the record would be
+    there.
     """
     settings = {"wal_writer_delay": "10s", "restart_after_crash": "off"}
     async with scene(version, **settings) as (node, witness):
@@ -293,7 +294,7 @@ async def the_log_cannot_be_written(version: int) -> Seen:
             operation = witness.send(INSERT, "SELECT pg_advisory_lock(1)", framed=True)
             assert await waits(node, "advisory") == witness.pid
             hidden = await log.rename(log.with_name("pg_wal.hidden"))
-            with suppress(psycopg.OperationalError):  # the server may be faster to go than to answer
+            with suppress(psycopg.OperationalError):  # the server may go down before it answers
                 gate.execute("SELECT pg_advisory_unlock(1)")
             facts = await witness.told(operation)
         await hidden.rename(log)
@@ -314,7 +315,7 @@ async def an_error(version: int) -> Seen:
 
 @situation("ERROR, or FATAL before the end")
 async def an_error_at_the_sync(version: int) -> Seen:
-    """A deferred constraint: 23505 behind the last CommandComplete."""
+    """A deferred constraint fails with 23505 after the last CommandComplete."""
     async with scene(version) as (node, witness):
         await node.execute("INSERT INTO slow VALUES (2, 0)")
         facts = await witness.told(witness.send("INSERT INTO slow VALUES (1, 0), (2, 0)"))
@@ -334,7 +335,7 @@ async def terminated_before_the_end(version: int) -> Seen:
 
 @situation("ERROR, or FATAL before the end")
 async def a_frame_terminated_at_its_commit(version: int) -> Seen:
-    """FATAL instead of the COMMIT's CommandComplete."""
+    """FATAL comes instead of the COMMIT's CommandComplete."""
     async with scene(version) as (node, witness):
         operation = witness.send("INSERT INTO slow VALUES (1, 60)", framed=True)
         await terminate(node, await waits(node, "PgSleep"))
@@ -347,7 +348,7 @@ async def a_frame_terminated_at_its_commit(version: int) -> Seen:
 async def the_second_statement_could_not_be_sent(version: int) -> Seen:
     """The server did the insert, and undid it when the connection ended without a Sync."""
     async with scene(version) as (node, witness):
-        large = "x" * 1_000_000  # libpq writes as soon as it has 64 kB
+        large = "x" * 1_000_000  # libpq starts writing at 64 kB
         insert = "INSERT INTO t SELECT 1 FROM nextval('tries') WHERE length($1::text) > 0"
         operation = witness.send((insert, [large]), ("SELECT $1::text", [MISFIT]))
 
@@ -358,7 +359,7 @@ async def the_second_statement_could_not_be_sent(version: int) -> Seen:
         return Seen(await witness.told(operation), await applied(node))
 
 
-# What they show
+# Checks of the situations
 
 
 @both_versions
@@ -387,7 +388,7 @@ def test_every_line_has_a_situation() -> None:
 
 @both_versions
 async def test_the_connection_ended_without_these(version: int) -> None:
-    """Behind the head of a connection that just ended there is no evidence, and the row is there."""
+    """An operation behind the head of a connection that just ended has no evidence; its row is there."""
     async with scene(version) as (node, _), Proxy(node) as proxy, witnessed(proxy.dsn) as witness:
         proxy.cut(Cut(proxy.connections[-1].down, "stall", "down"))
         witness.send("SELECT 1")

@@ -1,4 +1,4 @@
-"""Nodes that are killed, frozen, restarted, started late, never there; one of them, and several."""
+"""Nodes that are killed, frozen, restarted, started late or never there: one of them, and several."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.anyio
 
 @asynccontextmanager
 async def reading(cluster: pgha.Cluster, tasks: int = 20) -> AsyncGenerator[list[str]]:
-    """Tasks that read all the time; gives the names of the nodes that answered. No error may reach them."""
+    """Run tasks that read all the time; yield the list of nodes that answered. An error fails the test."""
     answered: list[str] = []
     done = anyio.Event()
 
@@ -52,7 +52,7 @@ async def reading(cluster: pgha.Cluster, tasks: int = 20) -> AsyncGenerator[list
 
 
 async def more(answered: list[str], count: int = 100, *, node: str | None = None) -> None:
-    """Wait for so many further answers, or until ``node`` answers."""
+    """Wait for ``count`` further answers, and then until ``node`` answers."""
     before = len(answered)
     await eventually(lambda: len(answered) >= before + count)
     if node is not None:
@@ -133,7 +133,11 @@ async def test_idempotent_writes_notice_nothing() -> None:
 
 
 async def test_other_writes_are_told_the_truth() -> None:
-    """Not idempotent: acknowledged is there, failed is not, in doubt may be; nothing is there twice."""
+    """Writes that are not idempotent get true outcomes.
+
+    An acknowledged write is in the table, a failed one is not, one in doubt may be; no write is in the table
+    twice.
+    """
     async with standalone(2) as nodes:
         await nodes.execute("CREATE TABLE t (id text)")
         async with cluster_of(*nodes, min_ready=2) as cluster:
@@ -211,7 +215,7 @@ async def test_the_only_node_restarts_under_load(mode: StopMode) -> None:
 
 
 async def test_a_smart_stop_waits_for_us_and_gets_through() -> None:
-    """The server waits for its clients: leaving the cluster lets it go."""
+    """A smart shutdown waits for the server's clients, and ends once the node is removed from the cluster."""
     async with (
         standalone(2) as nodes,
         cluster_of(*nodes, min_ready=2) as cluster,
@@ -316,7 +320,7 @@ async def test_never_there(server: Node) -> None:
 
 
 async def test_a_node_that_swallows_connections_holds_nobody_up(server: Node) -> None:
-    """Its listener accepts and never says a word: the others are used at once."""
+    """A listener that accepts connections and never answers delays no operation on the other node."""
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     port = listener.extra(anyio.abc.SocketAttribute.local_port)
     async with listener, nothing_left(server) as application:
@@ -362,7 +366,7 @@ async def test_pin_stays_with_its_node(server: Node) -> None:
 
 
 async def test_a_backend_terminated_under_load() -> None:
-    """Proven not applied: run again, without an error; reads always."""
+    """A write that is proven not applied is run again without an error, and a read is always run again."""
     async with standalone() as nodes:
         node = nodes[0]
         await node.execute("CREATE TABLE t (id int)")
@@ -394,7 +398,7 @@ async def test_a_backend_terminated_under_load() -> None:
 
 
 async def test_a_backend_killed_under_load() -> None:
-    """PostgreSQL then ends all its connections and recovers."""
+    """PostgreSQL ends all its connections after a killed backend, and recovers; no reader gets an error."""
     async with standalone() as nodes:
         node = nodes[0]
         async with (
@@ -412,7 +416,7 @@ async def test_a_backend_killed_under_load() -> None:
 
 
 async def test_a_terminated_write_without_doubt_is_run_again(server: Node) -> None:
-    """FATAL before the last CommandComplete proves that it was not applied."""
+    """A FATAL before the last CommandComplete proves that the write was not applied."""
     table, text = unique("t"), unique("sleep")
     async with cluster_of(server) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
@@ -443,7 +447,7 @@ async def test_a_killed_backend_leaves_its_write_in_doubt() -> None:
 
 
 async def test_connections_exhausted() -> None:
-    """No slot for another lane: what there is goes on, and more comes when slots are free again."""
+    """Without free slots, the existing lanes work on; more lanes are opened when slots are free again."""
     settings = {"max_connections": "10", "superuser_reserved_connections": "0"}
     async with standalone(settings=settings) as nodes:
         node = nodes[0]
@@ -516,7 +520,7 @@ async def test_nodes_added_and_removed_under_load() -> None:
 
 
 async def test_removing_a_node_drains_it() -> None:
-    """A slow head with others behind it is not cancelled there, as it would be on a node that stays."""
+    """Removing a node does not cancel a slow head with others behind it, unlike on a node that stays."""
     async with standalone(2) as nodes, cluster_of(*nodes, min_ready=2) as cluster:
         text = unique("sleep")
         slow = cluster.submit(f"SELECT pg_sleep(1.5), 5 /* {text} */", route=pgha.pin("n1"))
@@ -556,7 +560,7 @@ async def test_a_blocked_loop_kills_no_node(nodes_used: int) -> None:
             read = cluster.submit("SELECT pg_sleep(0.1), 1", read=True)
             write = cluster.submit("SELECT pg_sleep(0.1), 2")
             await anyio.sleep(0.03)
-            time.sleep(1.5)  # noqa: ASYNC251 - this is what is tested
+            time.sleep(1.5)  # noqa: ASYNC251 - blocking the loop is the fault under test
             assert (await read)[0][1] == 1
             assert (await write)[0][1] == 2
             assert (await read).attempts == (await write).attempts == 1
@@ -576,7 +580,7 @@ async def test_a_blocked_loop_kills_no_node(nodes_used: int) -> None:
 async def test_a_loop_blocked_again_and_again() -> None:
     async with standalone() as nodes, cluster_of(*nodes, ping_interval=0.1) as cluster:
         for _ in range(5):
-            time.sleep(0.4)  # noqa: ASYNC251 - this is what is tested
+            time.sleep(0.4)  # noqa: ASYNC251 - blocking the loop is the fault under test
             assert await cluster.fetch_value("SELECT 1") == 1
         assert cluster.nodes["n1"].state == "up"
         assert cluster.statistics().connections_lost == 0

@@ -1,4 +1,4 @@
-"""`fastest`: every node at once, the first good answer wins, an error only when all fail."""
+"""`fastest` asks every node at once: the first good answer wins, and only if all fail is there an error."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_one_node_slow_one_frozen_one_fast() -> None:
 
 
 async def test_sent_to_each_node_once_at_most() -> None:
-    """The winner ends the race: nothing is sent again, and what was not sent yet stays here."""
+    """The winner ends the race: nothing is sent again, and legs that were not sent yet are never sent."""
     async with standalone(2) as nodes, cluster_of(*nodes, min_ready=2) as cluster:
         sent: list[str] = []
         for _ in range(50):
@@ -99,7 +99,7 @@ async def test_every_node_lost_is_tried_again() -> None:
         await cluster.wait_ready()
         text = unique("sleep")
         with gate(nodes[0]) as (wait_one, one_goes_on), gate(nodes[1]) as (wait_two, two_goes_on):
-            # A key that the test holds at the one server is free at the other.
+            # A lock key that the test holds on one server is free on the other.
             query = f"SELECT {wait_one}, {wait_two}, 3 /* {text} */"
             operation = cluster.submit(query, read=True, route=pgha.fastest())
             pids = [await started(node, text) for node in nodes]

@@ -1,4 +1,4 @@
-"""Corners of keyed writes that a review found: each once doubled a write, or said what was not so."""
+"""Corner cases of keyed writes found in a review: each once doubled a write, or reported a false outcome."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ pytestmark = [pytest.mark.anyio, both_versions]
 
 
 def lose(cluster: pgha.Cluster, name: str, pid: int | None = None) -> None:
-    """The line of that backend, or of what is in flight, breaks; the server goes on."""
+    """Break the lane of backend ``pid``, or every write lane in use, while the server works on."""
     for lane in list(cluster._nodes[name].sets["write"].lanes):
         if lane.link.pid == pid or (pid is None and lane.in_flight):
             lane.abort("the test says so", lost=True)
 
 
 async def two_nodes(nodes: Any, cluster: pgha.Cluster) -> tuple[Node, Node]:
-    """The one that takes the writes, and the other."""
+    """Return the node that takes the writes, and the other node."""
     first = nodes[(await cluster.execute("SELECT 1")).node]
     return first, next(node for node in nodes if node is not first)
 
 
 async def test_a_key_that_no_server_was_told_is_not_shown(version: int) -> None:
-    """Given again, it would have doubled the write."""
+    """A key that was never sent to a server is not reported: a retry with that key would double the write."""
     async with one_node(version, SLOW_COMMIT, installed=False, ledger="auto") as (node, cluster):
         told: list[pgha.SendInfo] = []
         operation = cluster.submit("INSERT INTO slow VALUES (1, 60)", on_send=told.append)
@@ -48,7 +48,7 @@ async def test_a_key_that_no_server_was_told_is_not_shown(version: int) -> None:
 
 @pytest.mark.parametrize("second_is_lost", [False, True])
 async def test_idempotent_writes_in_doubt_on_two_servers(version: int, second_is_lost: bool) -> None:
-    """Each server knows its own keys: what one says is nothing about the other."""
+    """Each server knows its own keys only: its answer says nothing about the write on another server."""
     async with standalone(2, version=version) as nodes:
         for node in nodes:
             await node.execute(SLOW_COMMIT)
@@ -86,7 +86,7 @@ async def _done(node: Node, pid: int) -> bool:
 
 
 async def test_resolved_behind_pruning(version: int) -> None:
-    """An hour later its row may be gone: no row proves nothing then, and none is put there."""
+    """When pruning may have removed a row, a missing row proves nothing, and no tombstone is inserted."""
     async with one_node(version) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
@@ -99,14 +99,14 @@ async def test_resolved_behind_pruning(version: int) -> None:
         doubt.started_at -= 3600.0
         with within():
             failure = await error.resolve()
-        # It may be applied only now: whoever is asked for a row that is not there yet does not know.
+        # The write may be applied only now: a resolver that sees no row yet cannot tell the outcome.
         assert failure in ("applied", "in doubt")
         await eventually(lambda: _done(node, pid))
         assert await keys_of(node) == len(await ids(node)), "no tombstone was left"
 
 
 async def test_a_look_does_not_overlook_who_stands_still(version: int) -> None:
-    """Between its guard and its insert: an event says nothing before it is known."""
+    """A write whose backend stalls between guard and insert stays in doubt until the backend goes on."""
     stall = """CREATE FUNCTION stall() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN IF NEW.fingerprint <> '' THEN PERFORM pg_sleep(4); END IF; RETURN NEW; END $$;
         CREATE TRIGGER stall BEFORE INSERT ON pgha.ledger FOR EACH ROW EXECUTE FUNCTION stall()"""
@@ -157,7 +157,7 @@ async def test_a_look_does_not_believe_what_no_standby_has(version: int) -> None
 
 
 async def test_a_lock_is_taken_before_the_snapshot(version: int) -> None:
-    """As PostgreSQL's documentation has it: LOCK first, then read what others have left."""
+    """LOCK comes before the first snapshot, as PostgreSQL's documentation advises, also in a keyed batch."""
     batch = [
         "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
         "LOCK TABLE t IN EXCLUSIVE MODE",
@@ -214,7 +214,7 @@ async def test_an_idempotent_write_goes_where_no_ledger_is(version: int) -> None
             first, other = await two_nodes(nodes, cluster)
             await cluster.ledger.install(nodes=[first.name])
             await eventually(lambda: cluster._nodes[first.name].server.ledger)
-            await other.execute("SELECT nextval('tries')")  # there it does not nap
+            await other.execute("SELECT nextval('tries')")  # the second attempt does not sleep on this node
             operation = cluster.submit(NAPS_ONCE, idempotent=True)
             await napping(first)
             await first.kill()
@@ -251,7 +251,7 @@ async def test_many_who_leave_resolve_leave_nothing(version: int) -> None:
         await node.freeze()
         for _ in range(50):
             assert await caught.value.resolve(timeout=0.001) == "in doubt"
-        await node.thaw()  # the backend too
+        await node.thaw()  # thaws the backend too
         assert len(cluster._dispatcher._resolver._running) <= 1
 
 

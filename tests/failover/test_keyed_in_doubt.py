@@ -22,11 +22,11 @@ from pgha.chaos import masters, proxied, replicas
 pytestmark = [pytest.mark.anyio, both_versions]
 
 
-# Answers that are lost
+# Lost answers
 
 
 async def test_terminated_at_its_commit(version: int) -> None:
-    """In doubt, and so run again: here it had not been applied."""
+    """A keyed write in doubt is run again; here the first attempt had not been applied."""
     async with one_node(version, SLOW_COMMIT) as (node, cluster):
         operation = cluster.submit(NAPS_ONCE, idempotency_key=pgha.new_idempotency_key())
         pid = await napping(node)
@@ -39,7 +39,7 @@ async def test_terminated_at_its_commit(version: int) -> None:
 
 
 async def test_a_lost_acknowledgement(version: int) -> None:
-    """Applied, and the answer is lost: the second attempt meets the first one's row."""
+    """The write is applied and its answer is lost: the second attempt meets the row of the first."""
     async with standalone(version=version) as nodes, proxied(nodes) as proxies:
         node, proxy = nodes[0], proxies[0]
         await node.execute(TABLE)
@@ -62,7 +62,7 @@ async def test_a_lost_acknowledgement(version: int) -> None:
 
 
 async def test_a_retry_waits_for_a_zombie(version: int) -> None:
-    """The first attempt is frozen in its transaction; the second waits for it on the index."""
+    """The first attempt is frozen in its transaction; the second waits for it on the unique index."""
     async with one_node(version, TABLE + "; CREATE TABLE gate (id int)") as (node, cluster):
         query = "WITH one AS (INSERT INTO t VALUES (%s)) SELECT pg_sleep(3) /* zombie */"
         operation = cluster.submit(query, ["a"], idempotency_key=pgha.new_idempotency_key())
@@ -102,7 +102,7 @@ async def test_head_of_two_lost_connections_is_resolved_not_sent_again(version: 
 
 
 async def test_a_broken_off_wait_for_the_standby(version: int) -> None:
-    """It is on the primary alone; it is acknowledged when the standby has it."""
+    """The interrupted write is on the primary alone; it is acknowledged only when the standby has it, too."""
     async with replicas(2, version=version, synchronous=1) as nodes:
         primary, standby = nodes.primary, nodes.standbys[0]
         await primary.execute(TABLE)
@@ -127,7 +127,7 @@ async def test_a_broken_off_wait_for_the_standby(version: int) -> None:
 
 
 async def test_masters_do_not_take_what_another_may_have_applied(version: int) -> None:
-    """The node of the first attempt is waited for; a write that it never began goes elsewhere at once."""
+    """A write that a node may have applied waits for it; one that never began goes elsewhere at once."""
     async with masters(2, version=version) as nodes:
         await nodes.create(SLOW_COMMIT + TABLE)
         named = [pgha.Node(node.dsn, node.name) for node in nodes]
@@ -152,7 +152,7 @@ async def test_masters_do_not_take_what_another_may_have_applied(version: int) -
 
 
 async def test_masters_and_a_deadline(version: int) -> None:
-    """In doubt when the deadline comes first; resolve() waits for the node, and the key is used up."""
+    """The write is in doubt at its deadline. Then resolve() waits for the node, and the key stays used."""
     async with masters(2, version=version) as nodes:
         await nodes.create(SLOW_COMMIT)
         named = [pgha.Node(node.dsn, node.name) for node in nodes]
@@ -193,7 +193,7 @@ async def _next_resolved(events: Any) -> pgha.OperationResolved:
 
 
 async def test_a_promoted_standby_knows(version: int) -> None:
-    """The primary dies with the answer; its row is on the synchronous standby."""
+    """The primary is killed before its answer arrives; the row of the key is on the synchronous standby."""
     async with replicas(2, version=version, synchronous=1) as nodes:
         primary, standby = nodes.primary, nodes.standbys[0]
         await primary.execute(TABLE)
@@ -218,7 +218,7 @@ async def test_a_promoted_standby_knows(version: int) -> None:
                 assert await ids(standby) == ["a", "first"]
 
 
-# Deadlines, zombies, cancelling
+# Deadlines, zombies, cancellation
 
 
 async def test_a_zombie_that_thaws_after_its_deadline_does_nothing(version: int) -> None:
@@ -228,7 +228,7 @@ async def test_a_zombie_that_thaws_after_its_deadline_does_nothing(version: int)
         keyed = cluster.submit(WRITE, ["keyed"], idempotency_key=pgha.new_idempotency_key(), timeout=0.3)
         with pytest.raises(pgha.CommitInDoubt) as caught, within():
             await keyed
-        # Past the guard: the deadline and a second.
+        # The guard refuses the write after its deadline plus one second.
         await anyio.sleep(1.5)
         await node.thaw_backend(pid)
         with within():
@@ -237,7 +237,7 @@ async def test_a_zombie_that_thaws_after_its_deadline_does_nothing(version: int)
 
 
 async def test_resolve_decides_against_a_zombie(version: int) -> None:
-    """Long before the guard's deadline: what resolve() says stays true when the zombie thaws."""
+    """An outcome that resolve() returns long before the guard's deadline stays true when the zombie thaws."""
     async with one_node(version, read_connections=1) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)
@@ -268,7 +268,7 @@ async def test_resolve_without_a_key_hears_a_late_answer(version: int) -> None:
         await node.thaw_backend(pid)
         with within():
             failure = await caught.value.resolve(timeout=PATIENCE)
-        # Whichever came first, the request or the cancel; the answer tells.
+        # Either the request or the cancel came first; resolve() reports which.
         assert failure == ("applied" if await ids(node) == ["a"] else "not applied")
 
 
@@ -282,7 +282,7 @@ async def test_leaving_resolve_changes_nothing(version: int) -> None:
         with anyio.move_on_after(0.1) as scope:
             await caught.value.resolve()
         assert scope.cancelled_caught
-        await node.thaw()  # the backend too
+        await node.thaw()  # thaws the backend too
         with within():
             assert await caught.value.resolve() in ("applied", "not applied")
 
@@ -299,15 +299,18 @@ async def test_resolve_in_another_loop_is_refused(version: int) -> None:
         await node.thaw_backend(pid)
         with within():
             told = await caught.value.resolve()
-        # Known by now, it needs no loop.
+        # The outcome is known by now, so that any event loop can ask for it.
         assert (
             await anyio.to_thread.run_sync(partial(anyio.run, caught.value.resolve, backend="trio")) == told
         )
 
 
 async def test_a_cancelled_write_is_told_of_later(version: int) -> None:
-    """Its caller left, its connection broke: the event comes when the guard's deadline is over, and the key
-    is still good where it was not applied."""
+    """A write in doubt whose caller left is resolved by an event.
+
+    The caller left and the connection broke: the event comes after the guard's deadline. The key can still be
+    used, because the write was not applied.
+    """
     async with one_node(version, read_connections=1) as (node, cluster):
         (pid,) = (await cluster.execute("SELECT pg_backend_pid()")).one()
         await node.freeze_backend(pid)

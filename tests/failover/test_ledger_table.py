@@ -1,4 +1,4 @@
-"""`Cluster.ledger`: made, looked at, pruned and removed, on real servers, while others use it."""
+"""`Cluster.ledger`: installed, inspected, pruned and removed, on real servers, while other clients use it."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ OWN = "(SELECT system_identifier FROM pg_control_system())"
 
 
 async def age(node: Node, seconds: float, count: int, *, system: str = OWN) -> None:
-    """So many keys whose deadline was so long ago."""
+    """Insert ``count`` keys whose deadlines passed ``seconds`` ago."""
     await node.execute(MADE_UP.format(system=system), [seconds, count])
 
 
 @contextmanager
 def inserting(node: Node) -> Iterator[int]:
-    """Somebody's transaction that has inserted a key, and does not end; its process id."""
+    """Hold a transaction open that has inserted a key, and yield the process id of its backend."""
     with psycopg.connect(node.dsn) as connection:
         connection.execute(
             f"INSERT INTO pgha.ledger VALUES ({OWN}, gen_random_uuid(), '', clock_timestamp())"
@@ -100,7 +100,7 @@ async def test_what_is_old_is_pruned_and_nothing_else(version: int) -> None:
         assert (pruned.deleted, pruned.reason, pruned.in_the_way) == (20_000, "", ())
         assert await keys_of(node) == 4
         assert (await cluster.ledger.prune(timedelta(days=1)))[node.name].deleted == 3
-        # An hour is kept, whatever is asked.
+        # Keys of the last hour are kept, even with an age of 0.
         await age(node, 3500, 2)
         await age(node, 3700, 2)
         assert (await cluster.ledger.prune(0))[node.name].deleted == 2
@@ -152,15 +152,15 @@ async def test_pruned_while_writes_run_and_by_two_at_once(version: int) -> None:
 
 
 async def test_an_old_transaction_that_may_still_insert_is_in_the_way(version: int) -> None:
-    """It passed its guard before the cut-off, and stands still: its key must not be forgotten."""
+    """A transaction that passed its guard before the cut-off may still insert, and so prevents pruning."""
     async with one_node(version) as (node, cluster):
         await age(node, 2 * DAY, 5)
         with inserting(node) as pid:
-            # With an hour kept, whatever has begun until now may be such a one.
+            # With one hour kept, every transaction that has begun by now may be one that still inserts.
             pruned = (await cluster.ledger.prune(0, patience=0.2))[node.name]
             assert (pruned.deleted, pruned.in_the_way) == (0, (pid,))
             assert "older transactions still hold the ledger" in pruned.reason
-            # With a week kept, it is too young.
+            # With one week kept, the transaction is too young to matter.
             assert (await cluster.ledger.prune(patience=0.2))[node.name].reason == ""
             assert await keys_of(node) == 5
         assert (await cluster.ledger.prune(0))[node.name].deleted == 5
@@ -256,7 +256,7 @@ async def test_a_standby_has_its_primarys(version: int) -> None:
 
 
 class Leaving:
-    """A ledger's host, at whose call number ``at`` its user is cancelled: before it, or while it is asked."""
+    """A ledger's host whose caller is cancelled at call number ``at``: before that call, or during it."""
 
     def __init__(self, host: LedgerHost, at: int, *, asked: bool) -> None:
         self._host = host
@@ -276,7 +276,7 @@ class Leaving:
             else:
                 self.leave()
             answer = await call
-        return answer  # noqa: RET504 - inside, the type checker takes the group for one that swallows errors
+        return answer  # noqa: RET504 - inside the block, the type checker assumes that the group swallows errors
 
     async def _soon(self) -> None:
         await checkpoint()
@@ -327,7 +327,10 @@ DONE = {"install": (True, 0), "status": (True, 3), "prune": (True, 0), "uninstal
 async def leave_at_every_await(
     node: Node, cluster: pgha.Cluster, name: str, leave: Leave, asked: bool
 ) -> None:
-    """Whatever was left where: it is there whole, or not at all; and again it is done to the end."""
+    """Check that after a cancellation at any await the ledger is whole or absent.
+
+    Repeating the action then completes it.
+    """
     act, at, leaving = ACTS[name], 0, None
     while leaving is None or leaving.left:
         at += 1

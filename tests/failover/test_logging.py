@@ -1,4 +1,4 @@
-"""What a program sees in its log while servers fail: every change of a node, and storms as one line."""
+"""The log while servers fail: every state change of a node, and storms of errors as one line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LOAD = 200
 
 
 class Taken(logging.Handler):
-    """The records of pgha, DEBUG and all."""
+    """A handler that keeps pgha's records of all levels, DEBUG included."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def taken(handler: Taken | None = None) -> Iterator[Taken]:
 
 @asynccontextmanager
 async def reading(cluster: pgha.Cluster) -> AsyncGenerator[None]:
-    """So many operations in flight, all the time."""
+    """Keep ``LOAD`` operations in flight all the time."""
     done = False
 
     async def read() -> None:
@@ -143,7 +143,7 @@ async def _set(node: Node, what: str) -> None:
 
 
 async def test_a_quiet_life(server: LocalNode) -> None:
-    """No line for an operation, whether it succeeds or its caller gets its error."""
+    """No operation writes a log line, neither a successful one nor one whose error its caller gets."""
     with taken() as log:
         async with cluster_of(server) as cluster:
             await eventually(lambda: log.has(f"node {server.name} is up (primary)"))
@@ -155,7 +155,7 @@ async def test_a_quiet_life(server: LocalNode) -> None:
 
 
 async def test_a_handler_may_use_the_cluster(server: LocalNode) -> None:
-    """It runs in the middle of nothing: what it submits is sent, and what it raises harms nobody."""
+    """A log handler runs at a safe point: operations that it submits are sent, and its errors do no harm."""
     operations: list[pgha.Operation[pgha.Result[object]]] = []
 
     class Using(Taken):
@@ -180,7 +180,7 @@ async def test_a_handler_may_use_the_cluster(server: LocalNode) -> None:
 
 
 class Stop(BaseException):
-    """Stands for the KeyboardInterrupt that trio raises in whatever code runs."""
+    """A stand-in for the KeyboardInterrupt that trio raises in any code that runs."""
 
 
 @pytest.mark.parametrize("words", ["the cluster is open", "the cluster is closed"])
@@ -211,7 +211,7 @@ async def test_the_ledger(server: LocalNode) -> None:
 
 
 async def test_no_password(server: LocalNode) -> None:
-    """Not even one that a server repeats."""
+    """No log line shows a password, even if a server repeats it."""
     secret = "pa55w0rd"
     node = pgha.Node(f"{server.dsn} password={secret}", "n1")
     with taken() as log, within():
@@ -240,7 +240,7 @@ def test_the_thread_of_a_blocking_cluster(server: LocalNode, anyio_backend: str)
 
 @pytest.mark.parametrize(("setup", "shown"), [("", False), ("import logging; logging.basicConfig()", True)])
 def test_quiet_by_default(server: LocalNode, setup: str, shown: bool, anyio_backend: str) -> None:
-    """A program that has not set up logging sees nothing of it on its stderr."""
+    """A program that has not configured logging gets no output of pgha on stderr."""
     program = f"""
     import anyio, gc, pgha
     {setup}

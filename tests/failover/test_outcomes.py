@@ -1,6 +1,7 @@
-"""What pgha says of a write against what is really in the table, on PostgreSQL 16 and 18.
+"""The outcomes that pgha reports, compared with the rows in the table, on PostgreSQL 16 and 18.
 
-A result: the row is there. `CommitInDoubt`: it may be. Any other error: it is not. Never is it there twice.
+A result means that the row is there, `CommitInDoubt` that the row may be there, any other error that the row
+is not there. No row is ever there twice.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ async def one_node(version: int, sql: str, **options: Any) -> AsyncGenerator[tup
 
 
 async def committing(node: Node) -> int:
-    """Wait until a backend sleeps in the deferred trigger, past its statement's own end; its process id."""
+    """Wait until a backend sleeps in the deferred trigger, after its statement's end; return its pid."""
     asked = (
         "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND state = 'active'"
         " AND strpos(query, 'slow') > 0 AND pid <> pg_backend_pid()"
@@ -63,7 +64,7 @@ async def committing(node: Node) -> int:
 
 
 async def test_terminated_at_the_sync(version: int) -> None:
-    """FATAL behind the last CommandComplete: nothing proves what became of it."""
+    """A FATAL after the last CommandComplete proves nothing: the write is in doubt."""
     async with one_node(version, SLOW_COMMIT) as (node, cluster):
         operation = cluster.submit("INSERT INTO slow VALUES (1, 60)")
         behind = [cluster.submit("INSERT INTO slow VALUES (%s, 0)", [number]) for number in range(2, 6)]
@@ -74,7 +75,7 @@ async def test_terminated_at_the_sync(version: int) -> None:
         assert pgha.error_info(caught.value) == pgha.ErrorInfo(node.name, None, 1, "in doubt")
         cause = caught.value.__cause__
         assert isinstance(cause, psycopg.errors.AdminShutdown), "with the server's own words"
-        # What was sent behind it was never begun: run again, each once.
+        # The writes sent behind it never began: each is run again, once.
         with anyio.fail_after(PATIENCE):
             for one in behind:
                 await one
@@ -96,7 +97,7 @@ async def test_terminated_at_the_sync_and_idempotent(version: int) -> None:
 
 @pytest.mark.parametrize("framed", [False, True])
 async def test_a_batch_terminated_at_its_commit(version: int, framed: bool) -> None:
-    """With a COMMIT of its own, that COMMIT's missing CommandComplete is proof: run again, applied once."""
+    """A batch with its own COMMIT is run again: without that COMMIT's CommandComplete it was not applied."""
     async with one_node(version, SLOW_COMMIT + "CREATE SEQUENCE tries") as (node, cluster):
         asked = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND state = 'active'"
         outcome: list[object] = []
@@ -129,7 +130,7 @@ async def test_a_batch_terminated_at_its_commit(version: int, framed: bool) -> N
 
 
 async def test_cancelled_at_the_sync(version: int) -> None:
-    """By somebody else: final, and proven not applied; the neighbours behind it are unharmed."""
+    """Another session's cancel is final and proves "not applied"; the operations behind it are unharmed."""
     async with one_node(version, SLOW_COMMIT) as (node, cluster):
         operation = cluster.submit("INSERT INTO slow VALUES (1, 60)")
         behind = [cluster.submit("INSERT INTO slow VALUES (%s, 0)", [number]) for number in range(2, 6)]
@@ -183,7 +184,7 @@ async def test_a_unique_violation_at_the_sync(version: int) -> None:
 
 @pytest.mark.parametrize("state", ["40001", "26000", "25006"])
 async def test_a_neighbour_that_is_run_again(version: int, state: str) -> None:
-    """Nobody gets another's answer, wherever in a burst of answers one says "again"."""
+    """No operation gets another's answer, at any position of a retryable error in a burst of answers."""
     again = f"""
         CREATE TABLE tried (id int);
         CREATE SEQUENCE tries;
@@ -212,11 +213,11 @@ async def test_a_neighbour_that_is_run_again(version: int, state: str) -> None:
         assert cluster.statistics().retried > 10
 
 
-# Servers that end with writes in flight
+# Servers that stop with writes in flight
 
 
 class Book:
-    """What was said of each write."""
+    """The reported outcome of each write."""
 
     def __init__(self) -> None:
         self.acknowledged: set[str] = set()
@@ -249,7 +250,7 @@ Fault = Callable[[Node, str], Awaitable[None]]
 
 
 async def _kill_a_sibling(node: Node, application: str) -> None:
-    """57P02 for all others."""
+    """Kill another backend of the server, so that all others end with 57P02."""
     async with anyio.create_task_group() as group:
 
         async def sleep() -> None:
@@ -289,7 +290,7 @@ async def _kill(node: Node, application: str) -> None:
 
 @pytest.mark.parametrize("fault", [_kill_a_sibling, _terminate, _kill_own, _fast, _immediate, _kill])
 async def test_every_word_is_true(version: int, fault: Fault) -> None:
-    """Hundreds of small writes by pipelines and by single tasks, through three faults."""
+    """Hundreds of small writes, by pipelines and by single tasks, get true outcomes through three faults."""
     async with standalone(version=version) as nodes:
         node = nodes[0]
         await node.execute("CREATE TABLE t (id text)")
@@ -331,7 +332,10 @@ async def test_every_word_is_true(version: int, fault: Fault) -> None:
 
 
 async def test_an_error_of_another_server_inside_ours(version: int) -> None:
-    """What only looks like a lost connection: an ERROR of class 08 raised by SQL may come from anywhere."""
+    """An ERROR of class 08 only looks like a lost connection; the write is in doubt.
+
+    SQL can raise it, so that it may come from anywhere.
+    """
     raising = "BEGIN RAISE EXCEPTION 'far away' USING ERRCODE = '08006'; END"
     function = f"CREATE FUNCTION far() RETURNS int LANGUAGE plpgsql AS $${raising}$$"
     async with one_node(version, function) as (node, cluster):

@@ -49,7 +49,7 @@ async def promote(node: Node) -> None:
 
 
 async def test_what_comes_back_from_a_fallen_node_is_sent_at_once() -> None:
-    """To an idle node it goes at once, not when that node is next looked at."""
+    """A retried operation is sent to an idle node at once, not at that node's next tick."""
     async with (
         standalone(2) as nodes,
         cluster_of(*nodes, min_ready=2, ping_interval=60, ping_timeout=2, failover_timeout=60) as cluster,
@@ -65,7 +65,7 @@ async def test_what_comes_back_from_a_fallen_node_is_sent_at_once() -> None:
         await other.freeze()
         pinned = pgha.pin(other.name)
         busy = [cluster.submit("SELECT 1", read=True, route=pinned) for _ in range(60)]
-        # Fails on the one, and is to be sent to the other, which has no room.
+        # The operation fails on the one node, and is to be sent to the other, which has no capacity left.
         operation = cluster.submit("SELECT ask()", read=True)
         await eventually(lambda: operation.home == other.name)
         assert operation.stage is Stage.QUEUED
@@ -81,7 +81,7 @@ async def test_what_comes_back_from_a_fallen_node_is_sent_at_once() -> None:
 
 
 async def test_a_write_waits_for_a_primary() -> None:
-    """A node may be read-only for a while; a write that it refused does not use up its attempts."""
+    """A node may be read-only for a while; a write that the node rejected does not use up its attempts."""
     async with (
         standalone() as nodes,
         cluster_of(*nodes, ping_interval=60) as cluster,
@@ -115,7 +115,11 @@ async def test_a_write_waits_for_a_primary() -> None:
 
 
 async def test_the_wait_for_a_node_begins_when_the_last_one_left() -> None:
-    """Also for what had been waiting for a node before, and then behind another on its lane."""
+    """The failover timeout starts when the last node goes down.
+
+    This holds also for operations that had waited for a node before, and then waited behind another on its
+    lane.
+    """
     wait = 3.0
     text = unique("sleep")
     async with standalone() as nodes:
@@ -143,7 +147,7 @@ async def test_the_wait_for_a_node_begins_when_the_last_one_left() -> None:
 
 
 async def test_idle_lanes_are_closed_down_to_the_usual_number(server: Node) -> None:
-    """And never is there one fewer that can be used."""
+    """Closing idle lanes never leaves fewer usable lanes than ``read_connections``."""
     tuning = Tuning(idle_lane=0.3, head_of_line=60)
     async with cluster_of(server, read_connections=2, _tuning=tuning) as cluster:
         lanes = cluster._dispatcher._nodes[server.name].sets["read"].lanes
@@ -156,7 +160,7 @@ async def test_idle_lanes_are_closed_down_to_the_usual_number(server: Node) -> N
         operations = []
         with within(), psycopg.connect(server.dsn) as connection:
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [key])
-            # Each blocks a lane, and the next one needs another; they all end together.
+            # Each query blocks a lane, so that the next query needs another lane; all queries end together.
             while cluster.nodes[server.name].read_connections < 6:
                 query = "SELECT pg_advisory_xact_lock_shared(%s)"
                 operations.append(cluster.submit(query, [key], read=True))
@@ -199,7 +203,7 @@ async def test_a_node_that_is_removed_twice_at_once() -> None:
                 for _ in range(3):
                     with pytest.raises(pgha.ConfigError, match="no node is called"):
                         await cluster.remove_node(second.name)
-                # Nobody gets its name before it has gone.
+                # Its name is taken until the removed node has gone.
                 with pytest.raises(pgha.ConfigError, match="already"):
                     cluster.add_node(pgha.Node(second.dsn, second.name))
                 late = [
@@ -228,7 +232,7 @@ async def test_of_several_hosts_none_is_added_when_one_is_there(server: Node) ->
             with pytest.raises(pgha.ConfigError, match="already"):
                 cluster.add_node(f"postgresql://postgres@{hosts}/postgres")
             assert list(cluster.nodes) == before
-        # The name of the other is free.
+        # The name of the other node is free.
         cluster.add_node("postgresql://postgres@127.0.0.1:1/postgres")
         assert len(cluster.nodes) == 2
         assert await cluster.fetch_value("SELECT 1") == 1
@@ -252,7 +256,7 @@ async def test_the_application_name_of_a_conninfo_is_kept(server: Node) -> None:
 
 
 class Track:
-    """Takes what is placed, and sends nothing."""
+    """A stand-in that collects the placed operations, and sends nothing."""
 
     loop: Any = None
 
@@ -276,7 +280,7 @@ class Track:
 
 
 class Race:
-    """An operation that runs on nodes a, b and so on, and what becomes of its legs."""
+    """An operation that runs on nodes a, b and so on, and the outcomes of its legs."""
 
     MOST = 5
 
@@ -290,7 +294,7 @@ class Race:
         self.operation: Operation[Any] = Operation(self.track, request, 0.0)
 
     def run(self, *ends: BaseException | str) -> None:
-        """One round: each leg is sent once, and ends with an error, or a result."""
+        """Run one round: each leg is sent once, and ends with an error or a result."""
         self.track.placed.clear()
         names = "abcdefg"[: len(ends)]
         self.races.start(self.operation, names, 0.0)
@@ -308,7 +312,7 @@ class Race:
 
     @property
     def goes_on(self) -> bool:
-        """Without an answer: it is to be placed like any other."""
+        """Whether the operation has no answer yet and is to be placed like any other."""
         return self.track.placed == [self.operation] and not self.operation.done
 
 
@@ -317,7 +321,7 @@ def sql_error() -> psycopg.Error:
 
 
 def lost() -> psycopg.Error:
-    """What a leg that was not to be sent again ended with."""
+    """Return the error of a leg that was not to be sent again."""
     return psycopg.OperationalError("a: the connection was lost, and nothing was applied")
 
 
@@ -335,7 +339,7 @@ def test_legs_without_an_answer_are_no_answer(first: str, second: str) -> None:
     race.run(NO_ANSWER[first](), NO_ANSWER[second]())
     assert race.goes_on
     assert race.operation.legs is None
-    # Nor do they keep another leg's answer from its caller.
+    # Such errors do not hide another leg's answer from the caller either.
     race.run(NO_ANSWER[first](), "rows", NO_ANSWER[second]())
     assert race.operation.value == "rows"
 

@@ -1,4 +1,4 @@
-"""Writes go to primaries alone: nodes that become read-only and writable again, and a real standby."""
+"""Writes go to primaries only: nodes that become read-only and writable again, and a real standby."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def demote(node: Node) -> None:
-    """What stands in for a standby: read-only by default, as the server then tells each connection."""
+    """Make a node look like a standby: read-only by default, which the server reports to each connection."""
     await node.execute("ALTER SYSTEM SET default_transaction_read_only = on")
     await node.execute("SELECT pg_reload_conf()")
 
@@ -36,7 +36,7 @@ async def role_of(cluster: pgha.Cluster, node: Node, role: str) -> None:
 
 
 class Written:
-    """Writes that succeeded: what was written, and by which node."""
+    """Writes that succeeded: the keys written, and the node of each."""
 
     def __init__(self) -> None:
         self.acknowledged: list[tuple[str, str]] = []
@@ -54,7 +54,7 @@ class Written:
 
 @asynccontextmanager
 async def writing(cluster: pgha.Cluster, tasks: int = 5) -> AsyncGenerator[Written]:
-    """Tasks that write all the time into table t, nothing declared idempotent. No error may reach them."""
+    """Run tasks that write into table t all the time, none of it idempotent. An error fails the test."""
     written, done = Written(), anyio.Event()
 
     async def write(number: int) -> None:
@@ -116,7 +116,7 @@ async def test_writes_move_away_from_a_node_that_becomes_read_only() -> None:
 
 
 async def test_all_read_only_and_one_back() -> None:
-    """Writes wait, reads go on."""
+    """Writes wait while all nodes are read-only, and reads go on."""
     async with standalone(2) as nodes:
         await nodes.execute("CREATE TABLE t (id text)")
         async with cluster_of(*nodes, min_ready=2, ping_interval=0.2) as cluster:
@@ -137,7 +137,7 @@ async def test_all_read_only_and_one_back() -> None:
 
 
 async def test_a_read_only_node_that_no_ping_has_told_of() -> None:
-    """The write itself is told (25006): it proves that nothing was applied, and another node may do."""
+    """The write itself gets the error 25006, which proves "not applied": the write goes to another node."""
     async with standalone(2) as nodes, cluster_of(*nodes, min_ready=2, ping_interval=60) as cluster:
         await nodes.execute("CREATE TABLE t (id text)")
         first = nodes[(await cluster.execute("INSERT INTO t VALUES ('a')")).node]
@@ -184,7 +184,7 @@ async def test_no_primary_at_all() -> None:
 
 
 async def test_a_write_that_asks_for_read_only_is_told_so() -> None:
-    """25006 that the caller asked for is the caller's answer, soon; no node is demoted for it."""
+    """A caller whose own statement asked for read-only gets 25006 soon, and no node is demoted."""
     async with standalone(2) as nodes, cluster_of(*nodes, min_ready=2) as cluster:
         await nodes.execute("CREATE TABLE t (id text)")
         for _ in range(3):
@@ -203,7 +203,7 @@ async def test_opened_with_standbys_only() -> None:
             await cluster.execute("CREATE TABLE t (id int)")
 
 
-# A real one
+# A real standby
 
 
 async def test_a_standby_gets_reads_and_no_writes() -> None:
@@ -228,7 +228,7 @@ async def test_a_standby_gets_reads_and_no_writes() -> None:
 
 
 async def test_promotion() -> None:
-    """The primary dies, writes wait, the standby is promoted and takes them."""
+    """The primary is killed, writes wait, and the promoted standby takes them."""
     async with replicas() as nodes:
         primary, standby = nodes
         await primary.execute("CREATE TABLE t (id text)")
