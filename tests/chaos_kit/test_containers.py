@@ -1,4 +1,4 @@
-"""Nodes in containers: the same as local ones for who uses them, and nothing left of them afterwards."""
+"""Nodes in containers: users see no difference from local nodes, and nothing of them is left afterwards."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.thorough]
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
 needs_debian = pytest.mark.skipif(not DEBIAN.exists(), reason="Debian's PostgreSQL 15 is not installed")
 NOWHERE = "127.0.0.1:1/nothing:1"
-"""An image that is not here and whose registry refuses."""
+"""An image that is not on this machine and whose registry refuses connections."""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def containers(engine: DockerClient, place: Path) -> list[Container]:
 
 
 def left(engine: DockerClient, place: Path) -> list[str]:
-    """What is left of nodes below `place`: containers, processes, folders, wardens of this program."""
+    """Return all leftovers of nodes below `place`: containers, processes, folders, this program's wardens."""
     found = [f"{c.name}: {c.status}" for c in containers(engine, place)]
     found += [str(path) for path in place.iterdir()]
     for process in psutil.process_iter(["pid", "cmdline", "cwd"]):
@@ -75,7 +75,7 @@ def left(engine: DockerClient, place: Path) -> list[str]:
 def is_warden(process: psutil.Process) -> bool:
     try:
         return any("warden.py" in word for word in process.cmdline())
-    except psutil.NoSuchProcess:  # it ended while we looked; a zombie is one, too
+    except psutil.NoSuchProcess:  # the process ended meanwhile, or is a zombie
         return False
 
 
@@ -83,8 +83,8 @@ def is_warden(process: psutil.Process) -> bool:
 def place(
     monkeypatch: pytest.MonkeyPatch, engine: DockerClient, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """Where the nodes of one test have their folders; nothing of them may be left at its end."""
-    tmp_path_factory.getbasetemp()  # made when it is first asked for: not here
+    """Return the folder for the nodes of one test; the test fails if its end finds anything left there."""
+    tmp_path_factory.getbasetemp()  # pytest creates its folder on first use: that must not happen in ours
     folder = Path(tempfile.mkdtemp(prefix="pgha-test-"))
     folder.chmod(0o755)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -119,7 +119,7 @@ async def test_restart_keeps_data_and_port(engine: DockerClient, place: Path, mo
         assert (node.running, node.pid) == (False, None)
         with pytest.raises(psycopg.OperationalError, match="refused"):
             await node.execute("SELECT 1")
-        await node.stop(mode)  # stopping twice is nothing
+        await node.stop(mode)  # a second stop does nothing
         await node.start()
         assert (node.port, await count(node)) == (port, 1)
         assert node.pid not in (None, pid)
@@ -158,13 +158,13 @@ async def test_kill_takes_all_and_loses_nothing_committed(engine: DockerClient, 
             assert not any(process.is_running() for process in processes)
             assert (node.running, node.frozen) == (False, False)
             assert container_of(engine, node).status == "exited"
-            await node.kill()  # killing twice is nothing
+            await node.kill()  # a second kill does nothing
             await node.start()
             assert await count(node) == 1
 
 
 async def test_a_server_that_died_by_itself_is_started_at_once(place: Path) -> None:
-    """The engine hears of the death a little later; a start before that would do nothing."""
+    """The engine notices the death a little later; a start before that would do nothing."""
     async with standalone(kind="container") as nodes:
         node = nodes[0]
         for _ in range(5):
@@ -196,7 +196,7 @@ async def test_a_paused_node_stands_still_until_unpaused(engine: DockerClient, p
 
         async with anyio.create_task_group() as group:
             await node.pause()
-            await node.freeze()  # twice is once
+            await node.freeze()  # a second freeze does nothing
             assert node.frozen and node.running
             assert container_of(engine, node).status == "paused"
             group.start_soon(query)
@@ -213,7 +213,7 @@ async def test_a_paused_node_stands_still_until_unpaused(engine: DockerClient, p
             with anyio.fail_after(10):
                 await done.wait()
         assert not node.frozen
-        await node.thaw()  # thawing what is not frozen is nothing
+        await node.thaw()  # thawing a node that is not frozen does nothing
         await node.kill()
         await node.thaw()
         with pytest.raises(ChaosError, match="nothing to freeze"):
@@ -236,7 +236,7 @@ async def test_backends_are_frozen_and_killed_alone(place: Path) -> None:
             assert client.pgconn.get_result() is not None
             assert client.pgconn.get_result() is None
             await node.freeze_backend(backend)
-            await node.thaw()  # thaws single ones too
+            await node.thaw()  # also thaws backends that were frozen one by one
             await node.kill_backend(backend)
             await node.wait_ready()
             with pytest.raises(psycopg.OperationalError):
@@ -334,7 +334,7 @@ async def test_a_taken_port_is_replaced_before_anybody_knows_it_only(
 
 
 async def test_what_local_programs_make_of_its_data_it_runs(place: Path) -> None:
-    """So replicas work in containers too."""
+    """A container runs on data that local programs have made, so that replicas work in containers, too."""
     async with ContainerNode("n1") as node, LocalNode("n2") as other:
         await other.start()
         await other.execute("CREATE TABLE item (id int); INSERT INTO item VALUES (1)")
@@ -397,7 +397,7 @@ async def test_a_native_cancel_at_any_time_leaves_nothing(engine: DockerClient, 
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    # A native cancel breaks through the shield; the threads which it leaves go on clearing up.
+    # A native cancel breaks through the shield; the threads that were left behind finish the removal.
     await eventually(lambda: not left(engine, place), 30)
 
 
@@ -445,7 +445,7 @@ async def test_a_program_that_dies_at_any_moment_of_its_start_leaves_nothing(
     chance = random.Random(7)
     for _ in range(6):
         with program(place, anyio_backend_name) as process:
-            # From the first folder on: containers are made and started in the second that follows.
+            # Kills come after the first folder: within the next second, containers are made and started.
             await eventually(lambda: bool(content(place)), 30)
             await anyio.sleep(chance.uniform(0.0, 1.2))
             process.kill()

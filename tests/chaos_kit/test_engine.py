@@ -1,4 +1,4 @@
-"""The container engine and the images: found, made, and said what is wrong with them."""
+"""The container engine and the images: they are found and built, and error messages say what is wrong."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 NOWHERE = "127.0.0.1:1/nothing:1"
-"""An image that is not here and whose registry refuses."""
+"""An image that is not on this machine and whose registry refuses connections."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def engine() -> Iterator[DockerClient]:
         yield client
 
 
-# --- engines that are not there, or are not what is wanted --------------------------------------------
+# --- engines that are missing or unsuitable -----------------------------------------------------------
 
 
 class Answering(ThreadingMixIn, UnixStreamServer):
@@ -61,7 +61,7 @@ class Answering(ThreadingMixIn, UnixStreamServer):
 
 @contextmanager
 def fake_engine(path: Path, answer: Callable[[str, str], tuple[int, object]]) -> Iterator[None]:
-    """An engine behind the socket `path`, which answers a method and a path by a status and JSON."""
+    """Run an engine on the socket `path` that answers each method and path with a status and JSON."""
 
     class Handler(BaseHTTPRequestHandler):
         def _answer(self) -> None:
@@ -161,7 +161,7 @@ def test_a_rootless_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 class Foreign:
-    """A container whose engine counts processes in a namespace of its own."""
+    """A container whose engine counts processes in a separate namespace."""
 
     id = "0" * 64
     attrs: ClassVar = {"State": {"Pid": os.getpid()}}
@@ -180,7 +180,7 @@ def test_an_engine_whose_processes_are_elsewhere(tmp_path: Path) -> None:
 
 
 def test_a_container_on_its_way_is_waited_for(tmp_path: Path) -> None:
-    """A program may die with its request to make a container not yet carried out."""
+    """A program may be killed while the engine has not yet carried out its request to make a container."""
     answers = iter([(404, {}), (404, {}), (409, {"message": "in progress"}), (204, {})])
     asked: list[tuple[str, str]] = []
 
@@ -201,7 +201,7 @@ def test_a_container_that_was_made_and_is_gone(tmp_path: Path) -> None:
         began = time.monotonic()
         warden.remove_container(tmp_path)
         assert time.monotonic() - began < warden._MAKING
-    warden.remove_container(tmp_path)  # nothing is noted any more
+    warden.remove_container(tmp_path)  # does nothing: no container is noted any more
 
 
 def test_an_engine_that_does_not_remove(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_images(engine: DockerClient, tag: str, monkeypatch: pytest.MonkeyPatch)
     first = engine.images.get(tag).id
     assert build_image(18, tag) == tag
     assert engine.images.get(tag).id != first
-    assert dangling(engine) <= before  # what had the name is removed
+    assert dangling(engine) <= before  # the image that had the name is removed
     assert engine.images.get(tag).attrs["Size"] < 60 << 20
     monkeypatch.setenv("PGHA_IMAGE", tag)
     assert find_image() == find_image(16) == tag

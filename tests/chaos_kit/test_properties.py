@@ -1,4 +1,4 @@
-"""Strategies that make valid things and shrink well; state machines whose rules are async, on both loops."""
+"""Strategies that make valid values and shrink well; state machines with async rules, on both event loops."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ QUICK = settings(
     max_examples=30,
     stateful_step_count=8,
     database=None,
-    print_blob=False,  # in CI it is on, and would stand behind the program
+    print_blob=False,  # Hypothesis turns it on in CI, and would print the blob after the program
     deadline=None,
     phases=[Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),
@@ -69,7 +69,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    """No loop that was not closed, no coroutine that was not awaited: both would warn, an error here."""
+    """Fail if a loop is not closed or a coroutine not awaited: the warnings for both are errors here."""
     yield
     gc.collect()
     with pytest.raises(RuntimeError):
@@ -84,14 +84,14 @@ def run(machine: type[AsyncRuleBasedStateMachine], backend: Backend, **options: 
 def failure(
     machine: type[AsyncRuleBasedStateMachine], backend: Backend, kind: type[BaseException] = AssertionError
 ) -> tuple[BaseException, str]:
-    """What the machine fails with, and what is printed."""
+    """Return the machine's failure and the text that is printed with it."""
     with pytest.raises(kind) as caught:
         run_async_state_machine_as_test(machine, backend=backend, settings=settings(QUICK, max_examples=1000))
     return caught.value, "\n".join(getattr(caught.value, "__notes__", []))
 
 
 def calls(text: str) -> list[str]:
-    """The statements of the printed program that call rules."""
+    """Return the statements of the printed program that call rules."""
     return [line.strip() for line in text.splitlines() if "await state." in line]
 
 
@@ -179,7 +179,7 @@ def test_hypothesis_does_not_import_the_kit() -> None:
 
 
 class Box:
-    """Holds at most `limit` things, it says."""
+    """A box that claims to hold at most `limit` things."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.things = limit, list[int]()
@@ -187,7 +187,7 @@ class Box:
     async def put(self, thing: int) -> bool:
         if len(self.things) >= self.limit:
             return False
-        await anyio.lowlevel.checkpoint()  # the planted race: checked, then waited
+        await anyio.lowlevel.checkpoint()  # the planted race: a wait between the check and the change
         self.things.append(thing)
         return True
 
@@ -222,7 +222,7 @@ class Racing(AsyncRuleBasedStateMachine):
 
 def test_a_race_is_found_and_shrunk(backend: Backend) -> None:
     _, text = failure(Racing, backend)
-    assert "state.put_at_once(things=[0, 0])" in text  # Hypothesis's own lines
+    assert "state.put_at_once(things=[0, 0])" in text  # printed by Hypothesis itself
     assert calls(text) == [
         "await state.is_bounded()",
         "await state.put_at_once(things=[0, 0])",
@@ -290,7 +290,7 @@ def test_bundles_and_draws_shrink(backend: Backend) -> None:
         "await state.check(data=Draws(7, Step(at=0.5, kind='freeze', node=1, hold=0.5, amount=0.0)),"
         " value=large_0)",
     ]
-    assert "from pgha.chaos import Schedule, Step" not in program_of(text)  # one line each
+    assert "from pgha.chaos import Schedule, Step" not in program_of(text)  # each schedule takes one line
     assert "from pgha.chaos import Step" in program_of(text)
 
 
@@ -334,11 +334,14 @@ def test_both_backends() -> None:
     assert seen == {"asyncio", "trio"}
 
 
-# --- their life -----------------------------------------------------------------------------------------
+# --- the life of a machine -----------------------------------------------------------------------------
 
 
 def test_a_life(backend: Backend) -> None:
-    """One task, one thread; background tasks end; what is entered in the setup is left in the teardown."""
+    """A machine has one task and one thread.
+
+    Its background tasks end, and the teardown leaves the contexts that the setup entered.
+    """
     events: list[str] = []
 
     class Whole(AsyncRuleBasedStateMachine):
@@ -462,7 +465,7 @@ def test_a_setup_that_fails(backend: Backend) -> None:
 
 
 def test_an_assumption_and_draws_in_groups(backend: Backend) -> None:
-    """What Hypothesis raises to end an example comes through, out of task groups too."""
+    """The exceptions by which Hypothesis ends an example get through, also out of task groups."""
     tried: list[int] = []
 
     class Assuming(AsyncRuleBasedStateMachine):
@@ -514,7 +517,7 @@ def test_a_background_failure_interrupts_the_rule(backend: Backend) -> None:
 
 
 def test_a_background_failure_after_the_rule(backend: Backend) -> None:
-    """The rule that let it loose has ended before it came: it is the next one's, or the teardown's."""
+    """A failure that comes after its rule has ended is raised by the next rule, or by the teardown."""
 
     class Later(AsyncRuleBasedStateMachine):
         @rule()
@@ -545,7 +548,7 @@ def test_the_world_stands_still_between_rules(backend: Backend, interval: float)
                 await anyio.sleep(interval)
 
         def stood(self) -> bool:
-            """Called between the rules: twice the same, whatever time has gone by."""
+            """Whether the ticks stood still between the rules while real time went by."""
             before = self.ticks
             time.sleep(0.001)
             assert self.ticks == before
@@ -567,7 +570,7 @@ def clocked() -> dict[str, Any]:
 
 
 def test_a_clock_that_jumps() -> None:
-    """An hour in no time, and none goes by between the rules, although all is idle there."""
+    """An hour passes in no time; between the rules no time passes, although all tasks are idle there."""
 
     class Clocked(AsyncRuleBasedStateMachine):
         backend: ClassVar[Backend] = "trio"
@@ -616,7 +619,7 @@ def test_the_program_has_the_clock_too() -> None:
 
 
 def test_a_cancellation_that_escapes(backend: Backend) -> None:
-    """Of a scope that is left open and cancelled, of an awaited task: a failure like any other."""
+    """A cancellation that escapes from an open scope or an awaited task is a failure like any other."""
 
     class Escaping(AsyncRuleBasedStateMachine):
         async def setup(self) -> None:
@@ -741,7 +744,7 @@ def test_ctrl_c(backend: Backend) -> None:
         assert process.stdout.readline() == "waiting\n"
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-    assert out.startswith("teardown\nbeside ended\n")  # then Hypothesis speaks of its seed
+    assert out.startswith("teardown\nbeside ended\n")  # Hypothesis prints its seed after that
     assert err.rstrip().endswith("KeyboardInterrupt")
     assert process.returncode == -signal.SIGINT
 
@@ -750,12 +753,12 @@ def test_ctrl_c(backend: Backend) -> None:
 
 
 class Real(AsyncRuleBasedStateMachine):
-    """A server and the faults of a schedule: what was acknowledged is there afterwards."""
+    """A server and the faults of a schedule: acknowledged rows are in the table afterwards."""
 
     nodes: Nodes
 
     async def setup(self) -> None:
-        from support.servers import standalone  # here: the printed programs do not find it
+        from support.servers import standalone  # imported here because the printed programs do not find it
 
         self.stack = AsyncExitStack()
         self.nodes = await self.stack.enter_async_context(standalone(1))

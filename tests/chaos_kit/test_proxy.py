@@ -26,12 +26,12 @@ Ending = Literal["eof", "reset"]
 DIRECTIONS: list[Direction] = ["up", "down"]
 MEGA = 1_000_000
 SHORT = 0.1
-"""Seconds in which nothing is to happen."""
+"""Seconds in which nothing must happen."""
 LATE = 0.2
 
 
 class Ends:
-    """A proxy before a listener of our own, so that both ends of each connection are in our hands."""
+    """A proxy in front of the test's own listener, so that the test holds both ends of each connection."""
 
     def __init__(self, proxy: Proxy, listener: anyio.abc.Listener[Stream]) -> None:
         self.proxy, self.listener = proxy, listener
@@ -49,14 +49,14 @@ class Ends:
         return client, await self.server()
 
     async def pair(self, direction: Direction) -> tuple[Stream, Stream]:
-        """Who sends in that direction, and who receives."""
+        """Return the sender and the receiver for that direction."""
         client, server = await self.connect()
         return (client, server) if direction == "up" else (server, client)
 
 
 @asynccontextmanager
 async def ends() -> AsyncGenerator[Ends]:
-    """Nothing may be left of it: no task, no socket."""
+    """Run a proxy between two ends, and fail if it leaves a task or a socket behind."""
     before, files = tasks(), psutil.Process().num_fds()
     with within(60):
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
@@ -64,7 +64,7 @@ async def ends() -> AsyncGenerator[Ends]:
         async with listener, Proxy(("127.0.0.1", port)) as proxy:
             yield Ends(proxy, listener)
     assert tasks() - before == set()
-    # Eventually: asyncio closes our own ends in its next round.
+    # Closing takes a moment: asyncio closes the test's own sockets in its next iteration.
     await eventually(lambda: psutil.Process().num_fds() <= files, what="all sockets are closed")
 
 
@@ -81,7 +81,7 @@ async def exactly(stream: Stream, size: int) -> bytes:
 
 
 async def rest(stream: Stream) -> tuple[bytes, Ending]:
-    """All that comes, and how it ends."""
+    """Receive all data until the end; return the data and the kind of end."""
     data = b""
     while True:
         try:
@@ -94,7 +94,7 @@ async def rest(stream: Stream) -> tuple[bytes, Ending]:
 
 
 async def silent(*streams: Stream) -> None:
-    """Nothing comes, and nothing ends."""
+    """Check that no data comes, and that no stream ends."""
     for stream in streams:
         with anyio.move_on_after(SHORT):
             data = await stream.receive()
@@ -108,7 +108,7 @@ async def flows(sender: Stream, receiver: Stream) -> None:
 
 
 def drop_it(stream: Stream) -> None:
-    """Make closing it a reset."""
+    """Make the stream's close send a reset."""
     raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
@@ -178,7 +178,7 @@ async def test_a_reset_reaches_the_other_side_and_nobody_else(direction: Directi
 
 
 async def test_the_end_of_a_receiver_reaches_the_sender() -> None:
-    """Which had sent its own end before, and only learns of it by sending on."""
+    """A sender that had sent its own end before learns of the receiver's end only by sending on."""
     async with ends() as both:
         client, server = await both.connect()
         async with server:
@@ -193,7 +193,7 @@ async def test_memory_is_bounded_by_the_receiver() -> None:
     async with ends() as both:
         client, server = await both.connect()
         async with client, server:
-            await flows(client, server)  # before that, a stream of asyncio takes in everything
+            await flows(client, server)  # before that, a stream of asyncio accepts any amount of data
             count = 0
             (link,) = both.proxy._links.values()
 
@@ -295,7 +295,7 @@ async def test_what_is_late_overlaps() -> None:
 
             async with anyio.create_task_group() as group:
                 group.start_soon(send)
-                data = await exactly_all(server, 400)  # one after the other: 40 seconds
+                data = await exactly_all(server, 400)  # would take 40 seconds if the delays added up
             assert data == b"".join(number.to_bytes(2, "big") for number in range(200))
 
 
@@ -388,7 +388,7 @@ async def test_all_connections_ended_at_once(how: Ending) -> None:
         pairs = [await both.connect() for _ in range(3)]
         for client, server in pairs:
             await flows(client, server)
-        both.proxy.drop("down")  # which is no hindrance: it is the proxy that ends them
+        both.proxy.drop("down")  # does not matter: the proxy itself ends the connections
         waiting = await both.client()
         await eventually(lambda: both.proxy.total == 4)
         end = both.proxy.reset if how == "reset" else both.proxy.close_all
@@ -512,7 +512,7 @@ async def test_mute_and_healed() -> None:
 
 
 async def test_settings_at_random_lose_and_change_nothing() -> None:
-    """While megabytes stream both ways: every byte, in order, and the ends."""
+    """Every byte and both ends arrive in order while settings change and megabytes stream both ways."""
     draw = random.Random(5)
 
     def wire() -> Wire:
@@ -570,12 +570,12 @@ async def test_a_cut_ends_both_sides_after_exactly_so_many_bytes(
             try:
                 await sender.send(data)
             except anyio.BrokenResourceError:
-                told.append("reset")  # it learned of it while it was sending, and learns it once
+                told.append("reset")  # a sender is told once: here while it was sending
             told.append((await rest(sender))[1])
 
         async with sender, receiver, anyio.create_task_group() as group:
             group.start_soon(send)
-            await anyio.sleep(SHORT if after > MEGA else 0)  # a receiver that is slow still gets them all
+            await anyio.sleep(SHORT if after > MEGA else 0)  # a slow receiver still gets all the bytes
             assert await rest(receiver) == (data[:after], how)
         assert told[0] == how
         both.proxy.heal()

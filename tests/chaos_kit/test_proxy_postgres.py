@@ -1,4 +1,4 @@
-"""The fault proxy before PostgreSQL, with pgha as the client: through TLS, too."""
+"""The fault proxy in front of PostgreSQL, with pgha as the client; also through TLS."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pgha.chaos import Cut, Direction, LocalNode, Proxy, Wire, proxied
 pytestmark = pytest.mark.anyio
 
 DEBIAN = 15
-"""PostgreSQL's major version of Debian, which has OpenSSL; the embedded servers have not."""
+"""Debian's major version of PostgreSQL, which has OpenSSL; the embedded servers have not."""
 DIRECTIONS: list[Direction] = ["up", "down"]
 BIG = 3_000_000
 SHORT = 0.1
@@ -62,7 +62,7 @@ async def test_pgha_through_every_wire(server: LocalNode, wire: Wire) -> None:
 
 
 async def test_pgha_after_each_end(server: LocalNode) -> None:
-    """Whatever ended its connections, it opens others."""
+    """However its connections ended, pgha opens new ones."""
     async with nothing_left(server) as application, Proxy(server) as proxy:
         cut = Cut(600, "reset", "down")
         ends: list[Callable[[], None]] = [proxy.reset, proxy.close_all, lambda: proxy.cut(cut)]
@@ -77,7 +77,7 @@ async def test_pgha_after_each_end(server: LocalNode) -> None:
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 async def test_the_lost_question_and_the_lost_answer(server: LocalNode, direction: Direction) -> None:
-    """What was asked for arrived, or did not; and nothing of it is lost once that is healed."""
+    """The statement arrives or not, according to the direction; nothing is lost once the proxy is healed."""
     table = unique("lost")
     await server.execute(f"CREATE TABLE {table} (id int)")
 
@@ -108,7 +108,7 @@ async def test_the_lost_question_and_the_lost_answer(server: LocalNode, directio
 
 
 async def test_a_query_cut_at_every_byte(server: LocalNode) -> None:
-    """The server takes it if, and only if, all of it got through."""
+    """The server runs the query if, and only if, all bytes of it got through."""
     table = unique("cut")
     await server.execute(f"CREATE TABLE {table} (id int)")
     async with nothing_left(server) as application, Proxy(server) as proxy:
@@ -116,7 +116,7 @@ async def test_a_query_cut_at_every_byte(server: LocalNode) -> None:
         statement = f"INSERT INTO {table} VALUES (%s)"
 
         def attempt(number: int, cut: int | None) -> int:
-            """Bytes until the query, and with it."""
+            """Return the number of bytes sent for the query."""
             with psycopg.connect(dsn, autocommit=True) as connection:
                 begun = proxy.connections[-1].up
                 if cut is not None:
@@ -165,7 +165,7 @@ async def test_a_node_restarts_behind_its_proxy() -> None:
 
 
 async def test_tls_passes_through(tmp_path: Path) -> None:
-    """Verified to the full, in one-byte packets and in coalesced records."""
+    """TLS with full verification works in one-byte packets and in coalesced records."""
     papers = [tmp_path / name for name in ("server.pem", "server.key", "root.pem")]
     authority = trustme.CA()
     signed = authority.issue_cert("127.0.0.1")

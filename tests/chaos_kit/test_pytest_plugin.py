@@ -1,4 +1,4 @@
-"""The pytest plugin in test runs of its own: its fixtures in tests of all kinds, what it says of failures."""
+"""The pytest plugin in separate test runs: its fixtures in tests of all kinds, and its report of failures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import docker  # noqa: F401 - else `pytester` would unload it, but not all: `http.cookiejar` there would be twice
+import docker  # noqa: F401 - otherwise `pytester` unloads a part of it, and there are two `http.cookiejar`
 import pytest
 from support.common import demand_engine
 
@@ -17,7 +17,7 @@ PATIENCE = 120.0
 
 @pytest.fixture(autouse=True)
 def servers(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where the servers of those runs live. Not below pytest's own folder, which is root's alone."""
+    """Return the folder for the runs' servers, outside pytest's own folder, which only root can enter."""
     pytester.makeini("[pytest]\naddopts = --strict-markers --strict-config -ra\nfilterwarnings = error\n")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
@@ -29,7 +29,7 @@ def servers(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 def run(pytester: pytest.Pytester, source: str, *options: str) -> pytest.RunResult:
     pytester.makepyfile(source)
-    # Without Hypothesis, which takes a third of what a run costs.
+    # Hypothesis takes a third of the time of a run.
     return pytester.runpytest_subprocess("-p", "no:hypothesispytest", *options, timeout=PATIENCE)
 
 
@@ -128,7 +128,7 @@ def test_synchronous_tests_and_plain_asyncio(pytester: pytest.Pytester) -> None:
 
 
 def test_what_is_asked_for(pytester: pytest.Pytester) -> None:
-    """The nearest marker wins, keyword by keyword, and a fixture may have the last word."""
+    """The nearest marker wins, keyword by keyword, and a fixture overrides all markers."""
     source = """
         import pytest
 
@@ -164,7 +164,7 @@ def test_what_is_asked_for(pytester: pytest.Pytester) -> None:
 
 
 def test_shared_nodes(pytester: pytest.Pytester) -> None:
-    """One set for those who ask for the same; whole again after each test."""
+    """Tests that ask for the same nodes share them; each test finds them whole again."""
     source = """
         import pytest
 
@@ -281,7 +281,7 @@ def test_a_kind_that_there_is_not(pytester: pytest.Pytester) -> None:
 
 
 def test_ctrl_c_while_nodes_start(pytester: pytest.Pytester) -> None:
-    """The start that goes on in the other thread is cancelled, not waited for."""
+    """The start that goes on in the other thread is cancelled, and not waited for."""
     source = """
         import os
         import signal

@@ -1,4 +1,4 @@
-"""A primary with standbys: streaming, promoted, taken back, cut off, and gone afterwards."""
+"""A primary with standbys: streaming, promoted, taken back, cut off, and always removed afterwards."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ DEBIAN = Path("/usr/lib/postgresql/15/bin")
 
 
 def children() -> set[psutil.Process]:
-    """The programs that this one has started (dead ones that nobody asked for yet do not count)."""
+    """Return the running child processes of this program; ended ones that were not reaped do not count."""
     found = psutil.Process().children(recursive=True)
     return {one for one in found if one.is_running() and one.status() != psutil.STATUS_ZOMBIE}
 
 
 @pytest.fixture(autouse=True)
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where the nodes of one test live: nothing may be left there, and no program may run on."""
-    tmp_path_factory.getbasetemp()  # pytest's own folder is elsewhere
+    """Return the folder for one test's nodes; it must be empty at the end, and no program may run on."""
+    tmp_path_factory.getbasetemp()  # pytest creates its own folder elsewhere
     folder = Path(tempfile.mkdtemp(prefix="pgha-test-replicas-"))
     folder.chmod(0o755)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -55,7 +55,7 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
 
 @asynccontextmanager
 async def filled(standbys: int = 1, **options: Any) -> AsyncGenerator[Replicas]:
-    """Replicas with a table t and row 1 in it, on all of them."""
+    """Run replicas that all have a table t with row 1."""
     async with replicas(standbys, **options) as nodes:
         await fill(nodes)
         yield nodes
@@ -94,7 +94,7 @@ async def test_rows_arrive(version: int) -> None:
 
 
 async def test_with_a_password() -> None:
-    """The copies must not be given it once more: that would be a write which the primary does not have."""
+    """The copies must not set the password again: that would be a write that the primary does not have."""
     async with filled(password="it's \\ a\nsecr\u00e9t") as nodes:
         await everywhere(nodes, [1])
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
@@ -116,7 +116,7 @@ HOWS = [
 
 @pytest.mark.parametrize(("how", "version"), HOWS)
 async def test_failover_and_back(how: Literal["rewind", "basebackup"], version: int) -> None:
-    """Twice, so that the node which was taken back becomes the primary again."""
+    """The failover is done twice, so that the node that was taken back becomes the primary again."""
     async with filled(2, version=version) as nodes:
         n1, n2, n3 = nodes
         await n1.kill()
@@ -134,7 +134,7 @@ async def test_failover_and_back(how: Literal["rewind", "basebackup"], version: 
         await put(n1, 3)
         assert n2 in nodes.strays
         for stray in nodes.strays:
-            # n3, too, where it had got a record that n1 had not (of running transactions, say).
+            # n3 is a stray, too, if it got a record (of running transactions, say) that n1 had not.
             if stray.running:
                 await stray.stop()
             assert await nodes.rejoin(stray, how=how) == how
@@ -144,7 +144,7 @@ async def test_failover_and_back(how: Literal["rewind", "basebackup"], version: 
 
 @pytest.mark.parametrize("how", ["rewind", pytest.param("basebackup", marks=pytest.mark.thorough)])
 async def test_an_asynchronous_failover_loses_the_tail(how: Literal["rewind", "basebackup"]) -> None:
-    """n2 lags and is promoted: what n1 acknowledged and n3 has is gone, in the end everywhere."""
+    """n2 lags and is promoted: writes that n1 acknowledged and n3 has are lost, in the end on all nodes."""
     async with filled(2) as nodes:
         n1, n2, n3 = nodes
         await nodes.disconnect(n2)
@@ -166,7 +166,7 @@ async def test_an_asynchronous_failover_loses_the_tail(how: Literal["rewind", "b
 
 
 async def test_a_killed_standby_that_was_ahead_is_rewound() -> None:
-    """It recovers as a standby first: as a primary it would write on the timeline that it left."""
+    """The standby recovers as a standby first: as a primary it would write on the timeline that it left."""
     async with filled(2) as nodes:
         n1, n2, n3 = nodes
         await nodes.disconnect(n2)
@@ -183,7 +183,7 @@ async def test_a_killed_standby_that_was_ahead_is_rewound() -> None:
 
 
 async def test_two_primaries() -> None:
-    """The one which lives on takes writes that nobody else gets, and loses them when it is taken back."""
+    """The old primary takes writes that reach no other node, and loses them when it is taken back."""
     async with filled(2) as nodes:
         n1, n2, _ = nodes
         await nodes.promote(n2)
@@ -200,7 +200,7 @@ async def test_two_primaries() -> None:
 
 
 async def test_a_standby_that_does_not_follow() -> None:
-    """The promotion is done, and the call says what is missing: another one does just the rest."""
+    """The promotion is done, and its error says what is missing; a second call does only the rest."""
     async with filled(2) as nodes:
         _, n2, n3 = nodes
         rows = await n3.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'startup'")
@@ -275,7 +275,10 @@ async def test_a_frozen_standby_follows_when_it_is_thawed() -> None:
 
 
 async def test_a_rewind_that_fails() -> None:
-    """Without its own WAL nobody knows what to undo. A second rewind would not know what the first did."""
+    """Without the node's own WAL, pg_rewind fails, and cannot be repeated.
+
+    pg_rewind does not know what to undo, and a second run would not know what the first one did.
+    """
     async with filled() as nodes:
         n1, n2 = nodes
         await n1.kill()
@@ -432,7 +435,7 @@ async def test_replay_that_stands_still() -> None:
         assert await ids(n2) == [1, 2, 3]
 
 
-# --- what cannot be done ------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------
 
 
 async def refused(what: str, **options: Any) -> None:
@@ -451,7 +454,7 @@ async def test_options_are_checked_early() -> None:
     await refused("2 nodes need 2 ports, not 1", ports=[1])
 
 
-# --- gone afterwards, whatever happened ----------------------------------------------------------------
+# --- removal in every case ----------------------------------------------------------------------------
 
 
 async def test_left_with_frozen_and_dead_nodes() -> None:
@@ -464,7 +467,7 @@ async def test_left_with_frozen_and_dead_nodes() -> None:
 
 
 def moments(*seconds: float) -> list[Any]:
-    """Each of them, but only every other one in the quick run."""
+    """Return a parameter per moment, of which the quick run takes every other one."""
     return [
         pytest.param(moment, marks=[pytest.mark.thorough] if number % 2 else [])
         for number, moment in enumerate(seconds)
@@ -473,7 +476,7 @@ def moments(*seconds: float) -> list[Any]:
 
 @pytest.mark.parametrize("moment", moments(0.0, 0.05, 0.2, 0.4, 0.6, 0.8))
 async def test_cancelled_while_starting(moment: float) -> None:
-    """Whatever it is just about: the fixture looks for what is left."""
+    """A cancel at any moment of the start leaves nothing; the fixture checks this."""
     with anyio.move_on_after(moment):
         async with replicas(2, synchronous=1):
             pass
@@ -484,7 +487,7 @@ async def test_cancelled_while_starting(moment: float) -> None:
 async def test_cancelled_natively_while_starting(moment: float) -> None:
     async def start() -> None:
         async with replicas(2, synchronous=1):
-            await anyio.sleep_forever()  # a quick machine may have started all by then
+            await anyio.sleep_forever()  # a fast machine may have started all nodes by then
 
     task = asyncio.create_task(start())
     await asyncio.sleep(moment)
@@ -510,7 +513,7 @@ anyio.run(main)
 
 
 def kill_when(line: str, place: Path) -> list[str]:
-    """Run PROGRAM, kill it as soon as it says `line`; the names of its folders."""
+    """Run PROGRAM, and kill it as soon as it prints `line`; return the names of its folders."""
     environment = os.environ | {"TMPDIR": str(place)}
     words = [sys.executable, "-c", PROGRAM]
     with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as program:
@@ -521,7 +524,7 @@ def kill_when(line: str, place: Path) -> list[str]:
 
 
 def processes_of(folders: list[str]) -> list[str]:
-    """What runs in folders of these names; the warden, which knows of them, does not count."""
+    """Return the processes in folders of these names, without the warden, which knows the names, too."""
     lines = [" ".join(one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])]
     return [line for line in lines if any(folder in line for folder in folders) and "warden" not in line]
 
@@ -529,7 +532,7 @@ def processes_of(folders: list[str]) -> list[str]:
 @loop_aside
 @pytest.mark.parametrize("line", ["n1 started", "up"])
 async def test_a_program_that_is_killed(line: str, place: Path) -> None:
-    """While it copies the primary, too."""
+    """A killed program leaves nothing, even while it copies the primary."""
     with within(60):
         folders = await anyio.to_thread.run_sync(kill_when, line, place)
     assert len(folders) == 3

@@ -1,4 +1,4 @@
-"""What replicas do while their primary stays: one set of them for all tests of the module."""
+"""Replicas whose primary stays the same: one set of nodes for all tests of the module."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def kept() -> Iterator[Replicas]:
 
 @pytest.fixture
 async def nodes(kept: Replicas) -> AsyncIterator[Replicas]:
-    """Replicas with a table t and row 1 in it, on all of them; whole again afterwards."""
+    """Prepare replicas that all have a table t with row 1, and repair them afterwards."""
     await fill(kept)
     yield kept
     for node in kept:
@@ -48,7 +48,7 @@ async def test_a_standby_that_was_away_catches_up(nodes: Replicas) -> None:
     await n2.kill()
     await n3.freeze()
     await put(nodes.primary, 2)
-    await nodes.wait_replicated()  # those which are away do not count
+    await nodes.wait_replicated()  # nodes that are down or frozen do not count
     await n2.start()
     await n3.thaw()
     await everywhere(nodes, [1, 2])
@@ -78,7 +78,7 @@ async def test_a_cancelled_wait_is_a_warning_and_the_row_is_there(nodes: Replica
 
 
 async def test_the_first_commit_after_set_synchronouswaits(nodes: Replicas) -> None:
-    """The servers' processes hear of it one after the other: it returns when the last one has."""
+    """The server's processes read the setting one after the other: the call returns when the last one has."""
     n1, n2, _ = nodes
     await nodes.disconnect(n2)
     for turn in range(5):
@@ -91,7 +91,7 @@ async def test_the_first_commit_after_set_synchronouswaits(nodes: Replicas) -> N
 
 
 async def test_set_synchronouswaits_for_the_checkpointer(nodes: Replicas) -> None:
-    """It is the process that says whether commits wait. While it does not hear, they would not."""
+    """The checkpointer decides whether commits wait: until it has read the setting, they would not."""
     n1, n2, _ = nodes
     rows = await n1.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
     await n1.freeze_backend(rows[0][0])
@@ -149,7 +149,7 @@ async def test_what_makes_no_sense_says_so(nodes: Replicas) -> None:
 
 
 def tool_runs() -> bool:
-    """Tell whether pg_basebackup runs; the primary's process that serves it only bears its name."""
+    """Whether pg_basebackup runs; the process of the primary that serves it merely has the same name."""
     programs = psutil.Process().children(recursive=True)
     return any(one.name() == "pg_basebackup" and one.status() != psutil.STATUS_ZOMBIE for one in programs)
 
@@ -157,7 +157,7 @@ def tool_runs() -> bool:
 async def test_a_cancelled_base_backup_of_a_frozen_primary(
     nodes: Replicas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The program would wait for the primary; until the new copy is there, the node keeps the old one."""
+    """The program would wait for the primary; until the new copy is complete, the node keeps the old one."""
     n1, n2, _ = nodes
     copy = replica_data.base_backup
 
@@ -185,7 +185,7 @@ async def test_a_cancelled_base_backup_of_a_frozen_primary(
 
 
 async def test_cancelled_when_the_new_copy_is_there(nodes: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The node is a standby by then: started as a primary, it would part from the others unnoticed."""
+    """The node is a standby by then: started as a primary, it would diverge from the others unnoticed."""
     n1, n2, _ = nodes
     scope, copy = anyio.CancelScope(), replica_data.base_backup
 
