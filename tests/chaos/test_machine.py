@@ -1,7 +1,6 @@
 """A state machine over two servers: operations and faults in any order, one at a time, then the checks.
 
-Between two rules the event loop stands still while the servers go on: the client then finds out what has
-happened to them.
+Between two rules the event loop stands still while the servers go on, which the client notices afterwards.
 """
 
 from __future__ import annotations

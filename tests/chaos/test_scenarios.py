@@ -17,7 +17,7 @@ from pgha.chaos import ChaosError, NodeKind
 pytestmark = pytest.mark.anyio
 
 FAULTS = 25
-"""In the list of faults that a suite should try."""
+"""The number of faults in the list that a suite should try."""
 PLAYED = [
     pytest.param(name, kind, id=f"{name}-{kind}") for name, one in SCENARIOS.items() for kind in one.kinds
 ]

@@ -27,7 +27,7 @@ from pgha.chaos.properties import schedules, workloads
 TIMES = float(os.environ.get("PGHA_SCHEDULES", "1"))
 SECONDS = 2.5
 ROUGH = tuple(kind for kind in ALL_FAULTS if kind not in ("latency", "bandwidth", "slow_close"))
-"""What merely slows the network down takes long, and has a scenario of its own."""
+"""All faults but those that merely slow the network down: they take long, and have a separate scenario."""
 PROGRAM = """
 import anyio
 

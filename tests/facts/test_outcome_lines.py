@@ -282,8 +282,7 @@ async def terminated_at_the_sync(version: int) -> Seen:
 async def the_log_cannot_be_written(version: int) -> Seen:
     """The folder of the write-ahead log is gone when the COMMIT has to write to it.
 
-    Here the commit record was not written. If the flush had failed after the write, the record would be
-    there.
+    Here the commit record was not written. A flush that fails after the write would have left the record.
     """
     settings = {"wal_writer_delay": "10s", "restart_after_crash": "off"}
     async with scene(version, **settings) as (node, witness):

@@ -1,4 +1,4 @@
-"""Where operations wait and when they are sent, nodes and lanes that come and go, and races."""
+"""The queues of waiting operations and the times of sending, nodes and lanes that come and go, and races."""
 
 from __future__ import annotations
 
