@@ -1,4 +1,4 @@
-"""The face for threads: every call of it, with many threads at once, on both loops."""
+"""`pgha.blocking`: every call, with many threads at once, on both event loops."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pgha._options import Tuning
 from pgha.chaos import LocalNode
 
 NARROW = Tuning(depth=1, max_lanes=1)
-"""One operation of each kind at a time."""
+"""One operation of each kind runs at a time."""
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -83,7 +83,7 @@ def test_row_factories(server: LocalNode, backend: Backend) -> None:
 
 
 def typed(cluster: pgha.blocking.Cluster, dicts: pgha.blocking.Cluster[DictRow]) -> None:
-    """Checked by mypy, and never run."""
+    """Check types with mypy; this function never runs."""
     assert_type(cluster.fetch("SELECT 1"), pgha.Result[TupleRow])
     assert_type(dicts.fetch("SELECT 1"), pgha.Result[DictRow])
     assert_type(dicts.execute("SELECT 1"), pgha.Result[DictRow])
@@ -115,7 +115,7 @@ def test_the_face_is_that_of_the_async_one(name: str) -> None:
     if isinstance(theirs, property):
         assert isinstance(ours, property)
     else:
-        # The async face has cancel scopes for this.
+        # The async API has cancel scopes in place of a timeout here.
         more = ["timeout"] if name == "wait_ready" else []
         assert _parameters(ours, *more) == _parameters(theirs)
 
@@ -198,7 +198,10 @@ def test_each_of_many_threads_gets_its_own_answers(server: LocalNode, table: str
 
 
 def test_dumpers_of_many_threads_do_not_meet(server: LocalNode, backend: Backend) -> None:
-    """A psycopg transformer that two threads share gives the one the other's types."""
+    """Conversions in many threads do not mix up their types.
+
+    A psycopg transformer shared by two threads would give one thread the types of the other.
+    """
     samples: list[tuple[list[Any], tuple[str, str]]] = [
         ([1, 2.5], ("smallint", "double precision")),
         ([2.5, 1], ("double precision", "smallint")),
@@ -215,7 +218,7 @@ def test_dumpers_of_many_threads_do_not_meet(server: LocalNode, backend: Backend
                 query = "SELECT pg_typeof(%s)::text, pg_typeof(%s)::text"
                 assert cluster.fetch_one(query, given) == types
 
-        # Whatever the machine: threads change places in the middle of a conversion.
+        # With so short an interval, threads switch in the middle of a conversion on any machine.
         interval = sys.getswitchinterval()
         sys.setswitchinterval(1e-5)
         try:
@@ -283,7 +286,7 @@ def test_a_callback_that_raises_harms_nobody(
 
 
 def test_the_future_of_asyncio(server: LocalNode, backend: Backend) -> None:
-    """A program with a loop of its own in another thread; a cancellation there reaches the server."""
+    """An asyncio program in another thread can await a future; cancelling the future reaches the server."""
     text = unique("sleep")
     with cluster_of(server, backend=backend) as cluster:
 
@@ -334,7 +337,7 @@ def test_cancelled_before_anything_was_sent(server: LocalNode, backend: Backend)
 
 
 def test_cancelling_races_with_the_answer(server: LocalNode, table: str, backend: Backend) -> None:
-    """Each ends as what really happened to its row."""
+    """Each operation reports what really happened to its row."""
     with cluster_of(server, backend=backend) as cluster:
         applied, cancelled, draw = set(), set(), random.Random(7)
         doubtful = set()
@@ -377,7 +380,7 @@ def test_a_failure_that_nobody_retrieves_is_told(
 ) -> None:
     with cluster_of(server, backend=backend) as cluster, cluster.events() as events:
         with caplog.at_level(logging.ERROR, "pgha"):
-            # Dropped before it ends, and dropped after it ended, by different threads.
+            # One operation is dropped before it ends, and one after it ended, by different threads.
             cluster.submit("SELECT 1/0")
             waited = cluster.submit("SELECT 1/0")
             concurrent.futures.wait([waited])
@@ -437,7 +440,7 @@ def test_a_full_queue(server: LocalNode, backend: Backend) -> None:
 
 
 def test_leaving_while_some_wait_for_room(server: LocalNode, backend: Backend) -> None:
-    """They are refused; what was started is drained."""
+    """Leaving the cluster rejects calls that wait for queue capacity, and drains started operations."""
     text, refusals = unique("sleep"), list[bool]()
     options: Any = {"read_connections": 1, "max_queued": 1, "close_timeout": 60.0, "_tuning": NARROW}
 
@@ -572,7 +575,8 @@ def test_events(server: LocalNode, backend: Backend) -> None:
             started.set()
             rest.extend(events)
 
-    # The end of the cluster ends the thread, before it is joined.
+    # Leaving the cluster ends the subscription, and thereby the listening thread, before the thread is
+    # joined.
     with crew() as threads, cluster_of(server, backend=backend) as cluster:
         threads.start(listen, cluster)
         assert started.wait(30)
@@ -602,7 +606,10 @@ def test_events_that_are_read_after_the_end(server: LocalNode, backend: Backend)
 
 
 def test_what_would_deadlock_is_told(server: LocalNode, backend: Backend) -> None:
-    """Row factories, ``on_send`` and done callbacks run in the thread that would have to answer."""
+    """Calls that would deadlock raise an error.
+
+    Row factories, ``on_send`` and done callbacks run in the thread that would have to answer.
+    """
     with cluster_of(server, backend=backend) as cluster:
         submitted: list[pgha.blocking.Operation[Any]] = []
         calls: dict[str, Callable[[], object]] = {

@@ -1,4 +1,4 @@
-"""Keyed writes, the ledger and settling for threads, on both loops."""
+"""Keyed writes, the ledger and the resolution of in-doubt writes in `pgha.blocking`, on both loops."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 
 @pytest.fixture
 def node(server: LocalNode) -> Iterator[LocalNode]:
-    """With a table, and no ledger before and after."""
+    """A node with a table, and without a ledger before and after the test."""
     ask(server.execute, TABLE)
     yield server
     ask(server.execute, "DROP TABLE t")
@@ -54,7 +54,7 @@ def stored(node: Node) -> list[Any]:
     return ask(ids, node)
 
 
-# Keys
+# Idempotency keys
 
 
 def test_a_key_is_applied_once(node: LocalNode, backend: Backend) -> None:
@@ -225,7 +225,7 @@ def test_rights_are_granted(node: LocalNode, backend: Backend) -> None:
 
 
 def test_an_interrupt_ends_a_prune_that_waits(node: LocalNode, backend: Backend) -> None:
-    """For a transaction that is in the way: as Ctrl-C does in the main thread."""
+    """An interrupt, such as Ctrl-C in the main thread, ends a prune that waits for another transaction."""
     with cluster_of(node, backend=backend) as cluster:
         cluster.ledger.install()
         with psycopg.connect(node.dsn) as other:
@@ -337,7 +337,8 @@ def test_only_its_own_cluster_resolves_it(backend: Backend) -> None:
         with pgha.blocking.open_cluster(node.dsn, backend=backend) as other:
             with pytest.raises(pgha.ConfigError, match="another cluster"):
                 other.resolve(error)
-            # From another process it brings facts, and nobody to ask.
+            # An error unpickled in another process carries its facts, but no connection to the cluster to ask
+            # for more.
             assert (copy.idempotency_key, other.resolve(copy)) == (error.idempotency_key, "in doubt")
             wrong: Any = ValueError("wrong")
             with pytest.raises(pgha.ConfigError, match="takes a CommitInDoubt"):

@@ -1,4 +1,4 @@
-"""How `pgha.blocking` begins and ends: leaving, interrupts, forks, faults. Nothing hangs, nothing is left."""
+"""Begin and end of `pgha.blocking`: leaving, interrupts, forks, faults. Nothing hangs, nothing is left."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_an_exception_of_the_body_comes_out_as_itself(server: LocalNode, backend
         wait_started(server, text)
         raised_at = time.monotonic()
         raise error
-    # Nothing was drained.
+    # The operations were not drained.
     assert time.monotonic() - raised_at < PATIENCE
     assert caught.value is error
     with pytest.raises(pgha.OperationCancelled):
@@ -86,7 +86,7 @@ def test_leaving_does_not_wait_for_threads_that_go_on_asking(server: LocalNode, 
     began = threading.Event()
 
     def work(cluster: pgha.blocking.Cluster) -> None:
-        # At every moment one of them is under way.
+        # At every moment, one of these operations is running.
         running = deque(cluster.submit("SELECT pg_sleep(0.01)") for _ in range(4))
         began.set()
         with pytest.raises(pgha.ClusterClosed):
@@ -140,13 +140,13 @@ def test_after_the_end(server: LocalNode, backend: Backend) -> None:
     for call in calls:
         with pytest.raises(pgha.ClusterClosed, match="closed"):
             call()
-    # What it knew can still be asked for.
+    # Statistics and nodes can still be read after the cluster has closed.
     assert cluster.statistics().succeeded == 1
     assert list(cluster.nodes) == [server.name]
 
 
 def test_closing_races_with_calls(server: LocalNode, backend: Backend) -> None:
-    """Whatever the moment, each call ends, by an answer or by an error that says why."""
+    """Whenever the cluster closes, each call ends with an answer or with an error that gives the reason."""
     kinds: list[Callable[[pgha.blocking.Cluster], object]] = [
         lambda cluster: cluster.fetch("SELECT 1"),
         lambda cluster: cluster.execute("SELECT 1"),
@@ -176,7 +176,7 @@ def test_closing_races_with_calls(server: LocalNode, backend: Backend) -> None:
                 for call in kinds * 2:
                     threads.start(work, cluster, call)
                 soon(lambda: cluster.statistics().succeeded > 20 + turn * 7)  # noqa: B023
-            # Those that raise nothing would take the processor from all others.
+            # Threads whose calls never raise would otherwise keep the processor from all other threads.
             over.set()
 
 
@@ -187,7 +187,7 @@ def test_inside_a_program_with_a_loop(server: LocalNode, backend: Backend) -> No
             many = [asyncio.to_thread(cluster.fetch_value, "SELECT %s::int", [i]) for i in range(20)]
             assert await asyncio.gather(*many) == list(range(20))
 
-    # From threads of that program, and from the one that runs the loop.
+    # The calls come from threads of that program, and from the thread that runs the loop.
     with nothing_left(server) as application, crew() as threads:
         threads.start(asyncio.run, program(application))
 
@@ -202,7 +202,7 @@ def test_several_at_once(server: LocalNode) -> None:
 def test_whatever_a_row_factory_raises(
     server: LocalNode, backend: Backend, read: bool, kind: type[BaseException]
 ) -> None:
-    """It is for its own caller; nobody beside it notices."""
+    """An exception from a row factory reaches only the factory's own caller."""
 
     def raising(cursor: object) -> Any:
         raise kind("from a row factory")
@@ -218,10 +218,10 @@ def test_whatever_a_row_factory_raises(
 
 
 @pytest.mark.parametrize("propagates", [True, False])
-# asyncio leaves half-run coroutines behind when it is ended from within a callback.
+# asyncio leaves half-run coroutines behind when an exception from a callback ends the loop.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_what_ends_the_thread(server: LocalNode, backend: Backend, propagates: bool) -> None:
-    """The cluster is lost, and says so; nobody waits for it for ever."""
+    """A cluster whose thread has ended reports the loss, and no caller waits for ever."""
 
     async def exits() -> None:
         raise SystemExit("in the cluster's thread")
@@ -229,7 +229,7 @@ def test_what_ends_the_thread(server: LocalNode, backend: Backend, propagates: b
     ended = []
 
     def call(cluster: pgha.blocking.Cluster) -> None:
-        # The cluster's end, or the connection's.
+        # The error is about the end of the cluster or of the connection.
         with pytest.raises(psycopg.Error):
             cluster.fetch("SELECT pg_sleep(2)")
         ended.append(True)
@@ -259,11 +259,14 @@ def test_what_ends_the_thread(server: LocalNode, backend: Backend, propagates: b
         assert "in the cluster's thread" in repr(caught.value)
 
 
-# What interrupts leave behind
+# State that interrupts leave behind
 
 
 def test_a_lock_of_concurrent_futures_is_held(server: LocalNode, backend: Backend) -> None:
-    """As after an interrupt in `concurrent.futures.wait`: the cluster's thread does not wait for it."""
+    """The cluster's thread does not wait for a future's lock that an interrupt left held.
+
+    An interrupt in `concurrent.futures.wait` can leave the lock in this state.
+    """
     with cluster_of(server, backend=backend) as cluster:
         operation = cluster.submit("SELECT pg_sleep(0.2)", read=True)
         called = Gate()
@@ -276,7 +279,10 @@ def test_a_lock_of_concurrent_futures_is_held(server: LocalNode, backend: Backen
 
 
 def test_a_group_that_was_not_told(server: LocalNode, backend: Backend) -> None:
-    """As after an interrupt in the middle of `Group.submit`."""
+    """A group notices failures of operations that it was not told about.
+
+    An interrupt in the middle of `Group.submit` leaves a group in this state.
+    """
     with (
         cluster_of(server, backend=backend) as cluster,
         pytest.raises(ExceptionGroup) as caught,
@@ -291,7 +297,10 @@ def test_a_group_that_was_not_told(server: LocalNode, backend: Backend) -> None:
 def test_a_subscription_that_nobody_got(
     server: LocalNode, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An interrupt comes out of `Cluster.events` when the subscription was asked for already."""
+    """A subscription ends when an interrupt in `Cluster.events` keeps it from its caller.
+
+    The subscription had already been requested when the interrupt came.
+    """
 
     def interrupted(gate: Gate, timeout: float | None = None) -> bool:
         raise KeyboardInterrupt
@@ -308,7 +317,7 @@ def test_a_subscription_that_nobody_got(
 def test_a_subscription_that_was_not_ended(
     server: LocalNode, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An interrupt comes when its end is about to be asked for."""
+    """A subscription ends even when an interrupt comes just before the call that ends it."""
     with cluster_of(server, backend=backend) as cluster:
         cancel, calls = cluster._host.cancel, itertools.count()
 
@@ -328,7 +337,7 @@ def test_a_subscription_that_was_not_ended(
 
 @pytest.mark.parametrize("name", ["fetch", "execute", "execute_batch"])
 def test_an_interrupted_call_is_cancelled(server: LocalNode, backend: Backend, name: str) -> None:
-    """And the cluster stays usable."""
+    """An interrupted call is cancelled, and the cluster stays usable."""
     text = unique("sleep")
     statement: Any = f"SELECT pg_sleep(60) /* {text} */"
     with cluster_of(server, backend=backend) as cluster:
@@ -349,7 +358,7 @@ def test_other_waits_are_interrupted(server: LocalNode, backend: Backend) -> Non
         operation = cluster.submit(f"SELECT pg_sleep(60) /* {text} */")
         with interrupted_when(lambda: wait_started(server, text)):
             operation.result()
-        # Nobody said that it is not wanted any more.
+        # An interrupted `result()` does not cancel the operation: the caller may still want the operation.
         assert not operation.done()
         with interrupted_when(lambda: time.sleep(0.05)), cluster.group() as group:
             sleeping = group.submit("SELECT pg_sleep(60)")
@@ -503,7 +512,11 @@ STORM = """
 
 
 def test_interrupts_at_any_moment_lose_no_wake_up(server: LocalNode, backend: Backend) -> None:
-    """Also in the middle of posting: the loop must be woken for what others post as well."""
+    """Interrupts at any moment lose no wake-up.
+
+    An interrupt in the middle of posting is included: the loop must be woken for calls posted by other
+    threads as well.
+    """
     application = unique("app")
     with program(backend, server.dsn, application, STORM) as process:
         assert process.stdout is not None
@@ -525,14 +538,14 @@ def test_interrupts_at_any_moment_lose_no_wake_up(server: LocalNode, backend: Ba
 
 
 def forked(child: Callable[[], object]) -> None:
-    """Run it in a child, which must end in time and without an error."""
+    """Run ``child`` in a forked process, which must end in time and without an error."""
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
             child()
             code = 0
-        except BaseException as error:  # noqa: BLE001 - told by the exit code
+        except BaseException as error:  # noqa: BLE001 - reported by the exit code
             sys.stderr.write(f"{error!r}\n")
         finally:
             os._exit(code)
@@ -631,7 +644,7 @@ LEAVES = """
 
 @pytest.mark.parametrize("how", ["pass", "raise KeyboardInterrupt"])
 def test_a_child_that_leaves_the_block(server: LocalNode, backend: Backend, how: str) -> None:
-    """By its end or by an exception, and then ends as programs do: the parent does not notice."""
+    """A child that leaves the block, by its end or by an exception, and exits does not affect the parent."""
     application = unique("app")
     with program(backend, server.dsn, application, LEAVES.replace("HOW", how)) as process:
         said, complaints = process.communicate(timeout=2 * PATIENCE)
@@ -716,7 +729,8 @@ def test_twenty_threads_do_not_notice_that_a_node_is_killed(backend: Backend) ->
                         victim = nodes[acknowledged[-1][0]]
                         portal.call(victim.kill)
                         more()
-                        # Each thread may have had one in hand when it was killed, and note it only now.
+                        # Each thread may have had one answer in hand at the kill, and record that answer only
+                        # now.
                         newest = [name for name, _ in acknowledged[-100:]] + answered[-100:]
                         assert newest.count(victim.name) <= 20
                         portal.call(victim.start)
@@ -732,7 +746,7 @@ def test_twenty_threads_do_not_notice_that_a_node_is_killed(backend: Backend) ->
 
 
 def test_interrupted_while_every_node_is_frozen(backend: Backend) -> None:
-    """Leaving is bounded, too."""
+    """Leaving the cluster takes a bounded time, too."""
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(standalone(2)) as nodes:
         with pytest.raises(KeyboardInterrupt), nothing_left(*nodes) as application:
             dsns = [node.dsn for node in nodes]

@@ -1,4 +1,7 @@
-"""Cancelling: by scope, natively, by `Operation.cancel`; unsent, head, behind the head, on a frozen node."""
+"""Cancelling by scope, natively and by `Operation.cancel`.
+
+Operations are unsent, at the head, behind the head, or on a frozen node when they are cancelled.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +128,7 @@ async def test_a_cancelled_write_is_not_there(server: Node) -> None:
 async def _head_and_followers(
     cluster: pgha.Cluster, server: Node, *, read: bool
 ) -> tuple[pgha.Operation[pgha.Result[object]], list[pgha.Operation[pgha.Result[object]]]]:
-    """A head that holds up a lane, and what was pipelined behind it."""
+    """Submit a head that holds up a lane, and the operations pipelined behind that head."""
     sent: list[pgha.SendInfo] = []
     head = cluster.submit("SELECT pg_sleep(0.6)", read=read, on_send=sent.append)
     behind = [cluster.submit("SELECT %s::int", [i], read=read) for i in range(8)]
@@ -192,7 +195,7 @@ async def test_cancelling_what_is_done_changes_nothing(server: Node) -> None:
 
 
 async def test_a_thousand_cancels_at_random_moments(server: Node) -> None:
-    """No answer reaches the wrong caller, and no cancel a neighbour."""
+    """No answer reaches the wrong caller, and no cancel request hits another operation."""
     draw = random.Random(1)
     wrong: list[object] = []
     cancelled = 0
@@ -348,7 +351,7 @@ async def test_dropping_an_operation_cancels_nothing(server: Node) -> None:
 
 
 async def test_cancelled_before_it_began(server: Node) -> None:
-    """A scope that is cancelled already: nothing is sent."""
+    """Nothing is sent for a call in a scope that was already cancelled."""
     table = unique("t")
     async with cluster_of(server) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
@@ -362,7 +365,10 @@ async def test_cancelled_before_it_began(server: Node) -> None:
 
 
 async def test_a_cancel_that_the_server_refuses_hurts_nobody() -> None:
-    """Every slot is taken: the cancel request gets through nonetheless, or the lane is given up."""
+    """A cancel works although every connection slot is taken.
+
+    Either the cancel request gets through nonetheless, or the lane is given up.
+    """
     async with standalone(settings={"max_connections": "8", "superuser_reserved_connections": "0"}) as nodes:
         node = nodes[0]
         async with cluster_of(node, read_connections=1) as cluster:
@@ -387,7 +393,7 @@ async def test_a_cancel_that_the_server_refuses_hurts_nobody() -> None:
 
 
 async def test_cancels_meet_every_checkpoint(server: Node) -> None:
-    """A scope cancelled after any number of the loop's rounds: neighbours right, nothing left."""
+    """After a scope is cancelled at any loop iteration, nothing is left; later answers are right."""
     async with cluster_of(server) as cluster:
         for rounds in range(40):
             with anyio.CancelScope() as scope:

@@ -1,4 +1,4 @@
-"""Clocks that differ: told, and never the reason why a keyed write fails or is applied twice."""
+"""Differing clocks are reported, and never make a keyed write fail or apply twice."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ async def test_a_clock_that_is_off_is_told_and_told_again_when_it_is_right(versi
 
 @pytest.mark.parametrize("timeout", [None, 5.0])
 async def test_a_guard_that_refuses_what_is_in_time_gets_wider(version: int, timeout: float | None) -> None:
-    """The server's clock was set forward behind the last ping: one attempt is refused, the next is not."""
+    """A guard gets wider after it has refused a write that was in time.
+
+    The server's clock was set forward after the last ping: one attempt is rejected, the next is not.
+    """
     async with one_node(version, TABLE, ping_interval=60.0) as (node, cluster):
         await cluster.execute(WRITE, ["before"], idempotency_key=pgha.new_idempotency_key())
         clock = cluster._nodes[node.name].server.clock
@@ -54,7 +57,7 @@ async def test_a_guard_that_refuses_what_is_in_time_gets_wider(version: int, tim
 
 
 async def test_a_clock_that_does_not_keep_still(version: int) -> None:
-    """Where no guard is wide enough the write is refused with the reason, and certainly not applied."""
+    """When no guard is wide enough, the write fails with the reason and is certainly not applied."""
     async with one_node(version, TABLE) as (node, cluster):
         clock = cluster._nodes[node.name].server.clock
         guard = clock.guard
@@ -71,7 +74,7 @@ async def test_a_clock_that_does_not_keep_still(version: int) -> None:
 
 
 class Late:
-    """A clock whose guards are over when they are made."""
+    """A clock whose guards have expired as soon as they are made."""
 
     def __init__(self, guard: object, clock: object) -> None:
         self.guard = guard

@@ -1,6 +1,6 @@
-"""What a lost connection proves of the operation at its head, and what it does not.
+"""The evidence that a lost connection gives about the operation at its head.
 
-An administrator's order, a neighbour's crash, a cut that came before it was sent: no suspicion falls on it.
+An administrator's order, another backend's crash or a cut before sending casts no suspicion on the operation.
 """
 
 from __future__ import annotations
@@ -28,14 +28,18 @@ from pgha.chaos import LocalNode, Proxy
 pytestmark = pytest.mark.anyio
 
 PATIENT = Tuning(drain_timeout=10.0)
-"""Last words are waited for, however slow the machine."""
+"""A lost connection's last messages are awaited, however slow the machine."""
 
 
 @pytest.mark.parametrize("read", [True, False])
 async def test_it_is_run_again_more_often_than_what_broke_its_connections(
     server: LocalNode, read: bool
 ) -> None:
-    """FATAL 57P01 proves that it was not applied, and that it was not to blame: twice would be the limit."""
+    """An operation ended by FATAL 57P01 is run again more than twice.
+
+    FATAL 57P01 proves that the operation was neither applied nor the cause of the loss; a suspected operation
+    would stop at two losses.
+    """
     async with cluster_of(server) as cluster, anyio.create_task_group() as tasks:
         text = f"/* ordered {read} */"
 
@@ -55,8 +59,10 @@ async def test_it_is_run_again_more_often_than_what_broke_its_connections(
 
 
 async def test_it_may_hear_of_the_order_after_the_node_is_down(server: LocalNode) -> None:
-    """The connection that pings is told first, and takes all others with it: a moment is left for their own
-    last words.
+    """A connection may deliver the administrator's order after its node is marked down.
+
+    The connection used for pings gets the order first, and its end closes all other connections of the node.
+    Those connections get a moment to deliver their own last messages.
     """
     async with (
         cluster_of(server, _tuning=PATIENT) as cluster,
@@ -80,7 +86,7 @@ async def test_it_may_hear_of_the_order_after_the_node_is_down(server: LocalNode
 
 
 async def test_what_breaks_its_connections_is_not(server: LocalNode) -> None:
-    """A backend that is killed under it, twice."""
+    """An operation whose backend is killed twice is not run again."""
     async with cluster_of(server, _tuning=PATIENT) as cluster, anyio.create_task_group() as tasks:
         text = "pg_sleep(60) /* poison */"
         killed: list[int] = []
@@ -96,13 +102,14 @@ async def test_what_breaks_its_connections_is_not(server: LocalNode) -> None:
         with within(), pytest.raises(psycopg.OperationalError) as caught:
             await cluster.fetch(f"SELECT {text}")
         assert len(killed) == 2
-        # After the first it may have been sent to a neighbour that was still alive, see below.
+        # After the first kill, the operation may have been sent on another connection that was still alive,
+        # see below.
         assert pgha.error_info(caught.value).attempts in (2, 3)
 
 
 @asynccontextmanager
 async def two_proxies(server: LocalNode) -> AsyncGenerator[tuple[pgha.Cluster, Callable[[], None]]]:
-    """A cluster of two nodes, and how to cut all their connections at one moment."""
+    """Yield a cluster of two nodes, and a function that cuts all their connections at one moment."""
     async with (
         nothing_left(server) as application,
         Proxy(server, name="n1") as one,
@@ -122,7 +129,7 @@ async def two_proxies(server: LocalNode) -> AsyncGenerator[tuple[pgha.Cluster, C
 
 
 async def both_up(cluster: pgha.Cluster) -> None:
-    """And have their usual connections."""
+    """Wait until both nodes are up and have their usual connections."""
 
     def ready(node: pgha.NodeStatus) -> bool:
         return node.state == "up" and node.read_connections == 2
@@ -131,14 +138,14 @@ async def both_up(cluster: pgha.Cluster) -> None:
 
 
 class Watcher:
-    """A connection that was there before the server stopped taking new ones, and holds a lock."""
+    """A connection that holds a lock, opened before the server stopped accepting new connections."""
 
     def __init__(self, server: LocalNode) -> None:
         self._connection = psycopg.connect(server.dsn, autocommit=True)
         self._connection.execute("SELECT pg_advisory_lock(7)")
 
     async def waiting(self, *, but: int | None = None) -> int:
-        """Wait until a backend waits for the lock, another one than ``but``; its process id."""
+        """Wait until a backend other than ``but`` waits for the lock, and return its process id."""
         found: list[int] = []
 
         async def look() -> bool:
@@ -157,11 +164,13 @@ class Watcher:
 
 
 async def test_one_crash_does_not_count_twice(server: LocalNode) -> None:
-    """Between the death of its backend and the end of all others it is sent to a neighbour, which dies of the
-    same crash.
+    """One crash that ends two connections of an operation counts once.
 
-    In a run of our own, a read failed after a single crash. Here the server is slow to notice: its postmaster
-    stands still meanwhile.
+    Between the death of the operation's backend and the end of all other backends, the operation is sent on
+    another connection, which is lost in the same crash.
+
+    In one of our own test runs, a read failed after a single crash. Here the server is slow to notice the
+    crash: its postmaster is stopped meanwhile.
     """
     async with cluster_of(server, read_connections=2) as cluster, anyio.create_task_group() as tasks:
         await eventually(
@@ -178,7 +187,7 @@ async def test_one_crash_does_not_count_twice(server: LocalNode) -> None:
                 await watcher.waiting(but=first)
             finally:
                 os.kill(postmaster, signal.SIGCONT)
-            # The lock goes with its holder: the next try finds it free.
+            # The watcher's backend ends and releases the lock, so the next attempt finds the lock free.
 
         tasks.start_soon(crash, server.pid)
         with within():
@@ -189,7 +198,10 @@ async def test_one_crash_does_not_count_twice(server: LocalNode) -> None:
 
 
 async def test_it_counts_when_another_process_of_the_server_crashes_again(server: LocalNode) -> None:
-    """The words are those that a query hears whose own parallel worker crashed: it must come to an end."""
+    """Repeated crashes of another server process count against an operation.
+
+    A query whose own parallel worker crashed gets the same message, so the attempts must come to an end.
+    """
     async with cluster_of(server, _tuning=PATIENT) as cluster, anyio.create_task_group() as tasks:
         text = "pg_sleep(60) /* bystander */"
         crashes = 0
@@ -208,14 +220,16 @@ async def test_it_counts_when_another_process_of_the_server_crashes_again(server
             await cluster.fetch(f"SELECT {text}")
         tasks.cancel_scope.cancel()
         assert pgha.error_info(caught.value).attempts == 3
-        # The one that was spared was another crash, unless the first of them struck two connections.
+        # The loss that was excused was another crash, unless the first crash struck two connections.
         assert crashes in (2, 3)
 
 
 async def test_connections_that_were_cut_before_do_not_count(server: LocalNode) -> None:
-    """All at one moment, as a firewall's restart does, and before the loop could hear of any of them.
+    """Connections that had been cut before an attempt do not count against the operation.
 
-    The first try shows it by its own connection; the next must not be held against the operation, too.
+    All connections are cut at one moment, as a firewall's restart does, and before the loop could learn of
+    any cut. The first attempt discovers the cut on its own connection; the next attempt must not count
+    against the operation, too.
     """
     async with two_proxies(server) as (cluster, cut):
         told: list[str] = []
@@ -228,14 +242,14 @@ async def test_connections_that_were_cut_before_do_not_count(server: LocalNode) 
             cut()
             with within():
                 assert (await cluster.submit("SELECT 2", read=True, on_send=on_send)).value() == 2
-        # Nor is anything sent to a node of which a connection has just turned out to be lost.
+        # Nothing is sent to a node after one of its connections has just turned out to be lost.
         assert set(told) == {"up"}
 
 
 async def test_nothing_goes_on_to_a_node_where_sending_failed(
     server: LocalNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same operation least of all, by the node's next connection."""
+    """After a failed send, no operation goes on the node's next connection, least of all the same one."""
     async with two_proxies(server) as (cluster, _cut):
         await both_up(cluster)
         told: list[str] = []
@@ -256,7 +270,7 @@ async def test_nothing_goes_on_to_a_node_where_sending_failed(
 
 
 async def test_a_race_on_lost_connections_counts_once(server: LocalNode) -> None:
-    """All legs at the heads of lost connections: that is one loss, and there may be one more."""
+    """A race whose legs are all at the heads of lost connections counts one loss, so one more may follow."""
     async with two_proxies(server) as (cluster, cut), anyio.create_task_group() as tasks:
         text, ended = "pg_sleep(60) /* raced */", set[int]()
 
@@ -277,13 +291,17 @@ async def test_a_race_on_lost_connections_counts_once(server: LocalNode) -> None
         with within(), pytest.raises(psycopg.OperationalError) as caught:
             await cluster.fetch(f"SELECT {text}", route=pgha.fastest())
         assert pgha.error_info(caught.value).attempts == 3
-        # Where a proxy is cut off, the server goes on.
+        # The server goes on with a query after a proxy has cut the connection.
         for pid in await running(server, text):
             await server.execute("SELECT pg_terminate_backend(%s)", [pid])
 
 
 async def test_a_hang_up_of_ours_does_not_count(server: LocalNode) -> None:
-    """Somebody ends the monitor's connection, and pgha gives up the others with it, though they are well."""
+    """Connections that pgha closes itself do not count against operations.
+
+    The test ends the monitor's backend, and pgha then closes the node's other connections although they are
+    healthy.
+    """
     async with (
         nothing_left(server) as application,
         pgha.open_cluster(
@@ -294,7 +312,10 @@ async def test_a_hang_up_of_ours_does_not_count(server: LocalNode) -> None:
         text, seen, monitors = "pg_sleep(5) /* bereft */", set[int](), set[int]()
 
         async def again() -> bool:
-            """A try that was not there before; the backends of others work on when pgha has hung up."""
+            """Return whether a new attempt runs.
+
+            The backends of earlier attempts work on after pgha has closed their connections.
+            """
             fresh = set(await running(server, text)) - seen
             seen.update(fresh)
             return bool(fresh)

@@ -1,4 +1,4 @@
-"""What must be alone on its lane gets one, also where all lanes are busy all the time."""
+"""An exclusive statement gets a lane for itself, even when all lanes are busy all the time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def test_under_steady_load_with_no_lane_to_spare(server: LocalNode) -> Non
         async def write() -> None:
             nonlocal done
             while True:
-                # Answered one at a time: the lane never falls quiet between two of them.
+                # These writes are answered one at a time, so the lane is never idle between two of them.
                 await cluster.execute("SELECT pg_sleep(0.001)")
                 done += 1
 
@@ -34,7 +34,7 @@ async def test_under_steady_load_with_no_lane_to_spare(server: LocalNode) -> Non
                 for _ in range(20):
                     await cluster.execute("DO $$ BEGIN PERFORM 1; END $$")
             before = done
-            # And the load goes on behind it.
+            # The load goes on after the exclusive statements.
             with within():
                 while done < before + 100:
                     await cluster.fetch("SELECT 1")
@@ -56,8 +56,8 @@ async def test_a_slow_operation_alone_does_not_hold_the_others_up(server: LocalN
 
 
 async def test_slow_ones_do_not_share_a_lane_with_quick_ones_packed_on_it(server: LocalNode) -> None:
-    """Quick statements are packed onto one lane; what is slow, or not known yet, is spread."""
-    # Without the remedy for what was packed by mistake.
+    """Quick statements are packed onto one lane; slow statements and statements not known yet are spread."""
+    # This tuning switches off the remedy for statements that were packed by mistake.
     tuning = Tuning(head_of_line=60.0)
     async with cluster_of(server, read_connections=2, _tuning=tuning) as cluster:
         await eventually(lambda: all(node.read_connections == 2 for node in cluster.nodes.values()))

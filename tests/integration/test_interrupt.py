@@ -1,4 +1,4 @@
-"""Ctrl-C in a program of its own: it ends by KeyboardInterrupt, promptly, and leaves no backend behind."""
+"""Ctrl-C ends a separate program by KeyboardInterrupt, promptly, and leaves no backend behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pgha.chaos import LocalNode
 
 pytestmark = [
     pytest.mark.anyio,
-    pytest.mark.parametrize("anyio_backend", ["asyncio"]),  # of the test; the program's loop is `loop`
+    pytest.mark.parametrize("anyio_backend", ["asyncio"]),  # the test's own loop; the program's is `loop`
     pytest.mark.parametrize("loop", ["asyncio", "trio"]),
 ]
 
@@ -112,7 +112,10 @@ def program(loop: str, dsn: str, application: str, body: str) -> Iterator[subpro
 
 
 def interrupt(process: subprocess.Popen[str], *, grouped: bool = False) -> None:
-    """SIGINT; it is to end by nothing else (``grouped``: or by the body's own task group around it)."""
+    """Send SIGINT, and check that nothing but KeyboardInterrupt ends the program.
+
+    With ``grouped``, the task group around the body may wrap the KeyboardInterrupt.
+    """
     process.send_signal(signal.SIGINT)
     said, complaints = process.communicate(timeout=PATIENCE)
     assert complaints == ""
@@ -122,7 +125,7 @@ def interrupt(process: subprocess.Popen[str], *, grouped: bool = False) -> None:
 
 
 def interrupted(process: subprocess.Popen[str], pause: float = 0.0, *, grouped: bool = False) -> None:
-    """Wait for its word, and interrupt it."""
+    """Wait until the program says "ready", and interrupt it."""
     assert process.stdout is not None
     word = process.stdout.readline().strip()
     assert word == "ready", process.communicate(timeout=PATIENCE)
@@ -151,7 +154,10 @@ async def test_interrupted_at_any_moment(server: LocalNode, loop: str) -> None:
 
 
 async def test_interrupted_while_it_waits_for_nodes(loop: str) -> None:
-    """The node hangs up on each connection: when a second one comes, the program is waiting for the node."""
+    """An interrupt ends a program that waits for nodes.
+
+    The node hangs up on each connection: when a second connection comes, the program is waiting for the node.
+    """
     with socket.create_server(("127.0.0.1", 0)) as hanging_up:
         hanging_up.settimeout(PATIENCE)
         dsn = f"host=127.0.0.1 port={hanging_up.getsockname()[1]}"

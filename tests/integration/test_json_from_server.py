@@ -1,4 +1,4 @@
-"""`Result.json` of a real server, which is asked for its own JSON wherever that means the same."""
+"""`Result.json` with a real server, compared with the server's own JSON if both mean the same."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 
 
 class Number(str):
-    """A number as its digits stand in the JSON."""
+    """A number that keeps its digits as written in the JSON."""
 
     __hash__ = str.__hash__
 
@@ -47,7 +47,7 @@ class Number(str):
 
 
 def exact(written: str) -> Any:
-    """Read strictly: no NaN, and numbers as their digits."""
+    """Parse JSON strictly: reject NaN, and keep the digits of numbers."""
 
     def refuse(word: str) -> Any:
         raise AssertionError(word)
@@ -60,7 +60,7 @@ def with_setting(node: LocalNode, setting: str) -> str:
 
 
 def as_text(adapters: AdaptersMap, *types: str) -> None:
-    """For values that Python has no word for, psycopg's own advice."""
+    """Load values that Python cannot represent as text, as psycopg advises."""
     for name in types:
         adapters.register_loader(name, TextLoader)
 
@@ -70,7 +70,7 @@ Ask = Callable[..., pgha.Result[Any]]
 
 @contextmanager
 def asking(backend: str, *nodes: str) -> Iterator[Ask]:
-    """A cluster for tests that are no coroutines, as property-based ones."""
+    """Yield a function that queries a cluster, for tests that are no coroutines, as property-based ones."""
     with (
         start_blocking_portal(backend) as portal,
         portal.wrap_async_context_manager(pgha.open_cluster(*nodes)) as cluster,
@@ -88,7 +88,7 @@ def ask(server: LocalNode, anyio_backend: str) -> Iterator[Ask]:
         yield made
 
 
-# What the server's own JSON says too
+# Values that the server's own JSON can express
 
 SAME = [
     "NULL::int, NULL::text, NULL::int[], NULL::jsonb",
@@ -117,7 +117,7 @@ SAME = [
     "'(1,2)'::point, '((0,0),(1,1))'::box, ARRAY['((0,0),(1,1))'::box, '((2,2),(3,3))'], '<(1,2),3>'::circle",
     "'12.34'::money, 'pg_class'::regclass, '5'::xid, '(1,2)'::tid, '5'::xid8, ARRAY['12.34'::money]",
 ]
-"""Many values each, so more than 16 cells too."""
+"""Each query has many values, so results of more than 16 cells occur too."""
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata", "Africa/Monrovia", "America/New_York"])
@@ -148,7 +148,7 @@ async def test_a_table_of_thousands(server: LocalNode) -> None:
         assert exact(result.json()) == exact(wanted)
 
 
-# Boundaries between the ways inside: values copied (16 at most), libpq's result, 1000 rows at a time
+# Boundaries between the internal paths: values copied (16 at most), libpq's result, 1000 rows at a time
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 8, 15, 16, 17])
@@ -170,7 +170,7 @@ async def test_few_values_and_more(server: LocalNode, width: int) -> None:
 
 @pytest.mark.parametrize("rows", [999, 1000, 1001, 1999, 2000, 2001])
 async def test_a_thousand_rows_and_more(server: LocalNode, rows: int) -> None:
-    """NULLs, arrays and documents on both sides of each border."""
+    """NULLs, arrays and documents are right on both sides of each boundary."""
     async with cluster_of(server) as cluster:
         result = await cluster.fetch(
             "SELECT i, nullif(i %% 2, 0) AS odd, ARRAY[i::text, NULL] AS a, '{\"i\": 1.50}'::json AS j,"
@@ -212,14 +212,14 @@ async def test_after_the_cluster(server: LocalNode) -> None:
             assert [row["i"] for row in json.loads(result.json())] == list(range(1, len(result) + 1))
 
 
-# Anything that can be sent
+# Any value that can be sent
 
 
 @quick
 @given(st.lists(st.none() | text, min_size=1, max_size=25))
 @example(["NULL", "", '"\\/\b\f\n\r\t', "\x01\x1f\x7f\x80\u2028", "\U0001f600", "{}", None])
 def test_any_text(ask: Ask, values: list[str | None]) -> None:
-    """Alone, and in arrays."""
+    """Any text is right, alone and in arrays."""
     result = ask("SELECT unnest(%s::text[]) AS one, %s::text[] AS all", values, values)
     assert json.loads(result.json()) == [{"one": one, "all": values} for one in values]
 
@@ -281,7 +281,7 @@ def test_any_bytea(server: LocalNode, anyio_backend: str, output: str) -> None:
 @given(st.lists(text.filter(bool), min_size=1, max_size=5))
 @example(['a"b', "100%", "%s %(x)s", "a\nb", "é", "\U0001f600", "{", "\\"])
 def test_any_column_name(ask: Ask, given_names: list[str]) -> None:
-    # The server cuts names after 63 bytes.
+    # The server truncates names after 63 bytes.
     unique_names = list(dict.fromkeys(name for name in given_names if len(name.encode()) < 63)) or ["a"]
     columns = ", ".join(
         f"{index} AS " + '"' + name.replace('"', '""').replace("%", "%%") + '"'
@@ -293,7 +293,7 @@ def test_any_column_name(ask: Ask, given_names: list[str]) -> None:
     assert result.columns == tuple(expected)
 
 
-# Instants
+# Timestamps
 
 INSTANTS = ["date", "timestamp", "timestamptz"]
 FAR = ["4713-11-25 BC", "0044-03-15 BC", "0001-12-31 BC", "0001-01-01", "1969-12-31", "9999-12-31",
@@ -302,7 +302,7 @@ FAR = ["4713-11-25 BC", "0044-03-15 BC", "0001-12-31 BC", "0001-01-01", "1969-12
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata", "Africa/Monrovia", "America/New_York"])
 async def test_epoch_as_the_server_counts(server: LocalNode, zone: str) -> None:
-    """Also of years which Python does not know, and of local mean times."""
+    """The epoch equals the server's, also in years that Python does not support and in local mean times."""
     times = ["", " 00:00:00.000001", " 23:59:59.999999", " 12:30:00.5"]
     async with pgha.open_cluster(with_setting(server, f"TimeZone={zone}")) as cluster:
         as_text(cluster.adapters, *INSTANTS)
@@ -324,7 +324,7 @@ async def test_epoch_as_the_server_counts(server: LocalNode, zone: str) -> None:
 @given(st.lists(st.integers(-210_866_803_200_000_000, 2**63 - 1), min_size=1, max_size=20))
 @example([-1, 0, 1, -500_000, -62_135_596_800_000_000, -62_135_596_800_000_001, 253_402_300_800_000_000])
 def test_any_instant(server: LocalNode, values: list[int]) -> None:
-    """Microseconds since 1970, over all that PostgreSQL knows."""
+    """Every timestamp is right to the microsecond, over all of PostgreSQL's range."""
     with psycopg.connect(server.dsn) as connection:
         rows = connection.execute(
             "SELECT (timestamp 'epoch' + (i || ' microseconds')::interval)::text"
@@ -371,7 +371,10 @@ async def test_infinite_instants(server: LocalNode) -> None:
 
 @pytest.mark.parametrize("style", ["SQL", "German", "Postgres"])
 async def test_other_date_styles(server: LocalNode, style: str) -> None:
-    """Told by column, never guessed. (psycopg's own loader refuses timestamptz before: hence text.)"""
+    """Another DateStyle raises an error that names the column; the value is never guessed.
+
+    psycopg's own loader would reject timestamptz earlier, so timestamptz is loaded as text.
+    """
     async with pgha.open_cluster(with_setting(server, f"DateStyle={style}")) as cluster:
         as_text(cluster.adapters, "timestamptz")
         for kind in INSTANTS:
@@ -384,7 +387,7 @@ async def test_other_date_styles(server: LocalNode, style: str) -> None:
         assert json.loads((await cluster.fetch("SELECT NULL::date AS at")).json()) == [{"at": None}]
 
 
-# Types with a meaning of their own
+# Types with special meanings
 
 
 async def test_all_chars(server: LocalNode) -> None:
@@ -422,12 +425,12 @@ async def test_records_and_vectors_are_text(server: LocalNode) -> None:
         assert json.loads(result.json()) == [{"r": '(1,"x y",)', "many": ["(1,a)", None], "v": "1 2", "o": 5}]
 
 
-# Types of users
+# User-defined types
 
 
 @pytest.fixture
 def types(server: LocalNode) -> Iterator[psycopg.Connection[Any]]:
-    """A schema with an enum, domains and composites, and a plain connection that knows them."""
+    """Create a schema with an enum, domains and composites, and yield a plain connection that knows them."""
     with psycopg.connect(server.dsn, autocommit=True) as connection:
         connection.execute("""
             CREATE TYPE mood AS ENUM ('ok', 'so, so', '"');
@@ -448,7 +451,7 @@ def types(server: LocalNode) -> Iterator[psycopg.Connection[Any]]:
 
 
 def register(connection: psycopg.Connection[Any], cluster: pgha.Cluster, *composites: str) -> None:
-    """As a user does it: the type is looked up by a connection of psycopg, registered with the cluster."""
+    """Register types as a user does: a psycopg connection looks up the type for the cluster's adapters."""
     for name in composites:
         info = CompositeInfo.fetch(connection, name)
         assert info is not None
@@ -487,12 +490,12 @@ async def test_registered_enums_and_domains(server: LocalNode, types: psycopg.Co
         assert json.loads(result.json()) == [{"m": '"', "mm": ["ok", None, "so, so", '"']}]
         assert result[0][0].name == '"'
         domains = await cluster.fetch("SELECT ARRAY[5, 6]::whole[] AS ww")
-        # psycopg knows nothing of what lies under a domain.
+        # psycopg does not know the base type of a domain.
         assert json.loads(domains.json()) == [{"ww": ["5", "6"]}]
 
 
 async def test_composites(server: LocalNode, types: psycopg.Connection[Any]) -> None:
-    """As objects, as deep as they go: what row_to_json says."""
+    """Composites become objects at any depth, as row_to_json writes them."""
     values = """
         ROW(1, 'a"b', 1.50)::part AS p, NULL::part AS np, ROW(NULL, NULL, NULL)::part AS n,
         ARRAY[ROW(1, NULL, 2)::part, NULL] AS pp, ROW()::nothing AS nothing,
@@ -503,7 +506,8 @@ async def test_composites(server: LocalNode, types: psycopg.Connection[Any]) -> 
         ARRAY[ROW(NULL, NULL, NULL, NULL, NULL, NULL)::whole_thing] AS ww"""
     async with cluster_of(server) as cluster:
         register(types, cluster, "nothing", "part", "whole_thing")
-        # psycopg's own loader takes its NULL for no field at all: the type is made known, and loaded as text.
+        # psycopg's own loader takes the NULL of a single-field composite for no field at all. So the type is
+        # registered as known, but loaded as text.
         single = CompositeInfo.fetch(types, "single")
         assert single is not None
         single.register(cluster.adapters)
@@ -521,7 +525,7 @@ async def test_composites(server: LocalNode, types: psycopg.Connection[Any]) -> 
 
 
 async def test_rows_of_a_table(server: LocalNode, types: psycopg.Connection[Any]) -> None:
-    """A table's row type is a composite; a column dropped is none of its fields."""
+    """A table's row type is a composite, and a dropped column is none of its fields."""
     table = unique("t")
     async with cluster_of(server) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int, gone int, name text)")
@@ -535,7 +539,7 @@ async def test_rows_of_a_table(server: LocalNode, types: psycopg.Connection[Any]
 
 
 async def test_a_composite_that_changed(server: LocalNode, types: psycopg.Connection[Any]) -> None:
-    """Known by its old fields: an error, never a value under a wrong name."""
+    """A composite that changed after registration raises an error, never a value under a wrong name."""
     async with cluster_of(server) as cluster:
         register(types, cluster, "part")
         as_text(cluster.adapters, "record")
@@ -549,7 +553,7 @@ async def test_a_composite_that_changed(server: LocalNode, types: psycopg.Connec
 
 
 async def test_loaders_of_the_user_change_nothing(server: LocalNode) -> None:
-    """JSON is what the server said, whatever Python makes of it."""
+    """JSON holds the server's values, whatever Python's loaders make of them."""
 
     class Shouting(TextLoader):
         def load(self, data: Any) -> str:

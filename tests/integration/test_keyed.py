@@ -1,4 +1,4 @@
-"""Keyed writes and the ledger where nothing fails, and where it is used wrongly; PostgreSQL 16 and 18."""
+"""Keyed writes and the ledger without failures, and with wrong use, on PostgreSQL 16 and 18."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pgha
 pytestmark = [pytest.mark.anyio, both_versions]
 
 
-# Nothing goes wrong
+# Without failures
 
 
 async def test_a_key_is_applied_once_and_then_replayed(version: int) -> None:
@@ -149,7 +149,7 @@ async def test_a_ledger_of_another_layout(version: int) -> None:
         assert await ids(node) == []
 
 
-# Keys of pgha's own
+# Idempotency keys that pgha makes
 
 
 async def test_no_keys_by_themselves_without_the_rights_to_them(version: int) -> None:
@@ -180,7 +180,7 @@ async def test_keys_by_themselves_where_there_is_a_ledger(version: int) -> None:
         await cluster.execute("DO $$ BEGIN END $$")
         await cluster.execute("VACUUM t")
         assert await keys_of(node) == before + 1
-        # It goes, and nobody tells this program.
+        # The ledger is dropped, and this program is not told.
         await node.execute("DROP TABLE pgha.ledger")
         assert not (await cluster.execute(WRITE, ["without"])).replayed
         assert (await ids(node)).count("without") == 1

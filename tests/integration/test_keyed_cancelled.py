@@ -1,4 +1,4 @@
-"""A keyed write whose caller is cancelled at the very moment in which its answer comes."""
+"""A keyed write whose caller is cancelled at the very moment when the answer arrives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_an_event_tells_of_a_write_whose_caller_was_leaving_when_its_answer_came() -> None:
-    """Cancelled first, answered before the caller's task runs again: it sees the cancellation alone."""
+    """An event reports a write that was answered after its caller was cancelled.
+
+    The answer arrives before the caller's task runs again: the caller sees the cancellation alone.
+    """
     async with one_node(18, TABLE, read_connections=1) as (node, cluster):
         await cluster.execute(WRITE, ["first"])
         (lane,) = cluster._nodes[node.name].sets["write"].lanes
@@ -42,7 +45,7 @@ async def test_an_event_tells_of_a_write_whose_caller_was_leaving_when_its_answe
             deadline = time.monotonic() + PATIENCE
             while (
                 lane.in_flight and time.monotonic() < deadline
-            ):  # the loop stands still, the server does not
+            ):  # the loop is blocked, but the server is not
                 lane.receive(time.monotonic())
             await eventually(lambda: scope.cancelled_caught)
             await eventually(lambda: bool(told))

@@ -1,4 +1,4 @@
-"""Entering and leaving a cluster: what comes out of it, and what is left of it, which is nothing."""
+"""Entering and leaving a cluster: the errors that come out, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SLEEP = "SELECT pg_sleep(60)"
 
 
 class Trouble(Exception):
-    """An error of the body."""
+    """An error raised by the body."""
 
 
 ERRORS = [
@@ -146,7 +146,7 @@ async def test_native_cancellation_in_the_body(server: Node) -> None:
 
 @asyncio_only
 async def test_native_cancellation_during_the_entry(server: Node) -> None:
-    """After any number of the loop's rounds."""
+    """A native cancellation after any number of loop iterations during the entry leaves nothing behind."""
     async with nothing_left(server) as application:
 
         async def body() -> None:
@@ -259,7 +259,10 @@ async def test_leaving_with_one_node_frozen_and_one_well() -> None:
 
 
 async def test_leaving_while_nodes_connect() -> None:
-    """Nobody answers at this port, and somebody who never says a word at that."""
+    """Leaving the cluster does not wait for nodes that are still connecting.
+
+    One port has no listener, and the listener at the other port never sends a byte.
+    """
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
     port = listener.extra(anyio.abc.SocketAttribute.local_port)
     before = tasks()
@@ -309,7 +312,7 @@ async def test_an_sql_error_leaves_the_cluster_as_itself(server: Node) -> None:
 
 
 async def test_twenty_thousand_in_flight(server: Node) -> None:
-    """All right, and their memory is given back."""
+    """All answers are right, and the memory of the operations is given back."""
 
     def alive() -> int:
         gc.collect()
@@ -319,7 +322,7 @@ async def test_twenty_thousand_in_flight(server: Node) -> None:
     async with cluster_of(server) as cluster:
         operations = [cluster.submit("SELECT %s::int", [i], read=i % 2 == 0) for i in range(20_000)]
         statistics = cluster.statistics()
-        # Sending takes answers in as well, so not all of them are still open.
+        # Submitting also reads answers, so not all operations are still open.
         assert statistics.queued + statistics.in_flight > 10_000
         with anyio.fail_after(60):
             for index, operation in enumerate(operations):

@@ -1,4 +1,4 @@
-"""Thousands of operations in flight: their memory is bounded, and given back."""
+"""Thousands of operations in flight take a bounded amount of memory, and give the memory back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pgha.chaos import LocalNode
 pytestmark = pytest.mark.anyio
 
 PER_OPERATION = 10_000
-"""Bytes, with its parameters, its place in line and its result: generous."""
+"""Bytes per operation, with its parameters, its place in the queue and its result: a generous limit."""
 
 
 @pytest.fixture
@@ -36,13 +36,13 @@ async def test_thousands_submitted(server: LocalNode, traced: None, most: int) -
 
         async def round_of(count: int) -> None:
             operations = [cluster.submit("SELECT %s::int", [i], read=i % 2 == 0) for i in range(count)]
-            # Answers that arrive while others are sent are taken in then.
+            # Answers that arrive while other operations are submitted are read at once.
             assert cluster.statistics().queued + cluster.statistics().in_flight > count / 2
             for index, operation in enumerate(operations):
                 assert (await operation).value() == index
 
         with anyio.fail_after(90):
-            await round_of(1000)  # what is made once: caches, prepared statements, lanes
+            await round_of(1000)  # for what is made once: caches, prepared statements, lanes
             before = held()
             tracemalloc.reset_peak()
             await round_of(most)
@@ -53,7 +53,7 @@ async def test_thousands_submitted(server: LocalNode, traced: None, most: int) -
 
 
 async def test_operations_that_are_dropped(server: LocalNode, traced: None) -> None:
-    """Nobody keeps them: they go as they are done."""
+    """Operations that the program drops are freed as they finish."""
     async with cluster_of(server) as cluster:
         with anyio.fail_after(90):
             for turn in range(5):

@@ -1,4 +1,4 @@
-"""What an operation gives: rows, counts, errors; many at once; batches; groups; what nobody retrieves."""
+"""Results of operations: rows, counts, errors; many at once; batches; groups; unretrieved errors."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ async def test_row_factories(server: LocalNode) -> None:
         assert (await cluster.execute(query, row_factory=dict_row)).one() == {"id": 1, "name": "a"}
         batch = await cluster.execute_batch([query, "SELECT 2 AS x"], row_factory=dict_row)
         assert [one.one() for one in batch] == [{"id": 1, "name": "a"}, {"x": 2}]
-        # A factory that fails, fails its own operation alone.
+        # A row factory that fails affects only its own operation.
         with pytest.raises(TypeError):
             await cluster.fetch("SELECT 1 AS other", row_factory=class_row(Item))
         assert await cluster.fetch_value("SELECT 1") == 1
@@ -136,7 +136,7 @@ async def test_parameters_of_many_kinds(server: LocalNode) -> None:
 
 
 async def test_a_bad_statement_fails_alone(server: LocalNode) -> None:
-    """Among 100 at once; 90 inserts among them survive."""
+    """Bad statements among 100 concurrent operations fail alone; the 90 inserts among them succeed."""
     table = unique("t")
     async with cluster_of(server) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int PRIMARY KEY)")
@@ -173,7 +173,7 @@ async def test_a_duplicate_key_says_so(server: LocalNode) -> None:
 
 
 async def test_an_error_at_the_sync(server: LocalNode) -> None:
-    """A deferred constraint speaks after CommandComplete: that was no acknowledgement."""
+    """A deferred constraint fails after CommandComplete, so CommandComplete is no acknowledgement."""
     table = unique("t")
     async with cluster_of(server) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
@@ -375,7 +375,7 @@ async def test_a_group_that_is_cancelled(server: LocalNode) -> None:
 
 
 async def test_a_full_queue() -> None:
-    """`submit` raises, `execute` waits, until its timeout."""
+    """On a full queue `submit` raises, and `execute` waits until its timeout."""
     async with standalone() as nodes, cluster_of(*nodes, max_queued=10) as cluster:
         await eventually(lambda: all(node.read_connections == 2 for node in cluster.nodes.values()))
         await nodes[0].freeze()
@@ -450,7 +450,7 @@ async def test_on_send_that_raises_fails_its_own_operation(server: LocalNode) ->
 
 
 async def test_retries_of_serialization_failures(server: LocalNode) -> None:
-    """40001 and 40P01 prove that nothing was applied, and may pass now."""
+    """40001 and 40P01 prove that nothing was applied, so the operation is retried and may succeed."""
     table = unique("t")
     await server.execute(
         f"CREATE TABLE {table} (n int); CREATE SEQUENCE {table}_tries;"
@@ -491,7 +491,7 @@ async def test_deadlocks_resolve(server: LocalNode) -> None:
 
 
 async def test_reads_of_every_size_in_order_of_time(server: LocalNode) -> None:
-    """A slow operation does not hold up those that come after it."""
+    """A slow operation does not hold up operations that come after it."""
     async with cluster_of(server, read_connections=2) as cluster:
         slow = [cluster.submit("SELECT pg_sleep(0.4)", read=True) for _ in range(4)]
         begun = time.monotonic()
@@ -525,7 +525,7 @@ async def test_big_parameters_and_results(server: LocalNode) -> None:
 
 
 async def test_a_big_parameter_that_is_cancelled(server: LocalNode) -> None:
-    """Half-written when its caller leaves: the neighbours are right all the same."""
+    """A parameter half-written when its caller is cancelled leaves the neighbours' answers right."""
     big = "x" * 10_000_000
     async with cluster_of(server) as cluster:
         with anyio.fail_after(60):

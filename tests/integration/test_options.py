@@ -1,4 +1,4 @@
-"""Bad input is said at once and says what to do; passwords stay inside; what options make of connections."""
+"""Bad input is rejected at once with advice; passwords stay secret; options shape the connections."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NOBODY = "host=127.0.0.1 port=1"
 
 
 async def rejected(*nodes: Any, match: str, **options: Any) -> pgha.ConfigError:
-    """The `ConfigError` that `open_cluster` raises, before it connects to anything."""
+    """Return the `ConfigError` that `open_cluster` raises before connecting to anything."""
     with pytest.raises(pgha.ConfigError, match=match) as caught, anyio.fail_after(PATIENCE):
         async with pgha.open_cluster(*nodes, **options):
             pytest.fail("entered")
@@ -70,7 +70,7 @@ async def test_counts_are_whole_numbers(name: str) -> None:
 
 @pytest.mark.parametrize("value", [0.0001, math.inf, 1e7])
 async def test_a_statement_timeout_that_postgresql_cannot_have(server: Node, value: float) -> None:
-    """It counts milliseconds, from one to 2^31 - 1."""
+    """PostgreSQL counts `statement_timeout` in milliseconds, from 1 to 2^31 - 1: others are rejected."""
     await rejected(server.dsn, match="statement_timeout", statement_timeout=value)
     async with cluster_of(server) as cluster:
         for call in (cluster.fetch, cluster.execute):
@@ -189,7 +189,7 @@ async def test_names_of_hosts_and_ports(conninfo: str, names: list[str]) -> None
 
 
 async def test_ipv6() -> None:
-    """Two addresses that differ, and ports that can be told from them."""
+    """Two IPv6 addresses get different names, and their ports can be told from the addresses."""
     async with pgha.open_cluster("postgresql://[::1]:6000,[fe80::1]:6001/db", min_ready=0) as cluster:
         first, second = cluster.nodes
         assert "::1" in first
@@ -304,7 +304,7 @@ async def test_limits_of_operations(server: Node, name: str) -> None:
 
 
 def _told(error: BaseException) -> str:
-    """All that anybody could print of an error: words, reprs, notes, causes and contexts."""
+    """Return all text of an error that could be printed: messages, reprs, notes, causes and contexts."""
     seen: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -340,7 +340,7 @@ def _told(error: BaseException) -> str:
         f"postgresql://a/db?password={SECRET}&nosuch=1",
         f"postgresql://a/db?password={SECRET}%zz",
         f"postgresql://u:{SECRET}@a/db?port=0",
-        # Characters that should have been escaped: libpq takes what follows for a port or a host.
+        # Characters that should have been escaped: libpq takes the text after them for a port or a host.
         f"postgresql://u:{SECRET}/x@a/db",
         f"postgresql://u:x/{SECRET}@a/db",
         f"postgresql://u:x@{SECRET}@a:1:2/db",
@@ -371,7 +371,7 @@ async def test_a_node_keeps_its_password() -> None:
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Node]:
-    """A server that asks for a password."""
+    """Yield a server that asks for a password."""
     node = LocalNode("guarded", password=SECRET, settings={"log_min_messages": "fatal"})
 
     async def start() -> None:
@@ -386,7 +386,7 @@ def guarded() -> Iterator[Node]:
 
 
 async def test_passwords_stay_inside(guarded: Node, caplog: pytest.LogCaptureFixture) -> None:
-    """Of a cluster that works, fails, loses connections, and is told so in events and logs."""
+    """No password appears when a cluster works, fails or loses connections, in errors, events or logs."""
     told: list[str] = []
     with caplog.at_level(logging.DEBUG):
         async with cluster_of(guarded) as cluster, cluster.events() as events:
@@ -469,7 +469,10 @@ async def test_a_wrong_password_on_one_node_of_two(guarded: Node, server: Node) 
 
 
 async def test_a_password_that_is_mended(guarded: Node) -> None:
-    """It is asked for again, rarely: the servers' logs are not to be filled."""
+    """A node is used again after its password was corrected.
+
+    pgha retries rarely, so as not to fill the servers' logs.
+    """
     role = unique("role")
     await guarded.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'old'")
     node = pgha.Node(make_conninfo(guarded.dsn, user=role, password="new"), "n1")
@@ -484,7 +487,7 @@ async def test_a_password_that_is_mended(guarded: Node) -> None:
             assert await cluster.fetch_value("SELECT current_user") == role
 
 
-# What is done to each new connection
+# Setup of each new connection
 
 
 async def test_on_connect_as_sql(server: Node) -> None:
@@ -504,7 +507,7 @@ async def test_on_connect_as_several_statements_in_one_string(server: Node) -> N
 
 
 async def test_on_connect_changes_a_setting_that_is_watched(server: Node) -> None:
-    """The session as on_connect left it is how it is to be."""
+    """Settings that on_connect changed are the session's proper state, even settings that pgha watches."""
     setup = ["SET TIME ZONE 'Asia/Tokyo'", "SET DateStyle = 'German'", "SET search_path = pg_catalog"]
     async with cluster_of(server, on_connect=setup) as cluster:
         for _ in range(5):
@@ -561,7 +564,7 @@ async def _fail(connection: pgha.SetupConnection) -> None:
     ],
 )
 async def test_on_connect_that_fails(server: Node, setup: Any, reason: str) -> None:
-    """No waiting mends it: it is raised at once, and says whose fault it is."""
+    """A failing on_connect raises at once and the error names on_connect, since waiting would not help."""
     async with nothing_left(server) as application:
         with pytest.raises(pgha.NoNodeAvailable) as caught, anyio.fail_after(PATIENCE):
             async with pgha.open_cluster(server.dsn, application_name=application, on_connect=setup):
@@ -586,11 +589,14 @@ async def test_on_connect_that_hangs(server: Node) -> None:
                 ):
                     pytest.fail("entered")
             for pid in await backends(server, application, "active"):
-                await server.execute("SELECT pg_terminate_backend(%s)", [pid])  # it sleeps on, unheard
+                await server.execute("SELECT pg_terminate_backend(%s)", [pid])  # the backend sleeps on
 
 
 async def test_on_connect_that_leaves_a_transaction_open(server: Node) -> None:
-    """Every write after it would be acknowledged and lost."""
+    """An on_connect that leaves a transaction open loses no acknowledged write.
+
+    Inside that transaction, every write would be acknowledged and then lost.
+    """
     table = unique("t")
     await server.execute(f"CREATE TABLE {table} (id int)")
     acknowledged = 0
@@ -646,7 +652,7 @@ async def test_an_operations_own_statement_timeout_wins(server: Node) -> None:
             await call("SELECT pg_sleep(0.3)", statement_timeout=10)
             with pytest.raises(psycopg.errors.QueryCanceled):
                 await call("SELECT pg_sleep(10)")
-            # None means without one, as it does for `timeout`.
+            # None means without a limit, as None does for `timeout`.
             await call("SELECT pg_sleep(0.3)", statement_timeout=None)
 
 

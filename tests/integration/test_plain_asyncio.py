@@ -1,4 +1,4 @@
-"""Under `asyncio.run`, where anyio has not started the loop: in a callback nothing tells what loop it is."""
+"""pgha under `asyncio.run`, without anyio: in a callback nothing tells which event loop is running."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PATIENCE = 20.0
 
 
 async def more_lanes(cluster: pgha.Cluster) -> None:
-    """Opened by whatever brought an answer in."""
+    """Check that further lanes open, from whichever callback received an answer."""
     slow = [cluster.submit("SELECT pg_sleep(0.3)", read=read) for read in (True, False) for _ in range(8)]
     quick = [cluster.submit("SELECT %s::int", [i], read=i % 2 == 0) for i in range(200)]
     assert [(await one).value() for one in quick] == list(range(200))
@@ -40,7 +40,7 @@ async def cancels(cluster: pgha.Cluster) -> None:
 
 
 async def large_ones(cluster: pgha.Cluster) -> None:
-    """More than the socket takes at once, behind an answer."""
+    """Send more than the socket accepts at once, after an answer."""
     big = "x" * 4_000_000
     operations = [cluster.submit("SELECT length(%s)", [big], read=True) for _ in range(12)]
     assert [(await one).value() for one in operations] == [len(big)] * 12

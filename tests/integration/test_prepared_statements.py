@@ -20,12 +20,14 @@ PREPARED = "SELECT statement FROM pg_prepared_statements"
 
 
 async def prepared(cluster: pgha.Cluster) -> list[str]:
-    """What a lane for reads (all of them, with read_connections=1) holds prepared, but for this question
-    itself."""
+    """Return the statements prepared on a read lane, except for this query itself.
+
+    With read_connections=1 there is only one read lane.
+    """
     return [row[0] for row in await cluster.fetch(PREPARED) if row[0] != PREPARED]
 
 
-# When
+# When statements are prepared
 
 
 async def test_never(server: LocalNode) -> None:
@@ -69,7 +71,7 @@ async def test_by_types_too(server: LocalNode) -> None:
 
 
 async def test_in_batches(server: LocalNode) -> None:
-    """Framed or not, with a limit of its own or not: each statement of it."""
+    """Every statement of a batch is prepared, framed or not, with a limit of its own or not."""
     async with cluster_of(server, prepare_threshold=0) as cluster:
         for start in ([], ["SAVEPOINT a"]):
             for limit in (None, 5):
@@ -87,7 +89,7 @@ async def test_in_batches(server: LocalNode) -> None:
         assert cluster.statistics().connections_lost == 0
 
 
-# How many
+# How many are kept
 
 LIMIT = 8
 
@@ -100,12 +102,15 @@ async def test_the_cache_is_bounded(server: LocalNode) -> None:
             for call in (cluster.fetch, cluster.execute):
                 assert (await call(f"SELECT {number} + %s::int", [1])).value() == number + 1
                 assert (await call(f"SELECT count(*) FROM ({PREPARED}) AS p")).value() <= LIMIT + 1
-        # What is used all the time stays.
+        # The statement used last is still prepared.
         assert f"SELECT {number} + $1::int" in await prepared(cluster)
 
 
 async def test_the_cache_is_bounded_under_load(server: LocalNode) -> None:
-    """Evicted while others reuse it, in flight while it is evicted: every answer is right."""
+    """The cache stays bounded under load, and every answer is right.
+
+    Statements are evicted while other operations reuse them, and while they are in flight.
+    """
     async with cluster_of(
         server, read_connections=3, prepare_threshold=1, _tuning=Tuning(statements=LIMIT)
     ) as cluster:
@@ -118,7 +123,8 @@ async def test_the_cache_is_bounded_under_load(server: LocalNode) -> None:
                 for number, operation in enumerate(operations):
                     assert (await operation).value() == number % 37 + number
         assert cluster.statistics().retried == 0
-        # Counted twice on each lane: what the first count evicts is closed with what comes next.
+        # Each lane is counted more than once: statements evicted by the first count are closed with the next
+        # message.
         for call in (cluster.fetch, cluster.execute):
             for _ in range(20):
                 count = (await call(f"SELECT count(*) FROM ({PREPARED}) AS p")).value()
@@ -126,7 +132,7 @@ async def test_the_cache_is_bounded_under_load(server: LocalNode) -> None:
 
 
 async def test_one_statement_on_many_lanes_at_once(server: LocalNode) -> None:
-    """A Parse in flight: the neighbours do not depend on it."""
+    """Operations do not depend on a Parse of the same statement that is still in flight."""
     for threshold in (0, 1, 3):
         async with cluster_of(server, read_connections=3, prepare_threshold=threshold) as cluster:
             with anyio.fail_after(60):
@@ -169,7 +175,7 @@ async def test_a_failed_parse_leaves_the_name_free(server: LocalNode) -> None:
 
 
 async def test_a_failed_parse_in_a_batch(server: LocalNode) -> None:
-    """The statements around it keep their names, or get new ones."""
+    """The statements around a failed Parse keep their names, or get new ones."""
     async with cluster_of(server, prepare_threshold=0) as cluster:
         for start in ([], ["SAVEPOINT a"]):
             for number in range(5):
@@ -200,7 +206,7 @@ async def test_a_parse_that_passes_before_its_statement_fails(server: LocalNode)
 
 
 async def test_statements_that_are_gone(server: LocalNode) -> None:
-    """Somebody's function deallocated them behind our back (26000): run again, unprepared."""
+    """A statement that a user's function deallocated unnoticed (26000) is run again, unprepared."""
     async with cluster_of(server, read_connections=1, prepare_threshold=0) as cluster:
         for turn in range(3):
             for number in range(5):
@@ -215,7 +221,7 @@ async def test_statements_that_are_gone(server: LocalNode) -> None:
 
 
 async def seen(cluster: pgha.Cluster, query: str, params: Any, expected: list[tuple[Any, ...]]) -> None:
-    """On every lane of both kinds, more often than any threshold."""
+    """Check the rows on every lane of both kinds, more often than any threshold."""
     with anyio.fail_after(PATIENCE):
         for _ in range(3):
             for read in (True, False):
@@ -226,7 +232,10 @@ async def seen(cluster: pgha.Cluster, query: str, params: Any, expected: list[tu
 
 @pytest.mark.parametrize("threshold", [0, 3])
 async def test_a_column_changes_its_type(server: LocalNode, threshold: int) -> None:
-    """0A000, "cached plan must not change result type": run again, unprepared."""
+    """A changed column type makes the statement run again, unprepared.
+
+    The server reports 0A000, "cached plan must not change result type".
+    """
     table = unique("t")
     by_value, everything = f"SELECT v FROM {table} WHERE id = %s", f"SELECT * FROM {table}"
     async with cluster_of(server, prepare_threshold=threshold) as cluster:
@@ -276,7 +285,7 @@ async def test_a_table_is_dropped_and_made_again(server: LocalNode, threshold: i
 
 
 async def test_writes_with_results_after_ddl(server: LocalNode) -> None:
-    """RETURNING * after a new column: applied exactly once."""
+    """RETURNING * after a new column is applied exactly once."""
     table = unique("t")
     query = f"INSERT INTO {table} (id) VALUES (%s) RETURNING *"
     async with cluster_of(server, prepare_threshold=0) as cluster:
@@ -291,7 +300,7 @@ async def test_writes_with_results_after_ddl(server: LocalNode) -> None:
 
 @pytest.mark.parametrize("framed", [False, True])
 async def test_batches_after_ddl(server: LocalNode, framed: bool) -> None:
-    """Every statement of it counts once, though one of them was run again."""
+    """Every statement of a batch counts once, although one of them was run again."""
     table = unique("t")
     start = ["SAVEPOINT a"] if framed else []
     async with cluster_of(server, prepare_threshold=0) as cluster:
@@ -308,7 +317,7 @@ async def test_batches_after_ddl(server: LocalNode, framed: bool) -> None:
             assert results[-2].one() == (number, *["x"] * number)
             assert results[-1].value() == number + 1
             await cluster.execute(f"ALTER TABLE {table} ADD COLUMN c{number} text DEFAULT 'x'")
-        # DDL in the batch itself.
+        # Here the batch itself contains DDL.
         for number in range(4):
             results = await cluster.execute_batch(
                 [
@@ -322,7 +331,7 @@ async def test_batches_after_ddl(server: LocalNode, framed: bool) -> None:
 
 
 async def test_a_procedure_changes_its_result(server: LocalNode) -> None:
-    """What commits by itself cannot be run again after 0A000, so it had better not go prepared."""
+    """A statement that commits by itself is not prepared, since it cannot be run again after 0A000."""
     procedure = unique("p")
     async with cluster_of(server, prepare_threshold=0) as cluster:
         for kind, value in (("int", 1), ("text", "1"), ("int", 1)):
@@ -335,7 +344,10 @@ async def test_a_procedure_changes_its_result(server: LocalNode) -> None:
 
 
 async def test_a_parameter_changes_its_type(server: LocalNode) -> None:
-    """int became text: the plan still wants an int. One 22P02 a lane may be seen, and no second."""
+    """At most one 22P02 per lane is seen after a parameter's type changes from int to text.
+
+    The cached plan still wants an int.
+    """
     table = unique("t")
     query = f"INSERT INTO {table} VALUES (%s)"
     async with cluster_of(server, read_connections=1, prepare_threshold=0) as cluster:

@@ -1,4 +1,4 @@
-"""`Operation.record`: what happened to an operation, where and when, as it went and once it is done."""
+"""`Operation.record`: what happened to an operation, where and when, while it runs and afterwards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 
 def in_order(record: pgha.Record) -> bool:
-    """Started, sent, head, answered, sent again and so on, ended."""
+    """Return whether the times are in order: started, sent, head, answered, sent again and so on, ended."""
     moments: list[float | None] = [record.started_at]
     for one in record.attempts:
         moments += [one.sent_at, one.head_at, one.answered_at]
@@ -97,7 +97,7 @@ async def test_run_again_on_proof(server: Node) -> None:
 
 @pytest.mark.parametrize("idempotent", [False, True])
 async def test_failing_over(idempotent: bool) -> None:
-    """A kill proves nothing: what is idempotent goes elsewhere, all else ends in doubt."""
+    """A killed node proves nothing: an idempotent operation is run elsewhere, any other ends in doubt."""
     async with standalone(2) as nodes:
         await nodes.execute("CREATE TABLE t (id int)")
         async with cluster_of(*nodes, min_ready=2) as cluster:
@@ -162,7 +162,7 @@ async def test_never_sent() -> None:
 
 
 async def test_it_waited_in_line(server: Node) -> None:
-    """More than the lane takes at once: the last are queued, and sent later."""
+    """Operations beyond a lane's capacity are queued, and sent later."""
     async with cluster_of(server, read_connections=1) as cluster:
         operations = [cluster.submit("SELECT pg_sleep(0.002)") for _ in range(40)]
         assert operations[-1].record.attempts == ()
@@ -175,7 +175,7 @@ async def test_it_waited_in_line(server: Node) -> None:
 
 
 async def test_the_legs_of_fastest() -> None:
-    """The slow one's try is there too, while it runs and afterwards."""
+    """The record includes the slow leg's attempt, while it runs and afterwards."""
     async with standalone(2) as nodes:
         for node, seconds in zip(nodes, (60, 0), strict=True):
             sleep = f"CREATE FUNCTION wait() RETURNS void LANGUAGE sql AS 'SELECT pg_sleep({seconds})'"
@@ -217,7 +217,10 @@ async def test_the_legs_of_a_race_that_was_given_up(way: str) -> None:
 
 
 async def test_time_never_runs_backwards(server: Node) -> None:
-    """Many at once on one lane, errors among them, and submitted while others are answered."""
+    """Times never run backwards with many operations at once on one lane.
+
+    Some operations fail, and some are submitted while others are answered.
+    """
     table = unique("t")
     recorder = Recorder()
     async with cluster_of(server, read_connections=1) as cluster:
@@ -226,7 +229,7 @@ async def test_time_never_runs_backwards(server: Node) -> None:
         async def work(number: int) -> None:
             for turn in range(30):
                 one = recorder.begin("write")
-                # Every other key is taken.
+                # Every other primary key is already taken.
                 query, key = f"INSERT INTO {table} VALUES (%s)", (number // 2) * 1000 + turn
                 operation: pgha.Operation[Any] = cluster.submit(query, [key])
                 try:

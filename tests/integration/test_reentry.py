@@ -1,7 +1,7 @@
-"""Answers that lead to more being sent on their own lane, while others of it have yet to be looked at.
+"""Answers that cause more to be sent on their own lane, while further answers of the lane are unread.
 
-Here a backend stands still while it is given work, and the loop stands still while it answers: all is there
-at once when the lane looks.
+The tests freeze a backend while it is given work, and block the loop while the backend answers: all answers
+are there at once when the lane reads.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from pgha.chaos import LocalNode
 pytestmark = pytest.mark.anyio
 
 ONE_LANE = Tuning(max_lanes=1, hold_behind=60, head_of_line=60)
-"""All goes onto the same connection, however slow the machine."""
+"""All operations go onto the same connection, however slow the machine."""
 
 
 def wait_blocking(node: LocalNode, condition: str, params: list[object]) -> None:
-    """Keep the loop from running until pg_stat_activity has a row of which ``condition`` is true."""
+    """Block the loop until pg_stat_activity has a row for which ``condition`` is true."""
     deadline = time.monotonic() + PATIENCE
     with psycopg.connect(node.dsn, autocommit=True) as connection:
         query = f"SELECT count(*) > 0 FROM pg_stat_activity WHERE {condition}".encode()
@@ -44,18 +44,23 @@ def wait_blocking(node: LocalNode, condition: str, params: list[object]) -> None
 
 
 def answer_all(node: LocalNode, pid: int, last: str) -> None:
-    """Let the backend answer all that it was sent (``last`` stands in the last of it); none is read yet."""
+    """Let the backend answer all that it was sent, while the loop reads none of the answers.
+
+    ``last`` is part of the last statement's text.
+    """
     os.kill(pid, signal.SIGCONT)
     wait_blocking(node, "pid = %s AND state = 'idle' AND strpos(query, %s) > 0", [pid, last])
-    time.sleep(0.05)  # it says idle shortly before it says so to its client
+    time.sleep(0.05)  # the view says idle shortly before the client hears it
 
 
 @asynccontextmanager
 async def one_write_lane(
     server: LocalNode, before: str = ""
 ) -> AsyncGenerator[tuple[pgha.Cluster, str, int, str]]:
-    """A cluster with one lane for writes whose backend stands still; a statement which is stale there,
-    since DDL changed its result after it was prepared, and which adds a row; and the table's name."""
+    """Yield a cluster with one frozen write lane, a stale statement, the backend's pid and the table's name.
+
+    The statement adds a row. It is stale on that lane, since DDL changed its result after it was prepared.
+    """
     table = unique("t")
     await server.execute(f"CREATE TABLE {table} (id int); {before.format(table=table)}")
     async with cluster_of(server, read_connections=1, _tuning=ONE_LANE) as cluster:
@@ -80,11 +85,11 @@ async def count(server: LocalNode, table: str, id: int) -> int:
 
 
 async def test_every_operation_gets_its_own_answer(server: LocalNode) -> None:
-    """The first is run again at once, on the lane that holds the answers of the others."""
+    """The first operation is run again at once, on the lane that holds the answers of the others."""
     async with one_write_lane(server) as (cluster, stale, pid, table):
         last = unique("last")
         first = cluster.submit(stale)
-        # More than libpq reads at a time, so that some answers are found by looking again.
+        # The answers are longer than libpq reads at a time, so that some are found only by a second look.
         query = "SELECT %s::text || repeat('x', 6000)"
         others = [cluster.submit(f"{query} /* {last} */", [f"{number}:"]) for number in range(8)]
         assert cluster.statistics().in_flight == 9
@@ -98,7 +103,7 @@ async def test_every_operation_gets_its_own_answer(server: LocalNode) -> None:
 
 
 async def test_an_error_is_no_neighbours(server: LocalNode) -> None:
-    """40001, raised once, is why its own operation is run again: not the INSERT before it."""
+    """A 40001, raised once, makes its own operation run again, and not the INSERT before it."""
     once = (
         "CREATE SEQUENCE {table}_once; CREATE FUNCTION {table}_fail() RETURNS int LANGUAGE plpgsql AS $$"
         " BEGIN IF nextval('{table}_once') = 1 THEN"
@@ -119,7 +124,7 @@ async def test_an_error_is_no_neighbours(server: LocalNode) -> None:
 
 @pytest.mark.parametrize("when", ["for the result", "for each row"])
 async def test_a_row_factory_that_submits(server: LocalNode, when: str) -> None:
-    """It runs while the lane is at the answers, and what it submits goes onto that lane."""
+    """A row factory runs while its lane reads answers, and an operation it submits goes onto that lane."""
     async with one_write_lane(server) as (cluster, _stale, pid, table):
         last = unique("last")
         submitted: dict[int, pgha.Operation[pgha.Result[Any]]] = {}
@@ -158,7 +163,10 @@ async def test_a_row_factory_that_submits(server: LocalNode, when: str) -> None:
 
 
 async def test_a_write_that_is_cancelled_when_it_is_about_to_be_sent(server: LocalNode) -> None:
-    """Before it is sent, what has come in is looked at: by that a row factory runs, and cancels it."""
+    """A write that is cancelled just before sending is not applied.
+
+    The lane reads received answers before it sends the write: a row factory runs then, and cancels the write.
+    """
     table, first = unique("t"), unique("first")
     await server.execute(f"CREATE TABLE {table} (id int)")
     with psycopg.connect(server.dsn, autocommit=True) as holder:
@@ -197,7 +205,7 @@ async def test_a_write_that_is_cancelled_when_it_is_about_to_be_sent(server: Loc
 
 
 async def test_a_lane_that_is_given_up_is_read_to_its_end(server: LocalNode) -> None:
-    """What was acknowledged is acknowledged, also where libpq reads it in many pieces."""
+    """Acknowledged writes count as applied, even if libpq reads the acknowledgements in many pieces."""
     async with one_write_lane(server) as (cluster, _stale, pid, table):
         last = unique("last")
         query = f"INSERT INTO {table} VALUES (1) RETURNING repeat('x', 9000) /* {last} */"
@@ -214,7 +222,7 @@ async def test_a_lane_that_is_given_up_is_read_to_its_end(server: LocalNode) -> 
 
 
 async def test_nothing_is_sent_on_a_lane_that_is_given_up(server: LocalNode) -> None:
-    """Found not applied while the last is read, it is run again elsewhere, and there is no doubt."""
+    """An operation found not applied during the last read is run again elsewhere, without doubt."""
     async with one_write_lane(server) as (cluster, stale, pid, table):
         last = unique("last")
         first = cluster.submit(stale)
@@ -231,7 +239,7 @@ async def test_nothing_is_sent_on_a_lane_that_is_given_up(server: LocalNode) -> 
 
 
 class Unwritable:
-    """A libpq connection that breaks while something is sent; what arrived can be read."""
+    """A libpq connection that breaks during sending; received data can still be read."""
 
     def __init__(self, pgconn: Any, fails: str) -> None:
         self._pgconn = pgconn
@@ -252,12 +260,15 @@ class Unwritable:
 async def test_what_is_sent_behind_a_fatal_error_is_not_applied(
     server: LocalNode, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
-    """A backend that ended by an error of the one before never begins with it: that is no doubt."""
+    """An operation sent after a fatal error is known to be not applied.
+
+    A backend that ended by an earlier operation's error never begins with the next operation.
+    """
     table = unique("t")
     await server.execute(f"CREATE TABLE {table} (id int); CREATE SEQUENCE {table}_once")
     async with cluster_of(server, read_connections=1, _tuning=ONE_LANE) as cluster:
         await cluster.execute("SELECT 1")
-        # Sleeps for long the first time, and not at all when it is run again.
+        # The statement sleeps long the first time, and not at all when it is run again.
         sleep = f"pg_sleep(CASE nextval('{table}_once') WHEN 1 THEN 60 ELSE 0 END)"
         first = cluster.submit(f"INSERT INTO {table} SELECT 0 FROM {sleep}")
         pid = await started(server, f"{table}_once")
@@ -265,7 +276,7 @@ async def test_what_is_sent_behind_a_fatal_error_is_not_applied(
         with psycopg.connect(server.dsn, autocommit=True) as connection:
             connection.execute("SELECT pg_terminate_backend(%s)", [pid])
         wait_blocking(server, "NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s)", [pid])
-        # As if the words came between the look at the socket and the sending.
+        # As if the FATAL message came between the look at the socket and the sending.
         with monkeypatch.context() as patch:
             patch.setattr(lane.link, "readable", lambda: False)
             patch.setattr(lane.link, "_pgconn", Unwritable(lane.link._pgconn, fails))
@@ -278,11 +289,11 @@ async def test_what_is_sent_behind_a_fatal_error_is_not_applied(
         assert cluster.statistics().in_doubt == 0
 
 
-# Answers that do not fit
+# Answers that do not fit the request
 
 
 class FakeResult:
-    """As much of libpq's result as is looked at."""
+    """The parts of libpq's result that pgha reads."""
 
     command_status = b"SELECT 1"
 
@@ -326,7 +337,7 @@ FRAMED = Segment([Piece(PieceKind.HIDDEN), Piece(PieceKind.USER), Piece(PieceKin
     ],
 )
 def test_a_wrong_number_of_results_is_no_success(segment: Segment, kinds: list[str]) -> None:
-    """Nor are results that were skipped while nothing failed."""
+    """A wrong number of results is no success, nor are results skipped while nothing failed."""
     answer = read_answer(segment, results(*kinds))
     assert answer.protocol_mismatch
     assert (answer.fault, answer.error) == (None, None)
@@ -354,7 +365,10 @@ def test_an_error_or_one_result_each_fits(segment: Segment, kinds: list[str]) ->
 
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, BaseException])
 async def test_whatever_a_row_factory_or_on_send_raises(server: LocalNode, kind: type[BaseException]) -> None:
-    """It is for its own caller: the answers that came with it reach theirs, and the lane goes on."""
+    """An exception from a row factory or on_send reaches only its own caller.
+
+    The answers that arrived with it reach their callers, and the lane goes on.
+    """
 
     def raising(anything: object) -> Any:
         raise kind("the user's")
@@ -372,7 +386,7 @@ async def test_whatever_a_row_factory_or_on_send_raises(server: LocalNode, kind:
 
 
 async def test_a_failure_collected_by_another_thread(server: LocalNode) -> None:
-    """The garbage of a program with threads may be collected in any of them."""
+    """The garbage of a program with threads may be collected in any of its threads."""
     async with cluster_of(server) as cluster, cluster.events() as events:
         operation = cluster.submit("SELECT 1/0", read=True)
         await operation.wait()
@@ -383,7 +397,7 @@ async def test_a_failure_collected_by_another_thread(server: LocalNode) -> None:
         async def receive() -> None:
             received.append(await events.receive())
 
-        # Somebody waits for the event, and has to be woken from that thread.
+        # A task waits for the event, and has to be woken from that thread.
         with within():
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(receive)

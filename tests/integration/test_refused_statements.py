@@ -1,4 +1,4 @@
-"""What a lane refuses, what it must let pass, and that no session state reaches another caller."""
+"""Statements that a lane rejects or must accept; no session state reaches another caller."""
 
 from __future__ import annotations
 
@@ -151,11 +151,11 @@ async def test_procedures_that_commit(server: LocalNode) -> None:
         rows = await cluster.fetch(f"SELECT id FROM {name}_t ORDER BY 1")
         assert [row[0] for row in rows] == [1, 2, 3, 4]
         assert [(await one).value() for one in neighbours] == list(range(50))
-        # What failed behind its own COMMIT is not proven.
+        # A failure after the statement's own COMMIT proves nothing.
         with pytest.raises(psycopg.Error) as caught:
             await cluster.execute(f"DO $$ BEGIN INSERT INTO {name}_t VALUES (5); COMMIT; PERFORM 1/0; END $$")
         assert pgha.error_info(caught.value).outcome == "in doubt"
-        # In a batch, the frame keeps it from committing.
+        # In a batch, the frame keeps the procedure from committing.
         with pytest.raises(psycopg.errors.InvalidTransactionTermination):
             await cluster.execute_batch([f"CALL {name}(7)", "SELECT 1"])
         assert await cluster.fetch_value(f"SELECT count(*) FROM {name}_t WHERE id >= 7") == 0
@@ -212,7 +212,7 @@ async def test_a_framed_batch_that_fails_leaves_the_lane_usable(server: LocalNod
 
 
 async def test_block_errors_do_not_leak(server: LocalNode) -> None:
-    """25P01 and 25001 concern one caller; the next finds the lane as it should be."""
+    """25P01 and 25001 affect one caller only; the next caller finds the lane in its proper state."""
     table = unique("t")
     await server.execute(f"CREATE TABLE {table} (id int)")
     async with cluster_of(server, read_connections=1) as cluster:
@@ -238,7 +238,7 @@ CHANGES = [
 
 @pytest.mark.parametrize(("change", "show"), CHANGES)
 async def test_a_session_changed_unseen_reaches_nobody(server: LocalNode, change: str, show: str) -> None:
-    """The server reports these settings: the lane is given up before anybody else gets it."""
+    """The server reports these settings, so the lane is given up before another caller gets it."""
     async with cluster_of(server, read_connections=1) as cluster:
         before = (await cluster.execute(show)).value()
         assert await cluster.fetch_value(show) == before

@@ -1,4 +1,4 @@
-"""A result's rows: row factories, dicts and models, in every way to ask; never columns of yesterday."""
+"""A result's rows: row factories, dicts and models, in every kind of call, never with outdated columns."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Item:
     name: str | None
 
 
-# Row factories, and what type checkers see of them
+# Row factories, and the types that type checkers see
 
 
 async def test_the_row_factory_of_a_call(server: LocalNode) -> None:
@@ -71,7 +71,7 @@ async def test_the_row_factory_of_a_cluster(server: LocalNode) -> None:
         one = await cluster.fetch_one(ITEMS, [1])
         assert_type(one, Item | None)
         assert written.one() == one == Item(1, "n1")
-        # A call's own goes before.
+        # A row factory passed to the call takes precedence.
         dicts = await cluster.fetch(ITEMS, [1], row_factory=dict_row)
         assert_type(dicts, pgha.Result[dict[str, Any]])
         assert dicts == [{"id": 1, "name": "n1"}]
@@ -129,7 +129,7 @@ async def test_a_changed_dict_does_not_change_the_result(server: LocalNode) -> N
     ],
 )
 async def test_scalars_are_values_not_rows(server: LocalNode, value: str, expected: Any) -> None:
-    """`scalar_row` has taken the first column already: an array's own first element is another thing."""
+    """`scalar_row` has taken the first column already; an array's own first element is a different value."""
     query = f"SELECT {value} AS a"
     async with cluster_of(server) as cluster:
         result = await cluster.fetch(query, row_factory=scalar_row)
@@ -160,7 +160,7 @@ async def test_two_columns_of_one_name(server: LocalNode) -> None:
                 call()
         assert result.dicts(duplicates="number") == numbered
         assert json.loads(result.json(duplicates="number")) == numbered
-        # No row, the same error: a program must not break on its first row.
+        # Without rows the error is the same: a program must not break only when its first row comes.
         empty = await cluster.fetch(query + " WHERE false")
         for call in (empty.dicts, empty.json):
             with pytest.raises(psycopg.DataError, match='"id"'):
@@ -169,7 +169,10 @@ async def test_two_columns_of_one_name(server: LocalNode) -> None:
 
 
 async def test_numbers_for_rows_that_lost_a_column(server: LocalNode) -> None:
-    """`dict_row` keeps the last column of a name: a part of the columns is no answer."""
+    """Numbered duplicates are complete or an error.
+
+    `dict_row` keeps only the last column of a name, and a part of the columns is no answer.
+    """
     query = "SELECT 1 AS id, 2 AS id"
     async with cluster_of(server) as cluster:
         result = await cluster.fetch(query, row_factory=dict_row)
@@ -183,7 +186,7 @@ async def test_numbers_for_rows_that_lost_a_column(server: LocalNode) -> None:
 
 
 async def test_rows_of_another_width(server: LocalNode) -> None:
-    """A row factory of the user's may give tuples that are no rows."""
+    """A user's row factory may return tuples that are not whole rows; `dicts` then raises."""
 
     def first_two(cursor: Any) -> Callable[[Any], tuple[Any, ...]]:
         return lambda values: tuple(values)[:2]
@@ -218,7 +221,7 @@ async def test_wrong_options(server: LocalNode) -> None:
                 result.into("Item")
 
 
-# Models of what a server gives
+# Models of the server's values
 
 
 @attrs.frozen
@@ -283,7 +286,7 @@ TICKETS = """SELECT i::int AS id, '00000000-0000-0000-0000-000000000001'::uuid A
 async def test_models(server: LocalNode, factory: Any) -> None:
     async with cluster_of(server) as cluster:
         result = await cluster.fetch(TICKETS, [2], row_factory=factory)
-    # Afterwards: a result is complete.
+    # The cluster is closed by now: a result is complete without the cluster.
     for model in (Ticket, TicketTuple, TicketModel, TicketStruct):
         made: list[Any] = result.into(model)
         assert [type(one) for one in made] == [model] * 3
@@ -326,7 +329,7 @@ async def test_no_rows_and_no_columns(server: LocalNode) -> None:
             assert bare.dicts() == json.loads(bare.json()) == [{}] * count
 
 
-# In every way to ask
+# Every kind of call
 
 
 async def test_every_way_to_ask(server: LocalNode) -> None:
@@ -361,7 +364,7 @@ Change = tuple[str, list[dict[str, Any]]]
 
 
 async def seen(cluster: pgha.Cluster, query: str, expected: list[dict[str, Any]]) -> None:
-    """On every lane of both kinds, more often than any threshold; alone and in batches."""
+    """Check the rows on every lane of both kinds, more often than any threshold, alone and in batches."""
     for _ in range(3):
         for read in (True, False):
             for one in [cluster.submit(query, read=read) for _ in range(12)]:
@@ -401,7 +404,7 @@ async def test_columns_are_never_stale(server: LocalNode, threshold: int | None)
 
 
 async def test_one_text_with_parameters_of_other_types(server: LocalNode) -> None:
-    """The columns' types follow the parameters'."""
+    """The types of the columns follow the types of the parameters."""
     async with cluster_of(server, read_connections=1, prepare_threshold=0) as cluster:
         for _ in range(4):
             for value in (1, 2**40, 1.5, True, "x", None, [1, 2]):
@@ -417,11 +420,14 @@ async def test_a_factory_that_fails_leaves_the_columns_right(server: LocalNode) 
             assert (await cluster.fetch("SELECT 1 AS other")).json() == '[{"other":1}]'
 
 
-# What is sent comes back
+# Values come back as they were sent
 
 
 async def test_bytes_in_text(server: LocalNode) -> None:
-    """psycopg sends the parts of arrays and composites as text, as which a connection escapes them."""
+    """Bytes within arrays and composites arrive intact.
+
+    psycopg sends the parts of arrays and composites as text, in the form that a connection escapes.
+    """
     kind, value = unique("c"), bytes(range(256)) + b"it's \\ ''"
     async with cluster_of(server) as cluster:
         await cluster.execute(f"CREATE TYPE {kind} AS (id int, data bytea)")

@@ -1,4 +1,4 @@
-"""What a caller hands over that is wrong or odd, and what a server denies: it hits nobody else."""
+"""Wrong or odd input of a caller, and permissions that a server denies, affect no other caller."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ pytestmark = pytest.mark.anyio
 
 NOBODY = "host=127.0.0.1 port=1 dbname=x"
 ONE_AT_A_TIME = Tuning(max_lanes=1, depth=1)
-"""With read_connections=1: what is behind the one that runs waits in the queue."""
+"""With read_connections=1, operations after the running one wait in the queue."""
 
 
 def nobody_there(**options: Any) -> AbstractAsyncContextManager[pgha.Cluster]:
-    """A cluster whose node never answers."""
+    """Return a cluster whose node never answers."""
     return pgha.open_cluster(NOBODY, min_ready=0, close_timeout=0.1, **options)
 
 
@@ -52,7 +52,10 @@ def nobody_there(**options: Any) -> AbstractAsyncContextManager[pgha.Cluster]:
 
 
 async def test_two_timers_of_one_operation_at_the_same_moment() -> None:
-    """Its deadline and the end of its waiting for a node: one ends it, and the other does no harm."""
+    """One of two timers that expire together ends the operation, and the other does no harm.
+
+    The timers are the operation's deadline and the end of its wait for a node.
+    """
     expected = (pgha.OperationTimeout, pgha.NoNodeAvailable)
     with within():
         async with nobody_there(failover_timeout=0.2) as cluster:
@@ -61,7 +64,7 @@ async def test_two_timers_of_one_operation_at_the_same_moment() -> None:
                     with pytest.raises(expected) as caught:
                         await call("SELECT 1", timeout=0.2)
                     assert pgha.error_info(caught.value).outcome == "not applied"
-            # Time goes on: another deadline is kept.
+            # The timers still run: another deadline is kept.
             with pytest.raises(pgha.OperationTimeout):
                 await cluster.fetch("SELECT 1", timeout=0.05)
             assert cluster.statistics().queued == 0
@@ -108,7 +111,7 @@ async def test_the_time_spent_waiting_for_room_in_the_queue_counts(server: Node)
                     begun = time.monotonic()
                     with pytest.raises(pgha.OperationTimeout):
                         await cluster.fetch("SELECT 1", timeout=4)
-                    # Twice: 7 s.
+                    # A timeout that started twice would end after 7 s.
                     assert 3.9 < time.monotonic() - begun < 6.5
 
                 group.start_soon(late)
@@ -122,7 +125,7 @@ async def test_the_time_spent_waiting_for_room_in_the_queue_counts(server: Node)
 
 @pytest.mark.parametrize("limit", [0, 0.0004, -1, math.inf, math.nan, 1e9])
 async def test_a_statement_timeout_that_postgresql_cannot_have(server: Node, limit: float) -> None:
-    """For it 0 is no limit, which here is None."""
+    """PostgreSQL takes 0 for no limit, which pgha expresses as None; 0 is rejected."""
     with within(), pytest.raises(pgha.ConfigError, match=r"^statement_timeout must be"):
         async with pgha.open_cluster(server.dsn, statement_timeout=limit):
             pytest.fail("it was opened")
@@ -141,7 +144,7 @@ async def test_no_statement_timeout_lifts_the_clusters(server: Node) -> None:
         for _ in range(2):
             for call in (cluster.fetch, cluster.execute):
                 assert len(await call(sleep, statement_timeout=None)) == 1
-                # For itself alone.
+                # The None above applied to its own call alone.
                 with pytest.raises(psycopg.errors.QueryCanceled):
                     await call(sleep)
             assert len(await cluster.execute_batch(["SAVEPOINT a", sleep], statement_timeout=None)) == 2
@@ -163,14 +166,14 @@ class MoneyDumper(Dumper):
 
 
 async def test_a_dumper_that_gives_no_bytes(server: Node) -> None:
-    """The call is told at once, before anything is sent."""
+    """The caller gets an error at once, before anything is sent."""
     async with cluster_of(
         server, read_connections=1, close_timeout=PATIENCE, _tuning=ONE_AT_A_TIME
     ) as cluster:
         cluster.adapters.register_dumper(Money, MoneyDumper)
         await cluster.execute("SELECT 1")
         pids = set(await backends(server, cluster._options.application_name))
-        # Some wait in the queue behind it, and on the lanes.
+        # Some of these operations wait in the queue, and others are on the lanes.
         others = [cluster.submit("SELECT %s::int", [i], read=i % 2 == 0) for i in range(20)]
         bad: Any
         for bad in ("12", 12, object()):
@@ -194,7 +197,7 @@ async def test_a_dumper_that_gives_no_bytes(server: Node) -> None:
         assert set(await backends(server, cluster._options.application_name)) == pids, "none was replaced"
         assert (cluster.statistics().failed, cluster.statistics().connections_lost) == (0, 0)
         begun = time.monotonic()
-    # Nothing is left open that a clean exit would wait for.
+    # Nothing is left open that would delay a clean exit.
     assert time.monotonic() - begun < PATIENCE / 2
 
 
@@ -239,7 +242,7 @@ class Refusing(Exception):
 
 @pytest.mark.parametrize("kind", [Frozen, FrozenWithSlots, Slotted, Refusing])
 async def test_an_exception_that_takes_no_attributes(server: Node, kind: Callable[[str], Any]) -> None:
-    """It reaches its caller as itself, and is no defect of the node."""
+    """An exception that takes no attributes reaches its caller unchanged and is not held against the node."""
     error = kind("mine")
 
     def fail(_: object) -> Any:
@@ -250,7 +253,7 @@ async def test_an_exception_that_takes_no_attributes(server: Node, kind: Callabl
         pids = set(await backends(server, cluster._options.application_name))
         for call in (cluster.fetch, cluster.execute):
             for options in ({"row_factory": fail}, {"row_factory": lambda _: fail}, {"on_send": fail}):
-                # Not the other way around: contextlib itself sets attributes.
+                # The context managers are not swapped: contextlib itself sets attributes on exceptions.
                 with within(), pytest.raises(kind) as caught:  # type: ignore[call-overload]
                     await call("SELECT 1", **options)
                 assert caught.value is error
@@ -268,7 +271,7 @@ async def test_an_exception_that_takes_no_attributes(server: Node, kind: Callabl
 
 @pytest.mark.parametrize("read", [True, False])
 async def test_on_send_that_cancels_its_own_operation(server: Node, read: bool) -> None:
-    """It is not sent, then."""
+    """An operation that its own on_send cancels is not sent."""
     text = unique("text")
     async with cluster_of(server, read_connections=1, _tuning=ONE_AT_A_TIME) as cluster:
         sent: list[pgha.SendInfo] = []
@@ -297,7 +300,10 @@ async def test_on_send_that_cancels_its_own_operation(server: Node, read: bool) 
 @pytest.mark.parametrize("ends", ["well", "by raising"])
 @pytest.mark.parametrize("read", [True, False])
 async def test_on_send_that_submits_others(server: Node, read: bool, ends: str) -> None:
-    """At the time it is called a lane was chosen; each gets its own answer all the same."""
+    """Each operation submitted by on_send gets its own answer.
+
+    A lane was already chosen when on_send is called.
+    """
     table = unique("t")
     async with cluster_of(server, read_connections=1) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
@@ -352,7 +358,7 @@ async def test_what_must_be_alone_is_alone_whatever_on_send_submits(server: Node
                 submit(usual, alone, usual)
                 submit(alone, alone)
                 if turn % 2:
-                    # The lane is quiet when the next turn begins.
+                    # The lane is idle when the next turn begins.
                     await eventually(
                         lambda: cluster.statistics().in_flight + cluster.statistics().queued == 0
                     )
@@ -361,11 +367,11 @@ async def test_what_must_be_alone_is_alone_whatever_on_send_submits(server: Node
         assert len(submitted) == 20 * 9
 
 
-# What a server denies
+# Permissions that a server denies
 
 
 async def test_a_role_that_may_not_end_backends(caplog: pytest.LogCaptureFixture) -> None:
-    """A lane that is discarded is hung up on, then; its node is well."""
+    """If the role may not end backends, pgha only closes a discarded lane; the node stays healthy."""
     text = unique("sleep")
     async with standalone() as nodes:
         (node,) = nodes
@@ -395,7 +401,7 @@ async def test_a_role_that_may_not_end_backends(caplog: pytest.LogCaptureFixture
             while events.statistics().current_buffer_used:
                 event = events.receive_nowait()
                 assert not isinstance(event, pgha.NodeStateChanged), event
-            # So that the exit wants to end a backend.
+            # This operation makes the exit try to end a backend.
             left = cluster.submit(f"SELECT pg_sleep(60) /* {text} */", read=True)
             await started(node, text)
             begun = time.monotonic()
@@ -409,7 +415,7 @@ async def test_a_role_that_may_not_end_backends(caplog: pytest.LogCaptureFixture
 
 @pytest.mark.parametrize("read", [True, False])
 async def test_the_last_big_result_is_not_kept(server: Node, read: bool) -> None:
-    """Not until the same lane answers again, that is."""
+    """A big result is freed without waiting for the next answer on the same lane."""
     size = 64_000_000
 
     def used() -> int:
@@ -419,9 +425,9 @@ async def test_the_last_big_result_is_not_kept(server: Node, read: bool) -> None
     async with cluster_of(server, read_connections=1, _tuning=ONE_AT_A_TIME) as cluster:
         call = cluster.fetch if read else cluster.execute
         for _ in range(2):
-            # The first time libpq's own buffer grows too, for good.
+            # The first call also grows libpq's own buffer, for good.
             assert len((await call("SELECT repeat('x', %s)", [size])).value()) == size
-        # The end of the answer may come in a packet of its own.
+        # The end of the answer may arrive in a packet of its own.
         await eventually(lambda: cluster.statistics().in_flight == 0)
         await anyio.wait_all_tasks_blocked()
         behind = used()
@@ -429,7 +435,7 @@ async def test_the_last_big_result_is_not_kept(server: Node, read: bool) -> None
         assert behind - used() < size / 4, "the next answer set something free"
 
 
-# Waiting for what does not come
+# Waiting for something that does not come
 
 
 async def test_waiting_for_more_nodes_than_there_are() -> None:

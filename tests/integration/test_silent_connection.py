@@ -1,7 +1,7 @@
-"""One connection that stands still while its node is well: what was sent, or its answer, is lost on the way.
+"""One connection that stalls while its node is healthy: a request or its answer is lost on the way.
 
-Both ends believe the connection to be alive, and pings by another one are answered. The server is asked what
-the backend does: it has nothing to do.
+Both ends believe the connection to be alive, and pings on another connection are answered. pgha asks the
+server about the backend: the backend has nothing to do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pgha.chaos import Cut, Direction, LocalNode, Proxy, Wire, nothing_left
 pytestmark = pytest.mark.anyio
 
 BOUND = 30.0
-"""Seconds; it takes about two."""
+"""Seconds; detection takes about two."""
 
 
 @asynccontextmanager
@@ -31,12 +31,12 @@ async def proxied_cluster(node: LocalNode) -> AsyncGenerator[tuple[pgha.Cluster,
             named = pgha.Node(proxy.dsn, node.name)
             async with pgha.open_cluster(named, read_connections=1, application_name=application) as cluster:
                 yield cluster, proxy
-            proxy.heal()  # the server does not hear of the end of a connection that stands still
+            proxy.heal()  # the server does not learn that a stalled connection has ended
         assert left == []
 
 
 def stalled(proxy: Proxy, direction: Direction) -> None:
-    """The newest connection stands still in that direction; all others go on."""
+    """Stall the newest connection in that direction; all other connections go on."""
     newest = proxy.connections[-1]
     assert newest.number == proxy.total - 1
     proxy.cut(Cut(getattr(newest, direction), "stall", direction, newest.number))
@@ -54,7 +54,7 @@ async def test_a_read_without_a_timeout_is_run_again(server: LocalNode, directio
 
 
 async def test_a_read_that_arrived_in_part_is_run_again(server: LocalNode) -> None:
-    """Its backend waits for the rest."""
+    """A read is run again if its request arrived only in part: its backend waits for the rest."""
     async with proxied_cluster(server) as (cluster, proxy):
         assert await cluster.fetch_value("SELECT 1") == 1
         newest = proxy.connections[-1]
@@ -65,7 +65,7 @@ async def test_a_read_that_arrived_in_part_is_run_again(server: LocalNode) -> No
 
 
 async def test_the_answer_of_a_frame_that_failed_got_lost(server: LocalNode) -> None:
-    """Its backend is in a block that failed."""
+    """The lost answer of a failed frame ends in doubt; its backend is in a block that failed."""
     async with proxied_cluster(server) as (cluster, proxy):
         await cluster.execute("SELECT 1")
         stalled(proxy, "down")
@@ -84,7 +84,7 @@ async def test_a_long_text_is_no_lost_one(server: LocalNode) -> None:
 
 
 async def test_a_role_that_may_not_look_at_backends(server: LocalNode) -> None:
-    """The node is well, and is not taken for dead."""
+    """If the role may not look at backends, a slow read goes on; the healthy node is not taken for dead."""
     await server.execute(
         "REVOKE EXECUTE ON FUNCTION pg_stat_get_activity FROM PUBLIC; CREATE ROLE blind LOGIN"
     )
@@ -100,7 +100,10 @@ async def test_a_role_that_may_not_look_at_backends(server: LocalNode) -> None:
 
 
 async def test_a_write_that_got_lost_is_run_again(server: LocalNode) -> None:
-    """Its backend is ended, and says that it began with nothing: proof enough."""
+    """A lost write is run again.
+
+    Its backend is ended, and reports that it began with nothing: proof enough.
+    """
     await server.execute("CREATE TABLE IF NOT EXISTS flow (id int); TRUNCATE flow")
     async with proxied_cluster(server) as (cluster, proxy):
         await cluster.execute("INSERT INTO flow VALUES (1)")
@@ -133,7 +136,10 @@ async def test_a_slow_statement_is_not_taken_for_a_lost_one(server: LocalNode) -
 async def test_a_request_in_the_buffer_of_a_slow_gateway_is_not_taken_for_a_lost_one(
     server: LocalNode,
 ) -> None:
-    """It is confirmed to us, and not yet at the server."""
+    """A request in the buffer of a slow gateway is not taken for lost.
+
+    The gateway has confirmed the request to pgha, but the server has not received it yet.
+    """
     async with proxied_cluster(server) as (cluster, proxy):
         assert await cluster.fetch_value("SELECT 1") == 1
         big = "x" * 20_000
@@ -153,7 +159,7 @@ async def test_a_slow_answer_is_not_taken_for_a_lost_one(server: LocalNode) -> N
 
 
 async def test_a_slow_upload_is_not_taken_for_a_lost_one(server: LocalNode) -> None:
-    """The backend is idle until the whole message is there."""
+    """A slow upload is not taken for lost, although the backend is idle until the whole message is there."""
     async with proxied_cluster(server) as (cluster, proxy):
         assert await cluster.fetch_value("SELECT 1") == 1
         big = "x" * 12_000_000

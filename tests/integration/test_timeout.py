@@ -1,4 +1,4 @@
-"""Deadlines of the client: proven not applied is OperationTimeout, else CommitInDoubt."""
+"""Client deadlines raise OperationTimeout if the operation is proven not applied, else CommitInDoubt."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.anyio
 
 @pytest.mark.parametrize("read", [True, False])
 async def test_a_running_operation(server: Node, read: bool) -> None:
-    """The cancel stops the backend, and its 57014 is the proof."""
+    """The cancel request stops the backend, and the backend's 57014 is the proof."""
     text = unique("sleep")
     async with cluster_of(server, _tuning=PROVEN) as cluster:
         call: Any = cluster.fetch if read else cluster.execute
-        await call("SELECT 1")  # the connection is there: it is sent in time
+        await call("SELECT 1")  # opens the connection, so that later calls are sent in time
         for _ in range(3):
             begun = time.monotonic()
             with pytest.raises(pgha.OperationTimeout) as caught:
@@ -64,7 +64,7 @@ async def test_waiting_for_a_lock(server: Node) -> None:
             blocker.execute(f"UPDATE {table} SET id = 2")
             with pytest.raises(pgha.OperationTimeout):
                 await cluster.execute(f"UPDATE {table} SET id = 3", timeout=0.1)
-            # Others do not suffer by the one that waits.
+            # Other operations do not suffer from the operation that waits.
             waiting = cluster.submit(f"UPDATE {table} SET id = 4")
             with anyio.fail_after(PATIENCE):
                 for number in range(50):
@@ -74,7 +74,7 @@ async def test_waiting_for_a_lock(server: Node) -> None:
 
 
 async def test_behind_a_slow_head(server: Node) -> None:
-    """Sent, waiting behind another's statement: not applied once the lane proves it."""
+    """An operation sent behind another statement times out as not applied once the lane proves that."""
     table = unique("t")
     async with cluster_of(server, read_connections=1) as cluster:
         await cluster.execute(f"CREATE TABLE {table} (id int)")
@@ -99,7 +99,7 @@ async def test_behind_a_slow_head(server: Node) -> None:
 
 
 async def test_a_frozen_backend_that_thaws_after_its_caller_gave_up() -> None:
-    """The zombie: the write is applied although its caller left. So it must be told as in doubt."""
+    """A write that a thawed backend applies after its caller gave up (a zombie) is reported as in doubt."""
     async with standalone() as nodes:
         node = nodes[0]
         await node.execute("CREATE TABLE t (id int)")
@@ -160,7 +160,7 @@ async def test_the_default_and_its_exception(server: Node) -> None:
 
 
 async def test_many_deadlines_at_once(server: Node) -> None:
-    """Some pass, most do not; whoever is answered is answered right."""
+    """Some deadlines pass, most do not, and every answer is right."""
     async with cluster_of(server) as cluster:
         operations = [
             cluster.submit(
@@ -179,7 +179,10 @@ async def test_many_deadlines_at_once(server: Node) -> None:
 
 
 async def test_an_answer_that_was_there_in_time(server: Node) -> None:
-    """The loop was busy beyond the deadline: the answer is taken in before anything is judged."""
+    """An answer that arrived in time counts although the loop was busy beyond the deadline.
+
+    The answer is read before the failure is classified.
+    """
     async with cluster_of(server) as cluster:
         await cluster.execute("SELECT 1")
         for read in (True, False):

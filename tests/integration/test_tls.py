@@ -1,4 +1,4 @@
-"""Through TLS, against Debian's PostgreSQL 15: verified, large, over restarts, and refused at once."""
+"""TLS with Debian's PostgreSQL 15: verification, large results, restarts and prompt rejection."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pgha.chaos import LocalNode, Node, StopMode
 pytestmark = pytest.mark.anyio
 
 VERSION = 15
-"""Debian's, which has OpenSSL; the embedded servers have not."""
+"""Debian's PostgreSQL, which is built with OpenSSL; the embedded servers are not."""
 BIG = 10_000_000
 
 
 @dataclass(frozen=True)
 class Papers:
-    """Files of a certificate authority and of what it signed."""
+    """Files of a certificate authority and of the certificate that it signed."""
 
     root: Path
     certificate: Path
@@ -60,7 +60,7 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 
 @pytest.fixture(scope="module")
 def strangers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
-    """Of an authority that nobody trusts."""
+    """Return the files of an untrusted certificate authority."""
     return _papers(tmp_path_factory.mktemp("tls") / "wrong", "127.0.0.1")
 
 
@@ -141,7 +141,11 @@ async def test_big_parameters_and_results(server: Node, papers: Papers) -> None:
 
 
 async def test_results_of_every_size_around_a_record(server: Node, papers: Papers) -> None:
-    """TLS carries 16 kB a record and libpq reads 8 kB at a time: what OpenSSL holds back wakes nobody."""
+    """Results of every size around a TLS record arrive.
+
+    TLS carries 16 kB per record and libpq reads 8 kB at a time: data that OpenSSL holds back does not wake
+    the loop.
+    """
     sizes = [base + step for base in (8192, 16384, 32768, 65536) for step in range(-64, 65, 4)]
     async with cluster_by_tls(server, papers.root, read_connections=1) as cluster:
         with anyio.fail_after(60):
@@ -152,12 +156,12 @@ async def test_results_of_every_size_around_a_record(server: Node, papers: Paper
 
 
 RESTARTS: list[StopMode | None] = [None, "fast", "immediate"]
-"""None: SIGKILL."""
+"""None stands for SIGKILL."""
 
 
 @pytest.mark.parametrize("restarts", [3, pytest.param(10, marks=pytest.mark.thorough)])
 async def test_restarts_under_load(papers: Papers, restarts: int) -> None:
-    """No error for reads and idempotent writes, large ones among them."""
+    """Reads and idempotent writes, large reads among them, see no error across restarts."""
     async with standalone(version=VERSION, tls=papers.tls) as nodes:
         node = nodes[0]
         await node.execute("CREATE TABLE t (id text)")
@@ -188,7 +192,8 @@ async def test_restarts_under_load(papers: Papers, restarts: int) -> None:
                     turns[label] = turn
 
             async def everybody_went_on() -> None:
-                # Twice each: so that no operation meets two restarts in a row, after which it is given up.
+                # Two turns each, so that no operation meets two restarts in a row, after which pgha gives the
+                # operation up.
                 before = dict(turns)
                 labels = [f"{what.__name__}{i}" for what, count in load for i in range(count)]
                 await eventually(
@@ -217,7 +222,10 @@ async def test_restarts_under_load(papers: Papers, restarts: int) -> None:
 
 
 async def refused(node: pgha.Node, words: str) -> None:
-    """It is said at once, long before failover_timeout, by name and with the reason: no waiting mends it."""
+    """Check that a rejection is raised at once, with the node's name and the reason.
+
+    The error comes long before failover_timeout, since waiting would not help.
+    """
     with pytest.raises(pgha.NoNodeAvailable) as caught, anyio.fail_after(PATIENCE):
         async with pgha.open_cluster(node):
             pytest.fail("entered")
@@ -262,7 +270,7 @@ async def test_a_server_that_insists_on_tls(papers: Papers) -> None:
 async def test_one_node_of_two_with_a_wrong_certificate(
     server: Node, papers: Papers, strangers: Papers
 ) -> None:
-    """It is left out, and says why; the other does the work."""
+    """A node with a wrong certificate is left out with its reason, and the other node does the work."""
     async with standalone(version=VERSION, tls=strangers.tls) as nodes:
         wrong = nodes[0]
         async with (

@@ -1,4 +1,4 @@
-"""The way of one operation as docs/architecture.md describes it, recorded on a real server."""
+"""The path of one operation as docs/architecture.md describes it, recorded on a real server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def recorded(cluster: pgha.Cluster, value: int) -> list[Call]:
 
 
 async def way(server: Node) -> list[Call]:
-    """Return the calls of one prepared write at which nothing else happened: the shortest of several."""
+    """Return the calls of one prepared write during which nothing else happened: the shortest of several."""
     assert Path(pgha.__file__).parent == SOURCE
     async with cluster_of(server) as cluster:
         await cluster.execute("CREATE TABLE way (id int)")
@@ -70,7 +70,7 @@ async def test_as_the_page_says(server: Node, anyio_backend: str) -> None:
     calls = await way(server)
     page = PAGE.read_text()
     if anyio_backend == "trio":
-        # The page follows asyncio, and says what takes its place on trio.
+        # The page describes asyncio, and names the replacements on trio.
         page = page.replace("`_Serving.ready`", "`TrioLoop.serve`").replace("asyncio_loop.py", "trio_loop.py")
     assert in_order(architecture.steps(page), calls) == []
     files = list(dict.fromkeys(file for file, _ in calls))
