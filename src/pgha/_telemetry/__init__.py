@@ -1,5 +1,5 @@
-"""What pgha tells of itself: its log.
+"""The log of pgha.
 
-`digest` makes few lines of many facts, and is pure; `log` hands the lines to `logging`. The package may
-import `_types` and `_errors`. Begin reading at `digest`.
+`digest` summarizes many facts in a few lines, and is pure. `log` passes the lines to `logging`. The package
+may import `_types` and `_errors`. Begin reading at `digest`.
 """

@@ -1,19 +1,20 @@
-"""Makes few lines of many facts. Facts go in with their time, lines come out when they are due.
+"""Summarize many facts in a few log lines. Facts are added with their time; lines are returned when due.
 
 ======= ============================================== =================================================
-facts   what                                           lines
+kind    facts                                          lines
 ======= ============================================== =================================================
-changes a node's state, role and clock; a failure that one each, at once: but `AT_ONCE` in `CHANGES`
-        was not retrieved                              seconds per node, and then one for all others
+changes a node's state, role and clock; a failure that one per change, at once, but at most `AT_ONCE`
+        was not retrieved                              in `CHANGES` seconds per node and topic; then one
+                                                       line for all that were held back
 counts  lost connections, retries, writes in doubt,    one per node and kind at the end of a window,
         suspicions                                     with the count and the most frequent reasons
 ======= ============================================== =================================================
 
 A window is `WINDOW` seconds long. While facts keep coming, each next window is twice as long, up to
-`LONGEST`: a storm is told soon, and one that goes on is told less and less often. No fact is lost: each is a
-line, or is counted in one.
+`LONGEST`: a burst of facts is logged soon, and a burst that continues is logged less and less often. No fact
+is lost: each fact has a line of its own, or is counted in a line.
 
-Pure: times are given (seconds of any monotonic clock), and nothing is logged here.
+The module is pure: callers pass the times (seconds of any monotonic clock), and nothing is logged here.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ LONGEST = 60.0
 AT_ONCE = 4
 CHANGES = 10.0
 _REASONS = 3
-"""Different reasons that a line spells out."""
+"""The largest number of different reasons that a line spells out."""
 _MOST_REASONS = 100
-"""Different reasons that are told apart until then: what is in them is not ours, and may always differ."""
+"""The largest number of different reasons that are counted separately. Reasons contain text from outside
+pgha, which may be different every time."""
 _LONGEST_REASON = 200
 _BOILERPLATE = (
     "consuming input failed: ",
@@ -122,16 +124,17 @@ class _Changes:
 
     def __init__(self) -> None:
         self.shown: deque[float] = deque(maxlen=AT_ONCE)
-        """When the latest lines were due."""
+        """The times of the latest lines."""
         self.held = 0
+        """The number of lines that are held back."""
         self.last: Line | None = None
-        """Of those that are held back."""
+        """The last line that is held back."""
         self.level: Level = "debug"
-        """The highest of those that are held back."""
+        """The highest level of the lines that are held back."""
 
     @property
     def next(self) -> float:
-        """When one more line may come."""
+        """The earliest time of the next line."""
         return self.shown[0] + CHANGES if len(self.shown) == AT_ONCE else float("-inf")
 
     def hold(self, line: Line) -> None:
@@ -140,7 +143,7 @@ class _Changes:
         self.level = max(self.level, line.level, key=_LEVELS.index)
 
     def release(self, now: float) -> Line | None:
-        """The line for all that is held back."""
+        """Return one line for all lines that are held back, or None if there are none."""
         last, count, level = self.last, self.held, self.level
         self.held, self.last, self.level = 0, None, "debug"
         if last is None:
@@ -153,23 +156,23 @@ class _Changes:
 
 
 class Digest:
-    """See the head of this file."""
+    """A summary of facts in log lines; the module's docstring has the rules."""
 
     def __init__(self) -> None:
         self.due = float("inf")
-        """When `lines` is to be called next."""
+        """The time at which to call `lines` next."""
         self._ready: list[Line] = []
         self._changes: dict[tuple[str, Topic], _Changes] = {}
         self._windows: dict[str, _Window] = {}
         self._moved: dict[str, float] = {}
-        """When a node came up, or went down."""
+        """The time at which each node last came up or went down."""
 
     # Facts
 
     def state_changed(
         self, now: float, node: str, before: State, after: State, reason: str, role: Role
     ) -> None:
-        """A node entered the state ``after``; ``reason`` says why, if it is not up."""
+        """Add that a node entered the state ``after``; ``reason`` explains every state except ``up``."""
         if after == "suspect":
             self.count(now, node, Counted.SUSPECTED, reason)
             return
@@ -193,7 +196,7 @@ class Digest:
         self._change(now, node, line)
 
     def role_changed(self, now: float, node: str, before: Role, after: Role) -> None:
-        """A node was promoted or demoted. Its first role stands in the line that says that it is up."""
+        """Add a promotion or demotion. A node's first role is in the line that says that the node is up."""
         if before == "unknown":
             return
         if after == "primary":
@@ -203,7 +206,7 @@ class Digest:
         self._change(now, node, line)
 
     def clock_skewed(self, now: float, node: str, skew: float, *, skewed: bool) -> None:
-        """A server's clock and this machine's have come apart, or together again."""
+        """Add that a server's clock began or ceased to differ from the local clock."""
         if skewed:
             line = Line("node", "warning", "node %s: its clock is %+.1f s off this machine's", (node, skew))
         else:
@@ -211,11 +214,11 @@ class Digest:
         self._change(now, node, line)
 
     def unretrieved(self, now: float, what: str) -> None:
-        """An operation failed by ``what``, and its failure was never retrieved."""
+        """Add that an operation failed by ``what``, and that its failure was never retrieved."""
         self._change(now, "", unretrieved(what))
 
     def count(self, now: float, node: str, kind: Counted, reason: str, in_flight: int = 0) -> None:
-        """One more of that kind."""
+        """Count one more fact of this kind."""
         window = self._windows.get(node)
         if window is None:
             window = self._windows[node] = _Window(WINDOW, now + WINDOW)
@@ -230,11 +233,11 @@ class Digest:
         tally.add(reason, in_flight)
 
     def resolved(self, now: float, node: str, outcome: Outcome) -> None:
-        """It became known what came of a write that had ended in doubt."""
+        """Count a write that had ended in doubt and whose outcome is now known."""
         self.count(now, node, Counted.RESOLVED, outcome)
 
     def forget(self, node: str) -> None:
-        """The node was removed. What is still to be told of it stays."""
+        """Forget a removed node. Its lines that are not due yet will still be returned."""
         self._moved.pop(node, None)
 
     def _change(self, now: float, node: str, line: Line) -> None:
@@ -250,7 +253,7 @@ class Digest:
     # Lines
 
     def lines(self, now: float, *, everything: bool = False) -> list[Line]:
-        """Give the lines that are due, each once; with ``everything`` also those that are not due yet."""
+        """Return the lines that are due, each once; with ``everything``, also those that are not due yet."""
         lines, self._ready = self._ready, []
         for key, changes in tuple(self._changes.items()):
             if changes.held and (everything or now >= changes.next):
@@ -272,7 +275,7 @@ class Digest:
 
 
 def brief(reason: str) -> str:
-    """A reason without what libpq says of every lost connection, and of bounded length."""
+    """Return a reason of bounded length, without the phrases that libpq adds for every lost connection."""
     for words in _BOILERPLATE:
         reason = reason.replace(words, "")
     reason = " ".join(reason.split())
@@ -280,10 +283,10 @@ def brief(reason: str) -> str:
 
 
 def unretrieved(what: str) -> Line:
-    """The line for one failure that was never retrieved."""
+    """Return the line for one failure that was never retrieved."""
     return Line("operation", "error", "an operation failed, and nobody awaited it: %s", (what,))
 
 
 def number(count: int, noun: str) -> str:
-    """``1 write``, ``1,000 writes``."""
+    """Return a count with its noun: ``1 write``, ``1,000 writes``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

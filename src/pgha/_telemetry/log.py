@@ -1,10 +1,11 @@
-"""The log: the facts that events tell too, handed to `logging` in few lines.
+"""The log: the same facts as the events, passed to `logging` in a few lines.
 
-A handler of `logging` is the user's code, and may use the cluster. So nothing is logged in the middle of
-anything: facts go into the digest, and a timer of the cluster, which runs alone, logs what is due. A handler
-that raises harms neither the cluster nor an operation.
+A handler of `logging` is the user's code, and may use the cluster. For this reason nothing is logged while
+the cluster is changing its state. Facts are added to the digest, and a timer of the cluster logs the lines
+that are due; no other code of the cluster is running at that time. A handler that raises an exception harms
+neither the cluster nor an operation.
 
-There is a `logging.NullHandler` on the logger ``pgha``: a program that has not set up logging sees nothing of
+The logger ``pgha`` has a `logging.NullHandler`: a program without a logging configuration sees no output of
 pgha on its stderr, not even an error.
 """
 
@@ -34,13 +35,13 @@ _LEVELS: dict[Level, int] = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
-# PostgreSQL puts values, and names, behind one of these, depending on `lc_messages`. A value may contain
-# quotes and line breaks of its own, so that its end cannot be told.
+# PostgreSQL puts values and names after one of these characters, depending on `lc_messages`. A value may
+# itself contain quotes and line breaks, so the end of a value cannot be found.
 _QUOTE = re.compile('["„“”«»]')
 
 
 def say(logger: logging.Logger, level: int, message: str, *args: object) -> None:
-    """Log, and let no handler's error out. For the ends of tasks and threads that others depend on."""
+    """Log a message, and suppress errors of handlers; for the ends of tasks and threads that others need."""
     if logger.isEnabledFor(level):
         try:
             logger.log(level, message, *args)
@@ -57,7 +58,7 @@ class Schedule(Protocol):
 
 
 class ClusterLog:
-    """The log of one cluster. Its methods may be called in the middle of anything, in the loop's thread."""
+    """The log of one cluster. Its methods may be called at any time in the loop's thread."""
 
     def __init__(self, schedule: Schedule, clock: Callable[[], float]) -> None:
         self._schedule = schedule
@@ -65,13 +66,13 @@ class ClusterLog:
         self._digest = Digest()
         self._secrets: set[str] = set()
         self._timer: Any = None
-        """The only one, at `_flushed_at`."""
+        """The only timer, set to `_flushed_at`."""
         self._flushed_at = float("inf")
         self.closed = False
-        """No timer runs any more."""
+        """Whether the log was closed. A closed log starts no timer."""
 
     def keep_secret(self, text: str | None) -> None:
-        """Write ``***`` in place of ``text``, should a server say it."""
+        """Write ``***`` in place of ``text`` if a server's message contains it."""
         if text:
             self._secrets.add(text)
 
@@ -110,9 +111,10 @@ class ClusterLog:
         self._digest.forget(node)
 
     def unretrieved(self, error: BaseException) -> None:
-        """A failure that was never retrieved. Logged before this returns: not to be called while sending.
+        """Log a failure that was never retrieved.
 
-        After `close` it may be called in any thread, and each failure is a line.
+        Handlers run before the method returns, so do not call the method while sending. After `close`, the
+        method may be called in any thread, and each failure has a line of its own.
         """
         what = self._brief(described(error))
         if self.closed:
@@ -122,14 +124,14 @@ class ClusterLog:
             self._flush()
 
     def close(self) -> None:
-        """Log all that waits for its time. What comes later is logged as it comes."""
+        """Log every line that is not due yet. A later unretrieved failure is logged at once."""
         self.closed = True
         self._log(self._digest.lines(self._clock(), everything=True))
 
     # Lines
 
     def _plan(self) -> None:
-        """Have the lines logged when they are due."""
+        """Set the timer to the time at which the next lines are due."""
         if self._digest.due < self._flushed_at and not self.closed:
             if self._timer is not None:
                 self._schedule.cancel(self._timer)
@@ -142,7 +144,7 @@ class ClusterLog:
 
     def _flush(self) -> None:
         lines = self._digest.lines(self._clock())
-        # Before a handler runs, which may use the cluster, and so come back here.
+        # Set the timer before a handler runs: a handler may use the cluster, which calls `_plan` again.
         self._plan()
         self._log(lines)
 
@@ -151,18 +153,18 @@ class ClusterLog:
             say(_LOGGERS[line.topic], _LEVELS[line.level], line.template, *line.args)
 
     def _brief(self, reason: str) -> str:
-        # Secrets go first: a part of one is one, too.
+        # Replace secrets before shortening: a shortened secret would not be found, and is still secret.
         for secret in self._secrets:
             reason = reason.replace(secret, "***")
         return brief(reason)
 
 
 def described(error: BaseException) -> str:
-    """What may be logged of a failure: no value, since it may be a secret.
+    """Return a description of a failure without any value, since a value may be a secret.
 
-    Of a server's error there are the SQLSTATE and the first line, up to the first quote. Of what is neither
-    pgha's error nor a server's there is the class alone: a row factory's, say, or psycopg's own, which
-    repeats a value that cannot be converted.
+    The description of a server's error has the SQLSTATE and the first line, up to the first quote. An error
+    that comes neither from pgha nor from a server is described by its class alone: for example an error of a
+    row factory, or psycopg's own error, which repeats a value that cannot be converted.
     """
     name = type(error).__name__
     words = str(error).partition("\n")[0]
