@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmark's report: medians, ratios within rounds, targets, the table's text."""
+"""Tests of the benchmark's report: medians, ratios within rounds, targets, and the text of the table."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_spread_is_the_median_and_the_extremes() -> None:
 
 
 def test_a_ratio_is_taken_within_its_round() -> None:
-    # The machine was ten times as fast in the second round: for both, so it does not matter.
+    # The machine was ten times as fast in the second round, but for both, so the ratio does not change.
     found = ratio(figure(pgha_asyncio=[200.0, 4000.0, 300.0], peer=[100.0, 1000.0, 100.0]))
     assert found == Ratio("pgha asyncio", "peer", Spread(3.0, 2.0, 4.0), 4.0)
 
@@ -76,7 +76,7 @@ def test_a_target_is_missed_by_the_median_unrounded_and_by_either_loop() -> None
     below = figure(pgha_asyncio=[400.0], pgha_trio=[399.9], peer=[100.0])
     assert below.missed
     assert [one.missed for one in below.ratios()] == [False, True]
-    # One bad round of three is weather.
+    # One bad round of three counts as noise.
     assert not figure(pgha=[100.0, 400.0, 400.0], peer=[100.0, 100.0, 100.0]).missed
 
 

@@ -1,4 +1,4 @@
-"""The races of `pgha.blocking`, each at its worst moment: the mailbox and the gate, without a loop."""
+"""Tests of the races of `pgha.blocking`, each at its worst moment: mailbox and gate, without a loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REQUEST: Any = None
 
 
 class Loop:
-    """Keeps what it is to call."""
+    """A stand-in for the event loop, which collects calls until `run`."""
 
     def __init__(self) -> None:
         self.calls: list[Callable[[], object]] = []
@@ -73,7 +73,7 @@ def test_posted_before_the_loop_is_there() -> None:
 
 
 def test_posted_while_the_loop_looks() -> None:
-    """Whatever comes after its look at the letters wakes it once more."""
+    """A letter that arrives after the loop has taken the letters wakes the loop once more."""
     loop, started = Loop(), list[Letter]()
     late = call()
 
@@ -114,7 +114,7 @@ def test_an_interrupted_wake_up_is_made_up_for() -> None:
     letter = call()
     with pytest.raises(KeyboardInterrupt):
         box.post(letter)
-    # Nobody else would wake it: a wake-up counts as under way.
+    # No other call would wake the loop, since a wake-up counts as under way.
     loop.run()
     assert started == [letter]
 
@@ -140,7 +140,7 @@ def test_what_is_there_is_refused_and_what_comes() -> None:
 
 @pytest.mark.parametrize("first", ["close", "append"])
 def test_closed_in_the_middle_of_a_post(first: str) -> None:
-    """Right before or right after the letter is in the box: it is refused, once."""
+    """Refuse a letter once, whether the box is closed right before or right after the letter is added."""
     loop, started = Loop(), list[Letter]()
     box = box_of(loop, started)
 
@@ -161,7 +161,7 @@ def test_closed_in_the_middle_of_a_post(first: str) -> None:
 
 
 def test_no_letter_is_lost_or_taken_twice() -> None:
-    """Threads post while another looks and closes."""
+    """Post from several threads while another thread takes letters and closes the box."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -198,7 +198,7 @@ def test_a_gate() -> None:
     gate, told = Gate(), list[int]()
     assert not gate.wait(0)
     assert not gate.wait(0.01)
-    # What gave up waiting leaves nothing behind.
+    # A wait that timed out leaves nothing behind.
     assert not gate._then
     gate.then(lambda: told.append(1))
     with crew() as threads:
@@ -214,7 +214,7 @@ def test_a_gate() -> None:
 
 
 def test_a_gate_that_opens_while_somebody_comes() -> None:
-    """The call is made once, whoever makes it."""
+    """The call runs once, whether `then` or `open` runs the call."""
     for moment in ("before", "after"):
         gate, told = Gate(), list[int]()
 

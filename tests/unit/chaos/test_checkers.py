@@ -1,4 +1,4 @@
-"""The rules of `pgha.chaos.checkers`: each catches its own violation, and none fires on what is right."""
+"""Tests of `pgha.chaos.checkers`: each rule reports its own violation, none reports correct behaviour."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def one_attempt(node: str = "n1", outcome: str | None = "applied", at: float = 0
 
 
 def write(key: str = "w", **changes: Any) -> Entry:
-    """One that was acknowledged by n1."""
+    """Return a write that n1 acknowledged."""
     plain = Entry(key, "write", 0.0, 0.5, "acknowledged", "n1", timeout=2.0, attempts=(one_attempt(),))
     return replace(plain, **changes)
 
@@ -86,7 +86,7 @@ class Case:
     rows: Rows | None = field(default_factory=everywhere)
     promise: Promise = Promise()  # noqa: RUF009 - frozen
     says: str = ""
-    """In the text, of what is wrong."""
+    """A part of the text that explains the violation."""
 
 
 RIGHT = [
@@ -363,12 +363,12 @@ def test_how_often_keys_were_applied_is_the_most_that_any_node_saw() -> None:
     assert times_applied(rows) == {"a": 2, "b": 2}
 
 
-# A tiny store and a client that keeps all promises; then one promise is broken
+# A tiny store, and a client that keeps all promises; then one promise is broken
 
 
 @dataclass
 class Model:
-    """What correct nodes, and a correct client, make of some operations."""
+    """The history and the rows that correct nodes and a correct client produce."""
 
     entries: list[Entry] = field(default_factory=list)
     applied: list[Row] = field(default_factory=list)
@@ -396,9 +396,9 @@ def clock(start: float, draw: Callable[[Any], Any]) -> Callable[[], float]:
 
 @st.composite
 def models(draw: Callable[[Any], Any]) -> Model:
-    """Operations one after the other by their effects; as their callers see them, they overlap.
+    """Draw operations that take effect one after the other, but overlap in the view of their callers.
 
-    There is one of each kind at least, in any order.
+    The operations include at least one of each kind, in any order.
     """
     model = Model()
     kinds = [*KINDS, *draw(st.lists(st.sampled_from(KINDS), max_size=4))]
@@ -414,7 +414,7 @@ def models(draw: Callable[[Any], Any]) -> Model:
 KINDS = [(None, False)] * 2 + [
     (last, repeatable) for last in ("applied", "not applied", "in doubt") for repeatable in (False, True)
 ]
-"""The outcome of a write's last try, None: a read; whether it is repeatable."""
+"""The outcome of a write's last attempt, or None for a read; and whether the write is repeatable."""
 
 
 def _add_write(
@@ -558,7 +558,7 @@ def never_end(model: Model, pick: Pick) -> str:
 
 
 def forget_a_write(model: Model, pick: Pick) -> str:
-    """Made up of a write and a read after it."""
+    """Add a read that begins after an acknowledged write ended, and does not see the write."""
     entry: Entry = some(pick, writes(model, "acknowledged"))
     assert entry.ended is not None
     key = f"after {entry.key}"
@@ -627,7 +627,7 @@ def test_a_broken_promise_is_caught(rule: str, mutate: Callable[[Model, Pick], s
         key = mutate(model, data.draw)
         found = check(model.history, model.rows, Promise(max_attempts=4))
         assert (rule, key) in {(violation.rule, violation.key) for violation in found}
-        # What was made of one operation does not make others look guilty, but for the other half of a swap.
+        # The change to one operation (two in a swap) must not cause violations of other rules.
         assert rules_of(found) == {rule}
 
     run()

@@ -1,4 +1,4 @@
-"""`pgha.chaos.history`: what callers were told is taken down once and whole, and can be kept."""
+"""Tests of `pgha.chaos.history`: each caller's result is recorded once and completely, and can be saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedules as values: valid, random by seed, written as text and as programs."""
+"""Tests of schedules as values: valid, random by seed, written as text and as programs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def harmed_at(schedule: Schedule, at: float) -> list[Step]:
 
 
 def assert_valid(schedule: Schedule, nodes: int, spare: int) -> None:
-    """The rules again, in other words: looked at in every moment in which a fault begins."""
+    """Check the rules a second way: at every moment at which a fault begins."""
     for now in {step.at for step in schedule.steps}:
         harmed = harmed_at(schedule, now)
         assert len({step.node for step in harmed}) <= nodes - spare

@@ -1,4 +1,4 @@
-"""The page of `pgha chaos`: whatever the run was like, it is drawn, and can be read."""
+"""Tests of the page of `pgha chaos`: the page of every run can be drawn and read."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ RUNS = {
 
 
 def texts(figure: Figure) -> list[Text]:
-    """All that can be read and is not empty."""
+    """Return all visible texts that are not empty."""
     return [text for text in figure.findobj(Text) if text.get_text().strip()]
 
 
@@ -136,6 +136,6 @@ def test_the_command_loads_no_matplotlib_until_it_draws() -> None:
 
 
 def test_times_are_relative_to_the_beginning() -> None:
-    assert BEGAN > 100  # else a forgotten subtraction would not be seen
+    assert BEGAN > 100  # otherwise a forgotten subtraction would go unnoticed
     for axes in page(RUNS["short"]).axes:
         assert axes.get_xlim() == pytest.approx((0.0, 5.0))

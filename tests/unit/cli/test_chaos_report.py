@@ -1,4 +1,4 @@
-"""The numbers of `pgha chaos`: what became of the operations, when nodes were what, and where labels go."""
+"""Tests of the numbers of `pgha chaos`: outcomes of operations, states of nodes, and places of labels."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_of_nothing_there_are_totals_too() -> None:
         ([9.0], (0.0, 9.0)),
         ([1.0, 2.0, 8.5, 9.0], (2.0, 6.5)),
         ([9.0, 1.0, 5.0], (1.0, 4.0)),
-        ([3.0, 6.0, 9.0, 30.0], (0.0, 3.0)),  # past the end nothing was asked for
+        ([3.0, 6.0, 9.0, 30.0], (0.0, 3.0)),  # no operation began after the end
     ],
 )
 def test_the_longest_gap_is_between_answers_or_at_an_end(
@@ -155,7 +155,7 @@ def test_few_dots_are_all_there() -> None:
     assert {sort: (some.at, some.latency) for sort, some in found.items()} == {
         "read": ((2.0,), (2.0,)),
         "write": ((1.5,), (0.5,)),
-        "error": ((3.0, 3.5), (3.0, 3.5)),  # a read is done or not: perhaps is no answer
+        "error": ((3.0, 3.5), (3.0, 3.5)),  # a read changes nothing, so a read in doubt counts as an error
         "in doubt": ((4.0,), (4.0,)),
         "left": ((5.0,), (5.0,)),
     }
@@ -173,7 +173,7 @@ def test_of_many_dots_the_slowest_and_the_rare_stay() -> None:
         )
         assert max(found[sort].latency, default=0.0) == max(every[sort].latency, default=0.0)
     assert len(found["error"].at) == len(every["error"].at) > 0
-    # The time is covered as before.
+    # The remaining dots still cover the whole time.
     assert max(after - before for before, after in pairwise(found["read"].at)) < 2.0
 
 
@@ -224,8 +224,8 @@ def test_a_node_whose_answers_take_ten_times_as_long_is_slow() -> None:
     ]
     found = lanes(trial(10.0, history), 10.0)
     assert bars(found["n1"]) == [(0.0, 5.0, "up"), (5.0, 5.25, "slow"), (5.25, 10.0, "up")]
-    assert bars(found["n2"]) == [(0.0, 10.0, "up")]  # it always takes as long
-    assert bars(found["n3"]) == [(0.0, 10.0, "up")]  # it was asked for nothing
+    assert bars(found["n2"]) == [(0.0, 10.0, "up")]  # n2 always takes this long
+    assert bars(found["n3"]) == [(0.0, 10.0, "up")]  # n3 received no operation
 
 
 def test_what_nobody_would_notice_is_not_slow() -> None:
@@ -235,7 +235,7 @@ def test_what_nobody_would_notice_is_not_slow() -> None:
 
 
 def test_slow_is_the_node_that_was_waited_for() -> None:
-    """An operation that waited for one node and was answered by another at once."""
+    """A node that answers at once is not slow, even if the operation had waited for another node before."""
     usual = [0.01 * number for number in range(1, 1000)]
     attempts = [Attempt("n1", 1003.0, answered_at=None), Attempt("n2", 1005.1, answered_at=1005.101)]
     history = [*answers(usual, node="n2"), entry("moved", 3.0, 5.101, node="n2", attempts=attempts)]
@@ -321,7 +321,7 @@ def test_no_label_covers_anything(found: list[Band], rows: int, width: float) ->
     placed, unlabelled = place(found, 100.0, rows, lambda _: width)
     assert unlabelled == len(found) - sum(one.at is not None for one in placed)
     for row in range(rows):
-        # What each takes of its row: its own time, and its label.
+        # Each band takes the space of its own time and of its label.
         taken = sorted(
             (
                 one.band.begin if one.at is None else min(one.at, one.band.begin),

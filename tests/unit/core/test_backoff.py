@@ -1,4 +1,4 @@
-"""Waiting times stay in their bounds, and the budget for retries neither runs into debt nor dries up."""
+"""Tests of backoff: delays stay in their bounds; the retry budget never goes below zero, and recovers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_delay_grows_with_the_attempts_and_the_draw(attempt: int, draw: float,
 
 
 def spend(budget: RetryBudget, now: float, most: int = 10_000) -> int:
-    """Take all that there is at this moment; how much it was."""
+    """Take all tokens that are available now, and return how many there were."""
     taken = 0
     while taken < most and budget.available(now):
         budget.take()
@@ -82,7 +82,7 @@ def test_success_gives_some_back() -> None:
 
 
 def test_the_usual_budget_outlasts_the_loss_of_a_busy_node() -> None:
-    # Ten lanes of each kind, sixteen deep, all at once and twice over.
+    # Ten lanes of each kind with sixteen operations each are lost at once, twice.
     assert spend(RetryBudget(0.0), 0.0) >= 2 * 2 * 10 * 16
 
 
@@ -95,7 +95,7 @@ steps = st.lists(
 @quick
 @given(steps, st.sampled_from([1.0, 2.5, 8.0]))
 def test_the_budget_keeps_its_books(history: list[tuple[str, float]], most: float) -> None:
-    # Binary fractions all of them, so that the books agree to the last bit.
+    # All numbers are binary fractions, so that the sums agree to the last bit.
     now, tokens = 0.0, most
     budget = RetryBudget(now, most=most, per_second=0.5, per_success=0.25)
     for step, pause in history:

@@ -1,4 +1,4 @@
-"""A node's health: every event in every state, and what holds however long it goes on."""
+"""Tests of a node's health: every event in every state, and the rules for any sequence of events."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ IN_USE = ("up", "suspect")
 
 
 def node_in(state: State) -> Health:
-    """A node that is in this state since 1 s."""
+    """Return a node that has been in this state since 1 s."""
     node = Health(0.0 if PATHS[state] else 1.0)
     for event in PATHS[state]:
         EVENTS[event](node, 1.0)
@@ -77,7 +77,7 @@ def test_transition(before: State, event: str) -> None:
     assert moved.fell == (before in IN_USE and after not in IN_USE)
     assert moved.rose == (before not in IN_USE and after == "up")
     assert node.since == (1.0 if before == after else 5.0)
-    kept = event == "suspected" and before != "up"  # a lane knows no better than the monitor
+    kept = event == "suspected" and before != "up"  # a lane knows less than the monitor
     assert node.reason == (reason if kept else REASONS[event])
 
 
@@ -132,7 +132,7 @@ def test_one_slow_round_trip_is_forgotten_in_the_end() -> None:
     assert node.latency == pytest.approx(0.001, rel=0.01)
 
 
-# However long it goes on.
+# Any sequence of events
 
 trips = st.floats(0.0001, 10.0)
 roles: st.SearchStrategy[Role] = st.sampled_from(["primary", "standby"])
@@ -179,7 +179,7 @@ def test_the_latency_lies_among_the_round_trips(measured: list[float]) -> None:
     assert sum(trip > node.p99 for trip in window) <= len(window) * 0.01
 
 
-# When a head is old enough to ask.
+# The age at which a head is suspicious
 
 seconds = st.floats(0.001, 10.0)
 small = st.integers(0, 20)
@@ -217,7 +217,7 @@ def test_suspicious_age(p99: float, asked: int, expected: float) -> None:
 
 
 def test_asking_for_ever_is_no_error() -> None:
-    # ping_interval=0 is accepted, and asks at each tick of a head that stays: 1024 times in 20 s.
+    # ping_interval=0 is accepted, and asks at each tick as long as the head stays: 1024 times in 20 s.
     assert suspicious_age(0.001, 0.05, 0.0, 1024) >= 0.0
 
 

@@ -1,4 +1,4 @@
-"""The ledger's decisions: the guard, what rows say, and a world in which a key is never applied twice."""
+"""Tests of the ledger's decisions: the guard, the meaning of rows, and a model that applies no key twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ quick = settings(deadline=None, max_examples=200)
 
 
 def clock(*, offset: float = 1e9, trip: float = 0.002, skew: float = 0.0) -> ServerClock:
-    """Measured once, at our time 1."""
+    """Return a clock that was measured once, at local time 1."""
     made = ServerClock(window=60.0, margin=1.0, limit=1.0)
     server = offset + 1.0 + trip / 2
     made.measured(1.0, 1.0 + trip, server, server + trip / 2 - skew)
@@ -96,13 +96,13 @@ def test_rows_are_kept_for_an_operations_life_and_the_clocks_difference(
 
 @dataclass(frozen=True)
 class AttemptState:
-    """One attempt of the one operation, by the server's clock."""
+    """One attempt of the only operation; times are of the server's clock."""
 
     sent: float
     begins: float
-    """It passes its guard, or not, and has the lock from then on."""
+    """The time at which the attempt passes or fails its guard. The attempt holds the lock from then on."""
     inserts: float
-    """It may have been frozen in between."""
+    """The time of the insert. The attempt may have been frozen since `begins`."""
 
 
 spans = st.floats(0, 2.5 * LIFE, allow_nan=False)
@@ -125,10 +125,10 @@ def attempts_of_one(draw: st.DrawFn) -> AttemptState:
 def test_a_key_is_never_applied_twice(
     attempts: list[AttemptState], prunings: list[float], ends: float | None, older_than: float
 ) -> None:
-    """Zombies that thaw when they like, on both sides of the guard, and pruning at any moment."""
+    """Apply a key at most once, though backends thaw at any time, before or after the guard or a pruning."""
     ours = clock(offset=0.0, trip=0.0)
     keep = horizon(older_than, [])
-    row: float | None = None  # its deadline
+    row: float | None = None  # the row's deadline
     applied = 0
     begun = [one.begins < ours.guard(one.sent, 0.0, ends, 0)[1] for one in attempts]
     events = sorted([(one.inserts, 0, index) for index, one in enumerate(attempts) if begun[index]])
@@ -137,7 +137,7 @@ def test_a_key_is_never_applied_twice(
             row = ours.guard(attempts[index].sent, 0.0, ends, 0)[1]
             applied += 1
         elif kind == 1 and row is not None and row < at - keep:
-            # `Ledger.prune` does not delete while somebody holds the lock who began before the cut-off.
+            # `Ledger.prune` does not delete while an attempt that began before the cut-off holds the lock.
             held = (
                 one.begins <= at < one.inserts and one.begins < at - (keep - LIFE)
                 for index, one in enumerate(attempts)
@@ -182,7 +182,7 @@ def test_a_fingerprint_is_of_texts_and_parameters() -> None:
 @quick
 @given(st.lists(st.lists(st.none() | st.text(alphabet="a;0-.", max_size=4), max_size=3), max_size=3))
 def test_no_two_bodies_are_written_alike(bodies: list[list[str | None]]) -> None:
-    """Where one value ends and the next begins is a part of the print."""
+    """The fingerprint depends on the boundaries between values."""
     texts = [("SELECT " + ",".join(["%s"] * len(body)), body) for body in bodies]
     moved = [(text, [*body[:-1], (body[-1] or "") + ";"]) if body else (text, body) for text, body in texts]
     assert (_print(*texts) == _print(*moved)) == (texts == moved)

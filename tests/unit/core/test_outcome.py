@@ -1,6 +1,6 @@
-"""Every line of the verdict's table, what is decided after it, and a server about which no verdict lies.
+"""Tests of every line of the outcome table, of the decision after it, and of outcomes against a model server.
 
-The table stands at the head of `pgha._core.outcome`; where it comes from, and the measurements: the notes on
+The table is in the docstring of `pgha._core.outcome`; its source and the measurements are in the notes on
 what a failure proves. A wrong "not applied" doubles a write, a wrong "applied" loses one.
 """
 
@@ -45,7 +45,7 @@ def fatal(sqlstate: str = "57P01") -> ServerError:
     return ServerError(sqlstate, "FATAL")
 
 
-# Was it applied? One named example a line.
+# Whether the segment was applied: one named example per line of the table.
 
 OUTCOMES: dict[str, tuple[Facts, Outcome]] = {
     # applied
@@ -179,7 +179,7 @@ def test_a_panic_while_only_the_commit_was_left_is_in_doubt(sqlstate: str) -> No
     assert outcome(panic) is IN_DOUBT
 
 
-# What happens next: one named example a rule.
+# The next step: one named example per rule.
 
 LOST = Facts()
 NEVER_SENT = Facts(handed=Handed.NOTHING)
@@ -267,7 +267,7 @@ THENS: dict[str, tuple[Case, NextStep]] = {
     "0A000, reused, a second time": (Case(failed("0A000", reused=True), unprepared=True), NextStep.FAIL_SQL),
     "0A000, not reused": (Case(failed("0A000")), NextStep.FAIL_SQL),
     "22P02, reused": (Case(failed("22P02", reused=True)), NextStep.FAIL_SQL),
-    # keyed: the ledger tells
+    # keyed: the ledger has the answer
     "keyed: the end of the connection": (Case(Facts(), keyed=True), NextStep.AGAIN_ELSEWHERE),
     "keyed: the end of the connection, too many attempts": (
         Case(Facts(), keyed=True, attempts=5),
@@ -337,7 +337,7 @@ def test_then(rule: str) -> None:
     assert decide(case)[1] is expected
 
 
-# Whatever the facts: what is never broken.
+# Rules that hold for all facts.
 
 OTHERS = ("57014", "40003", "08006", "08P01", "53100", "53300", "23505")
 KNOWN = [*sorted(ELSEWHERE | LATER | STALE_PLAN), *OTHERS]
@@ -429,7 +429,7 @@ def test_what_is_told_to_the_caller_is_true(case: Case) -> None:
     if proof is IN_DOUBT and not case.read:
         assert then not in (NextStep.FAIL_CANCELLED, NextStep.FAIL_TIMEOUT, NextStep.FAIL_LOST)
         if then is NextStep.FAIL_SQL:
-            # The caller sees the server's own words; `pgha.error_info` adds that nobody knows.
+            # The caller sees the server's own message; `pgha.error_info` adds that the outcome is unknown.
             assert case.facts.self_committing
     if then is NextStep.FAIL_IN_DOUBT:
         assert proof is IN_DOUBT and not case.read
@@ -442,7 +442,7 @@ def test_what_is_told_to_the_caller_is_true(case: Case) -> None:
 def test_given_up_is_answered_for_good(case: Case, why: GaveUp) -> None:
     then = decide(replace(case, gave_up=why))[1]
     if then is NextStep.RESOLVE:
-        # The ledger proves that an earlier attempt was applied: that is the answer.
+        # The ledger proves that an earlier attempt was applied, so the operation succeeds.
         assert case.facts.at_ledger
         return
     if then not in (NextStep.DELIVER, NextStep.FAIL_IN_DOUBT):
@@ -517,12 +517,12 @@ def test_applied_has_an_acknowledgement(facts: Facts) -> None:
             assert facts.synced and facts.error is None
 
 
-# A small server. Its draws decide what really became of the segment; the client sees less, later, or nothing.
+# A model server. The drawn values decide the real outcome; the client sees less, later, or nothing.
 
 
 @st.composite
 def lives(draw: st.DrawFn) -> tuple[bool, Facts]:
-    """Whether a segment changed anything for good, and what its client saw of it."""
+    """Draw whether a segment changed anything permanently, and the facts that its client saw."""
     kind = draw(st.sampled_from(["plain", "framed", "self-committing"]))
     framed, committing = kind == "framed", kind == "self-committing"
     count = 1 if committing else draw(st.integers(1, 3))
@@ -535,7 +535,7 @@ def lives(draw: st.DrawFn) -> tuple[bool, Facts]:
     if handed is Handed.NOTHING:
         return False, base
     reach = statements if handed is Handed.WHOLE else draw(st.integers(0, statements))
-    # Steps 0 ... reach-1 are statements; step `statements` is the Sync, which commits what is not framed.
+    # Steps 0 ... reach-1 are statements; step `statements` is the Sync, which commits unframed segments.
     trouble = draw(st.sampled_from(["none", "ERROR", "FATAL", "40003", "08006", "stranger", "gone"]))
     at = draw(st.integers(0, reach)) if trouble != "none" else reach
     in_sync = at == statements and handed is Handed.WHOLE
@@ -547,17 +547,17 @@ def lives(draw: st.DrawFn) -> tuple[bool, Facts]:
     elif trouble == "ERROR":
         applied = before or (committing and anything)
     elif trouble == "FATAL":
-        # While committing it may be too late; a statement that commits by itself may have done so.
+        # During the commit, FATAL may come too late; a self-committing statement may have committed.
         applied = before or ((in_sync or committing) and anything)
     else:
-        # The server goes on alone, or said itself that nobody knows.
+        # The server continues without the client, or reported itself that the outcome is unknown.
         possible = whole or framed or committing
         applied = before or (possible and anything)
     return applied, _seen(draw, base, trouble, at, whole)
 
 
 def _seen(draw: st.DrawFn, base: Facts, trouble: str, at: int, whole: bool) -> Facts:
-    """What arrives of the answers: all, or the first few and then the end of the connection."""
+    """Draw the answers that arrive: all, or the first few and then the end of the connection."""
     problem = {
         "ERROR": error("23505"),
         "FATAL": fatal(),

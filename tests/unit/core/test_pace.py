@@ -1,4 +1,4 @@
-"""What is learned of a statement's pace."""
+"""Tests of the pace that is learned for each statement."""
 
 from __future__ import annotations
 

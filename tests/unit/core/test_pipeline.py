@@ -1,7 +1,8 @@
-"""One lane's rules against a small server: it runs segments in order, and a cancel hits whatever runs when it
-arrives. No drawn delay of answers, cancels and ticks may hurt a segment that a cancel was not meant for.
+"""Tests of one lane's rules against a model server.
 
-Times are multiples of 0.5 s, exact as floats; the bounds differ, so that none stands for another.
+The server runs segments in order, and a cancel hits the segment that is running when the cancel arrives. No
+drawn delay of answers, cancels and ticks may hurt a segment for which a cancel was not meant. Times are
+multiples of 0.5 s, which are exact as floats. All bounds differ, so that confusing two of them is noticed.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ BOUNDS = Bounds(
 )  # fmt: skip
 
 
-# The table of states, by examples.
+# Examples of the table of states.
 
 
 def filled(*items: str, bounds: Bounds = BOUNDS) -> Pipeline[str, str]:
-    """A lane with these in flight since 0 s."""
+    """Return a lane with these segments in flight since 0 s."""
     lane: Pipeline[str, str] = Pipeline(bounds)
     for item in items:
         lane.sent(item, f"SELECT {item}", 0.0)
@@ -35,7 +36,7 @@ def filled(*items: str, bounds: Bounds = BOUNDS) -> Pipeline[str, str]:
 
 
 def gate_of(lane: Pipeline[str, str]) -> Gate:
-    """Read anew: mypy takes an attribute for constant between two assertions."""
+    """Return the gate; mypy assumes that an attribute does not change between two assertions."""
     return lane.gate
 
 
@@ -116,7 +117,7 @@ def test_only_the_head_is_cancelled() -> None:
     assert lane.tick(4.5) is Act.NOTHING
     lane.answered(4.5)
     assert not head.overlapped
-    assert lane.tick(5.0) is Act.NOTHING  # the grace counts from when it became the head
+    assert lane.tick(5.0) is Act.NOTHING  # the grace period begins when "b" becomes the head
     assert lane.tick(5.5) is Act.CANCEL
     assert not second.rerun_exclusive
 
@@ -124,7 +125,7 @@ def test_only_the_head_is_cancelled() -> None:
 def test_the_grace_of_a_head_counts_from_when_it_was_abandoned() -> None:
     lane = filled("a")
     assert lane.abandon(lane.slots[0], 3.0, urgent=False) is Act.NOTHING
-    lane.abandon(lane.slots[0], 3.5, urgent=False)  # again: the first time counts
+    lane.abandon(lane.slots[0], 3.5, urgent=False)  # abandoned again: the first time counts
     assert lane.tick(3.5) is Act.NOTHING
     assert lane.tick(4.0) is Act.CANCEL
 
@@ -132,12 +133,12 @@ def test_the_grace_of_a_head_counts_from_when_it_was_abandoned() -> None:
 def test_the_ladder_of_a_cancel_without_effect() -> None:
     lane = filled("a")
     assert lane.abandon(lane.slots[0], 0.0, urgent=True) is Act.CANCEL
-    assert lane.tick(3.0) is Act.NOTHING  # it is still being delivered
+    assert lane.tick(3.0) is Act.NOTHING  # the cancel is still being delivered
     lane.cancel_done(3.0)
     assert lane.tick(4.0) is Act.NOTHING
     assert lane.tick(4.5) is Act.CANCEL
     assert lane.tick(6.5) is Act.NOTHING
-    assert lane.tick(7.0) is Act.DISCARD  # delivered or not
+    assert lane.tick(7.0) is Act.DISCARD  # whether the cancel was delivered or not
 
 
 def test_a_new_cancel_has_a_deadline_of_its_own() -> None:
@@ -174,7 +175,7 @@ def test_a_head_that_blocks_others_is_cancelled_to_run_alone() -> None:
 
 
 def test_a_head_that_could_not_be_run_again_may_take_its_time() -> None:
-    """Its node is being removed: what is in flight there may end. Lost connections are still found."""
+    """While its node is being removed, a head may take any time, but lost connections are still found."""
     lane = filled("a", "b")
     lane.patient = True
     assert lane.tick(5.0) is Act.INSPECT
@@ -292,7 +293,7 @@ def test_a_retired_lane_cancels_nobody_after_the_target_answered() -> None:
     lane.abandon(lane.slots[0], 0.0, urgent=True)
     lane.cancel_done(0.5)
     lane.answered(0.5)
-    # "b" is young and wanted.
+    # "b" is young, and its caller still waits.
     assert lane.tick(2.0) is Act.NOTHING
     assert lane.tick(5.0) is Act.NOTHING
     assert lane.tick(7.0) is Act.INSPECT
@@ -308,12 +309,12 @@ def test_a_retired_lane_has_one_cancel_out_at_a_time() -> None:
     assert lane.tick(12.0) is Act.DISCARD
 
 
-# The machine.
+# The state machine.
 
 
 @dataclass(eq=False)
 class Sent:
-    """One segment, as the client and the server know it."""
+    """One segment, in the view of the client and of the server."""
 
     number: int
     sent_at: float
@@ -338,16 +339,16 @@ class Flight:
 @dataclass
 class Server:
     running: deque[Sent] = field(default_factory=deque)
-    """Received and not finished, the one that runs first."""
+    """Segments that were received and have not finished; the running segment is the first."""
     transit: deque[Sent] = field(default_factory=deque)
-    """Answers on their way."""
+    """Segments whose answers are on their way."""
 
     def finish(self) -> None:
         self.transit.append(self.running.popleft())
 
 
 class LaneAndServer(RuleBasedStateMachine):
-    """The rules are what the shell may do; `expected_act` is the ladder as the module's head tells it."""
+    """The rules are the allowed calls of the shell; `expected_act` follows the module's docstring."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -366,12 +367,12 @@ class LaneAndServer(RuleBasedStateMachine):
 
     @initialize(depth=st.sampled_from([4, 3, 2, 1]), burst=st.integers(1, 4), exclusive=st.booleans())
     def begin(self, depth: int, burst: int, exclusive: bool) -> None:
-        # Not empty: Hypothesis leaves rules out of whole runs, and without sending nothing is tested.
+        # Hypothesis disables some rules for whole runs; without a first segment, nothing would be tested.
         self.bounds = replace(BOUNDS, depth=depth)
         self.lane = Pipeline(self.bounds)
         self.send(burst, exclusive)
 
-    # What the model knows
+    # The model's own view
 
     @property
     def delivering(self) -> bool:
@@ -500,7 +501,7 @@ class LaneAndServer(RuleBasedStateMachine):
     @precondition(lambda self: not self.discarded and any(sent.asked for sent in self.mine))
     @rule(doing=st.sampled_from(Doing), moved=st.sampled_from([0, 0, 5]), travelling=st.booleans())
     def the_server_tells(self, doing: Doing, moved: int, travelling: bool) -> None:
-        """What it says of a head that it was asked about, however late."""
+        """Deliver the server's report on a head that the lane asked about, after any delay."""
         sent = next(sent for sent in self.mine if sent.asked)
         act = self.lane.inspected(sent.slot, doing, moved, self.now, travelling=travelling)
         idle_before, sent.idle = sent.idle, moved if doing is Doing.IDLE and not travelling else None
@@ -543,7 +544,7 @@ class LaneAndServer(RuleBasedStateMachine):
     @precondition(lambda self: not self.discarded and self.delivering)
     @rule(lost=st.booleans())
     def cancel_is_done(self, lost: bool) -> None:
-        """The server closed the cancel's connection: it has arrived, or it never will."""
+        """The server closed the cancel's connection: the cancel has arrived, or never will."""
         for flight in self.flights:
             if not flight.arrived and not flight.done and not lost:
                 self.arrive(flight)
@@ -552,7 +553,7 @@ class LaneAndServer(RuleBasedStateMachine):
     @precondition(lambda self: not self.discarded and self.delivering)
     @rule()
     def cancel_is_uncertain(self) -> None:
-        """Its connection broke: it may arrive at any time, so nobody new comes near this lane."""
+        """The cancel's connection broke: the cancel may arrive at any time, so the lane stops sending."""
         self.lane.stop_sending()
         self.draining = True
         self.done(arrived=False)
@@ -572,7 +573,7 @@ class LaneAndServer(RuleBasedStateMachine):
             self.lane.stop_sending()
             self.draining = True
 
-    # What always holds
+    # Invariants
 
     @invariant()
     def the_lane_agrees_with_the_model(self) -> None:

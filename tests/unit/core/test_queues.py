@@ -1,4 +1,4 @@
-"""The queue against a list, the timers against a sorted list; and neither keeps alive what was taken out."""
+"""Tests of the queue against a list and the timers against a sorted list; removed items are not kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pgha._core.queues import Queue, Timer, TimerHeap
 
 
 class Item:
-    """Something whose end can be seen; equal to nothing else, like an operation."""
+    """An item whose destruction can be observed; like an operation, an item equals only itself."""
 
 
 class QueueAgainstList(RuleBasedStateMachine):
@@ -121,7 +121,7 @@ def test_the_queue_forgets_what_left_its_middle() -> None:
 
 
 def test_pushing_while_draining_is_for_later() -> None:
-    # The shell drains a queue and puts some of it back.
+    # The shell drains a queue and puts some of the items back.
     queue: Queue[int] = Queue()
     for item in range(3):
         queue.push(item)
@@ -143,7 +143,7 @@ class TimersAgainstList(RuleBasedStateMachine):
         self.now = 0.0
 
     def order(self) -> list[int]:
-        """Who comes first: the earliest, among equals the one that was added first."""
+        """Return the timers by time; equal times are in the order in which the timers were added."""
         return sorted(self.waiting, key=lambda number: (self.waiting[number].when, number))
 
     @rule(after=st.integers(-1, 6), how_many=st.sampled_from([1, 1, 2, 3, 80]))
@@ -200,7 +200,7 @@ class TimersAgainstList(RuleBasedStateMachine):
 
     @invariant()
     def the_dead_are_few(self) -> None:
-        # `_heap` is what grows: a million cancelled deadlines must not stay in it.
+        # The list that grows is `_heap`: a million cancelled deadlines must not stay in it.
         assert len(self.timers._heap) <= 2 * len(self.waiting) + 65
 
 
@@ -220,7 +220,7 @@ def test_due_in_order(moments: list[int], now: int) -> None:
 
 
 def test_what_comes_first_may_cancel_what_is_due_with_it() -> None:
-    # An operation's deadline and its wait for a node end at the same moment: the first resolves it.
+    # An operation's deadline and its wait for a node end at the same time: the first ends the operation.
     timers: TimerHeap[str] = TimerHeap()
     timers.add(1.0, "deadline")
     second = timers.add(1.0, "no node")
@@ -283,7 +283,7 @@ def test_a_timer_that_was_due_keeps_nothing_alive() -> None:
 
 @pytest.mark.parametrize("oldest_first", [True, False])
 def test_a_million_deadlines_that_were_met_leave_a_small_heap(oldest_first: bool) -> None:
-    # In small: each operation has a deadline far away and is done long before.
+    # On a small scale: each operation has a distant deadline and is done long before.
     timers: TimerHeap[int] = TimerHeap()
     far = [timers.add(1000.0 + number, number) for number in range(5000)]
     for timer in far if oldest_first else reversed(far):

@@ -1,4 +1,4 @@
-"""Where operations go: never where they may not, and not to and fro."""
+"""Tests of routing: operations go only to eligible nodes, and do not move back and forth."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def test_equals_are_chosen_by_name_on_every_client() -> None:
     ("kept", "other", "stays"),
     [
         (0.010, 0.009, True),
-        (0.010, 0.0051, True),  # not half of it
+        (0.010, 0.0051, True),  # the latency is not halved
         (0.010, 0.0049, False),
-        (0.0030, 0.0011, True),  # less than half, but not 2 ms sooner
+        (0.0030, 0.0011, True),  # less than half, but the gain is below 2 ms
         (0.0031, 0.0010, False),
         (UNKNOWN, 0.5, False),
         (UNKNOWN, UNKNOWN, True),
@@ -93,7 +93,7 @@ def test_elsewhere_does_not_stay() -> None:
     assert elsewhere([node("a", 0.001), node("b", 0.010), node("c", 0.006)], "a", write=False) == "c"
 
 
-# Whatever the cluster looks like.
+# Any cluster
 
 latencies = st.sampled_from([0.0, 0.0005, 0.001, 0.004, 0.02, UNKNOWN]) | st.floats(0.0, 0.05)
 
@@ -167,7 +167,7 @@ def test_elsewhere_is_elsewhere(nodes: list[Candidate], avoid: str, write: bool)
 @quick
 @given(clusters(), st.none() | st.sampled_from("abcd"), st.none() | st.sampled_from("abcdx"))
 def test_among_the_few_that_know(nodes: list[Candidate], current: str | None, last: str | None) -> None:
-    """Never to a stranger; to one that takes writes if there is one, and then it stays where writes go."""
+    """Choose a member that takes writes, the current one if possible; while none does, keep the last."""
     found = among(nodes, current, last)
     able = {one.name for one in nodes if eligible(one, write=True)}
     if able:

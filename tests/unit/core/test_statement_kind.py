@@ -1,7 +1,7 @@
-"""The first keywords decide what a lane does with a statement.
+"""Tests that the first keywords of a statement decide its kind.
 
-The verdicts themselves were measured on real servers; see the head of the module. Here: that each is given,
-that no spelling changes it, and that no text breaks it.
+The kinds themselves were measured on real servers; see the docstring of the module under test. The tests
+here check that each kind is returned, that no spelling changes the kind, and that no text raises an error.
 """
 
 import time
@@ -387,7 +387,7 @@ def test_a_long_text_is_judged_to_its_end() -> None:
     ],
 )
 def test_no_text_stops_the_loop(text: bytes) -> None:
-    """Quadratic behaviour on these would take minutes; linear takes milliseconds."""
+    """Classify long texts in linear time: milliseconds, where quadratic behaviour would take minutes."""
     started = time.process_time()
     classify_statement(text)
     assert time.process_time() - started < 2
@@ -407,7 +407,7 @@ LINE = st.tuples(
 ).map(lambda parts: f"--{parts[0]}{parts[1]}")
 LEADING = st.lists(st.one_of(BLANK, NESTED, LINE, st.sampled_from([";", "("])), max_size=6).map("".join)
 BETWEEN = st.lists(st.one_of(BLANK, NESTED, LINE), min_size=1, max_size=3).map("".join)
-# Spellings of which only the case and the gaps matter: no literals, names or comments of their own.
+# Spellings without literals, names or comments, in which only the case and the gaps can vary.
 SIMPLE = [text for text in EVERYTHING if text and all(part.isalnum() for part in text.split(" "))]
 
 

@@ -1,4 +1,4 @@
-"""The cache of prepared statements against a server that has names, answers later, and sometimes says no."""
+"""Tests of the cache of prepared statements; the model server answers late and sometimes refuses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def key(text: str, *types: int) -> Key:
 
 
 def prepared(cache: StatementCache, text: str) -> Entry:
-    """Look until it is to be parsed, and confirm that."""
+    """Look up a statement until it is to be parsed, and confirm the parsing."""
     while (entry := cache.lookup(key(text))) is None:
         pass
     cache.parsed(entry)
@@ -77,7 +77,7 @@ def test_a_failed_parse_begins_anew_under_another_name() -> None:
     name = first.name
     cache.failed(first)
     assert len(cache) == 0 and cache.closing() == []
-    assert cache.lookup(key("a")) is None  # counted from the beginning
+    assert cache.lookup(key("a")) is None  # the count begins again
     second = cache.lookup(key("a"))
     assert second is not None and second is not first and second.name != name
 
@@ -99,7 +99,7 @@ def test_what_is_only_counted_moves_up_too() -> None:
     assert cache.lookup(key("a")) is None
     assert cache.lookup(key("b")) is None
     cache.lookup(key("a"))
-    cache.lookup(key("c"))  # "b" leaves
+    cache.lookup(key("c"))  # evicts "b"
     assert cache.lookup(key("b")) is None
     assert cache.closing() == []
 
@@ -111,7 +111,7 @@ def test_evicted_while_parsing_is_closed_when_confirmed() -> None:
     name = first.name
     assert name is not None
     assert cache.lookup(key("b")) is not None
-    assert cache.closing() == []  # the server does not have it yet, as far as is known
+    assert cache.closing() == []  # not known to be on the server yet
     cache.parsed(first)
     assert cache.closing() == [name]
 
@@ -145,7 +145,7 @@ def test_spoiled_is_closed_once_and_parsed_anew() -> None:
     entry = prepared(cache, "a")
     name = entry.name
     cache.spoiled(entry)
-    cache.spoiled(entry)  # a neighbour in flight reused it too
+    cache.spoiled(entry)  # another segment in flight reused the statement too
     assert cache.closing() == [name]
     assert cache.closing() == []
     fresh = cache.lookup(key("a"))
@@ -161,7 +161,7 @@ def test_spoiled_after_its_eviction_is_not_closed_again() -> None:
     assert cache.closing() == [name]
 
 
-# The machine: segments are sent, the server works them off in order, the answers are learnt in order.
+# The state machine: the server processes segments in order, and the client learns answers in order.
 
 
 class CacheAndServer(RuleBasedStateMachine):
@@ -171,16 +171,16 @@ class CacheAndServer(RuleBasedStateMachine):
         self.limit = 2
         self.cache = StatementCache(self.threshold, self.limit)
         self.names: set[bytes] = set()
-        """On the server, once it has worked off all that was sent."""
+        """The names on the server, once it has processed everything that was sent."""
         self.ever: set[bytes] = set()
         self.confirmed: set[bytes] = set()
         self.closed: set[bytes] = set()
         self.parsing: deque[tuple[Entry, bool]] = deque()
-        """Parses not answered yet, and whether they will pass."""
+        """Unanswered Parse messages, and whether each will succeed."""
         self.reused: list[Entry] = []
-        """Entries that were found ready, some of them long gone."""
+        """Entries that were found ready; some of them have left the cache since."""
         self.seen: dict[Key, int] = {}
-        """Looks at each statement; more than the cache counted, since it forgets."""
+        """Lookups of each statement; the cache forgets statements, so its own counts are smaller."""
 
     @initialize(threshold=st.sampled_from([0, 0, 1, 3, None]), limit=st.integers(1, 3))
     def begin(self, threshold: int | None, limit: int) -> None:
@@ -189,7 +189,7 @@ class CacheAndServer(RuleBasedStateMachine):
 
     @rule(texts=st.lists(st.sampled_from("abcd"), min_size=1, max_size=3), passes=st.booleans())
     def send(self, texts: list[str], passes: bool) -> None:
-        """A segment as `Link.send` makes it: Close first, then the statements."""
+        """Send a segment in the order of `Link.send`: Close first, then the statements."""
         for name in self.cache.closing():
             self.close(name)
         for text in texts:
@@ -222,7 +222,7 @@ class CacheAndServer(RuleBasedStateMachine):
 
     @rule(text=st.sampled_from("abcd"))
     def often(self, text: str) -> None:
-        """One statement until it is ready, with the answers coming in time."""
+        """Send one statement until it is ready, with every answer arriving in time."""
         for _ in range(2 + (self.threshold or 0)):
             self.send([text], passes=True)
             self.learn(1)
@@ -257,7 +257,7 @@ class CacheAndServer(RuleBasedStateMachine):
             assert len(self.cache) == 0
 
     def teardown(self) -> None:
-        """Once all is answered and closed, the server has what the cache would reuse, and nothing else."""
+        """After all answers and closes, the server has exactly the statements that the cache would reuse."""
         self.learn(len(self.parsing))
         for name in self.cache.closing():
             self.close(name)

@@ -1,4 +1,4 @@
-"""JSON made of the server's text, against texts written here as PostgreSQL's output functions write them."""
+"""Tests of JSON made of a server's text, with texts in the format of PostgreSQL's output functions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 
 
 class Number(str):
-    """A number as its digits stand in the JSON."""
+    """A number, as the digits in the JSON."""
 
     __hash__ = str.__hash__
 
@@ -35,7 +35,7 @@ class Number(str):
 
 
 def exact(written: str) -> Any:
-    """Read strictly: no NaN, no duplicate keys, and numbers as their digits."""
+    """Parse JSON strictly: no NaN, no duplicate keys, and numbers as their digits."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         assert len(dict(pairs)) == len(pairs)
@@ -50,7 +50,7 @@ def exact(written: str) -> Any:
 
 
 def made(*columns: Column, types: Any = BUILT_IN, **choices: Any) -> list[list[Any]]:
-    """The values of each column, after one trip through JSON."""
+    """Convert columns to JSON, parse the JSON, and return the values of each column."""
     names = [f"c{number}" for number in range(len(columns))]
     oids = tuple(kind if isinstance(kind, int) else types[kind].oid for kind, _ in columns)
     count = len(columns[0][1])
@@ -76,7 +76,7 @@ def array_oid(kind: str) -> int:
 
 
 def array_out(value: Any, delimiter: str = ",") -> str:
-    """As PostgreSQL's array_out writes it."""
+    """Return the text that PostgreSQL's array_out writes."""
     if value is None:
         return "NULL"
     if isinstance(value, list):
@@ -87,7 +87,7 @@ def array_out(value: Any, delimiter: str = ",") -> str:
 
 
 def record_out(values: Sequence[str | None]) -> str:
-    """As PostgreSQL's record_out writes it."""
+    """Return the text that PostgreSQL's record_out writes."""
     parts = []
     for value in values:
         if value is None:
@@ -162,7 +162,7 @@ def test_not_finite(kind: str, timestamps: str) -> None:
         (found,) = made((kind, values), timestamps=timestamps, non_finite="string")
         assert (found[0], found[2]) == (None, word)
         assert found[1] == found[3] != good or found[1] in (good, Number(good))
-        # Inside of arrays as well.
+        # The same is true inside of arrays.
         array = array_out([good, word, None])
         with pytest.raises(psycopg.DataError, match='column "c0"'):
             one(array_oid(kind), array, timestamps=timestamps)
@@ -170,7 +170,7 @@ def test_not_finite(kind: str, timestamps: str) -> None:
 
 
 def test_words_that_are_no_numbers_elsewhere() -> None:
-    """Only numbers and instants have a NaN and an infinity."""
+    """Only numbers, dates and timestamps have a NaN or an infinity."""
     for word in ("NaN", "Infinity", "infinity"):
         assert one("text", word) == one("interval", word) == word
         assert one("daterange", f"[{word},)") == f"[{word},)"
@@ -205,7 +205,7 @@ def test_json_is_embedded(kind: str) -> None:
 
 
 def escape_out(value: bytes) -> str:
-    """``bytea_output = escape``."""
+    """Return the text of a bytea with ``bytea_output = escape``."""
     return "".join(
         "\\\\" if byte == 0x5C else chr(byte) if 0x20 <= byte <= 0x7E else f"\\{byte:03o}" for byte in value
     )
@@ -223,7 +223,7 @@ def test_bytea(values: list[bytes]) -> None:
 
 
 def char_out(value: int) -> str:
-    """Since PostgreSQL 16."""
+    """Return the text of a "char", in the format since PostgreSQL 16."""
     return "" if value == 0 else f"\\{value:03o}" if value > 127 else chr(value)
 
 
@@ -238,7 +238,7 @@ def test_char() -> None:
 
 
 def shaped(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Arrays of PostgreSQL: up to 6 dimensions, each part of the same length."""
+    """Draw arrays of PostgreSQL: up to 6 dimensions, with parts of equal length in each."""
 
     def nest(lengths: list[int]) -> st.SearchStrategy[Any]:
         if not lengths:
@@ -274,19 +274,19 @@ def test_bounds_of_arrays() -> None:
 
 
 def test_arrays_of_boxes() -> None:
-    """The only type whose delimiter is no comma."""
+    """Box is the only type whose delimiter is not a comma."""
     assert one(array_oid("box"), "{(2,2),(1,1);(4,4),(3,3)}") == ["(2,2),(1,1)", "(4,4),(3,3)"]
 
 
 def test_arrays_of_arrays_of_numbers() -> None:
-    """An int2vector is text, its array an array."""
+    """An int2vector becomes a string, and an array of int2vector an array."""
     assert one("int2vector", "1 2") == "1 2"
     assert one(array_oid("int2vector"), '{"1 2","3"}') == ["1 2", "3"]
 
 
 @pytest.mark.parametrize("kind", ["bool", "date", "timestamptz", "uuid", "interval", "int4range", "record"])
 def test_arrays_of(kind: str) -> None:
-    """Each element as it is alone."""
+    """Each element of an array is converted like a single value."""
     value = {
         "bool": "t",
         "date": "2020-01-02",
@@ -299,7 +299,7 @@ def test_arrays_of(kind: str) -> None:
     assert one(array_oid(kind), array_out([value, None])) == [one(kind, value), None]
 
 
-# Types of users
+# Types that users define
 
 OID, ARRAY = 4_000_000_001, 4_000_000_002
 
@@ -323,7 +323,7 @@ def test_unknown_types_are_text() -> None:
 
 
 def test_registered_later() -> None:
-    """`Columns` are kept with a prepared statement: what is registered afterwards counts."""
+    """Types registered later count, although `Columns` are kept with a prepared statement."""
     adapters = AdaptersMap(psycopg.adapters)
     columns = Columns(("a",), (ARRAY,), adapters.types)
     assert to_json(columns, ["a"], [b"{x}"], 1, Choices()) == '[{"a":"{x}"}]'
@@ -345,7 +345,7 @@ def test_composites(rows: list[tuple[str | None, str | None]]) -> None:
 @quick
 @given(st.none() | text)
 def test_a_composite_of_one(value: str | None) -> None:
-    """Its NULL looks like no field at all."""
+    """The text of a NULL in a composite with one field looks like that of no fields."""
     types = types_with(composite(OID, only="text"))
     rows = [record_out([value]), None, record_out([value])]
     assert made((OID, rows), types=types) == [[{"only": value}, None, {"only": value}]]
@@ -403,7 +403,7 @@ def test_numbered_names(given_names: list[str]) -> None:
     assert len(set(keys)) == len(keys) == len(given_names)
     for index, (name, key) in enumerate(zip(given_names, keys, strict=True)):
         if name not in given_names[:index]:
-            assert key == name  # what is written in the query stays
+            assert key == name  # the first column with a name keeps the name of the query
         else:
             stem, _, number = key.rpartition("_")
             assert stem == name and int(number) >= 2

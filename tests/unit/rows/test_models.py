@@ -1,4 +1,4 @@
-"""Rows as objects: every kind of class, and errors that name the row, the column and the reason."""
+"""Tests of rows as objects: every kind of class, and errors with the row, the column and the reason."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def made(model: type[M], *records: dict[str, Any]) -> list[M]:
 
 
 def refused(model: type[Any], *records: dict[str, Any]) -> str:
-    """The words of the error, which is psycopg's DataError itself."""
+    """Return the message of the error, which must be psycopg's DataError, not a subclass."""
     with pytest.raises(psycopg.DataError) as caught:
         made(model, *records)
     assert type(caught.value) is psycopg.DataError
@@ -90,7 +90,7 @@ def test_dataclasses() -> None:
 
 
 def test_no_rows() -> None:
-    """What is the same for each row is told without one, too."""
+    """Errors that do not depend on a row are raised without rows, too."""
     assert make_models(Item, [], ["id", "name"]) == []
     for columns in (["id"], ["id", "name", "color"]):
         with pytest.raises(psycopg.DataError, match=r"color|Item\.name"):
@@ -180,7 +180,7 @@ def test_annotations_that_are_not_met() -> None:
 
 
 def test_null_for_a_new_type() -> None:
-    """A NewType is what lies under it: ``NewType("UserId", int)`` is how typed programs name their keys."""
+    """Check a NewType as its base type: typed programs name their keys ``NewType("UserId", int)``."""
     assert 'column "r"' in refused(Wide, {"r": None})
     assert 'column "r"' in refused(Wide, {"r": "1"})
 
@@ -197,7 +197,7 @@ class WithDocument:
 
 
 def test_a_typed_dict_as_a_field() -> None:
-    """The natural annotation of a json column."""
+    """Accept a TypedDict, the natural annotation of a json column."""
     assert made(WithDocument, {"id": 1, "doc": {"a": 1}}) == [WithDocument(1, {"a": 1})]
     assert made(WithDocument, {"id": 1, "doc": {"a": 1}, "other": None})[0].other is None
     assert 'column "doc"' in refused(WithDocument, {"id": 1, "doc": None})
@@ -211,7 +211,7 @@ class HalfKnown:
 
 
 def test_an_annotation_for_type_checkers_alone() -> None:
-    """One name that is not there at run time does not open the other fields."""
+    """One name that is missing at run time does not disable the checks of the other fields."""
     (found,) = made(HalfKnown, {"id": 1, "share": 5, "name": "a"})
     assert dataclasses.astuple(found) == (1, 5, "a")
     assert 'column "id"' in refused(HalfKnown, {"id": None, "share": 5, "name": "a"})
@@ -220,7 +220,7 @@ def test_an_annotation_for_type_checkers_alone() -> None:
 
 @dataclass
 class Shadowed:
-    """Each field is called as its own type."""
+    """A class whose fields have the names of their own types."""
 
     date: Optional[date] = None  # noqa: UP045 - a written-out union would be another way through
     time: time | None = None
@@ -232,7 +232,7 @@ class ShadowedPair(NamedTuple):
 
 
 def test_a_field_that_is_called_as_its_type() -> None:
-    """Its default is an attribute of the class, and no annotation means that."""
+    """The default of a field is a class attribute, and must not be taken for the annotated type."""
     day, noon = datetime.date(2020, 1, 2), datetime.time(12)
     models: tuple[type[Any], ...] = (Shadowed, ShadowedPair)
     for model in models:
@@ -254,7 +254,7 @@ def test_a_local_class() -> None:
 
 @pytest.mark.parametrize("hint", ["decimal.Nothing", "int[str]"])
 def test_annotations_that_cannot_be_evaluated(hint: str) -> None:
-    """What a stub alone makes generic (TypeError), what only a type checker sees (AttributeError)."""
+    """Accept types that only stubs make generic (TypeError) or only type checkers see (AttributeError)."""
     broken: Any = dataclasses.make_dataclass("Broken", [("id", int), ("a", hint)])
     broken.__module__ = __name__
     (found,) = made(broken, {"id": 1, "a": 2})
@@ -306,7 +306,7 @@ class Mine(Exception):
 
 @pytest.mark.parametrize("kind", [AssertionError, RuntimeError, Mine, NotImplementedError])
 def test_other_exceptions_name_the_row(kind: type[Exception]) -> None:
-    """Whatever a class raises in its own checks: the row is told, in the error or in a note of it."""
+    """For any exception of a class's own checks, the error or one of its notes names the row."""
     error = kind("its words")
     with pytest.raises(Exception, match="its words") as caught:
         make_models(Raising, [{"error": error}], ["error"])
@@ -372,7 +372,7 @@ def test_attrs_validators() -> None:
 
 
 def test_a_private_attribute_is_called_as_its_column() -> None:
-    """attrs' validators know the attribute ``_secret``; the column is ``secret``."""
+    """Report the column ``secret``, although attrs' validators know the attribute ``_secret``."""
     assert 'row 0, column "secret"' in refused(Guarded, {"secret": 5})
 
 
@@ -381,14 +381,14 @@ def test_an_alias_is_called_as_its_column() -> None:
 
 
 def test_a_validator_of_attrs_speaks_for_itself() -> None:
-    """in_ and instance_of raise an error of four arguments, the first of which is the sentence."""
+    """The validators in_ and instance_of raise an error with four arguments; the first is the message."""
     for words in (refused(Crate, {"id": 1, "sort": "z"}), refused(Guarded, {"secret": 5})):
         assert "must be" in words
         assert "Attribute(" not in words
 
 
 def test_a_validator_that_says_only_a_sentence() -> None:
-    """gt, max_len and most others name their attribute in the text alone."""
+    """The validators gt, max_len and most others name their attribute only in the message."""
     assert "'level' must be > 0" in refused(Guarded, {"level": 0})
 
 
@@ -454,7 +454,7 @@ def test_pydantic_refuses(record: dict[str, Any], column: str) -> None:
 
 
 def test_the_place_in_a_document_is_told() -> None:
-    """A json column is deep: the column alone does not say what to mend."""
+    """Report the place inside a json column, since the column alone does not show what to correct."""
     assert "many[1]" in refused(Shop, {"id": 1, "many": [1, "x"]}).replace(".1", "[1]")
 
 
@@ -465,7 +465,7 @@ def test_pydantic_checks_of_the_whole() -> None:
 
 
 def test_a_dataclass_made_of_a_validated_one() -> None:
-    """It inherits the parent's validator, which makes parents."""
+    """Return objects of the subclass, although the inherited validator makes objects of the parent."""
     (found,) = made(Beyond, {"id": 1, "name": "a", "more": 2})
     assert type(found) is Beyond
     assert (found.id, found.more) == (1, 2)
@@ -557,7 +557,7 @@ def test_msgspec_names_what_is_missing_or_too_much() -> None:
 
 
 def test_a_value_does_not_pass_for_a_column() -> None:
-    """msgspec quotes the value in its message, before the path."""
+    """Do not take a value for a column: msgspec quotes the value in its message, before the path."""
     words = refused(Sorted, {"itemSort": "x - at `$.evil`"})
     assert words.startswith('row 0, column "itemSort"')
 
@@ -601,13 +601,13 @@ def test_other_classes() -> None:
 
 
 def test_the_annotations_of_a_plain_init() -> None:
-    """They are what the class says that it takes."""
+    """The annotations of ``__init__`` are the types that the class accepts."""
     assert 'row 0, column "id"' in refused(Plain, {"id": None, "name": "a"})
     assert 'row 0, column "name"' in refused(Plain, {"id": 1, "name": 5})
 
 
 def test_a_typed_dict_as_the_model() -> None:
-    """Checked, or refused: but not handed out with what it says it has not."""
+    """Check a record against the TypedDict; never return one with missing, extra or NULL values."""
     assert made(Document, {"a": 1}) == [{"a": 1}]
     for record in ({"b": 1}, {"a": None}, {"a": 1, "b": 2}):
         with pytest.raises(psycopg.Error):

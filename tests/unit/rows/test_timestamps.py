@@ -1,4 +1,4 @@
-"""PostgreSQL's dates and timestamps as ISO 8601 and as seconds, against arithmetic of the test's own."""
+"""Tests of PostgreSQL's dates and timestamps as ISO 8601 and as seconds, against separate arithmetic."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pgha._rows.timestamps import NotIso, epoch, iso
 quick = settings(deadline=None, max_examples=300)
 
 BEGINNING, END = -4712, 294276
-"""PostgreSQL's years, counted as astronomers do: 0 is 1 BC."""
+"""PostgreSQL's years in astronomical counting: 0 is 1 BC."""
 DAY = 86_400
 
 
 def days(year: int, month: int, day: int) -> int:
-    """Since 1970, in the Gregorian calendar, forever in both directions (Hinnant's days_from_civil)."""
+    """Return the days since 1970 in the unlimited Gregorian calendar (Hinnant's days_from_civil)."""
     year -= month <= 2
     era = year // 400
     of_era = year - era * 400
@@ -28,14 +28,14 @@ def days(year: int, month: int, day: int) -> int:
 
 
 def seconds(text: str) -> Decimal:
-    """What `epoch` wrote: a JSON number without an exponent."""
+    """Return the number that `epoch` wrote: a JSON number without an exponent."""
     number = epoch(text)
     assert "e" not in number.lower() and not number.startswith("+") and not number.endswith(".")
     return Decimal(number)
 
 
 def server_date(year: int, month: int, day: int, time: str = "") -> str:
-    """As PostgreSQL's EncodeDateTime writes it in DateStyle ISO."""
+    """Return the text that PostgreSQL's EncodeDateTime writes in DateStyle ISO."""
     shown = year if year > 0 else 1 - year
     return f"{shown:04d}-{month:02d}-{day:02d}{time}{' BC' if year <= 0 else ''}"
 
@@ -54,7 +54,7 @@ fractions = st.integers(0, 999_999)
 
 
 def shown_fraction(microsecond: int) -> str:
-    """Without zeros at the end, as the server does."""
+    """Return the fraction without zeros at the end, like the server."""
     return f".{microsecond:06d}".rstrip("0") if microsecond else ""
 
 
@@ -71,7 +71,7 @@ def test_epoch_of_dates(when: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("year", [-4712, -400, -4, 0, 4, 400, 1600, 2000, 2024, 10000, 200000])
 def test_leap_days(year: int) -> None:
-    """Of years before 1 and after 9999 too; 1 BC is a leap year."""
+    """Convert leap days of years before 1 and after 9999 too; 1 BC is a leap year."""
     assert seconds(server_date(year, 2, 29)) == days(year, 2, 29) * DAY
     assert iso(server_date(year, 2, 29)).endswith('-02-29"')
 
@@ -96,7 +96,7 @@ def test_epoch_of_timestamps(
 @quick
 @given(st.datetimes(timezones=st.none()), st.integers(-900, 900), st.integers(-59, 59))
 def test_offsets_with_seconds(moment: datetime, minutes: int, second: int) -> None:
-    """Local mean times, before there were time zones."""
+    """Convert offsets with seconds, which local mean times had before there were time zones."""
     second = abs(second) if minutes >= 0 else -abs(second)
     offset = timedelta(minutes=minutes, seconds=second)
     text = (
@@ -168,7 +168,7 @@ def test_iso(text: str, expected: str) -> None:
     ],
 )
 def test_epoch(text: str, expected: str) -> None:
-    """The last two are PostgreSQL's own words for its last and first timestamp."""
+    """Convert timestamps to seconds. The last two are PostgreSQL's texts of its last and first timestamp."""
     assert epoch(text) == expected
 
 

@@ -1,4 +1,4 @@
-"""Few lines for many facts: what each fact becomes, and that none is lost and the lines stay few."""
+"""Tests of the digest: the line of each fact, no lost fact, and few lines for many facts."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_storm_that_goes_on_is_told_less_and_less_often() -> None:
     assert len(told) < 11
     assert gaps == sorted(gaps)
     assert max(gaps) <= LONGEST + 0.2
-    # After a calm it is told at once again.
+    # After a quiet time, the first window is short again.
     digest.lines(1000.0, everything=True)
     digest.count(2000.0, "n1", Counted.RETRIED, "40001")
     assert digest.due == 2000.0 + WINDOW
@@ -205,7 +205,7 @@ def test_no_fact_is_lost_and_the_lines_are_few(
             times[node, kind].append(at)
 
     for pause, node, kind, reason, promoted in facts:
-        # A timer is punctual, but for what its loop was doing.
+        # A timer may be late only because its loop was busy.
         while digest.due <= now + pause:
             now, pause = max(now, digest.due), pause - max(0.0, digest.due - now)
             take(now, digest.lines(now))
@@ -275,7 +275,7 @@ def test_a_reason_is_short() -> None:
             'InvalidTextRepresentation (22P02): invalid input syntax for type integer: "..."',
         ),
         (
-            # A value with a line break, and one with a quote.
+            # A value with a line break, and a value with a quote.
             psycopg.errors.InvalidTextRepresentation(
                 'invalid input syntax for type integer: "secret\nsecret"'
             ),
@@ -299,7 +299,7 @@ def test_a_failure_shows_no_value(error: BaseException, text: str) -> None:
 
 
 class Hand:
-    """A clock and timers, moved by hand."""
+    """A clock and timers that the test moves."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -338,7 +338,7 @@ def test_a_storm_costs_one_timer_and_no_line(caplog: pytest.LogCaptureFixture) -
 
 @pytest.mark.parametrize("told", ["unretrieved", "changes"])
 def test_lines_between_do_not_add_timers(told: str) -> None:
-    """Each would come again after it was due, for as long as the storm goes on."""
+    """Keep one timer: every extra timer would be set again when due, as long as facts keep coming."""
     hand = Hand()
     log = ClusterLog(hand, hand.clock)
     for _ in range(200):
@@ -359,7 +359,7 @@ def test_a_password_in_a_servers_words_is_hidden(caplog: pytest.LogCaptureFixtur
     log.keep_secret("s3cr3t")
     log.keep_secret(None)
     with caplog.at_level("DEBUG", "pgha"):
-        # Also one that the limit of a reason's length would cut in two.
+        # A password that the limit of a reason's length would cut in two must be hidden as well.
         log.state_changed("n1", "up", "down", "x" * (rules._LONGEST_REASON - 4) + "s3cr3t", "primary")
         for tell in (log.retried, log.in_doubt):
             tell("n1", "no s3cr3t here")

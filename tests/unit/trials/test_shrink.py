@@ -1,4 +1,4 @@
-"""Schedules made shorter until nothing can be left out, and the rules of pgha's own trials."""
+"""Tests of shortening schedules until no step can be left out, and of the rules of pgha's own trials."""
 
 from __future__ import annotations
 

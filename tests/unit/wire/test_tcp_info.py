@@ -1,4 +1,4 @@
-"""What the kernel tells of a connection, by a pair of sockets of this program."""
+"""Tests of the kernel's information on a connection, with a pair of sockets of this program."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def test_what_moves_and_what_does_not() -> None:
     ):
         fd, before = near.fileno(), moved(near.fileno())
         near.sendall(b"x" * 1000)
-        await eventually(lambda: moved(fd) == before + 1000)  # confirmed by the kernel, unread by anybody
+        await eventually(lambda: moved(fd) == before + 1000)  # acknowledged by the kernel, read by no program
         assert unsent(fd) == 0
         far.sendall(b"y" * 50)
         await eventually(lambda: moved(fd) == before + 1050)

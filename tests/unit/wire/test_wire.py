@@ -1,4 +1,4 @@
-"""One direction of a proxied connection: every byte, in order, no sooner than its wire allows."""
+"""Tests of one direction of a proxied connection: every byte, in order, no sooner than its wire allows."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pieces = st.lists(st.tuples(st.binary(min_size=1, max_size=50), seconds), max_si
 
 
 class Rig:
-    """A line with a clock, and somebody who asks it whenever it is due."""
+    """A byte stream with a clock, polled whenever the stream is due."""
 
     def __init__(self, wire: Wire = CLEAN, cut: Cut | None = None, start: float = 100.0) -> None:
         self.now = self.start = start
@@ -46,7 +46,7 @@ class Rig:
         self.fed += data
 
     def look(self, most: int = 1 << 20) -> bool:
-        """Let out one packet, of which the kernel takes at most so many bytes; whether there was one."""
+        """Send one packet, of which the kernel takes at most `most` bytes; return whether there was one."""
         due = self.line.due()
         ready = self.line.ready(self.now)
         self.check_due(ready, due)
@@ -60,7 +60,7 @@ class Rig:
         return False
 
     def check_due(self, ready: object, due: float) -> None:
-        """Whoever waits until it is due neither misses anything nor turns in circles."""
+        """Check that waiting until the stream is due neither misses data nor loops without progress."""
         if ready is None:
             assert self.line.due() > self.now
         else:
@@ -76,7 +76,7 @@ class Rig:
         self.now = max(self.now, until)
 
     def run(self) -> None:
-        """As long as anything comes."""
+        """Advance the clock until the stream has ended or nothing more is due."""
         while self.ended is None and self.line.due() < math.inf:
             self.advance(self.line.due())
         self.look()
@@ -100,7 +100,7 @@ steps = st.one_of(
     st.tuples(st.just("wait"), seconds),
     st.tuples(st.just("set"), st.tuples(wires, st.none() | stalls)),
 )
-"""Anything that can happen to a line but its end."""
+"""Any event of a byte stream except its end."""
 
 
 def perform(rig: Rig, kind: str, what: Any) -> None:
@@ -147,7 +147,7 @@ def test_every_wire_but_a_dropping_one_delivers_all_in_the_end(
 
 @given(wires, pieces)
 def test_no_byte_is_early(wire: Wire, parts: list[tuple[bytes, float]]) -> None:
-    """Each leaves after its latency, and with no more before it than the bandwidth has room for."""
+    """Each byte leaves after its latency, and no earlier than the bandwidth allows."""
     rig = Rig(replace(wire, drop=False))
     came: list[float] = []
     for data, wait in parts:
@@ -169,7 +169,7 @@ def test_no_byte_is_early(wire: Wire, parts: list[tuple[bytes, float]]) -> None:
 def test_latency_delays_each_piece_apart(
     parts: list[tuple[bytes, float]], latency: float, jitter: float
 ) -> None:
-    """However many are on their way: none waits for another's latency."""
+    """A piece does not wait for the latency of another piece, however many are on their way."""
     rig = Rig(Wire(latency=latency, jitter=jitter))
     came = []
     for data, wait in parts:
