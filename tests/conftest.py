@@ -1,4 +1,4 @@
-"""Both loops for every async test, and one server a module for those that break none."""
+"""Run every async test on both loops, and lend one server per module to tests that break none."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ if TYPE_CHECKING:
     from support.tally import Tally
 
 if "TMPDIR" not in os.environ and os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 4 << 30:
-    # Hundreds of servers come and go, 30 MB each: in memory they do so several times as fast.
+    # Tests start hundreds of servers with 30 MB each; in memory, this is several times as fast.
     os.environ["TMPDIR"] = tempfile.tempdir = "/dev/shm"
 
-# Hypothesis would judge the machine, which runs several programs per core, not the code.
+# Timing checks would measure the machine, which runs several programs per core, instead of the code.
 hypothesis.settings.register_profile(
     "pgha", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("pgha")
 
 for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
-    # A shell has what it starts in the background ignore these; tests and the programs they start send them.
+    # A shell lets background programs ignore these signals; tests and the programs they start send them.
     if signal.getsignal(_number) == signal.SIG_IGN:
         signal.signal(_number, _usual)
 
 
 def _tally() -> Tally | None:
-    """What the chaos suite did in this process, if it ran."""
+    """Return the counts of the chaos suite in this process, or None if the suite did not run."""
     suite = sys.modules.get("support.tally")
     return None if suite is None else suite.TALLY
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In a worker of pytest-xdist: hand over what the chaos suite did."""
+    """In a worker of pytest-xdist, pass the counts of the chaos suite to the main process."""
     output = getattr(session.config, "workeroutput", None)
     if output is not None and (tally := _tally()) is not None:
         output["tally"] = pickle.dumps(tally)
 
 
 class _Workers:
-    """Hooks of pytest-xdist, for the process that the workers report to."""
+    """Hooks of pytest-xdist for the main process, to which the workers report."""
 
     def pytest_testnodedown(self, node: Any, error: object) -> None:
         if found := getattr(node, "workeroutput", {}).get("tally"):
@@ -66,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell what the chaos suite did, if it ran."""
+    """Print the counts of the chaos suite, if the suite ran."""
     tally = _tally()
     if tally is not None and (lines := tally.lines()):
         terminalreporter.section("chaos")
@@ -95,21 +95,21 @@ def own_signals() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def borrowed_servers() -> Iterator[None]:
-    """The servers of `support.servers` end with the worker."""
+    """Remove the servers of `support.servers` when the worker ends."""
     yield
     anyio.run(servers.remove_all)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_borrowed_servers(request: pytest.FixtureRequest) -> None:
-    """The kit's own tests count this program's servers and processes: idle ones are removed before."""
+    """Remove idle servers before the kit's own tests, which count this program's servers and processes."""
     if "chaos_kit" in request.path.parts:
         anyio.run(servers.remove_all)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LocalNode]:
-    """A running server, for all tests of the module: they must leave it as it was."""
+    """Lend a running server to all tests of the module, which must leave the server unchanged."""
     node = anyio.run(servers.borrow, "shared", None, servers.QUIET)
     try:
         yield node
@@ -119,7 +119,7 @@ def server() -> Iterator[LocalNode]:
 
 @pytest.fixture(autouse=True)
 def no_defect(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """A node that had to be restarted because pgha itself failed may go unnoticed by its users, not by us."""
+    """Fail a test if a node was restarted because of a defect of pgha, which users may never notice."""
     yield
     defects = [
         record.getMessage() for record in caplog.get_records("call") if "defect" in record.getMessage()

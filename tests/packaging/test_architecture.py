@@ -1,4 +1,4 @@
-"""The pages for contributors name what exists, and every package. Each check is tried on a wrong page too."""
+"""Check that contributors' pages name existing things and all packages. Each check must find bad pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the chaos suite breaks on purpose is there to be broken: a renamed part is noticed in a second."""
+"""Check in a second that no rename has hidden the code that the chaos suite breaks on purpose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command imports what a subcommand needs when the subcommand runs."""
+"""Check that the command imports a subcommand's dependencies only when the subcommand runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PARTS = {
     "pgha.cli._chaos.arguments": {"pgha.chaos", "pgha._trials"},
     "pgha.cli._chaos.command": {"pgha.chaos", "pgha._trials"},
 }
-"""The modules, in an order in which each may have all that the ones before have, and their slow imports."""
+"""The modules and their slow imports; each module may also have the imports of all modules before it."""
 PROGRAM = """
 import importlib, json, sys
 slow, parts = json.loads(sys.argv[1])

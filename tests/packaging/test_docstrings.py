@@ -1,4 +1,4 @@
-"""The documentation of the public API is complete, and its examples are valid Python."""
+"""Check that the documentation of the public API is complete and that its examples are valid Python."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ import pgha.blocking
 import pgha.chaos
 
 MODULES = [pgha, pgha.blocking, pgha.chaos]
-"""The public modules. Another one is added here."""
+"""The public modules. Add new public modules here."""
 
 EXCEPTIONS_WITH_EXAMPLES = {"CommitInDoubt", "NoNodeAvailable", "QueueFull"}
 WIDTH = 80
 INTERNAL = "Internal: "
-"""Begins the docstrings of methods that are for pgha alone; the documentation leaves them out."""
+"""The prefix of docstrings of methods that only pgha calls; the documentation omits them."""
 
 BAD_START = re.compile(r"(What|Who|It|Of|Where|Whoever|Whatever)\b", re.IGNORECASE)
 BAD_WORDS = re.compile(r"\b(somebody|nobody|he)\b", re.IGNORECASE)
@@ -44,7 +44,7 @@ class Documented:
 
     @property
     def function(self) -> Callable[..., object] | None:
-        """The function behind a function or method, without decorators; None for classes and properties."""
+        """Return the undecorated function of a function or method; None for classes and properties."""
         return inspect.unwrap(self.value) if inspect.isroutine(self.value) else None
 
 
@@ -64,7 +64,7 @@ def public(module: types.ModuleType) -> Iterator[Documented]:
 
 
 def members(of: type) -> dict[str, object]:
-    """Public methods and properties of a class and its bases in the same package, by name."""
+    """Return public methods and properties of a class and its bases in the same package, by name."""
     package = of.__module__.split(".")[0]
     found: dict[str, object] = {}
     for base in reversed(of.__mro__):
@@ -77,7 +77,7 @@ def members(of: type) -> dict[str, object]:
 
 
 def sections(text: str) -> dict[str, str]:
-    """The google-style sections of a docstring by name, with their indentation removed."""
+    """Return the google-style sections of a docstring by name, with their indentation removed."""
     found = re.split(r"^(\w+)::?\n", text, flags=re.MULTILINE)
     pairs = zip(found[1::2], found[2::2], strict=True)
     return {
@@ -87,7 +87,7 @@ def sections(text: str) -> dict[str, str]:
 
 
 def examples(text: str) -> list[str]:
-    """The code of every ``::`` block of a docstring."""
+    """Return the code of every ``::`` block of a docstring."""
     found: list[str] = []
     lines = text.split("\n")
     for number, line in enumerate(lines):
@@ -140,7 +140,7 @@ def lists_every_parameter(one: Documented) -> str | None:
 
 
 def parameters(function: Callable[..., object]) -> list[str]:
-    """Names of the public parameters; an overloaded function may take ``**options`` of its overloads."""
+    """Return names of the public parameters; an overloaded function may take its overloads' ``**options``."""
     signatures = [inspect.signature(function)]
     overloads = typing.get_overloads(function)
     names: list[str] = []
@@ -165,7 +165,7 @@ def describes_the_result(one: Documented) -> str | None:
 
 
 def mentions_cancellation(one: Documented) -> str | None:
-    """Whatever waits in an event loop documents cancellation."""
+    """Every function that waits in an event loop documents cancellation."""
     function = one.function
     if function is None or not waits(function):
         return None
@@ -173,7 +173,7 @@ def mentions_cancellation(one: Documented) -> str | None:
 
 
 def waits(function: Callable[..., object]) -> bool:
-    """Whether the function is a coroutine function, or returns an async context manager or iterator."""
+    """Return whether a function is a coroutine function, or returns an async context manager or iterator."""
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         return True
     return any(word in str(function.__annotations__.get("return")) for word in ASYNCHRONOUS)
@@ -249,7 +249,7 @@ def test_blocking_calls_mention_interrupts() -> None:
     assert [name for name in sorted(shared) if "interrupt" not in found[name].lower()] == []
 
 
-# Bad input, which the checks must catch
+# Bad input, which the checks must find
 
 
 class Bad:

@@ -1,4 +1,4 @@
-"""The examples as their readers run them: by the commands of their READMEs, in environments of their own."""
+"""Run the examples like a reader: with the commands of their READMEs, each in its own environment."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/pyproject.toml"))
-# What a clone has of the repository, as far as an example needs it.
+# The parts of a clone of the repository that an example needs.
 NEEDED = ("pyproject.toml", "README.md", "LICENSE", "src", "examples")
 OWN = ("VIRTUAL_ENV", "PYTHONPATH", "UV_PROJECT_ENVIRONMENT", "UV_PROJECT")
 PATIENCE = 400.0
 
 
 def clone(folder: Path) -> None:
-    """Not `git clone`: what is not committed yet is to be tried too."""
+    """Copy the repository; `git clone` would leave out uncommitted changes."""
     for name in NEEDED:
         source, target = ROOT / name, folder / name
         if source.is_dir():
@@ -40,7 +40,7 @@ def test_by_the_commands_of_its_readme(name: str, tmp_path: Path) -> None:
     readme = (ROOT / "examples" / name / "README.md").read_text()
     (commands,) = re.findall(r"```sh\n(.*?)```", readme, re.DOTALL)
     assert "uv run pytest" in commands
-    # This environment's uv is the one that `pip install uv` would get: nothing is installed into it here.
+    # This environment already has the uv that `pip install uv` would install, and must not be changed.
     commands = commands.replace("pip install uv\n", "")
     environment = {key: value for key, value in os.environ.items() if key not in OWN}
     done = subprocess.run(

@@ -1,7 +1,7 @@
-"""The house's rules on imports and handlers, read from the syntax tree of every module under `src/pgha`.
+"""Check the project's rules on imports and handlers in the syntax tree of every module under `src/pgha`.
 
-import-linter knows modules; these rules know names inside packages (`psycopg.pq`) and handlers. Each comes
-with sources that break it: a rule that cannot fail is a defect.
+import-linter checks modules; these rules check names inside packages (`psycopg.pq`) and handlers. Each rule
+has sources that break the rule, since a rule that cannot fail is a defect.
 """
 
 import ast
@@ -48,7 +48,7 @@ def _modules() -> list[Module]:
 
 
 def _mentions(module: Module) -> list[tuple[int, str]]:
-    """Every dotted name that the module imports, or reaches through what it imported, with its line."""
+    """Return every dotted name that the module imports or reaches through an import, with its line."""
     found: set[tuple[int, str]] = set()
     known: dict[str, str] = {}
     nodes = list(ast.walk(module.tree))
@@ -65,7 +65,7 @@ def _mentions(module: Module) -> list[tuple[int, str]]:
 
 
 def _imported(module: Module, node: ast.AST) -> list[tuple[str, str]]:
-    """What an import binds here, and its full name."""
+    """Return the local names that an import binds, with their full names."""
     match node:
         case ast.Import(names=names):
             return [_bound(alias) for alias in names] + [("", alias.name) for alias in names]
@@ -81,7 +81,7 @@ def _imported(module: Module, node: ast.AST) -> list[tuple[str, str]]:
 
 
 def _bound(alias: ast.alias) -> tuple[str, str]:
-    """`import a.b` binds a; `import a.b as c` binds a.b."""
+    """Return the bound name and its full name: `import a.b` binds a; `import a.b as c` binds a.b to c."""
     root = alias.name.partition(".")[0]
     return (alias.asname, alias.name) if alias.asname else (root, root)
 
@@ -114,14 +114,14 @@ SYSTEM = ("socket", "select", "selectors", "ssl", "threading", "subprocess", "mu
 
 
 def the_core_is_pure(module: Module) -> list[str]:
-    """`_core` decides: no loop, no driver, no clock, no draw, no log, no socket, no thread."""
+    """`_core` only decides: it uses no loop, driver, clock, random number, log, socket or thread."""
     if not module.within("pgha._core"):
         return []
     return _forbid(module, *LOOPS, "psycopg", *HIDDEN, *SYSTEM)
 
 
 def the_core_knows_only_the_types(module: Module) -> list[str]:
-    """Of pgha, `_core` imports itself and `_types`."""
+    """`_core` imports no other part of pgha than itself and `_types`."""
     if not module.within("pgha._core"):
         return []
     return [
@@ -141,26 +141,26 @@ def only_the_wire_knows_psycopgs_inside(module: Module) -> list[str]:
 
 
 def only_the_wire_has_sockets(module: Module) -> list[str]:
-    """Sockets and `select` stay in `_wire`; the fault kit has its own, to break them."""
+    """Sockets and `select` stay in `_wire`; the fault kit has its own sockets, to break them."""
     if module.within("pgha._wire", "pgha.chaos"):
         return []
     return _forbid(module, "socket", "select", "selectors", "ssl")
 
 
 def no_loop_by_name(module: Module) -> list[str]:
-    """Only the wire, the command and the fault kit may know trio from asyncio."""
+    """Only the wire, the command and the fault kit may distinguish trio from asyncio."""
     if module.within("pgha._wire", "pgha.cli", "pgha.chaos", "pgha._trials"):
         return []
     return _forbid(module, "trio", "asyncio")
 
 
 def only_the_command_uses_the_fault_kit(module: Module) -> list[str]:
-    """Nothing that runs in production imports `pgha.chaos`."""
+    """No module that runs in production imports `pgha.chaos`."""
     return [] if module.within("pgha.cli", "pgha.chaos", "pgha._trials") else _forbid(module, "pgha.chaos")
 
 
 def the_fault_kit_stands_alone(module: Module) -> list[str]:
-    """`pgha.chaos` serves users' tests too: of pgha it imports itself only."""
+    """`pgha.chaos` imports no other part of pgha, since users' tests use it too."""
     if not module.within("pgha.chaos"):
         return []
     return [
@@ -172,12 +172,12 @@ def the_fault_kit_stands_alone(module: Module) -> list[str]:
 
 
 WIDE = {"Exception", "BaseException", "BaseExceptionGroup"}
-# What ruff accepts when it is told to, as long as a reason stands beside it.
+# A suppression of ruff's check, which must have a reason beside it.
 REASONED = re.compile(r"# noqa: BLE001\b\W*\w+")
 
 
 def no_handler_hides_a_cancellation(module: Module) -> list[str]:
-    """A wide handler raises again, or logs an `Exception` whole, or says on its line why it need not."""
+    """A wide handler raises again, logs an `Exception` with traceback, or has a reason for neither."""
     lines = module.source.splitlines()
     hiding = [
         node.lineno
@@ -195,8 +195,8 @@ def no_handler_hides_a_cancellation(module: Module) -> list[str]:
 def _hides(handler: ast.ExceptHandler) -> bool:
     if not _is_wide(handler.type):
         return False
-    # Ruff takes a logged traceback for an answer, and the excuse beside it for superfluous; a cancellation is
-    # no `Exception` on either loop.
+    # Ruff accepts a logged traceback, and reports a suppression beside it as unused. A cancellation is no
+    # `Exception` on either loop.
     logged = handler.type is not None and _dotted(handler.type) == "Exception" and _logs(handler.body)
     return not logged and not _raises(handler.body)
 
@@ -217,7 +217,7 @@ def _raises(body: list[ast.stmt]) -> bool:
 
 
 def _executed(body: list[ast.stmt]) -> Iterator[ast.AST]:
-    """The nodes of these statements, without the functions and classes that they merely define."""
+    """Yield the nodes of these statements, except the bodies of functions and classes they define."""
     waiting: list[ast.AST] = list(body)
     while waiting:
         node = waiting.pop()

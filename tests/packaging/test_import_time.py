@@ -1,6 +1,6 @@
-"""What `import pgha` brings along: no loop, and nothing that few programs use. Times are not measured here.
+"""Check that `import pgha` imports no loop and no module that few programs use. Times are not measured here.
 
-psycopg imports asyncio and ssl by itself, so the two are in every program.
+psycopg itself imports asyncio and ssl, so the two are in every program.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STARTS = {
 
 @functools.cache
 def _modules(program: str) -> frozenset[str]:
-    """The modules that a fresh interpreter has imported at the end of ``program``."""
+    """Return the modules that a fresh interpreter has imported at the end of ``program``."""
     done = subprocess.run(
         [sys.executable, "-c", f"{textwrap.dedent(program)}\n{REPORT}"],
         capture_output=True, text=True, check=True, timeout=60,
@@ -49,7 +49,7 @@ def _modules(program: str) -> frozenset[str]:
 def test_importing_pgha_adds_anyio_and_little_else() -> None:
     added = _modules("import pgha") - _modules("import psycopg")
     roots = {name.partition(".")[0] for name in added}
-    # termios tells how much of what was sent a socket still holds; uuid, which brings platform, makes keys.
+    # termios defines the query for unsent bytes of a socket; uuid makes keys, and imports platform.
     light = {"pgha", "anyio", "sniffio", "termios", "uuid", "_uuid", "platform"}
     assert roots <= light
 

@@ -1,4 +1,4 @@
-"""What the kit's page shows does what it says: its programs print what stands below them, its tests pass."""
+"""Check the kit's page: its programs print the output shown below them, and its tests pass."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def test_every_block_is_tried_here() -> None:
 def test_a_program(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Programs that are complete: `tests/packaging/test_readme.py` runs one as a process."""
+    """Run a complete program in this process; `tests/packaging/test_readme.py` runs one as a process."""
     monkeypatch.chdir(tmp_path)
     code, output = PROGRAMS[number]
     exec(compile(code, "program", "exec"), {"__name__": "__main__"})
     assert capfd.readouterr() == (output, "")
-    if "psycopg" not in code:  # whose connections are asyncio's
+    if "psycopg" not in code:  # psycopg's connections need asyncio
         other = code.replace("\nanyio.run(main)\n", "\nanyio.run(main, backend='trio')\n")
         exec(compile(other, "program", "exec"), {"__name__": "__main__"})
         assert capfd.readouterr() == (output, "")
@@ -60,7 +60,7 @@ def test_the_tests(tmp_path: Path) -> None:
 
 
 def test_the_tables_are_whole() -> None:
-    """Every kind of fault and every rule stands in the first column of a table."""
+    """Every kind of fault and every rule is in the first column of a table."""
     cells = re.findall(r"^\| (`[^|]*) \|", PAGE, re.MULTILINE)
     named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
     assert {*ALL_FAULTS, *checkers.RULES} - named == set()

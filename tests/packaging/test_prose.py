@@ -1,6 +1,6 @@
-"""No file of the repository speaks of the place where it was written: its folders, its hosts, its tools.
+"""Check that no file of the repository mentions the folders, hosts or tools of the place of its writing.
 
-The patterns are spelt so that this file does not match them itself.
+The patterns are spelt so that this file itself does not match them.
 """
 
 import re
@@ -22,8 +22,8 @@ WORDS = re.compile(
 
 
 def _files() -> list[Path]:
-    """What git keeps, and what it would keep: a file is checked before it is committed, too."""
-    # A checkout that belongs to somebody else is still ours to read.
+    """Return the files that git tracks or would add, so that a file is checked before its commit, too."""
+    # Git refuses to read a checkout of another user unless the folder is declared safe.
     command = [
         "git",
         "-c",

@@ -1,4 +1,4 @@
-"""The public face: what `pgha.__all__` promises exists, is documented, names itself `pgha`; no more shows."""
+"""Check that the names in `pgha.__all__` exist, are documented and name `pgha`, and that no others show."""
 
 import enum
 import inspect
@@ -20,7 +20,7 @@ def _promised(module: types.ModuleType) -> list[str]:
 
 
 def _defined(module: types.ModuleType) -> dict[str, object]:
-    """The promised classes and functions; constants and type aliases carry no docstring of their own."""
+    """Return the promised classes and functions; constants and type aliases have no docstrings."""
     found = {name: getattr(module, name, None) for name in _promised(module)}
     return {
         name: value for name, value in found.items() if inspect.isclass(value) or inspect.isroutine(value)
@@ -34,13 +34,13 @@ def every_promise_is_kept(module: types.ModuleType) -> list[str]:
 
 
 def everything_is_documented(module: types.ModuleType) -> list[str]:
-    """Every public class and function has a docstring that somebody wrote."""
+    """Every public class and function has a docstring that was not generated."""
     return [name for name, value in _defined(module).items() if not _written(value)]
 
 
 def _written(value: object) -> bool:
     text = (value.__doc__ or "").strip()
-    # dataclass and NamedTuple write the signature there, Enum (3.11) a sentence of its own.
+    # dataclass and NamedTuple generate the signature as a docstring, Enum (3.11) a fixed sentence.
     generated = (
         text.startswith(f"{getattr(value, '__name__', '')}(") or text == (enum.Enum.__doc__ or "").strip()
     )
@@ -48,7 +48,7 @@ def _written(value: object) -> bool:
 
 
 def everything_names_the_public_place(module: types.ModuleType) -> list[str]:
-    """Errors and reprs show `pgha.X`: a private module is nobody's business."""
+    """Errors and reprs show `pgha.X`, never a private module."""
     return [
         f"{name} ({value.__module__})"
         for name, value in _defined(module).items()
@@ -57,7 +57,7 @@ def everything_names_the_public_place(module: types.ModuleType) -> list[str]:
 
 
 def nothing_else_shows(module: types.ModuleType) -> list[str]:
-    """`dir()` has the promised names and the submodules, nothing that an import left lying about."""
+    """`dir()` has only the promised names and the submodules, no other imported names."""
     return [
         name
         for name in dir(module)
@@ -72,7 +72,7 @@ def _is_submodule(module: types.ModuleType, name: str) -> bool:
 
 
 def nothing_private_is_promised(module: types.ModuleType) -> list[str]:
-    """`__all__` holds public names."""
+    """`__all__` contains only public names."""
     return [name for name in _promised(module) if name.startswith("_")]
 
 
@@ -99,7 +99,7 @@ def _face(**names: object) -> types.ModuleType:
 
 
 def documented() -> None:
-    """Somebody wrote this."""
+    """Return None; this docstring is written by hand."""
 
 
 def undocumented() -> None: ...

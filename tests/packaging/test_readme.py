@@ -1,4 +1,4 @@
-"""What the README shows does what it says."""
+"""Check that the README's programs print the output that the README shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def output(block: str) -> list[str]:
-    """Run the block as a program of its own."""
+    """Run the block as a separate program, and return its output."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", block], capture_output=True, text=True, timeout=120, check=False
     )
@@ -24,7 +24,7 @@ def output(block: str) -> list[str]:
 
 
 def printed(block: str, capfd: pytest.CaptureFixture[str]) -> list[str]:
-    """Run the block in this process, which is cheaper."""
+    """Run the block in this process, which is cheaper, and return its output."""
     exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
     shown, complaints = capfd.readouterr()
     assert complaints == ""
@@ -39,7 +39,7 @@ def test_every_block_is_tried_here() -> None:
 def test_ten_lines(backend: str, capfd: pytest.CaptureFixture[str]) -> None:
     block = BLOCKS[0]
     assert block.endswith("anyio.run(main)\n")
-    # As the README says it is done.
+    # Use the same replacement as the README.
     told = re.search(r"`(anyio\.run\(main, backend=\"trio\"\))`", README)
     assert told is not None
     other = block.replace("anyio.run(main)", told[1])

@@ -1,4 +1,4 @@
-"""The built wheel in an empty environment, with and without its extras."""
+"""Test the built wheel in an empty environment, with and without its extras."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def wheel(uv: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_without_extras(uv: str, wheel: Path, tmp_path: Path) -> None:
-    """The library is whole; the command says in one line what it lacks."""
+    """Without extras, the library is complete, and the command prints in one line which extra is missing."""
     ran(uv, "venv", "-q", "env", cwd=tmp_path)
     python = tmp_path / "env/bin/python"
     ran(uv, "pip", "install", "-q", "--python", python, wheel, cwd=tmp_path)
     told = "import pgha, pgha.blocking, pgha.chaos, sys; print('typer' in sys.modules, 'rich' in sys.modules)"
     assert ran(python, "-W", "error", "-c", told, cwd=tmp_path) == "False False\n"
-    # What the types of a user's program are checked by.
+    # The folder with the types against which a user's program is checked.
     assert ran(python, "-c", "import pgha; print(pgha.__path__[0])", cwd=tmp_path).strip().endswith("pgha")
     assert (
         Path(ran(python, "-c", "import pgha; print(pgha.__path__[0])", cwd=tmp_path).strip()) / "py.typed"
@@ -63,7 +63,7 @@ def test_without_extras(uv: str, wheel: Path, tmp_path: Path) -> None:
 
 
 def test_with_the_extra(uv: str, wheel: Path, tmp_path: Path) -> None:
-    """As ``uvx --from 'pgha[demo]' pgha demo``, with the wheel in the index's place."""
+    """Run the same as ``uvx --from 'pgha[demo]' pgha demo``, with the wheel instead of an index."""
     start = (uv, "tool", "run", "-q", "--from", f"pgha[demo] @ {wheel.as_uri()}", "pgha")
     assert ran(*start, "--version", cwd=tmp_path).startswith("pgha ")
     found = json.loads(ran(*start, "demo", "--seconds", "2", "--nodes", "2", "--json", cwd=tmp_path))

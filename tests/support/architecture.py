@@ -1,4 +1,4 @@
-"""What docs/architecture.md names, and what the source has of these names."""
+"""Read the names on docs/architecture.md and the names in the source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 _FILE = re.compile(r"[\w./-]+\.(?:py|md|svg|toml|yaml|yml)|[\w./-]+/[\w./-]*")
 _STEP = re.compile(r"^\| (\d+) \| `([^`]+)` \| ((?:`[^`]+`(?:, )?)+) \| .+ \|$", re.MULTILINE)
 _MADE = frozenset({"docs/_build"})
-"""Paths that a recipe makes."""
+"""Paths that a recipe creates."""
 _ELSEWHERE = frozenset({"sys.setprofile", "Protocol", "Callbacks"})
 """Names on the page that are Python's own, or a part of a name."""
 
@@ -31,12 +31,12 @@ class Step:
 
 @dataclass
 class Names:
-    """What a source tree defines."""
+    """The names that a source tree defines."""
 
     members: dict[str, set[str]] = field(default_factory=dict)
-    """Of each class and each module, by its own name: functions, methods and attributes."""
+    """The functions, methods and attributes of each class and each module, by its own name."""
     by_file: dict[str, set[str]] = field(default_factory=dict)
-    """Functions and `Class.method` of each file, by its path below the tree."""
+    """The functions and `Class.method` names of each file, by its path below the tree."""
 
 
 def code(page: str) -> list[str]:
@@ -121,7 +121,7 @@ def missing_names(page: str, known: Names) -> list[str]:
                 missing.append(name)
         elif re.fullmatch(r"[A-Z][a-z]+(?:[A-Z][a-z]+)*", name) and name not in known.members:
             missing.append(name)
-    # As in: `decide` in `_core/outcome.py`.
+    # For example: `decide` in `_core/outcome.py`.
     for name, file in re.findall(r"`([\w.]+)` in\s+`([\w./]+\.py)`", page):
         if name not in known.by_file.get(file, ()):
             missing.append(f"{name} in {file}")

@@ -21,18 +21,18 @@ from pgha.chaos._verify import leftovers
 PATIENCE = 30.0
 """Seconds until a test gives up. No measurement depends on it."""
 PROVEN = Tuning(cancel_deadline=PATIENCE, proof_time=PATIENCE, drain_timeout=PATIENCE)
-"""For writes whose end is asked for, and must be proven however slow the machine: not left in doubt."""
+"""For writes whose outcome a test needs: on a slow machine, they must not end in doubt."""
 asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 """A mark for tests of features that only asyncio has, such as `Task.cancel`."""
 
 BOTH_VERSIONS = (pytest.param(16, marks=pytest.mark.thorough), 18)
-"""PostgreSQL's major versions, for what a server decides; `just test` tries the newer one alone."""
+"""PostgreSQL's major versions, for behaviour of the server; `just test` runs only the newer version."""
 both_versions = pytest.mark.parametrize("version", BOTH_VERSIONS)
 
 loop_aside = pytest.mark.parametrize(
     "anyio_backend", ["asyncio", pytest.param("trio", marks=pytest.mark.thorough)]
 )
-"""A mark for what other programs and threads do, whatever the loop: `just test` tries it on asyncio alone."""
+"""A mark for tests of other programs and threads, independent of the loop: `just test` runs only asyncio."""
 
 _numbers = itertools.count(1)
 
@@ -55,7 +55,7 @@ async def eventually(
                 return
             await anyio.sleep(pause)
             if asks_a_server:
-                pause = min(1.5 * pause, 0.05)  # each look is a process that the server starts
+                pause = min(1.5 * pause, 0.05)  # each poll makes the server start a process
     pytest.fail(f"not true within {timeout} s: {what or condition}")
 
 

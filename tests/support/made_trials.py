@@ -1,4 +1,4 @@
-"""Made-up trials, for the tests of the functions that check and draw trials."""
+"""Make trials, for the tests of the functions that check and draw trials."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Helpers of tests with replicas: a table t, what is in it, and who waits for a standby."""
+"""Helpers of tests with replicas: a table t, its rows, and the processes that wait for a standby."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ async def put(node: Node, number: int) -> None:
 
 
 async def fill(nodes: Replicas) -> None:
-    """Make a table t with row 1 in it, on all nodes."""
+    """Create a table t with row 1 on all nodes."""
     await nodes.primary.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)")
     await nodes.wait_replicated()
 
 
 async def everywhere(nodes: Replicas, numbers: list[int]) -> None:
-    """Check that all nodes have these rows, once all have replayed them."""
+    """Wait until all nodes have replayed the rows, and check that the rows are these."""
     await nodes.wait_replicated()
     for node in nodes:
         assert await ids(node) == numbers, node.name

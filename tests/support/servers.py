@@ -116,8 +116,7 @@ def _empty(dsn: str) -> bool:
 async def standalone(
     n: int = 1, *, version: int | None = None, settings: Mapping[str, str] | None = None, **more: Any
 ) -> AsyncGenerator[Nodes]:
-    """Lend `n` servers called n1, n2, ...; with other options than these it is `pgha.chaos.standalone`
-    itself."""
+    """Lend `n` servers called n1, n2, ...; with other options, call `pgha.chaos.standalone` instead."""
     if more:
         async with pgha.chaos.standalone(n, version=version, settings=settings, **more) as nodes:
             yield nodes
@@ -140,7 +139,7 @@ async def standalone(
 
 
 async def remove_all() -> None:
-    """Remove the servers that nobody has borrowed."""
+    """Remove the servers that are not borrowed."""
     nodes = [node for idle in _idle.values() for node in idle]
     _idle.clear()
     async with anyio.create_task_group() as tasks:

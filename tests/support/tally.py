@@ -40,7 +40,7 @@ class Tally:
         self.violations += len(swept.violations)
 
     def add(self, other: Tally) -> None:
-        """Count in what another worker did."""
+        """Add the counts of another worker."""
         self.trials += other.trials
         self.faults += other.faults
         self.operations += other.operations

@@ -32,7 +32,7 @@ from support.common import PATIENCE, eventually
 _NEVER = 3600.0
 _BOUNDS = LaneBounds(Bounds(16, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER), _NEVER, _NEVER)
 MISFIT = object()
-"""A parameter of a type that libpq cannot take."""
+"""A parameter of a type that libpq does not accept."""
 
 Query = str | tuple[str, Sequence[object]]
 

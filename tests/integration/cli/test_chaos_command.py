@@ -1,4 +1,4 @@
-"""`pgha chaos`: what it refuses, what it says, its report, and that it leaves nothing behind."""
+"""Tests of `pgha chaos`: rejected arguments, output, report, and that no process or file is left behind."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ both_loops = pytest.mark.parametrize("loop", ["asyncio", "trio"])
 
 
 def asked(*arguments: str, stdin: str | None = None) -> Any:
-    """The command in this process."""
+    """Run the command in this process."""
     return CliRunner().invoke(app, ["chaos", *arguments], input=stdin)
 
 
-# What cannot be had
+# Unavailable resources
 
 
 @pytest.mark.parametrize(
@@ -169,8 +169,8 @@ def test_a_file_that_is_no_text_is_no_schedule(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "steps",
     [
-        (Step(0.0, "kill", 0, 2.0), Step(0.5, "freeze", 1, 2.0), Step(1.0, "kill", 2, 2.0)),  # none is left
-        (Step(0.0, "kill", 0, 2.0), Step(0.5, "freeze", 0, 2.0)),  # it is dead already
+        (Step(0.0, "kill", 0, 2.0), Step(0.5, "freeze", 1, 2.0), Step(1.0, "kill", 2, 2.0)),  # none is up
+        (Step(0.0, "kill", 0, 2.0), Step(0.5, "freeze", 0, 2.0)),  # the node is already dead
     ],
 )
 def test_a_schedule_that_nobody_can_promise_anything_for(steps: tuple[Step, ...]) -> None:
@@ -179,11 +179,11 @@ def test_a_schedule_that_nobody_can_promise_anything_for(steps: tuple[Step, ...]
     assert said.stderr.startswith("pgha chaos: --schedule: ")
 
 
-# What is said
+# Output
 
 
 def test_the_same_again_is_for_a_shell() -> None:
-    """Both lines give the command what it needs: here a function takes its place."""
+    """A shell passes the right arguments from both forms; a shell function stands in for the command."""
     options = ChaosOptions(seed=5, minutes=0.25, faults=("kill", "freeze"), count=4, loop="trio")
     line = "pgha chaos --minutes 0.25 --faults kill,freeze --seed 5 --nodes local --loop trio --count 4"
     assert played_again(options, None) == line
@@ -215,7 +215,7 @@ def test_a_line_tells_what_was_since_the_last_one_and_which_faults_are_on() -> N
     )
     busy = replace(so_far, in_flight=1)
     assert ticker.line(103.0, busy, {"n1": up}, []) == "   3.0 s       0 ops/s   2 errors   n1 up"
-    assert ticker.line(104.0, so_far, {"n1": up}, []) is None  # it is over
+    assert ticker.line(104.0, so_far, {"n1": up}, []) is None  # the run is over
 
 
 def test_the_summary_tells_all_in_few_columns() -> None:
@@ -246,15 +246,17 @@ def test_violations_stand_in_a_line_each() -> None:
     )
 
 
-# How it ends, by trials that are made up
+# Exit codes, with made-up trials
 
 Played = Callable[..., Awaitable[Trial]]
 
 
 @pytest.fixture
 def comes_out(monkeypatch: pytest.MonkeyPatch) -> Callable[[Trial], list[Schedule]]:
-    """Let every run come out so; gives the schedules that are tried while shrinking. There, a schedule that
-    freezes something breaks a rule.
+    """Return a function that makes every run end with a given trial.
+
+    The function returns the list of schedules that are played while shrinking. The first of these runs fails
+    to start servers. In the others, a schedule with a freeze breaks a rule.
     """
 
     def let(one: Trial) -> list[Schedule]:
@@ -374,7 +376,7 @@ def test_what_pgha_logs_as_an_error_is_a_broken_promise(
     assert "  ! logged: node n1 failed\n" in said.stdout
 
 
-# The real thing
+# Real runs
 
 
 @both_loops
@@ -399,7 +401,7 @@ def test_a_scenario_by_its_name() -> None:
 
 @contextmanager
 def under_load(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """The command, which tells of its load; afterwards no process of it may be left."""
+    """Run the command until it reports load; afterwards, check that none of its processes is left."""
     with subprocess.Popen(
         [COMMAND, "chaos", "--minutes", "1", *arguments],
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""`pgha demo`: the rules it judges by, the command itself on both loops, and the ways in which it ends."""
+"""Tests of `pgha demo`: the rules it checks, the command itself on both loops, and all ways to end it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NOTHING = Verdict()
 
 
 def acknowledged(key: str, *nodes: str) -> Entry:
-    """A repeatable write, tried on ``nodes``."""
+    """Return a repeatable write that was attempted on ``nodes``."""
     attempts = tuple(Attempt(node, 0.1, outcome="in doubt") for node in nodes)
     return Entry(key, "write", 0.0, 1.0, "acknowledged", nodes[-1], repeatable=True, attempts=attempts)
 
@@ -228,19 +228,19 @@ def test_the_demo_loses_and_doubles_nothing(loop: str, seconds: int) -> None:
     assert numbers["reads"] > 0 and numbers["writes"] > 0
     assert {"retried", "replayed", "longest_gap_ms", "seed"} < numbers.keys()
     assert (numbers["seconds"], numbers["nodes"], numbers["loop"]) == (seconds, 3, loop)
-    assert len(done.stderr.splitlines()) == 4  # the stages, and no word of pgha's log
+    assert len(done.stderr.splitlines()) == 4  # the stages, and no line of pgha's log
 
 
 def name_of(process: psutil.Process) -> str:
     try:
         return process.name()
-    except psutil.NoSuchProcess:  # servers' helpers come and go
+    except psutil.NoSuchProcess:  # helper processes of servers come and go
         return ""
 
 
 @contextmanager
 def demo_under_load(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], list[psutil.Process]]]:
-    """The demo, whose workload has begun, and all the processes below it; afterwards none may be left."""
+    """Yield a demo under load and all processes below it; afterwards, check that none is left."""
     process = subprocess.Popen(
         [COMMAND, "demo", "--nodes", "2", *arguments],
         stdout=subprocess.PIPE,
@@ -267,7 +267,7 @@ def demo_under_load(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], li
 )
 def test_a_signal_ends_it_at_once_and_leaves_nothing(loop: str, number: signal.Signals, times: int) -> None:
     with demo_under_load("--loop", loop) as (process, _):
-        for _ in range(times):  # as the impatient do
+        for _ in range(times):  # like an impatient user
             process.send_signal(number)
         output, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 128 + number
@@ -326,6 +326,6 @@ def test_the_version_is_told() -> None:
 
 
 def test_the_ten_lines_are_the_readmes() -> None:
-    """They run in `tests/packaging/test_readme.py`."""
+    """The demo prints the README's example, which `tests/packaging/test_readme.py` runs."""
     assert f"```python\n{TEN_LINES}```" in README.read_text()
     assert max(len(line) for line in TEN_LINES.splitlines()) < 80

@@ -1,4 +1,4 @@
-"""`pgha demo` on a terminal: the picture, the keys, faults by hand, and the command itself."""
+"""Tests of `pgha demo` on a terminal: the picture, the keys, manual faults, and the command itself."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def changed(node: str, before: str, state: str, reason: str = "") -> pgha.NodeSt
 
 
 def busy(nodes: int = 3, rate: float = 2345.6) -> Board:
-    """In the middle of the workload; n2 was killed, with a word of the server's that is long."""
+    """Return a board in the middle of the workload; n2 was killed, with a long message of its server."""
     board = Board(f"{nodes} masters, asyncio, seed 4711", rows(f"n{i}" for i in range(1, nodes + 1)), 15)
     board.keys, board.running, board.elapsed, board.writer = True, True, 7.2, "n1"
     board.second, board.retried, board.gap = Second(7.0, rate, 0.0031, 0.0123), 12, 0.123
@@ -182,7 +182,7 @@ def test_characters_are_those_the_terminal_shows(
     assert glyphs_for(encoding, environment) is expected
 
 
-# What happened
+# The record of events
 
 
 def told(board: Board) -> list[str]:
@@ -254,7 +254,7 @@ def test_a_sample_counts_what_each_node_answered() -> None:
     recorder.succeeded("write", answer("n2"))
     board.look(recorder, statuses, 5)
     assert [list(row.rates) for row in board.rows] == [[3.0], [1.0], [0.0]]
-    # What answered nothing is as fast as its pings, what is down has no latency.
+    # A node without answers has the latency of its pings, and a node that is down has none.
     assert [row.latencies[-1] for row in board.rows] == [0.002, 0.001, None]
     assert (board.rate, board.writer, board.retried, board.elapsed) == (4.0, "n2", 5, 1.0)
     assert recorder.moves == [Move(1.0, "n2", 1.0)]
@@ -345,11 +345,11 @@ async def test_a_terminal_that_hangs_up_ends_the_keys() -> None:
     os.close(theirs)
 
 
-# Faults by hand
+# Manual faults
 
 
 class Silent:
-    """Who is shown the faults, and remembers them."""
+    """A view that records the faults instead of showing them."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -389,9 +389,9 @@ async def test_a_fault_by_hand_spares_the_last_healthy_node_and_is_healed() -> N
                         "down",
                     ):
                         break
-                await eventually(lambda: not nodes["n1"].running, 30)  # pgha may be the faster one
+                await eventually(lambda: not nodes["n1"].running, 30)  # pgha may notice first
                 assert nodes["n2"].running and not nodes["n2"].frozen
-                saboteur.stop()  # the hold ends now
+                saboteur.stop()  # stopping ends the hold now
                 await eventually(lambda: "back n1" in view.seen, 30)
                 assert cluster.nodes["n1"].state == "up"
             assert view.seen == ["kill n1", "mending n1", "back n1"]
@@ -408,7 +408,7 @@ async def test_a_fault_by_hand_spares_the_last_healthy_node_and_is_healed() -> N
 
 @LOOPS
 def test_a_key_kills_a_node_under_load_and_nobody_notices(loop: str) -> None:
-    # A long workload: its planned faults begin after minutes, and no node is away before the key.
+    # The workload is long: its planned faults begin after minutes, so no node fails before the key.
     with Terminal("demo", "--seconds", "6000", "--loop", loop) as terminal:
         terminal.until("ops/s  ", "k kill")
         terminal.press("2")

@@ -1,4 +1,4 @@
-"""`pgha ledger`: each subcommand on running servers, by roles without rights, twice, and wrongly used."""
+"""Tests of `pgha ledger`: each subcommand on running servers, run twice, without privileges, and misused."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ both_loops = pytest.mark.parametrize("loop", ["asyncio", "trio"])
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Of the tests themselves: the command has a loop of its own."""
+    """Return the loop of the tests themselves; the command has a loop of its own."""
     return "asyncio"
 
 
 @pytest.fixture(autouse=True)
 def without_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the command run in a thread, which cannot handle signals: those are for processes of their own."""
+    """Let the command run in a thread, which cannot handle signals; the tests of signals start a process."""
 
     async def until_it_ends(body: Callable[[], Awaitable[int]]) -> int:
         return await body()
@@ -54,7 +54,7 @@ def without_signals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def ledger(*arguments: str, code: int = 0) -> tuple[str, str]:
-    """What the command prints, and what it complains of, without its name; it runs in a thread."""
+    """Run the command in a thread; return its output, and its error message without its name."""
     ended = await anyio.to_thread.run_sync(CliRunner().invoke, app, ["ledger", *arguments])
     assert ended.exception is None or isinstance(ended.exception, SystemExit), ended.exception
     assert ended.exit_code == code, ended.stdout + ended.stderr
@@ -69,7 +69,7 @@ async def as_role(node: Node, role: str) -> str:
     return psycopg.conninfo.make_conninfo(node.dsn, user=role)
 
 
-# Words
+# Messages
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ async def test_a_transaction_in_the_way_is_named() -> None:
             other.rollback()
 
 
-# Wrongly used
+# Misuse
 
 
 @pytest.mark.anyio
@@ -271,7 +271,7 @@ def test_no_answer_but_yes_removes_it(
 
 
 def answered(dsn: str, keys: str) -> tuple[str, int]:
-    """What a terminal shows of an uninstall that is answered so, and the exit code."""
+    """Answer the question of an uninstall with `keys`; return the text on the terminal and the exit code."""
     with Terminal("ledger", "uninstall", dsn) as terminal:
         terminal.until("[y/N]")
         terminal.press(keys)
@@ -302,12 +302,12 @@ async def test_a_signal_in_the_middle(loop: str) -> None:
     async with standalone() as nodes:
         node = nodes[0]
         await node.freeze()
-        process = subprocess.Popen(  # noqa: ASYNC220 - it is only begun here
+        process = subprocess.Popen(  # noqa: ASYNC220 - only started here, not awaited
             [COMMAND, "ledger", "status", node.dsn, "--loop", loop], stderr=subprocess.PIPE, text=True
         )  # fmt: skip
         try:
             asked = psutil.Process(process.pid)
-            # It has connected, and waits: the node does not answer for much longer.
+            # The command has connected and waits for the frozen node, which answers much later or never.
             await eventually(lambda: any(one.raddr for one in asked.net_connections()), 120)
             process.send_signal(signal.SIGINT)
             began = time.monotonic()

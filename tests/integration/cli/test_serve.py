@@ -1,4 +1,4 @@
-"""`pgha demo --serve`: DSNs that work, nodes that stay until somebody ends it, and keys to break them."""
+"""Tests of `pgha demo --serve`: working DSNs, nodes that run until the command ends, and keys for faults."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOOPS = pytest.mark.parametrize("loop", ["asyncio", "trio"])
 
 
 def free_ports(count: int) -> int:
-    """The first of so many ports in a row on which nobody listens, far from those of other workers."""
+    """Return the first of `count` consecutive free ports, far from the ports of other workers."""
     for base in range(20_000 + os.getpid() * 16 % 10_000, 60_000, count):
         sockets: list[socket.socket] = []
         try:
@@ -43,7 +43,7 @@ def free_ports(count: int) -> int:
 
 
 class Serving:
-    """The command with its DSNs read; in a temporary folder of its own."""
+    """The command in its own temporary folder, once its DSNs have been read."""
 
     def __init__(self, *arguments: str, nodes: int = 2) -> None:
         self.folder = own_folder()
@@ -64,7 +64,7 @@ class Serving:
 
 @contextmanager
 def serving(*arguments: str, nodes: int = 2) -> Iterator[Serving]:
-    """Afterwards nothing may be left of it."""
+    """Run the command; afterwards, check that none of its processes and files is left."""
     served = Serving(*arguments, nodes=nodes)
     with served.process:
         try:
@@ -208,7 +208,7 @@ def test_a_node_that_somebody_else_broke_is_told_and_can_be_started_again() -> N
         (pid_file,) = Path(terminal.folder).glob("pgha-n1-*/data/postmaster.pid")
         victim = psutil.Process(int(pid_file.read_text().split()[0]))
         victim.kill()
-        while victim.status() != psutil.STATUS_ZOMBIE:  # until the command looks after its child
+        while victim.status() != psutil.STATUS_ZOMBIE:  # until the command reaps its child
             time.sleep(0.005)
         terminal.press("f")
         terminal.until("n1 is not running, there is nothing to freeze")

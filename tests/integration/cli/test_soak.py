@@ -1,4 +1,4 @@
-"""`pgha soak`: what it counts, how it ends, and that it leaves nothing behind."""
+"""Tests of `pgha soak`: its counts, all ways to end it, and that no table or session is left behind."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LIGHT = ("--rate", "500", "--spike", "50")
 both_loops = pytest.mark.parametrize("loop", ["asyncio", "trio"])
 
 
-# What is counted
+# Counting
 
 
 @given(st.lists(st.floats(1e-6, 1e3), min_size=1), st.floats(0.01, 1.0))
@@ -55,7 +55,7 @@ def test_a_quantile_is_right_within_the_width_of_a_bucket(values: list[float], p
     ordered = sorted(values)
     found = latencies.quantile(part)
     assert ordered[0] * 0.95 <= found <= ordered[-1] * 1.05
-    # As many as asked for did not exceed it, and no fewer than it takes.
+    # The wanted part of the values is not above the quantile, and no larger part is below it.
     assert sum(value <= found * 1.05 for value in values) >= part * len(values) * 0.999
     assert sum(value < found * 0.95 for value in values) <= part * len(values) * 1.001
 
@@ -68,7 +68,7 @@ def test_without_latencies_and_for_those_of_no_time_there_is_a_quantile() -> Non
 
 
 def tally() -> Tally:
-    """At 100 s begun; 10 operations: 4 with a result, 3 errors, 1 in doubt, 1 unfinished, 1 in flight."""
+    """Return counts since 100 s: 4 results, 3 errors, 1 in doubt, 1 unfinished, 1 in flight; 10 in all."""
     one = Tally(100.0)
     one.submitted, one.spikes, one.unfinished = 10, 2, 1
     for node in ("n1", "n1", "n2", "n1"):
@@ -129,7 +129,7 @@ def ended(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def counted(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """Its summary, which has to add up."""
+    """Return the summary, after checking that its numbers add up."""
     numbers: dict[str, Any] = json.loads(done.stdout)
     parts = sum(numbers[key] for key in ("finished", "errors", "in_doubt", "unfinished"))
     assert numbers["submitted"] == parts == numbers["spikes"] * numbers["spike"]
@@ -157,7 +157,7 @@ pgha.cli.main()
 
 @contextmanager
 def running(*arguments: str, patient: bool = False) -> Iterator[subprocess.Popen[str]]:
-    """The soak; ``patient``: it waits for ten minutes for nodes and, after it has said so, for its end."""
+    """Run the soak; if ``patient``, it waits ten minutes for nodes, says "draining", and drains as long."""
     command = [sys.executable, "-c", PATIENT] if patient else [COMMAND]
     process = subprocess.Popen(
         [*command, "soak", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -170,13 +170,13 @@ def running(*arguments: str, patient: bool = False) -> Iterator[subprocess.Popen
 
 
 def line_of(process: subprocess.Popen[str]) -> str:
-    """The next line that it tells: there is one a second."""
+    """Return the next line of output; the soak prints one line per second."""
     assert process.stdout is not None
     return process.stdout.readline()
 
 
 def interrupted(process: subprocess.Popen[str], number: signal.Signals = signal.SIGINT) -> str:
-    """What it says from the signal on; it is to complain of nothing."""
+    """Send a signal and return the output after it, after checking that stderr is empty."""
     process.send_signal(number)
     said, complaints = process.communicate(timeout=PATIENCE)
     assert complaints == ""
@@ -201,9 +201,9 @@ def test_it_counts_and_checks_every_answer(server: Node, one_name: str, loop: st
 
 
 def assert_in_order(lines: list[str]) -> None:
-    """Assert that there is a line for each second, which tells its time: no line comes early, some late.
+    """Assert that there is a line per second with its time. Lines may be late, but never early.
 
-    The load has two lines. There are more if the operations in flight take longer.
+    The load has two lines, or more if the operations in flight take longer.
     """
     seconds = [int(line.split()[0]) for line in lines]
     assert len(seconds) >= 2
@@ -246,7 +246,7 @@ def test_a_signal_is_the_normal_end(server: Node, loop: str, number: signal.Sign
 
 
 def listens(process: subprocess.Popen[str]) -> bool:
-    """It has its own handlers: Python itself catches SIGINT, and nobody but the command SIGTERM."""
+    """Return whether the command has set its handlers: Python itself catches SIGINT, but not SIGTERM."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
@@ -254,7 +254,7 @@ def listens(process: subprocess.Popen[str]) -> bool:
 
 def test_a_signal_before_it_began() -> None:
     with running("host=127.0.0.1 port=1", patient=True) as process:
-        # How long it takes to look for its node is up to the machine.
+        # The time until the command looks for its node depends on the machine.
         deadline = time.monotonic() + PATIENCE
         while not listens(process):
             assert time.monotonic() < deadline
@@ -288,7 +288,7 @@ def test_in_a_terminal_one_line_is_rewritten(server: Node) -> None:
         try:
             while chunk := os.read(ours, 4096):
                 said += chunk
-        except OSError:  # how a terminal says that all have left it
+        except OSError:  # a terminal's end of file: all programs have closed it
             pass
         finally:
             os.close(ours)
@@ -296,7 +296,7 @@ def test_in_a_terminal_one_line_is_rewritten(server: Node) -> None:
     live, *summary = said.decode().split("\r\n")
     seconds = live.split("\r")[1:]
     assert_in_order(seconds)
-    assert {len(line) for line in seconds} == {59}  # so that each covers the one before
+    assert {len(line) for line in seconds} == {59}  # so that each line covers the previous one
     assert " 0 errors" in summary[0]
 
 
@@ -324,7 +324,7 @@ def name(node: Node) -> str:
 
 
 def node_lines(process: subprocess.Popen[str], want: str) -> None:
-    """Wait for a line that tells of `want`."""
+    """Wait for a line that contains `want`."""
     while line := line_of(process):
         if want in line:
             return
@@ -346,7 +346,7 @@ async def test_a_killed_node_is_no_error_of_a_read(loop: str) -> None:
             await anyio.to_thread.run_sync(node_lines, process, f"{name(second)} down")
             said = await anyio.to_thread.run_sync(interrupted, process)
             assert process.returncode == 0
-        # Whichever it began with, it moved: both answered.
+        # The soak moved from either node to the other: both nodes answered.
         assert " 0 errors\n" in said
         assert name(first) in said.split("answered by")[1]
         assert name(second) in said.split("answered by")[1]
@@ -370,7 +370,7 @@ async def test_frozen_nodes_do_not_hold_up_the_end(loop: str, impatient: bool) -
             await nodes[0].freeze()
             if impatient:
                 process.send_signal(signal.SIGINT)
-                # Two signals at once would be one.
+                # Two signals at once would arrive as one.
                 assert process.stderr is not None
                 assert await anyio.to_thread.run_sync(process.stderr.readline) == "draining\n"
             said = await anyio.to_thread.run_sync(interrupted, process)
@@ -477,7 +477,7 @@ def test_errors_are_counted_by_class_and_are_the_exit_code(server: Node) -> None
         assert numbers["error_classes"] == {"UndefinedColumn": numbers["errors"]}
         assert numbers["errors"] > 0
         assert '"key"' in numbers["error_samples"]["UndefinedColumn"]
-        assert table_there(server)  # it is not the soak's own
+        assert table_there(server)  # the soak did not create this table
 
 
 def test_writes_need_every_node_at_the_start(server: Node) -> None:
@@ -496,7 +496,7 @@ def test_writes_need_a_primary() -> None:
     assert done.stderr == "pgha soak: --write needs a primary, but all nodes are standbys\n"
 
 
-# What cannot be used
+# Unusable arguments
 
 
 def test_a_dsn_that_points_nowhere() -> None:

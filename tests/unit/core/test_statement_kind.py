@@ -387,7 +387,7 @@ def test_a_long_text_is_judged_to_its_end() -> None:
     ],
 )
 def test_no_text_stops_the_loop(text: bytes) -> None:
-    """Classify long texts in linear time: milliseconds, where quadratic behaviour would take minutes."""
+    """Classify long texts in linear time, which takes milliseconds; quadratic time would take minutes."""
     started = time.process_time()
     classify_statement(text)
     assert time.process_time() - started < 2
