@@ -220,7 +220,7 @@ async def test_no_password(server: LocalNode) -> None:
             operation = cluster.submit(text)
             await operation.wait()
             del operation
-            await eventually(lambda: log.has("nobody awaited it"))
+            await eventually(lambda: log.has("its failure was not retrieved"))
         async with pgha.open_cluster(
             pgha.Node(f"{server.dsn} password={secret} options='-c {secret}=1'", "n2"), min_ready=0
         ):
@@ -263,7 +263,8 @@ def test_quiet_by_default(server: LocalNode, setup: str, shown: bool, anyio_back
     assert (done.returncode, done.stdout) == (0, "")
     if shown:
         assert (
-            "ERROR:pgha.operation:an operation failed, and nobody awaited it: DivisionByZero" in done.stderr
+            "ERROR:pgha.operation:an operation failed, and its failure was not retrieved: DivisionByZero"
+            in done.stderr
         )
         assert "WARNING:pgha.node:node 127.0.0.1:1 is down: " in done.stderr
     else:

@@ -389,7 +389,9 @@ def test_a_failure_that_nobody_retrieves_is_told(
             for _ in range(2):
                 event = next(event for event in events if isinstance(event, pgha.FailureUnretrieved))
                 assert isinstance(event.error, psycopg.errors.DivisionByZero)
-        assert len([one for one in caplog.records if "nobody awaited it" in one.getMessage()]) == 2
+        assert (
+            len([one for one in caplog.records if "its failure was not retrieved" in one.getMessage()]) == 2
+        )
         assert cluster.statistics().unretrieved == 2
 
 

@@ -284,7 +284,7 @@ def brief(reason: str) -> str:
 
 def unretrieved(what: str) -> Line:
     """Return the line for one failure that was never retrieved."""
-    return Line("operation", "error", "an operation failed, and nobody awaited it: %s", (what,))
+    return Line("operation", "error", "an operation failed, and its failure was not retrieved: %s", (what,))
 
 
 def number(count: int, noun: str) -> str:

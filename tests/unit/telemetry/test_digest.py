@@ -149,7 +149,7 @@ def test_failures_that_were_never_retrieved() -> None:
         digest.unretrieved(0.0, "ZeroDivisionError")
     lines = [*digest.lines(0.0), *digest.lines(CHANGES)]
     assert [line.level for line in lines] == ["error"] * (AT_ONCE + 1)
-    assert lines[0].text == "an operation failed, and nobody awaited it: ZeroDivisionError"
+    assert lines[0].text == "an operation failed, and its failure was not retrieved: ZeroDivisionError"
     assert lines[-1].text.startswith("996 more in the last seconds, the last of them: an operation failed")
 
 
