@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import shutil
@@ -16,6 +17,7 @@ import hypothesis
 import pytest
 from support import servers
 
+from pgha._core import routing
 from pgha.chaos import LocalNode
 
 if TYPE_CHECKING:
@@ -91,6 +93,17 @@ def own_signals() -> Iterator[None]:
     for number, handler in before.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def no_choice_by_latency(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In tests of failover, move operations because of failures only.
+
+    On a loaded machine, a ping may take milliseconds longer on one node than on another, and `nearest` would
+    move between two statements of a test. `tests/unit/core/test_routing.py` tests the choice by latency.
+    """
+    if "failover" in request.path.parts:
+        monkeypatch.setattr(routing, "NEARER_BY", math.inf)
 
 
 @pytest.fixture(scope="session", autouse=True)
