@@ -7,6 +7,7 @@ is thrown away.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -83,7 +84,9 @@ async def give_back(node: LocalNode) -> None:
             else:
                 await node.start()
             await node.wait_ready()
-            clean = await anyio.to_thread.run_sync(_empty, node.dsn)
+            # A cluster that still runs in a thread would connect again, in the middle of the next borrower's
+            # test.
+            clean = not _clusters_in_threads() and await anyio.to_thread.run_sync(_empty, node.dsn)
         except (ChaosError, psycopg.OperationalError, psycopg.errors.DependentObjectsStillExist):
             clean = False
         if clean:
@@ -91,6 +94,11 @@ async def give_back(node: LocalNode) -> None:
         else:
             del _keys[node]
             await node.close()
+
+
+def _clusters_in_threads() -> bool:
+    """Return whether a cluster of `pgha.blocking` still runs in this process."""
+    return any(thread.name in ("pgha asyncio", "pgha trio") for thread in threading.enumerate())
 
 
 def _empty(dsn: str) -> bool:
