@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 import textwrap
@@ -89,13 +90,15 @@ async def test_a_node_is_killed_under_load_and_restarted() -> None:
     (down,) = [line for line in failover if " is down after " in line[2]]
     assert down[:2] == ("pgha.node", "WARNING")
     assert f"node {victim.name} is down after " in down[2]
-    (storm,) = [line for line in failover if "will be run again" in line[2]]
-    assert storm[:2] == ("pgha.operation", "INFO")
-    assert storm[2].startswith(f"node {victim.name}: {retried:,} attempt")
-    assert retried > 1
-    (lost,) = [line for line in failover if "lost, with " in line[2]]
-    assert lost[:2] == ("pgha.connection", "INFO")
-    assert "with 0 operations" not in lost[2]
+    # The storm is one line, or two if it lies across the end of a window; no attempt is left out.
+    storms = [line for line in log.lines() if "will be run again" in line[2]]
+    assert {line[:2] for line in storms} == {("pgha.operation", "INFO")}
+    assert len([line for line in failover if "will be run again" in line[2]]) <= 2
+    counts = [re.match(r"node \w+: ([\d,]+) attempts? failed", line[2]) for line in storms]
+    assert sum(int(found[1].replace(",", "")) for found in counts if found) == retried > 1
+    lost = [line for line in failover if "lost, with " in line[2]]
+    assert {line[:2] for line in lost} == {("pgha.connection", "INFO")} and len(lost) <= 2
+    assert any("with 0 operations" not in line[2] for line in lost)
     assert ("pgha.node", "INFO") in [line[:2] for line in log.lines() if " is up again after " in line[2]]
     assert log.lines()[-1][:2] == ("pgha.cluster", "INFO")
     assert "the cluster is closed: " in log.lines()[-1][2]
