@@ -122,6 +122,17 @@ class Field:
             f"{node.name} becomes {' or '.join(states)}",
         )
 
+    async def connection_refused(self, node: chaos.Node) -> None:
+        """Wait until the cluster has tried in vain to connect to a killed node, and its status says so.
+
+        The end of a connection alone says nothing about the conninfo, and the node may be back before the
+        cluster tries again.
+        """
+        await self.until(
+            lambda: "connection failed" in self.cluster.nodes[node.name].reason,
+            f"a connection to {node.name} is refused",
+        )
+
     async def running(self, node: chaos.Node, text: str, wait_event: str | None = None) -> int:
         """Wait until a backend of the cluster runs a statement that contains `text`; return its process id.
 

@@ -139,6 +139,8 @@ async def passwords(field: Field) -> None:
         victim = field.victim
         async with field.struck(kind, victim):
             await field.seen(victim, "down")
+            if kind == "kill":
+                await field.connection_refused(victim)
             await field.more()
             field.shown += [repr(status) for status in field.cluster.nodes.values()]
             field.shown.append(repr(field.cluster.submit("SELECT 1", route=pgha.pin(victim.name))))
