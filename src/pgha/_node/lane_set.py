@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import anyio
-import psycopg
 from anyio.abc import TaskGroup
 from psycopg.adapt import AdaptersMap
 
@@ -15,13 +14,12 @@ from pgha._core.backoff import delay
 from pgha._core.pipeline import Bounds
 from pgha._core.queues import Queue
 from pgha._node.callbacks import LaneBounds, LaneCallbacks, ServerFacts
+from pgha._node.connector import Connector
 from pgha._node.lane import Lane
 from pgha._operation.operation import AccessMode, Operation
 from pgha._options import NodeConfig, Options
-from pgha._wire import PGconn
-from pgha._wire.connect import ConnectFailed, idle, open_pgconn, set_up, system_of
+from pgha._wire.connect import ConnectFailed
 from pgha._wire.interrupts import uninterrupted
-from pgha._wire.link import Link
 
 
 class Waiting:
@@ -78,7 +76,7 @@ class LaneSet:
         self.failures = 0
         self.failure = ""
         self.rejected = False
-        self._config = config
+        self._connector = Connector(kind, config, options, server)
         self._options = options
         self._adapters = adapters
         self._owner = owner
@@ -236,52 +234,8 @@ class LaneSet:
         self._owner.lanes_changed()
 
     async def _connect(self) -> Lane:
-        options = self._options
-        settings = [self._config.params.get("options", "")]
-        if self.kind == "read":
-            settings.append("-c default_transaction_read_only=on")
-        else:
-            # A setting of the role or the database may suppress the warning that a commit is not replicated.
-            settings.append("-c client_min_messages=warning")
-        if options.statement_timeout is not None:
-            settings.append(f"-c statement_timeout={round(options.statement_timeout * 1000)}")
-        pgconn = await open_pgconn(
-            self._config,
-            options.connect_timeout,
-            application_name=self._config.application_name(options.application_name),
-            options=" ".join(filter(None, settings)),
-        )
-        try:
-            system = await self._set_up(pgconn)
-            link = Link(pgconn, options.prepare_threshold, options.tuning.statements)
-        except OSError as error:
-            pgconn.finish()
-            raise ConnectFailed(f"no descriptor for the connection: {error}") from error
-        except BaseException:
-            pgconn.finish()
-            raise
-        name = self._owner.name
+        link, system = await self._connector.connect()
         return Lane(
-            link, name, self.kind, self._adapters, self._host, self._bounds, self._clock, self._server, system
-        )
-
-    async def _set_up(self, pgconn: PGconn) -> int | None:
-        """Run ``on_connect``; return the system identifier for a write lane, else None."""
-        system = None
-        options = self._options
-        scope = anyio.CancelScope(deadline=anyio.current_time() + options.connect_timeout)
-        try:
-            with scope:
-                if self.kind == "write":
-                    # Before the user's on_connect, which may give up rights.
-                    system = self._server.system = await system_of(pgconn)
-                await set_up(pgconn, options.on_connect)
-        except Exception as error:
-            rejected = not isinstance(error, psycopg.OperationalError)
-            raise ConnectFailed(f"on_connect failed: {error}", rejected=rejected) from error
-        if scope.cancelled_caught:
-            raise ConnectFailed(f"on_connect took more than {options.connect_timeout:g} s")
-        if not idle(pgconn):
-            # Every write would be part of that transaction: acknowledged, and lost with the lane.
-            raise ConnectFailed("on_connect left a transaction open: commit it in on_connect", rejected=True)
-        return system
+            link, self._owner.name, self.kind, self._adapters, self._host, self._bounds, self._clock,
+            self._server, system,
+        )  # fmt: skip
