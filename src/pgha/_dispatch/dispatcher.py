@@ -18,6 +18,7 @@ from uuid import UUID
 import anyio
 
 from pgha._core.health import Transition
+from pgha._core.need import USUAL
 from pgha._core.outcome import GaveUp, Outcome
 from pgha._core.pipeline import Doing
 from pgha._core.routing import among, choose
@@ -483,7 +484,7 @@ class Dispatcher:
         for kind in ACCESS_MODES:
             views = [node.candidate(kind) for node in self._nodes.values() if not node.leaving]
             before = self._target[kind]
-            name = choose(views, before.name if before else None, write=kind == "write")
+            name = choose(views, before.name if before else None, USUAL[kind])
             target = self._target[kind] = self._nodes[name] if name is not None else None
             if target is None and before is not None:
                 self._wait_queue.expire_all_later(self._shared[kind], self._clock())

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pgha._core.backoff import RetryBudget, delay
+from pgha._core.need import USUAL
 from pgha._core.outcome import ELSEWHERE, NextStep, Outcome, outcome
 from pgha._core.routing import elsewhere
 from pgha._dispatch.failure import Decision, LegLost, classify, error_for, if_not_applied, server_error
@@ -131,7 +132,7 @@ class Retries:
     def _elsewhere(self, operation: Operation[Any], away_from: str) -> str | None:
         kind = operation.request.kind
         views = [node.candidate(kind) for node in self._nodes.values() if not node.leaving]
-        return elsewhere(views, away_from, write=kind == "write")
+        return elsewhere(views, away_from, USUAL[kind])
 
     def _resume(self, operation: Operation[Any]) -> None:
         if operation.stage is Stage.PAUSED:

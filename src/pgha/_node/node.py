@@ -323,7 +323,8 @@ class ManagedNode:
         """Return the node as seen by routing."""
         health = self.health
         latency = float("inf") if health.latency is None else health.latency
-        return Candidate(self.name, health.state, health.role, latency, not self.sets[kind].failing)
+        serving = not self.sets[kind].failing
+        return Candidate(self.name, health.state, health.role, latency, serving, lineage=self.server.system)
 
     def status(self) -> NodeStatus:
         """Return the node as seen by the user."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar, final
+from typing import Any, Generic, Protocol, TypeVar, final
 from uuid import UUID
 
 from anyio.lowlevel import checkpoint
 
+from pgha._core.need import ACCESS_MODES as ACCESS_MODES
+from pgha._core.need import AccessMode as AccessMode
 from pgha._core.outcome import GaveUp, Outcome
 from pgha._core.pace import Pace
 from pgha._operation.in_doubt import InDoubtOutcome
@@ -21,8 +23,6 @@ from pgha._wire.link import NO_EXTRAS, Extras
 from pgha._wire.loops import Loop, Waiter
 
 T = TypeVar("T")
-AccessMode = Literal["read", "write"]
-ACCESS_MODES: tuple[AccessMode, AccessMode] = ("read", "write")
 
 
 @dataclass(slots=True)
