@@ -102,6 +102,13 @@ class Tuning:
     again."""
     suspicion_floor: float = 0.05
     """A head older than this, and older than 4 x the node's p99, makes the monitor ping."""
+    behind: float = 0.002
+    """Nothing is sent behind operations that need longer than this by their pace, or longer than a round trip
+    if that is more: waiting for the lane costs one."""
+    open_after: float = 0.002
+    """One more lane is opened for an operation that has waited for this long behind slow ones."""
+    overflow_after: float = 0.1
+    """Reads that waited for this long for a node on which nothing moves go to another node as well."""
     hold_behind: float = 0.05
     """Nothing is sent behind a head older than this."""
     head_of_line: float = 1.0

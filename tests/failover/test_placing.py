@@ -17,6 +17,7 @@ from support.common import PATIENCE, backends, cluster_of, eventually, nothing_l
 from support.servers import standalone
 
 import pgha
+from pgha._core.door import Door
 from pgha._core.outcome import Outcome
 from pgha._dispatch.failure import LegLost
 from pgha._dispatch.races import Races
@@ -67,7 +68,7 @@ async def test_what_comes_back_from_a_fallen_node_is_sent_at_once() -> None:
         busy = [cluster.submit("SELECT 1", read=True, route=pinned) for _ in range(60)]
         # The operation fails on the one node, and is to be sent to the other, which has no capacity left.
         operation = cluster.submit("SELECT ask()", read=True)
-        await eventually(lambda: operation.home == other.name)
+        await eventually(lambda: operation.need.node == other.name)
         assert operation.stage is Stage.QUEUED
         await target.execute("DROP TABLE disk_is_full")
         await eventually(lambda: cluster.nodes[other.name].state == "down")
@@ -263,7 +264,7 @@ class Track:
     def __init__(self) -> None:
         self.placed: list[Operation[Any]] = []
 
-    def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None:
+    def place(self, operation: Operation[Any], now: float) -> None:
         self.placed.append(operation)
 
     def abandon_leg(self, operation: Operation[Any]) -> None:
@@ -286,7 +287,7 @@ class Race:
 
     def __init__(self) -> None:
         self.track = Track()
-        times = Timers(time.monotonic)
+        times = Timers(time.monotonic, Door(lambda: False).enter)
         self.tracker = Tracker(times, time.monotonic, ClusterLog(times, time.monotonic))
         self.races = Races(self.track, self.track, self.tracker, time.monotonic, self.MOST)
         statement = Compiler(AdaptersMap(psycopg.adapters)).compile("SELECT 1", None)
@@ -300,7 +301,7 @@ class Race:
         self.races.start(self.operation, names, 0.0)
         legs = list(self.track.placed)
         self.track.placed.clear()
-        assert [leg.home for leg in legs] == list(names)
+        assert [leg.need.node for leg in legs] == list(names)
         for leg, name, end in zip(legs, names, ends, strict=True):
             if not isinstance(end, pgha.NoNodeAvailable):
                 leg.attempts.append(AttemptState(name, 0.0))

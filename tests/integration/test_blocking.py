@@ -433,7 +433,7 @@ def test_a_full_queue(server: LocalNode, backend: Backend) -> None:
         with crew() as threads:
             for number in range(5):
                 threads.start(lambda n=number: answers.append(cluster.fetch_value("SELECT %s::int", [n])))
-            soon(lambda: cluster._host.waiting == 7, "all wait for room")
+            soon(lambda: cluster._cluster.statistics().queued == 7, "all wait for room")
             assert answers == []
             head.cancel()
         assert sorted(answers) == list(range(5))
@@ -442,14 +442,12 @@ def test_a_full_queue(server: LocalNode, backend: Backend) -> None:
 
 
 def test_leaving_while_some_wait_for_room(server: LocalNode, backend: Backend) -> None:
-    """Leaving the cluster rejects calls that wait for queue capacity, and drains started operations."""
-    text, refusals = unique("sleep"), list[bool]()
+    """Leaving the cluster waits for the calls that wait for queue capacity as for all others."""
+    text, answers = unique("sleep"), list[int]()
     options: Any = {"read_connections": 1, "max_queued": 1, "close_timeout": 60.0, "_tuning": NARROW}
 
-    def refused(cluster: pgha.blocking.Cluster) -> None:
-        with pytest.raises(pgha.ClusterClosed):
-            cluster.fetch("SELECT 2")
-        refusals.append(True)
+    def ask(cluster: pgha.blocking.Cluster) -> None:
+        answers.append(cluster.fetch_value("SELECT 2"))
 
     with crew() as threads, cluster_of(server, backend=backend, **options) as cluster:
         head = cluster.submit(f"SELECT pg_sleep(60) /* {text} */", read=True)
@@ -458,15 +456,16 @@ def test_leaving_while_some_wait_for_room(server: LocalNode, backend: Backend) -
 
         def let_go() -> None:
             try:
-                soon(lambda: len(refusals) == 3)
+                soon(cluster._host._left.is_set)
             finally:
                 head.cancel()
 
         for _ in range(3):
-            threads.start(refused, cluster)
-        soon(lambda: cluster._host.waiting == 4, "all wait for room")
+            threads.start(ask, cluster)
+        soon(lambda: cluster._cluster.statistics().queued == 4, "all wait for room")
         threads.start(let_go)
     assert behind.result(timeout=0).value() == 1
+    assert answers == [2, 2, 2]
 
 
 # Groups

@@ -257,7 +257,7 @@ async def test_nothing_goes_on_to_a_node_where_sending_failed(
 
         def send(link: Link, *args: Any, **options: Any) -> Segment:
             if len(told) in (1, 2):
-                raise SendFailed(Handed.PART, None, psycopg.OperationalError("made to fail"))
+                raise SendFailed(Handed.PART, Segment(), psycopg.OperationalError("made to fail"))
             return kept(link, *args, **options)
 
         monkeypatch.setattr(Link, "send", send)

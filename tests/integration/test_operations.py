@@ -375,7 +375,7 @@ async def test_a_group_that_is_cancelled(server: LocalNode) -> None:
 
 
 async def test_a_full_queue() -> None:
-    """On a full queue `submit` raises, and `execute` waits until its timeout."""
+    """On a full queue `submit` raises, and `fetch` waits until its timeout."""
     async with standalone() as nodes, cluster_of(*nodes, max_queued=10) as cluster:
         await eventually(lambda: all(node.read_connections == 2 for node in cluster.nodes.values()))
         await nodes[0].freeze()
@@ -385,10 +385,13 @@ async def test_a_full_queue() -> None:
                 operations.append(cluster.submit("SELECT %s::int", [number], read=True))
         with pytest.raises(pgha.QueueFull):
             cluster.submit("SELECT 1", read=True)
+        with pytest.raises(pgha.QueueFull) as caught:
+            await cluster.fetch("SELECT 1", timeout=0.05)
+        assert pgha.error_info(caught.value).outcome == "not applied"
+        # Reads that wait do not fill the queue of the writes.
+        with pytest.raises(pgha.OperationTimeout):
+            await cluster.execute("SELECT 1", timeout=0.05)
         for call in (cluster.fetch, cluster.execute):
-            with pytest.raises(pgha.QueueFull) as caught:
-                await call("SELECT 1", timeout=0.05)
-            assert pgha.error_info(caught.value).outcome == "not applied"
             with anyio.move_on_after(0.02) as scope:
                 await call("SELECT 1")
             assert scope.cancelled_caught

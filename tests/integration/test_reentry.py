@@ -29,7 +29,7 @@ from pgha.chaos import LocalNode
 
 pytestmark = pytest.mark.anyio
 
-ONE_LANE = Tuning(max_lanes=1, hold_behind=60, head_of_line=60)
+ONE_LANE = Tuning(max_lanes=1, behind=60, hold_behind=60, head_of_line=60)
 """All operations go onto the same connection, however slow the machine."""
 
 

@@ -32,6 +32,7 @@ from support.common import (
 from support.servers import standalone
 
 import pgha
+from pgha._core.door import Door
 from pgha._dispatch.timers import Timers
 from pgha._options import Tuning
 from pgha.chaos import Node
@@ -72,7 +73,7 @@ async def test_two_timers_of_one_operation_at_the_same_moment() -> None:
 
 
 async def test_timekeeping_goes_on_behind_a_defect(caplog: pytest.LogCaptureFixture) -> None:
-    callbacks = Timers(time.monotonic)
+    callbacks = Timers(time.monotonic, Door(lambda: False).enter)
     called: list[str] = []
 
     def fail() -> None:
@@ -459,7 +460,7 @@ async def test_waiting_for_a_node_when_the_cluster_is_left(count: int | None) ->
 
             for _ in range(3):
                 group.start_soon(wait)
-            await eventually(lambda: len(cluster._dispatcher._changed) == 3)
+            await eventually(lambda: len(cluster._dispatcher._changes.watchers) == 3)
     assert refused == 3
     with pytest.raises(pgha.ClusterClosed), within():
         await cluster.wait_ready(count)
@@ -480,7 +481,7 @@ async def test_waiting_for_room_in_the_queue_when_the_cluster_is_left() -> None:
 
             for call in calls:
                 group.start_soon(ask, call)
-            await eventually(lambda: len(cluster._dispatcher._wait_queue._capacity_waiters) == 3)
+            await eventually(lambda: cluster.statistics().queued == 4)
     assert refused == 3
     with pytest.raises(pgha.OperationCancelled):
         await queued

@@ -8,15 +8,16 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import anyio
-import psycopg
 from psycopg.rows import tuple_row
 
 from pgha import nearest
+from pgha._core.door import Door
 from pgha._core.outcome import Facts, Handed
 from pgha._core.pipeline import Bounds, Doing
 from pgha._core.statement_kind import classify_statement
 from pgha._core.statements import Entry
 from pgha._node.callbacks import FlightSlot, LaneBounds, SegmentFailure
+from pgha._node.evidence import failure_of
 from pgha._node.lane import Lane
 from pgha._operation.operation import AttemptState, Operation, OperationCallbacks, Request
 from pgha._options import parse_nodes
@@ -30,7 +31,7 @@ from pgha.chaos import Node
 from support.common import PATIENCE, eventually
 
 _NEVER = 3600.0
-_BOUNDS = LaneBounds(Bounds(16, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER), _NEVER, _NEVER)
+_BOUNDS = LaneBounds(Bounds(16, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER), _NEVER, _NEVER)
 MISFIT = object()
 """A parameter of a type that libpq does not accept."""
 
@@ -44,7 +45,7 @@ class _Watched(Lane):
         if slot.item is not None:
             answer = read_answer(slot.segment, results)
             owner = cast(Witness, self._owner)
-            owner.facts[slot.item] = self._failure_of(slot, answer, synced=not answer.protocol_mismatch).facts
+            owner.facts[slot.item] = failure_of(slot, answer, synced=not answer.protocol_mismatch).facts
         super()._answered(slot, results, now)
 
 
@@ -53,8 +54,10 @@ class Witness:
 
     def __init__(self) -> None:
         self.loop = current_loop()
+        self.door = Door(lambda: False)
         self.facts: dict[Operation[Any], Facts] = {}
         self.lane: Lane
+        self.link: Link
 
     # Methods for the test
 
@@ -71,13 +74,17 @@ class Witness:
             exclusive=framed or committing, self_committing=committing, extras=extras,
         )  # fmt: skip
         operation: Operation[Any] = Operation(cast(OperationCallbacks, self), request, time.monotonic())
-        if not self.lane.send(operation, time.monotonic()):
+        self.lane.freshen()
+        if self.lane.has_capacity(time.monotonic()):
+            self.lane.send(operation, time.monotonic())
+            self.lane.flush()
+        else:
             self.facts[operation] = Facts(handed=Handed.NOTHING)
         return operation
 
     def send_commit(self) -> Operation[Any]:
         """Send the COMMIT of a frame that another segment began."""
-        pgconn = self.lane.link.pgconn
+        pgconn = self.link.pgconn
         pgconn.send_query_params(b"COMMIT", None)
         pgconn.pipeline_sync()
         request = Request((), "write", False, True, nearest(), tuple_row)
@@ -105,6 +112,7 @@ class Witness:
     def segment_failed(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
         self.facts[operation] = failure.facts
 
+    def handed_over(self, lane: Lane) -> None: ...
     def capacity_freed(self, lane: Lane) -> None: ...
     def lane_broke(self, lane: Lane, reason: str, *, lost: bool, in_flight: int) -> None: ...
     def terminate(self, lane: Lane) -> None: ...
@@ -125,8 +133,8 @@ async def witnessed(dsn: str) -> AsyncGenerator[Witness]:
     witness = Witness()
     (config,) = parse_nodes([dsn])
     pgconn = await open_pgconn(config, PATIENCE)
-    link = Link(pgconn, None, 1)
-    witness.lane = _Watched(link, "n1", "write", psycopg.adapters, witness, _BOUNDS, time.monotonic)
+    link = witness.link = Link(pgconn, None, 1)
+    witness.lane = _Watched(link, "n1", "write", witness, _BOUNDS, time.monotonic)
     async with anyio.create_task_group() as tasks:
         opened = anyio.Event()
         tasks.start_soon(witness.lane.run, opened.set)

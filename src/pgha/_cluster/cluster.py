@@ -19,7 +19,7 @@ from typing_extensions import TypeVar
 
 from pgha._cluster.group import Group
 from pgha._dispatch.dispatcher import Dispatcher
-from pgha._errors import ClusterClosed, ConfigError, QueueFull
+from pgha._errors import ClusterClosed, ConfigError
 from pgha._ledger.admin import Ledger
 from pgha._ledger.host import LedgerOperations
 from pgha._node.node import ManagedNode
@@ -145,8 +145,6 @@ class Cluster(Generic[Row]):
             statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
         )  # fmt: skip
         started = self._clock()
-        if self._dispatcher.full:
-            await self._wait_for_capacity(request)
         operation: Operation[Result[Any]] = self._begin(request, started)
         return await operation
 
@@ -304,8 +302,6 @@ class Cluster(Generic[Row]):
             idempotency_key=idempotency_key,
         )  # fmt: skip
         started = self._clock()
-        if self._dispatcher.full:
-            await self._wait_for_capacity(request)
         operation: Operation[Result[Any]] = self._begin(request, started)
         return await operation
 
@@ -345,8 +341,6 @@ class Cluster(Generic[Row]):
             idempotency_key=idempotency_key,
         )  # fmt: skip
         started = self._clock()
-        if self._dispatcher.full:
-            await self._wait_for_capacity(request)
         operation: Operation[list[Result[Any]]] = self._begin(request, started)
         return await operation
 
@@ -389,10 +383,7 @@ class Cluster(Generic[Row]):
             statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
             idempotency_key=idempotency_key,
         )  # fmt: skip
-        if self._dispatcher.full:
-            raise QueueFull(
-                f"{self._dispatcher.queued} operations are waiting already (max_queued): await some of them"
-            )
+        self._dispatcher.admit(request)
         return self._begin(request, self._clock())
 
     def group(self) -> AbstractAsyncContextManager[Group]:
@@ -413,14 +404,6 @@ class Cluster(Generic[Row]):
         operation: Operation[Any] = Operation(self._dispatcher, request, started)
         self._dispatcher.start(operation)
         return operation
-
-    async def _wait_for_capacity(self, request: Request) -> None:
-        with anyio.move_on_after(request.timeout) as scope:
-            await self._dispatcher.wait_for_capacity()
-        if scope.cancelled_caught:
-            raise QueueFull(
-                f"the queue stayed full for {request.timeout:g} s (max_queued); the operation was not sent"
-            )
 
     @property
     def ledger(self) -> Ledger:

@@ -12,15 +12,26 @@ QUICK = 0.0002
 """Seconds of a lane's time below which a statement is packed."""
 WEIGHT = 0.2
 """Weight of the newest sample in the smoothed time."""
+UNKNOWN = 0.00025
+"""Seconds that are expected of a statement without a measurement."""
+WINDOW = 8
+"""Number of samples after which the least time is that of these samples."""
 
 
 class Pace:
-    """The smoothed time for which one statement's text keeps a lane busy."""
+    """The time for which one statement's text keeps a lane busy."""
 
-    __slots__ = ("seconds",)
+    __slots__ = ("_count", "_last", "_least", "expected", "seconds")
 
     def __init__(self) -> None:
         self.seconds = float("inf")
+        """The smoothed time, by which statements are packed."""
+        self.expected = UNKNOWN
+        """The seconds that the statement certainly needs: the least time of the last samples. Each sample
+        holds the delays of the client's own event loop, too, and so is too high."""
+        self._least = float("inf")
+        self._last = 0.0
+        self._count = 0
 
     @property
     def quick(self) -> bool:
@@ -30,9 +41,20 @@ class Pace:
     def took(self, sample: float) -> None:
         """Record that the statement was answered after ``sample`` seconds at the head of its lane."""
         if self.seconds == float("inf"):
-            self.seconds = sample
-        else:
-            self.seconds += WEIGHT * (sample - self.seconds)
+            self.seconds = self.expected = sample
+            return
+        self.seconds += WEIGHT * (sample - self.seconds)
+        if sample == self._last:
+            return  # answers that came together share their time: that is one measurement
+        self._last = sample
+        if sample < self._least:
+            self._least = sample
+            if sample < self.expected:
+                self.expected = sample
+        self._count += 1
+        if self._count >= WINDOW:
+            self._count = 0
+            self.expected, self._least = self._least, float("inf")
 
 
 class Paces:

@@ -19,18 +19,23 @@ it is the head and a grace period has passed, since most operations finish soone
 PostgreSQL ignores a cancel that meets an idle backend. So a cancel that was delivered and shows no effect is
 sent again, until the deadline.
 
-If the head is older than a bound, the server is asked first what the lane's backend is doing.
+If the head is older than a bound, the server is asked first what the lane's backend is doing. The same
+holds for each cancel on a lane for writes, because a cancel that meets a commit which waits for a synchronous
+standby ends that wait, and makes the acknowledgement worthless (measured: acknowledged writes were lost).
 
 =========== ==========================================================================================
 answer      consequence
 =========== ==========================================================================================
-RUNNING     if other segments are behind the head, the head is cancelled and run again exclusively: it
-            may wait for a lock that only one of them releases; without others behind it nothing is done
-REPLICATING the head has committed and waits for a synchronous standby. A cancel would end that wait, and
-            make the acknowledgement worthless (measured: acknowledged writes were lost): nothing is done
+RUNNING     the abandoned head is cancelled. An old head is cancelled and run again exclusively if other
+            segments are behind it, since it may wait for a lock that only one of them releases; but not
+            if its deadline leaves no time to run again. Without others behind it nothing is done
+SYNCHRONOUS as RUNNING, but commits on this server wait for a standby, and a cancel that comes a moment
+            late would end the wait of the next commit. So the abandoned head is left alone while others
+            are behind it, until it is old; meanwhile nothing more is sent behind it
+REPLICATING the head has committed and waits for a synchronous standby: nothing is done
 IDLE        twice in a row, with no bytes moved in between and after the request had time to arrive: the
             request or its answer was lost on a connection that both ends believe alive: action DISCARD
-UNKNOWN     the server does not say (another role's backend, a pooler): as RUNNING
+UNKNOWN     the server does not say (another role's backend, a pooler): as SYNCHRONOUS
 =========== ==========================================================================================
 """
 
@@ -40,6 +45,8 @@ import enum
 from collections import deque
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+from pgha._core.outcome import Handed
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -70,6 +77,7 @@ class Doing(enum.Enum):
     """A backend's activity as reported by the server; see the head of this file."""
 
     RUNNING = enum.auto()
+    SYNCHRONOUS = enum.auto()
     REPLICATING = enum.auto()
     IDLE = enum.auto()
     UNKNOWN = enum.auto()
@@ -81,6 +89,8 @@ class Bounds:
 
     depth: int
     """The largest number of segments in flight."""
+    behind: float
+    """The time that the segments in flight may need by their pace, so that one more is sent behind them."""
     hold_behind: float
     """The age of a head from which on nothing is sent behind it."""
     head_of_line: float
@@ -102,7 +112,10 @@ class Slot(Generic[T, S]):
         "abandoned_at",
         "asked",
         "asked_at",
+        "asked_to_cancel",
         "exclusive",
+        "expected",
+        "handed",
         "head_at",
         "idle_at_mark",
         "item",
@@ -112,16 +125,21 @@ class Slot(Generic[T, S]):
         "sent_at",
     )
 
-    def __init__(self, item: T, segment: S, exclusive: bool, now: float) -> None:
+    def __init__(self, item: T, segment: S, exclusive: bool, now: float, expected: float) -> None:
         self.item = item
         self.segment = segment
         self.exclusive = exclusive
+        self.expected = expected
+        """The seconds for which the segment will keep the lane busy, by its pace."""
+        self.handed = Handed.WHOLE
+        """The part of the segment that libpq has taken."""
         self.sent_at = now
         self.head_at: float | None = None
         self.abandoned_at: float | None = None
         self.overlapped = False
         self.rerun_exclusive = False
         self.asked = 0
+        self.asked_to_cancel = 0
         self.asked_at = 0.0
         self.idle_at_mark: int | None = None
         """The bytes that had moved when the server last said that the backend was idle; None otherwise."""
@@ -131,20 +149,29 @@ class Pipeline(Generic[T, S]):
     """The segments in flight on one connection, oldest first."""
 
     __slots__ = (
+        "_ask_first",
         "_bounds",
         "_cancel_again_at",
         "_cancel_at",
         "_delivering",
         "_target",
+        "backlog",
+        "behind",
         "gate",
         "patient",
         "slots",
     )
 
-    def __init__(self, bounds: Bounds) -> None:
+    def __init__(self, bounds: Bounds, *, ask_first: bool = False) -> None:
         self._bounds = bounds
+        self._ask_first = ask_first
         self.slots: deque[Slot[T, S]] = deque()
         self.gate = Gate.OPEN
+        self.backlog = 0.0
+        """The seconds for which the segments in flight will keep the lane busy, by their pace."""
+        self.behind = bounds.behind
+        """The backlog up to which one more segment is sent behind those in flight. Waiting for the connection
+        instead costs a round trip, so the owner raises the bound to that."""
         self.patient = False
         """A slow head is not cancelled for those behind it: it could not be run again."""
         self._target: Slot[T, S] | None = None
@@ -159,8 +186,10 @@ class Pipeline(Generic[T, S]):
         slots = self.slots
         if not slots:
             return True
+        if len(slots) >= self._bounds.depth or self.backlog > self.behind:
+            return False
         head = slots[0]
-        if len(slots) >= self._bounds.depth or head.exclusive or head.head_at is None:
+        if head.exclusive or head.head_at is None or (self._ask_first and head.abandoned_at is not None):
             return False
         return now - head.head_at < self._bounds.hold_behind
 
@@ -170,19 +199,26 @@ class Pipeline(Generic[T, S]):
         return self.gate is Gate.OPEN and not self.slots
 
     def stuck(self, now: float) -> bool:
-        """Return whether the lane is blocked for a while: by a slow or exclusive head, or by a cancel."""
+        """Return whether the lane is blocked for a while: by slow or exclusive segments, or by a cancel."""
         if self.gate is not Gate.OPEN:
             return True
         if not self.slots:
             return False
         head = self.slots[0]
-        return head.exclusive or (head.head_at is not None and now - head.head_at >= self._bounds.hold_behind)
+        if head.exclusive or self.backlog > self.behind:
+            return True
+        return head.head_at is not None and now - head.head_at >= self._bounds.hold_behind
 
-    def sent(self, item: T, segment: S, now: float, exclusive: bool = False) -> Slot[T, S]:
-        """Record that a segment was handed to libpq."""
-        slot = Slot(item, segment, exclusive, now)
-        if not self.slots:
+    def sent(
+        self, item: T, segment: S, now: float, exclusive: bool = False, expected: float = 0.0
+    ) -> Slot[T, S]:
+        """Record a segment that is about to be handed to libpq."""
+        slot = Slot(item, segment, exclusive, now, expected)
+        if self.slots:
+            self.backlog += expected
+        else:
             slot.head_at = now
+            self.backlog = expected
         self.slots.append(slot)
         return slot
 
@@ -191,6 +227,7 @@ class Pipeline(Generic[T, S]):
         slot = self.slots.popleft()
         if self.slots:
             self.slots[0].head_at = now
+            self.backlog -= slot.expected
         if slot is self._target:
             self._target = None
             self._maybe_open()
@@ -199,14 +236,21 @@ class Pipeline(Generic[T, S]):
     def abandon(self, slot: Slot[T, S], now: float, *, urgent: bool) -> Act:
         """Record that no caller waits for this segment any more.
 
-        With ``urgent``, the segment is cancelled at once if it is the head.
+        With ``urgent``, the segment is cancelled at once if it is the head; on a lane for writes the server
+        is asked at once.
         """
         if slot.abandoned_at is None:
             slot.abandoned_at = now
-        cancelling = self._delivering or self._target is not None
-        if urgent and not cancelling and self.slots and self.slots[0] is slot:
-            return self._cancel(now)
+        if urgent and not self.cancelling and self.slots and self.slots[0] is slot:
+            return self._get_rid_of(slot, now)
         return Act.NOTHING
+
+    def _get_rid_of(self, head: Slot[T, S], now: float) -> Act:
+        if not self._ask_first:
+            return self._cancel(now)
+        head.asked_to_cancel += 1
+        head.asked_at = now
+        return Act.INSPECT
 
     def _cancel(self, now: float) -> Act:
         self._target = self.slots[0]
@@ -224,6 +268,11 @@ class Pipeline(Generic[T, S]):
         self._cancel_again_at = now + self._bounds.cancel_again
         self._maybe_open()
 
+    @property
+    def cancelling(self) -> bool:
+        """Whether a cancel request is on its way, or its effect has not been seen."""
+        return self._delivering or self._target is not None
+
     def _maybe_open(self) -> None:
         if self.gate is Gate.GATED and not self._delivering and self._target is None:
             self.gate = Gate.OPEN
@@ -239,7 +288,10 @@ class Pipeline(Generic[T, S]):
             return Act.NOTHING
         if head.abandoned_at is not None:
             due = max(head.head_at, head.abandoned_at) + self._bounds.cancel_grace
-            return self._cancel(now) if now >= due else Act.NOTHING
+            if head.asked_to_cancel:
+                doublings = min(head.asked_to_cancel - 1, _MOST_DOUBLINGS)
+                due = head.asked_at + self._bounds.cancel_again * 2.0**doublings
+            return self._get_rid_of(head, now) if now >= due else Act.NOTHING
         if now >= self._ask_due(head, head.head_at):
             head.asked += 1
             head.asked_at = now
@@ -252,25 +304,35 @@ class Pipeline(Generic[T, S]):
         return head.asked_at + self._bounds.ask_again * 2.0 ** min(head.asked - 1, _MOST_DOUBLINGS)
 
     def inspected(
-        self, slot: Slot[T, S], doing: Doing, moved: int, now: float, *, travelling: bool = False
-    ) -> Act:
+        self, slot: Slot[T, S], doing: Doing, moved: int, now: float, *, travelling: bool = False,
+        time_to_rerun: bool = True,
+    ) -> Act:  # fmt: skip
         """Record what the server said about the backend, and return the action that follows.
 
         ``moved`` is the number of bytes that the connection has carried so far, both ways. ``travelling``
-        says that the request is large and may still be on its way, in some buffer.
+        says that the request is large and may still be on its way, in some buffer. ``time_to_rerun`` says
+        that the head's deadline leaves time to run it again.
         """
-        cancelling = self._delivering or self._target is not None
-        if cancelling or not self.slots or self.slots[0] is not slot:
+        if self.cancelling or not self.slots or self.slots[0] is not slot:
             return Act.NOTHING
         idle = doing is Doing.IDLE
         before, slot.idle_at_mark = slot.idle_at_mark, moved if idle and not travelling else None
         if idle:
             # A single observation proves nothing: the answer may be on its way.
             return Act.DISCARD if before == moved and not travelling else Act.NOTHING
-        if doing is Doing.REPLICATING or len(self.slots) == 1 or self.patient:
+        if doing is Doing.REPLICATING:
+            return Act.NOTHING
+        if slot.abandoned_at is not None and self._ask_first:
+            return self._cancel(now) if self._harmless(slot, doing, now) else Act.NOTHING
+        if len(self.slots) == 1 or self.patient or not time_to_rerun:
             return Act.NOTHING
         slot.rerun_exclusive = True
         return self._cancel(now)
+
+    def _harmless(self, head: Slot[T, S], doing: Doing, now: float) -> bool:
+        """Return whether a cancel of the running head cannot end the wait of the commit behind it."""
+        old = head.head_at is not None and now - head.head_at >= self._bounds.head_of_line
+        return doing is Doing.RUNNING or len(self.slots) == 1 or old
 
     def _tick_cancelling(self, now: float) -> Act:
         if now - self._cancel_at >= self._bounds.cancel_deadline:

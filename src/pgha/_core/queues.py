@@ -1,49 +1,102 @@
-"""Data structures for waiting: queues from which any operation can be removed, and a heap of timers."""
+"""Data structures for waiting: queues in the order of age, and a heap of timers."""
 
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator
+from heapq import merge
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
-class Queue(OrderedDict[T, None]):
-    """A first-in, first-out queue from which any item can be removed at once.
+class AgeQueue(Generic[T]):
+    """A queue in the order of age, from which any item can be removed at once.
 
-    An operation that is run again goes to the front. The queue is an ordered dictionary: a deque cannot
-    forget a cancelled operation in its middle, so a million operations that timed out while no node was
-    usable would stay in memory.
+    The age of an item is a number; the lowest is the oldest. Nearly all items arrive in the order of age.
+    Only an item that comes back is older than the last one: such items are kept apart, sorted.
+
+    Fresh items are in an ordered dictionary: a deque cannot forget a cancelled operation in its middle, so a
+    million operations that timed out while no node was usable would stay in memory.
     """
 
-    def push(self, item: T) -> None:
-        """Append ``item``."""
-        self[item] = None
+    __slots__ = ("_back", "_fresh", "_last")
 
-    def push_front(self, item: T) -> None:
-        """Insert ``item`` at the front."""
-        self[item] = None
-        self.move_to_end(item, last=False)
+    def __init__(self) -> None:
+        self._fresh: OrderedDict[T, int] = OrderedDict()
+        self._back: list[tuple[int, T]] = []
+        """The items that came back, the oldest last."""
+        self._last = -1
+        """The highest age ever added."""
+
+    def __len__(self) -> int:
+        return len(self._fresh) + len(self._back)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter([item for _, item in self._ordered()])
+
+    def _ordered(self) -> list[tuple[int, T]]:
+        return list(merge(reversed(self._back), ((age, item) for item, age in self._fresh.items()), key=_age))
+
+    def push(self, item: T, age: int) -> None:
+        """Add ``item`` at the place of its age."""
+        if age > self._last:
+            self._last = age
+            self._fresh[item] = age
+        else:
+            insort(self._back, (age, item), key=_youngest_first)
+
+    def oldest(self) -> T:
+        """Return the oldest item; raise an error if the queue is empty."""
+        return self._first()[1]
+
+    def oldest_age(self) -> int:
+        """Return the age of the oldest item; raise an error if the queue is empty."""
+        return self._first()[0]
+
+    def _first(self) -> tuple[int, T]:
+        if not self._fresh:
+            return self._back[-1]
+        item, age = next(iter(self._fresh.items()))
+        if self._back and self._back[-1][0] < age:
+            return self._back[-1]
+        return age, item
 
     def take(self) -> T:
-        """Remove and return the first item; raise KeyError if the queue is empty."""
-        return self.popitem(last=False)[0]
+        """Remove and return the oldest item; raise an error if the queue is empty."""
+        if self._back and self._first() is self._back[-1]:
+            return self._back.pop()[1]
+        return self._fresh.popitem(last=False)[0]
 
-    def remove(self, item: T) -> bool:
+    def remove(self, item: T, age: int) -> bool:
         """Remove ``item``; return False if ``item`` was not in the queue."""
-        try:
-            del self[item]
-        except KeyError:
-            return False
-        return True
+        if self._fresh.pop(item, None) is not None:
+            return True
+        back = self._back
+        index = bisect_left(back, -age, key=_youngest_first)
+        while index < len(back) and back[index][0] == age:
+            if back[index][1] is item:
+                del back[index]
+                return True
+            index += 1
+        return False
 
     def drain(self) -> list[T]:
-        """Remove and return all items, first item first."""
+        """Remove and return all items, the oldest first."""
         items = list(self)
-        self.clear()
+        self._fresh.clear()
+        self._back.clear()
         return items
+
+
+def _age(entry: tuple[int, T]) -> int:
+    return entry[0]
+
+
+def _youngest_first(entry: tuple[int, T]) -> int:
+    return -entry[0]
 
 
 class Timer(Generic[T]):

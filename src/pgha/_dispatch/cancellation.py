@@ -17,8 +17,8 @@ from pgha._operation.operation import Operation, Stage
 class CancellationCallbacks(Protocol):
     """The owner of the queues."""
 
-    def leave_queue(self, operation: Operation[Any]) -> None:
-        """Remove an operation from its queue."""
+    def leave_queue(self, operation: Operation[Any]) -> BaseException | None:
+        """Remove an operation from its line; return its error if it never had a place there."""
         ...
 
 
@@ -54,11 +54,12 @@ class Cancellation:
         if operation.stage is Stage.SENT:
             self._give_up_sent(operation, why)
             return
+        refused: BaseException | None = None
         if operation.stage is Stage.RACING:
             self._races.drop(operation)
         elif operation.stage is Stage.QUEUED:
-            self._queues.leave_queue(operation)
-        self._tracker.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
+            refused = self._queues.leave_queue(operation)
+        self._tracker.fail(operation, refused or given_up(operation), Outcome.NOT_APPLIED)
 
     def _give_up_sent(self, operation: Operation[Any], why: GaveUp) -> None:
         lane, slot = operation.place

@@ -1,11 +1,12 @@
-"""The dispatcher: the owner of every operation, which queues operations and sends them to nodes.
+"""The dispatcher: the owner of every operation. Lanes and nodes report to it.
 
-An operation is NEW, then QUEUED or at once SENT. From SENT, the operation goes to DONE, or back to the front
-of the queue (QUEUED), or to PAUSED until its backoff is over, and then to QUEUED (`retries`). A RACING
+An operation is NEW, then QUEUED or at once SENT. From SENT, the operation goes to DONE, or back to its place
+in its line (QUEUED), or to PAUSED until its backoff is over, and then to QUEUED (`retries`). A RACING
 operation has legs (`races`); for a RESOLVING one the ledger is asked (`resolution`).
 
-Sending may read answers, and answers may queue other operations. So while `_work` runs, events that free
-capacity only mark their node as dirty, and `_work` is never entered twice.
+Everything comes in by the door, as an act: what callers start and cancel, what lanes and nodes report, what
+is due. Acts run one after another. When none is left, what waits is handed to lanes with capacity
+(`feeding`), and then everything that was handed to lanes is written, with one system call for each lane.
 """
 
 from __future__ import annotations
@@ -13,33 +14,34 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
-from uuid import UUID
 
 import anyio
 
+from pgha._core.door import Door
 from pgha._core.health import Transition
-from pgha._core.need import USUAL
 from pgha._core.outcome import GaveUp, Outcome
 from pgha._core.pipeline import Doing
-from pgha._core.routing import among, choose
 from pgha._core.statements import Entry
 from pgha._dispatch.cancellation import Cancellation
-from pgha._dispatch.failure import LegLost, given_up, in_doubt
+from pgha._dispatch.failure import given_up, in_doubt
+from pgha._dispatch.feeding import Feeding
+from pgha._dispatch.node_changes import NodeChanges
+from pgha._dispatch.placing import Placing
 from pgha._dispatch.races import Races
 from pgha._dispatch.resolution import Resolver
 from pgha._dispatch.retries import Retries
 from pgha._dispatch.timers import Timers
 from pgha._dispatch.tracker import Tracker
 from pgha._dispatch.wait_queue import WaitQueue
-from pgha._errors import ClusterClosed, NodeReport, NoNodeAvailable
+from pgha._errors import ClusterClosed, NodeReport, NoNodeAvailable, QueueFull
 from pgha._node.callbacks import SegmentFailure
 from pgha._node.lane import Lane
 from pgha._node.node import ManagedNode
 from pgha._operation.in_doubt import InDoubtOutcome
-from pgha._operation.operation import ACCESS_MODES, AccessMode, Operation, Stage
+from pgha._operation.operation import Operation, Request, Stage
 from pgha._options import Options
 from pgha._telemetry.log import ClusterLog
-from pgha._types import ClockSkewed, ConnectionLost, Fastest, NodeStateChanged, Pin, RoleChanged, SendInfo
+from pgha._types import ConnectionLost, Fastest, Pin
 from pgha._wire import PGresult
 from pgha._wire.interrupts import uninterrupted
 from pgha._wire.loops import current_loop
@@ -52,7 +54,8 @@ class Dispatcher:
         self, options: Options, nodes: Mapping[str, ManagedNode], clock: Callable[[], float]
     ) -> None:
         self.loop = current_loop()
-        self.times = Timers(clock)
+        self.door = Door(self._settle)
+        self.times = Timers(clock, self.door.enter)
         self.log = ClusterLog(self.times, clock)
         self.tracker = Tracker(self.times, clock, self.log)
         self.writes_seen = False
@@ -60,9 +63,15 @@ class Dispatcher:
         self._options = options
         self._nodes = nodes
         self._clock = clock
-        self._wait_queue = WaitQueue(options, nodes, self.times, clock, self)
-        self._shared = self._wait_queue.shared
-        self._target: dict[AccessMode, ManagedNode | None] = dict.fromkeys(ACCESS_MODES)
+        self._started = 0
+        self._handed_over: list[Lane] = []
+        """The lanes that have something to be written."""
+        self._waiting = WaitQueue(options, self.times, clock, self)
+        self._placing = Placing(nodes, self._waiting, clock, options.tuning)
+        self._feeding = Feeding(nodes, self._waiting, self._placing, self.tracker, clock, self)
+        self._changes = NodeChanges(
+            nodes, self._waiting, self._placing, self._feeding, self.tracker, clock, self
+        )
         self._races = Races(self, self, self.tracker, clock, options.tuning.max_attempts)
         self._resolver = Resolver(self, self, self.tracker, self.times, clock, options.failover_timeout)
         self._retries = Retries(
@@ -71,26 +80,38 @@ class Dispatcher:
         self._cancellation = Cancellation(
             self, self.tracker, self._races, self._resolver, self.times, clock, options.tuning.proof_time
         )
-        self._dirty: set[ManagedNode] = set()
-        self._working = False
-        self._changed: list[anyio.Event] = []
+
+    def _settle(self) -> bool:
+        """Do what the acts left to be done; return whether that may have caused more."""
+        if self._feeding.feed():
+            return True
+        if not self._handed_over:
+            return False
+        lanes, self._handed_over = self._handed_over, []
+        for lane in lanes:
+            lane.flush()
+        return True
 
     # Starting
 
     @property
     def queued(self) -> int:
-        """The number of operations in all queues."""
-        return self._wait_queue.length
+        """The number of operations that wait."""
+        return self._waiting.length
 
-    @property
-    def full(self) -> bool:
-        """Whether the queues hold as many operations as they may."""
-        return self._wait_queue.full
+    def admit(self, request: Request) -> None:
+        """Let an operation through for which nobody waits.
 
-    async def wait_for_capacity(self) -> None:
-        """Wait until the queues take one more operation, or the cluster is closed."""
-        while self._wait_queue.full and not self.closed:
-            await self._wait_queue.wait_for_capacity()
+        Raises:
+            QueueFull: As many operations of its need wait as may.
+        """
+        if self._waiting.length and (waiting := self.waiting(request)) >= self._options.max_queued:
+            raise QueueFull(f"{waiting} operations are waiting already (max_queued): await some of them")
+
+    def waiting(self, request: Request) -> int:
+        """Return the number of operations that wait with the need of this one; for any thread."""
+        line = self._waiting.find(request.need, request.exclusive)
+        return 0 if line is None else len(line.waiting)
 
     @uninterrupted
     def start(self, operation: Operation[Any]) -> None:
@@ -101,130 +122,75 @@ class Dispatcher:
         """
         if self.closed:
             raise ClusterClosed("the cluster is closed")
+        self.door.enter(self._start, operation)
+
+    def _start(self, operation: Operation[Any]) -> None:
+        if operation.done:
+            return  # cancelled by somebody who entered first
         now = operation.started_at
         request = operation.request
         self.tracker.begin(operation)
+        if self.closed:
+            self.tracker.fail(operation, ClusterClosed("the cluster is closed"), Outcome.NOT_APPLIED)
+            return
+        self._started += 1
+        operation.number = self._started
         if request.timeout is not None:
             operation.deadline = now + request.timeout
             operation.timer = self.times.at(operation.deadline, lambda: self.give_up(operation, "timeout"))
-        if not request.read and not self.writes_seen:
+        if request.kind == "write" and not self.writes_seen:
             self._first_write()
-        route = request.route
-        if type(route) is Pin:
-            operation.home = route.name
-        elif type(route) is Fastest and (serving := [n.name for n in self._nodes.values() if n.ready]):
-            self._races.start(operation, serving, now)
-            return
-        # The clock is read anew: the operation may have waited for capacity since `started_at`.
-        self.place(operation, self._clock())
+        if type(request.route) is Fastest:
+            serving = [node.name for node in self._nodes.values() if node.ready]
+            if serving:
+                self._races.start(operation, serving, now)
+                return
+        self._feeding.start(operation, self._clock())
 
     def _first_write(self) -> None:
         self.writes_seen = True
         for node in self._nodes.values():
             node.keep_lanes()
 
-    def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None:
-        """Send an operation if that is possible at once, else put it into a queue."""
-        kind = operation.request.kind
-        if operation.lineage is not None and operation.exactly_once:
-            operation.home = self._node_in_lineage(operation)
-            if operation.home is None:
-                self.expired(operation, "no node with the ledger row of this write is left")
-                return
-        home = operation.home
-        if home is None:
-            node = self._target[kind]
-        elif (node := self._nodes.get(home)) is None:
-            self._node_removed(operation)
-            return
-        if front or operation.exclusive or self._working or node is None or not node.takes(kind):
-            self._enqueue(operation, node, now, front=front)
-            return
-        lanes = node.sets[kind]
-        if not node.waiting[kind] and (home is not None or not self._shared[kind]):
-            pace = operation.request.pace
-            lane = lanes.with_capacity(now, pack=pace is not None and pace.quick)
-            if lane is not None:
-                self._send(lane, node, operation, now)
-                return
-        # The usual case under load, and so kept cheap: there is no capacity, or others already wait for it.
-        # Whatever frees capacity looks at the queues.
-        self._enqueue(operation, node, now, front=False, feed=not lanes.complete)
+    def place(self, operation: Operation[Any], now: float) -> None:
+        """Send an operation if that is possible at once, else put it into its line."""
+        self._feeding.place(operation, now)
 
-    def _node_in_lineage(self, operation: Operation[Any]) -> str | None:
-        """Return the node for a write that may only be sent to servers of its lineage."""
-        route, lineage = operation.request.route, operation.lineage
-        if isinstance(route, Pin):
-            return route.name
-        nodes = [node for node in self._nodes.values() if node.server.system == lineage and not node.leaving]
-        current, last = self._target["write"], operation.home
-        if operation.attempts:
-            last = operation.attempts[-1].node
-        return among([node.candidate("write") for node in nodes], current.name if current else None, last)
-
-    def _place_waiting_for_lineage(self) -> None:
-        """Place operations anew that wait for one node, if another of the same lineage takes writes now."""
-        for operation in tuple(self._wait_queue.waiting_for_lineage):
-            if operation.stage is Stage.QUEUED and operation.exactly_once:
-                home = self._node_in_lineage(operation)
-                node = self._nodes.get(home) if home is not None else None
-                if home == operation.home or node is None or not node.takes("write"):
-                    continue
-                since = operation.queued_at
-                self.leave_queue(operation)
-                self.place(operation, since, front=True)
-            else:
-                self._wait_queue.waiting_for_lineage.discard(operation)
-
-    def _node_removed(self, operation: Operation[Any]) -> None:
+    def nowhere(self, operation: Operation[Any]) -> None:
         """Place an operation anew whose node was removed, or fail it if no other node may run it."""
-        if operation.parent is None and not isinstance(operation.request.route, Pin):
-            if operation.exactly_once and self._node_in_lineage(operation) not in self._nodes:
-                self.expired(operation, "the node of this write was removed, and no other has its ledger row")
-                return
-            operation.home = None
-            self.place(operation, self._clock(), front=True)
+        if operation.exactly_once:
+            self.expired(operation, "no node with the ledger row of this write is left")
+        elif operation.parent is None and not isinstance(operation.request.route, Pin):
+            operation.need = operation.request.need
+            self.place(operation, self._clock())
         else:
-            self.expired(operation, f"node {operation.home} was removed")
-
-    def _enqueue(
-        self,
-        operation: Operation[Any],
-        node: ManagedNode | None,
-        now: float,
-        *,
-        front: bool,
-        feed: bool = True,
-    ) -> None:
-        kind = operation.request.kind
-        self._wait_queue.push(operation, now, front=front, served=node is not None and node.serves(kind))
-        if node is None:
-            if kind == "write":
-                for one in self._nodes.values():
-                    one.request_ping()
-            return
-        node.busy()
-        if feed:
-            self._mark(node)
+            self.expired(operation, f"node {operation.need.node} was removed")
 
     # Waiting
 
-    def leave_queue(self, operation: Operation[Any]) -> None:
-        """Remove an operation from its queue, at whatever position."""
-        self._wait_queue.remove(operation)
-        if operation.exclusive and (node := self.node_of(operation)) is not None:
-            self._mark(node)
+    def leave_queue(self, operation: Operation[Any]) -> BaseException | None:
+        """Remove an operation from its line, at whatever position.
 
-    def node_of(self, operation: Operation[Any]) -> ManagedNode | None:
-        """Return the node to which the operation would be sent now."""
-        if operation.home is None:
-            return self._target[operation.request.kind]
-        return self._nodes.get(operation.home)
+        Returns:
+            The error of an operation that never had a place within the length of its line; else None.
+        """
+        beyond = self._waiting.beyond(operation)
+        self._waiting.remove(operation)
+        self._changes.left(operation)
+        if not beyond:
+            return None
+        if self.closed:
+            return ClusterClosed("the cluster is closed")
+        if operation.gave_up == "timeout":
+            timeout = operation.request.timeout or 0.0
+            return QueueFull(
+                f"the queue stayed full for {timeout:g} s (max_queued); the operation was not sent"
+            )
+        return None
 
     def expired(self, operation: Operation[Any], message: str) -> None:
         """Fail an operation for which there is no node; in doubt if an earlier attempt ended in doubt."""
-        if operation.exclusive and (node := self.node_of(operation)) is not None:
-            self._mark(node)
+        self._changes.left(operation)
         doubted = operation.doubted and not operation.request.read
         error = in_doubt(operation, message) if doubted else self.no_node(message)
         self.tracker.fail(operation, error, Outcome.NOT_APPLIED)
@@ -234,104 +200,6 @@ class Dispatcher:
         statuses = [node.status() for node in self._nodes.values()]
         reports = [NodeReport(s.name, s.state, s.state_for, s.reason) for s in statuses]
         return NoNodeAvailable(message, reports)
-
-    # Sending
-
-    def _send(self, lane: Lane, node: ManagedNode, operation: Operation[Any], now: float) -> bool:
-        """Send an operation.
-
-        Return False if the operation was queued again, because the lane lost its capacity or ended.
-        """
-        if operation.request.on_send is not None:
-            self._call_on_send(operation, node.name)
-            if operation.stage is Stage.DONE:
-                return True
-            if not lane.takes(operation, now):
-                self._enqueue(operation, self.node_of(operation), now, front=True)
-                return False
-        if sent := lane.send(operation, now):
-            node.busy()
-        else:
-            self._enqueue(operation, self.node_of(operation), now, front=True)
-        if self._dirty:
-            # Send the operations that ``on_send`` submitted.
-            self._work()
-        return sent
-
-    def _call_on_send(self, operation: Operation[Any], node: str) -> None:
-        """Run the user's ``on_send``, which may submit and cancel: nothing else is sent meanwhile."""
-        request = operation.request
-        pairs = [(one.query, one.params) for one in request.statements]
-        working, self._working = self._working, True
-        try:
-            if request.on_send is not None:
-                request.on_send(
-                    SendInfo(node, len(operation.attempts) + 1, pairs, self._key_for(operation, node))
-                )
-        except BaseException as error:  # noqa: BLE001 - the user's callback: its error goes to its operation
-            if operation.stage is not Stage.DONE:
-                self.tracker.fail(operation, error, Outcome.NOT_APPLIED)
-        finally:
-            self._working = working
-
-    def _key_for(self, operation: Operation[Any], node: str) -> UUID | None:
-        """Return the key that is sent with the operation, or None."""
-        keyed = operation.request.keyed
-        if keyed is None or operation.unkeyed:
-            return None
-        use_ledger = not keyed.auto or operation.exactly_once or self._nodes[node].server.ledger
-        return keyed.key if use_ledger else None
-
-    def _mark(self, node: ManagedNode) -> None:
-        self._dirty.add(node)
-        self._work()
-
-    def _work(self) -> None:
-        if self._working:
-            return
-        self._working = True
-        try:
-            while self._dirty:
-                node = self._dirty.pop()
-                for kind in ACCESS_MODES:
-                    if node.takes(kind):
-                        self._feed(node, kind)
-        finally:
-            self._working = False
-
-    def _feed(self, node: ManagedNode, kind: AccessMode) -> None:
-        """Send operations that wait for ``node``, as far as its lanes have capacity."""
-        own = node.waiting[kind]
-        shared = self._shared[kind] if self._target[kind] is node else own
-        lanes = node.sets[kind]
-        now = self._clock()
-        while queue := own.exclusive or shared.exclusive:
-            lane = lanes.quiet()
-            if lane is None:
-                lanes.demand(now, quiet=True)
-                break
-            if not self._send(lane, node, self._wait_queue.take(queue), now) or not node.takes(kind):
-                self._dirty.add(node)
-                return
-        else:
-            lanes.unreserve()
-        corked: list[Lane] = []
-        try:
-            while queue := own.ordinary or shared.ordinary:
-                lane = lanes.with_capacity(now)
-                if lane is None:
-                    lanes.demand(now, quiet=False)
-                    break
-                if not lane.corked:
-                    lane.corked = True
-                    corked.append(lane)
-                if not self._send(lane, node, self._wait_queue.take(queue), now) or not node.takes(kind):
-                    # Sending also reads: the node may be suspect by now, and another node may take the rest.
-                    self._dirty.add(node)
-                    break
-        finally:
-            for lane in corked:
-                lane.uncork()
 
     # Reports of the lanes
 
@@ -348,10 +216,8 @@ class Dispatcher:
         self._retries.budget.success()
         operation.ended_at = now = self._clock()
         latency = now - operation.started_at
-        make, load, count = request.row_factory, lane.loader.load, len(attempts)
-        # A row factory or loader is the user's code, and may submit operations. While this lane's loader is
-        # in use nothing is sent, and so nothing is read.
-        working, self._working = self._working, True
+        make, load, count = request.row_factory, lane.link.load, len(attempts)
+        # A row factory or loader is the user's code. What it starts and cancels is put in line at the door.
         try:
             if request.batch:
                 loaded: Any = [load(result, None, make, lane.node, count, latency) for result in results]
@@ -360,11 +226,7 @@ class Dispatcher:
         except BaseException as error:  # noqa: BLE001 - the user's code: its error goes to its operation
             self.tracker.fail(operation, error, Outcome.APPLIED)
             return
-        finally:
-            self._working = working
         self.tracker.succeed(operation, loaded)
-        if self._dirty:
-            self._work()
 
     def segment_failed(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
         """Perform the next step after an attempt that did not simply succeed."""
@@ -374,10 +236,14 @@ class Dispatcher:
         """Take the results of an operation that succeeded in spite of a failure."""
         self.succeeded(lane, operation, results, None)
 
+    def handed_over(self, lane: Lane) -> None:
+        """Flush the lane before the present act is over."""
+        self._handed_over.append(lane)
+
     def capacity_freed(self, lane: Lane) -> None:
         """Send operations that wait, if the lane has capacity."""
-        if self._wait_queue.length and lane.node in self._nodes:
-            self._mark(self._nodes[lane.node])
+        if self._waiting.length and lane.node in self._nodes:
+            self._feeding.hungry(self._nodes[lane.node])
 
     def lane_broke(self, lane: Lane, reason: str, *, lost: bool, in_flight: int) -> None:
         """Stop using a lane whose connection ended; if it was ``lost``, the node becomes suspect.
@@ -414,85 +280,42 @@ class Dispatcher:
     @property
     def primary_wanted(self) -> bool:
         """Whether writes wait and no node is known to take them."""
-        return self._target["write"] is None and bool(self._shared["write"])
+        return any(line.target is None and line.need.role == "primary" for line in self._waiting.active)
+
+    def waits_for(self, node: ManagedNode) -> bool:
+        """Return whether operations wait that would be sent to the node."""
+        return any(line.goes_to(node) for line in self._waiting.active)
 
     def pump(self, node: ManagedNode) -> None:
         """Send operations that wait, if the node has capacity."""
-        if self._wait_queue.length:
-            self._mark(node)
+        self._feeding.hungry(node)
+
+    def ticked(self, node: ManagedNode, now: float) -> None:
+        """Do what is due by time for the operations that wait for the node."""
+        if self._waiting.length:
+            for other in self._placing.relieve(node, now):
+                self._feeding.hungry(other)
+            self._feeding.hungry(node)
 
     def lanes_changed(self, node: ManagedNode) -> None:
         """Choose nodes anew, and send operations that wait, after a lane opened, closed or failed to open."""
-        self.reroute()
-        for kind in ACCESS_MODES:
-            if node.sets[kind].failing:
-                self._wait_queue.expire_all_later(node.waiting[kind], None)
-                if self._target[kind] is node:
-                    self._wait_queue.expire_all_later(self._shared[kind], None)
-        self._notify_changed()
-        self._mark(node)
+        self._changes.lanes_changed(node)
 
     def health_changed(self, node: ManagedNode, moved: Transition, reason: str) -> None:
         """Emit events for a change of the node's state or role, and choose nodes anew."""
-        now, events = self._clock(), self.tracker.events
-        if moved.state_changed:
-            events.emit(
-                NodeStateChanged(
-                    at=now, node=node.name, state=moved.after, before=moved.before, reason=reason
-                )
-            )
-            self.log.state_changed(node.name, moved.before, moved.after, reason, moved.role)
-        if moved.role_changed:
-            events.emit(RoleChanged(at=now, node=node.name, role=moved.role, before=moved.role_before))
-            self.log.role_changed(node.name, moved.role_before, moved.role)
-        self.reroute()
-        if moved.fell or moved.role_changed:
-            self._requeue(node)
-        if moved.state_changed or moved.role_changed:
-            self._notify_changed()
-        self._mark(node)
-
-    def _requeue(self, node: ManagedNode) -> None:
-        """Queue again, for any node, the operations that wait for this node.
-
-        Operations that the caller pinned stay; legs of a race fail if the node is lost.
-        """
-        for kind in ACCESS_MODES:
-            for queue in node.waiting[kind].queues:
-                for operation in queue.drain():
-                    self._wait_queue.removed(operation)
-                    if operation.parent is None and not isinstance(operation.request.route, Pin):
-                        operation.home = None
-                    if operation.exactly_once:
-                        self.place(operation, operation.queued_at, front=True)
-                    elif operation.parent is not None and not node.health.usable:
-                        lost = LegLost(f"{node.name}: {node.health.reason}")
-                        self.tracker.fail(operation, lost, Outcome.NOT_APPLIED)
-                    else:
-                        self._enqueue(operation, self.node_of(operation), operation.queued_at, front=False)
+        self._changes.health_changed(node, moved, reason)
 
     def clock_changed(self, node: ManagedNode) -> None:
         """Emit an event because the node's clock started or stopped being skewed."""
-        clock = node.server.clock
-        self.tracker.events.emit(
-            ClockSkewed(at=self._clock(), node=node.name, skew=clock.skew or 0.0, skewed=clock.skewed)
-        )
-        self.log.clock_skewed(node.name, clock.skew or 0.0, skewed=clock.skewed)
+        self._changes.clock_changed(node)
 
     def reroute(self) -> None:
-        """Choose anew the nodes for the route `nearest`."""
-        for kind in ACCESS_MODES:
-            views = [node.candidate(kind) for node in self._nodes.values() if not node.leaving]
-            before = self._target[kind]
-            name = choose(views, before.name if before else None, USUAL[kind])
-            target = self._target[kind] = self._nodes[name] if name is not None else None
-            if target is None and before is not None:
-                self._wait_queue.expire_all_later(self._shared[kind], self._clock())
-            elif target is not None and target is not before:
-                self._dirty.add(target)
-        if self._wait_queue.waiting_for_lineage:
-            self._place_waiting_for_lineage()
-        self._work()
+        """Choose anew which nodes the lines of waiting operations go to."""
+        self.door.enter(self._changes.reroute, None)
+
+    def forget(self, node: ManagedNode) -> None:
+        """Place the operations anew that wait for a node that was removed; pinned ones fail."""
+        self.door.enter(self._changes.forget, node)
 
     async def change(self) -> None:
         """Wait until something about the nodes changed.
@@ -503,20 +326,22 @@ class Dispatcher:
         if self.closed:
             raise ClusterClosed("the cluster is closed")
         event = anyio.Event()
-        self._changed.append(event)
-        await event.wait()
-
-    def _notify_changed(self) -> None:
-        events, self._changed = self._changed, []
-        for event in events:
-            event.set()
+        self._changes.watchers.add(event)
+        try:
+            await event.wait()
+        finally:
+            self._changes.watchers.discard(event)
 
     # Giving up
 
     @uninterrupted
     def give_up(self, operation: Operation[Any], why: GaveUp) -> None:
         """End an operation that its caller cancelled, or whose deadline passed."""
-        self._cancellation.give_up(operation, why)
+        operation.unwanted = True
+        self.door.enter(self._give_up, (operation, why))
+
+    def _give_up(self, what: tuple[Operation[Any], GaveUp]) -> None:
+        self._cancellation.give_up(*what)
 
     def abandon_leg(self, operation: Operation[Any]) -> None:
         """End a leg of a race that is over."""
@@ -524,6 +349,9 @@ class Dispatcher:
 
     def left(self, operation: Operation[Any]) -> None:
         """Take note that the caller was cancelled just when the operation was done."""
+        self.door.enter(self._left, operation)
+
+    def _left(self, operation: Operation[Any]) -> None:
         self.tracker.left(operation)
         if operation.doubt is not None:
             self._resolver.left(operation.doubt, operation.guarded_until)
@@ -544,22 +372,13 @@ class Dispatcher:
 
     def fail_all(self) -> None:
         """Fail all open operations, because the nodes have ended and no answer can arrive."""
+        self.door.enter(self._fail_all, None)
+
+    def _fail_all(self, _: None) -> None:
         self._resolver.close()
         for operation in tuple(self.tracker.open):
             sent = operation.stage in (Stage.SENT, Stage.RESOLVING) and not operation.request.read
             operation.doubted = operation.doubted or sent
             operation.gave_up = operation.gave_up or "cancelled"
             self.tracker.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
-        self._wait_queue.wake()
-        self._notify_changed()
-
-    def forget(self, node: ManagedNode) -> None:
-        """Place the operations anew that wait for a node that was removed; pinned ones fail."""
-        self.log.forget(node.name)
-        self.reroute()
-        for kind in ACCESS_MODES:
-            for queue in node.waiting[kind].queues:
-                for operation in queue.drain():
-                    self._wait_queue.removed(operation)
-                    self._node_removed(operation)
-        self._notify_changed()
+        self._changes.notify()

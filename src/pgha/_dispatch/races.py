@@ -29,7 +29,7 @@ def _without_answer(failure: BaseException) -> bool:
 class RaceCallbacks(Protocol):
     """The owner of the queues, which places and ends the legs."""
 
-    def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None:
+    def place(self, operation: Operation[Any], now: float) -> None:
         """Send an operation, or put it into a queue."""
         ...
 
@@ -66,7 +66,8 @@ class Races:
 
     def _leg(self, operation: Operation[Any], name: str, now: float) -> Operation[Any]:
         leg: Operation[Any] = Operation(self._runner, operation.request, now)
-        leg.home = name
+        leg.need = operation.request.need._replace(node=name)
+        leg.number = operation.number
         leg.parent = operation
         leg.counted = False
         leg.when_done(self._leg_done)
@@ -100,11 +101,11 @@ class Races:
         if len(operation.attempts) >= self._most:
             self._tracker.fail(operation, legs[-1].failure or LegLost("lost"), Outcome.NOT_APPLIED)
         else:
-            self._callbacks.place(operation, self._clock(), front=True)
+            self._callbacks.place(operation, self._clock())
 
     def lost(self, leg: Operation[Any], decision: Decision) -> None:
         """Fail a leg whose connection was lost; its operation goes on with the other legs."""
-        error = LegLost(f"{leg.home}: {decision.reason}")
+        error = LegLost(f"{leg.need.node}: {decision.reason}")
         note(error, leg, decision.outcome)
         self._tracker.fail(leg, error, decision.outcome, noted=True)
 

@@ -57,7 +57,7 @@ _SURELY = LIFE - 60.0
 class ResolverCallbacks(Protocol):
     """The dispatcher, which places and cancels the questions."""
 
-    def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None:
+    def place(self, operation: Operation[Any], now: float) -> None:
         """Send an operation, or put it into a queue."""
         ...
 

@@ -30,7 +30,7 @@ from pgha._wire import PGresult
 class RetryCallbacks(Protocol):
     """The dispatcher, which places operations and delivers results."""
 
-    def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None:
+    def place(self, operation: Operation[Any], now: float) -> None:
         """Send an operation, or put it into a queue."""
         ...
 
@@ -120,14 +120,16 @@ class Retries:
         now = self._clock()
         if operation.parent is None and not isinstance(operation.request.route, Pin):
             any_node = away_from is None or operation.exactly_once
-            operation.home = None if any_node else self._elsewhere(operation, away_from or "")
-        if pause or (away_from is not None and operation.home in (None, away_from)):
+            need = operation.request.need
+            other = None if any_node else self._elsewhere(operation, away_from or "")
+            operation.need = need._replace(node=other) if other is not None else need
+        if pause or (away_from is not None and operation.need.node in (None, away_from)):
             operation.stage = Stage.PAUSED
             operation.place = None
             wait = delay(len(operation.attempts) - 1, random.random(), 0.01, 0.5)
             self._times.at(now + wait, lambda: self._resume(operation))
             return
-        self._callbacks.place(operation, now, front=True)
+        self._callbacks.place(operation, now)
 
     def _elsewhere(self, operation: Operation[Any], away_from: str) -> str | None:
         kind = operation.request.kind
@@ -136,4 +138,4 @@ class Retries:
 
     def _resume(self, operation: Operation[Any]) -> None:
         if operation.stage is Stage.PAUSED:
-            self._callbacks.place(operation, self._clock(), front=True)
+            self._callbacks.place(operation, self._clock())

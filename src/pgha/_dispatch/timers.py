@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import anyio
 
@@ -17,11 +17,18 @@ Moment: TypeAlias = Timer[Callable[[], None]]
 """A timer that was set; needed for cancelling it."""
 
 
-class Timers:
-    """Calls functions at given times, all in one task."""
+def _perform(call: Callable[[], None]) -> None:
+    call()
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+
+class Timers:
+    """Calls functions at given times, all in one task; each call is an act of its own (`pgha._core.door`)."""
+
+    def __init__(
+        self, clock: Callable[[], float], enter: Callable[[Callable[[Any], object], Any], None]
+    ) -> None:
         self._clock = clock
+        self._enter = enter
         self._timers: TimerHeap[Callable[[], None]] = TimerHeap()
         self._sleep: anyio.CancelScope | None = None
         self._wakes_at = float("inf")
@@ -43,7 +50,7 @@ class Timers:
         while True:
             for call in self._timers.due(self._clock()):
                 try:
-                    call()
+                    self._enter(_perform, call)
                 except Exception:
                     # A defect in the timer of one operation must not stop the timers of all others.
                     logger.exception("a timer failed by a defect")

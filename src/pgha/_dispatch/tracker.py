@@ -48,7 +48,7 @@ class Tracker:
         """The operations that were started and are not done."""
         self._times = times
         self._clock = clock
-        self._log = log
+        self.log = log
         self._idle: anyio.Event | None = None
 
     def begin(self, operation: Operation[Any]) -> None:
@@ -61,7 +61,7 @@ class Tracker:
         self.counters.retried += 1
         attempts = operation.attempts
         node = attempts[-1].node if attempts else None
-        self._log.retried(node, decision.reason)
+        self.log.retried(node, decision.reason)
         if self.events.has_subscribers:
             self.events.emit(
                 OperationRetried(at=self._clock(), node=node, attempt=len(attempts), reason=decision.reason)
@@ -111,7 +111,7 @@ class Tracker:
         if doubt.outcome is not None:
             key = None if doubt.keyed is None else doubt.keyed.key
             self._emit_resolved(doubt.node, doubt.outcome.value, doubt.attempts, key)
-            self._log.resolved(doubt.node, doubt.outcome.value)
+            self.log.resolved(doubt.node, doubt.outcome.value)
 
     def _emit_resolved(
         self, node: str | None, outcome: PublicOutcome, attempt: int, key: UUID | None
@@ -142,7 +142,7 @@ class Tracker:
                 OperationInDoubt(at=self._clock(), node=node, attempt=len(attempts), reason=str(error))
             )
             evidence = error.evidence
-            self._log.in_doubt(node, evidence.reason if evidence is not None else "no evidence")
+            self.log.in_doubt(node, evidence.reason if evidence is not None else "no evidence")
         elif isinstance(error, OperationCancelled):
             counters.cancelled += 1
         elif isinstance(error, OperationTimeout):
@@ -153,7 +153,7 @@ class Tracker:
 
         Only for the loop's thread, and not while sending: log handlers run.
         """
-        self._log.unretrieved(error)
+        self.log.unretrieved(error)
         self.counters.unretrieved += 1
         self.events.emit(FailureUnretrieved(at=self._clock(), node=None, error=error))
 

@@ -1,123 +1,164 @@
-"""Operations that wait: the shared queues, the capacity for more, and the limit of the waiting time.
+"""Operations that wait, in lines: one line for each need, in the order of age.
 
-A waiting operation is in the shared queue of its access mode, or in a queue of its home, the node to which
-the operation must be sent.
+An operation that is run again keeps its age, and so comes before all that were started later. A line is as
+long as `max_queued` says. Behind that stand the callers that wait for their operation anyway (``execute``,
+``fetch``): they cost the line nothing but their place. Only ``submit`` is refused there. Lines do not share
+their length: writes that wait for a primary leave the reads alone.
+
+While no node serves a line, the time that its operations wait is limited.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import anyio
-
-from pgha._core.queues import Queue
+from pgha._core.need import Need
+from pgha._core.queues import AgeQueue
 from pgha._dispatch.timers import Timers
-from pgha._node.lane_set import Waiting
 from pgha._node.node import ManagedNode
-from pgha._operation.operation import ACCESS_MODES, AccessMode, Operation, Stage
+from pgha._operation.operation import Operation, Stage
 from pgha._options import Options
 from pgha._types import Pin
 
 
-class WaitQueueCallbacks(Protocol):
-    """The dispatcher, which puts operations into the queues."""
+class Line:
+    """The operations that wait with one need; those that must be alone on a lane have a line of their own."""
 
-    def node_of(self, operation: Operation[Any]) -> ManagedNode | None:
-        """Return the node to which the operation would be sent now."""
-        ...
+    __slots__ = ("exclusive", "joined", "left", "need", "overflow", "target", "waiting")
+
+    def __init__(self, need: Need, exclusive: bool) -> None:
+        self.need = need
+        self.exclusive = exclusive
+        self.waiting: AgeQueue[Operation[Any]] = AgeQueue()
+        self.target: ManagedNode | None = None
+        """The node to which the operations are sent; None while no node is eligible."""
+        self.overflow: ManagedNode | None = None
+        """Another node to which they are sent as well, because nothing moves on the target."""
+        self.joined = 0
+        self.left = 0
+        """How many operations have joined and left the line so far; see `WaitQueue.beyond`."""
+
+    def goes_to(self, node: ManagedNode) -> bool:
+        """Return whether the operations are sent to this node at present."""
+        return self.target is node or self.overflow is node
+
+    @property
+    def served(self) -> bool:
+        """Whether the target takes the operations once a lane has capacity."""
+        return self.target is not None and self.target.serves(self.need.access)
+
+
+def oldest(line: Line) -> int:
+    """Return the age of the line's first operation."""
+    return line.waiting.oldest_age()
+
+
+class WaitQueueCallbacks(Protocol):
+    """The dispatcher, which ends operations that have waited too long."""
 
     def expired(self, operation: Operation[Any], message: str) -> None:
-        """Fail an operation that has waited too long for a node, and is in no queue any more."""
+        """Fail an operation that has waited too long for a node, and is in no line any more."""
         ...
 
 
 class WaitQueue:
-    """The queues of operations that are not sent yet; see the head of this file."""
+    """The lines of operations that are not sent yet; see the head of this file."""
 
     def __init__(
-        self, options: Options, nodes: Mapping[str, ManagedNode], times: Timers, clock: Callable[[], float],
-        owner: WaitQueueCallbacks,
-    ) -> None:  # fmt: skip
+        self, options: Options, times: Timers, clock: Callable[[], float], owner: WaitQueueCallbacks
+    ) -> None:
         self.length = 0
-        """The number of operations in all queues, those of the nodes included."""
-        self.shared: dict[AccessMode, Waiting] = {kind: Waiting() for kind in ACCESS_MODES}
-        self.waiting_for_lineage: set[Operation[Any]] = set()
-        """Operations whose node cannot take them, and which no server of another lineage may run."""
+        """The number of operations in all lines."""
+        self.active: dict[Line, None] = {}
+        """The lines in which somebody waits."""
+        self._usual: dict[Need, Line] = {}
+        self._exclusive: dict[Need, Line] = {}
         self._limit = options.max_queued
         self._failover_timeout = options.failover_timeout
-        self._nodes = nodes
         self._times = times
         self._clock = clock
         self._owner = owner
-        self._capacity_waiters: list[anyio.Event] = []
 
-    # Capacity
+    # Lines
 
-    @property
-    def full(self) -> bool:
-        """Whether the queues hold as many operations as they may."""
-        return self.length >= self._limit
+    def find(self, need: Need, exclusive: bool) -> Line | None:
+        """Return the line for this need, if there is one."""
+        return (self._exclusive if exclusive else self._usual).get(need)
 
-    async def wait_for_capacity(self) -> None:
-        """Wait until there may be capacity for one more operation."""
-        event = anyio.Event()
-        self._capacity_waiters.append(event)
-        await event.wait()
+    def add(self, need: Need, exclusive: bool) -> Line:
+        """Make and return the line for this need."""
+        line = (self._exclusive if exclusive else self._usual)[need] = Line(need, exclusive)
+        return line
 
-    def wake(self) -> None:
-        """Wake all tasks that wait for capacity, so that they check again."""
-        waiters, self._capacity_waiters = self._capacity_waiters, []
-        for event in waiters:
-            event.set()
+    def lines(self) -> Iterator[Line]:
+        """Return all lines."""
+        yield from self._usual.values()
+        yield from self._exclusive.values()
 
-    # Adding and removing
+    def forget(self, node: str) -> list[Operation[Any]]:
+        """Remove the lines for the node ``node`` alone, and return the operations that waited there."""
+        waiting: list[Operation[Any]] = []
+        for lines in (self._usual, self._exclusive):
+            for need in [need for need in lines if need.node == node]:
+                waiting += self.drain(lines.pop(need))
+        return waiting
 
-    def push(self, operation: Operation[Any], now: float, *, front: bool, served: bool) -> None:
-        """Put an operation into its queue.
+    # Length
 
-        ``served`` says that its node takes the operation once a lane has capacity; if not, the waiting time
-        is limited.
-        """
-        kind, home = operation.request.kind, operation.home
-        waiting = self.shared[kind] if home is None else self._nodes[home].waiting[kind]
-        queue = waiting.of(operation)
-        if front:
-            queue.push_front(operation)
-        else:
-            queue.push(operation)
+    def beyond(self, operation: Operation[Any]) -> bool:
+        """Return whether a waiting operation stands beyond the length of its line, and was never sent."""
+        line = operation.place
+        return (
+            operation.stage is Stage.QUEUED
+            and not operation.attempts
+            and operation.joined - line.left >= self._limit
+        )
+
+    # Joining and leaving
+
+    def push(self, operation: Operation[Any], line: Line, now: float) -> None:
+        """Put an operation into a line, at the place of its age."""
+        line.waiting.push(operation, operation.number)
+        self.active[line] = None
         operation.stage = Stage.QUEUED
-        operation.place = queue
+        operation.place = line
         operation.queued_at = now
+        operation.joined = line.joined
+        line.joined += 1
         self.length += 1
-        if not served:
-            if operation.exactly_once:
-                self.waiting_for_lineage.add(operation)
+        if not line.served:
             self.expire_later(operation)
 
-    def removed(self, operation: Operation[Any]) -> None:
-        """Record that an operation was removed from its queue."""
+    def _left(self, operation: Operation[Any], line: Line) -> None:
         operation.place = None
         operation.stage = Stage.NEW
         self.length -= 1
-        if self.waiting_for_lineage:
-            self.waiting_for_lineage.discard(operation)
-        if self._capacity_waiters and not self.full:
-            self.wake()
+        line.left += 1
+        if not line.waiting:
+            self.active.pop(line, None)
         if operation.expiry is not None:
             self._times.cancel(operation.expiry)
             operation.expiry = None
 
-    def take(self, queue: Queue[Operation[Any]]) -> Operation[Any]:
-        """Remove and return the first operation of ``queue``."""
-        operation = queue.take()
-        self.removed(operation)
+    def take(self, line: Line) -> Operation[Any]:
+        """Remove and return the oldest operation of ``line``."""
+        operation = line.waiting.take()
+        self._left(operation, line)
         return operation
 
     def remove(self, operation: Operation[Any]) -> None:
-        """Remove an operation from its queue, at whatever position."""
-        operation.place.remove(operation)
-        self.removed(operation)
+        """Remove an operation from its line, at whatever position."""
+        line = operation.place
+        line.waiting.remove(operation, operation.number)
+        self._left(operation, line)
+
+    def drain(self, line: Line) -> list[Operation[Any]]:
+        """Remove and return all operations of a line, the oldest first."""
+        operations = line.waiting.drain()
+        for operation in operations:
+            self._left(operation, line)
+        return operations
 
     # Expiry
 
@@ -136,27 +177,28 @@ class WaitQueue:
         operation.expiry = None
         if operation.stage is not Stage.QUEUED:
             return
-        kind = operation.request.kind
-        node = self._owner.node_of(operation)
-        if node is not None and node.serves(kind):
+        line = operation.place
+        if line.served:
             # The node takes operations again, but has not come to this one yet: check again later.
             again = self._clock() + max(self._failover_timeout, 0.5)
             operation.expiry = self._times.at(again, lambda: self._expire(operation))
             return
-        what = f"node {operation.home} was not" if operation.home else "no node was"
+        node = line.need.node
+        what = f"node {node} was not" if node else "no node was"
         self.remove(operation)
-        self._owner.expired(operation, f"{what} usable for {kind}s within {self._failover_timeout:g} s")
+        self._owner.expired(
+            operation, f"{what} usable for {line.need.access}s within {self._failover_timeout:g} s"
+        )
 
-    def expire_all_later(self, waiting: Waiting, since: float | None) -> None:
-        """Limit the waiting time of all operations in ``waiting``.
+    def expire_all_later(self, line: Line, since: float | None) -> None:
+        """Limit the waiting time of all operations in a line.
 
-        The time counts from ``since``, or if that is None, from when each operation was queued.
+        The time counts from ``since``, or if that is None, from when each operation joined.
         """
-        for queue in waiting.queues:
-            for operation in queue:
-                if since is not None:
-                    operation.queued_at = since
-                    if operation.expiry is not None:
-                        self._times.cancel(operation.expiry)
-                        operation.expiry = None
-                self.expire_later(operation)
+        for operation in line.waiting:
+            if since is not None:
+                operation.queued_at = since
+                if operation.expiry is not None:
+                    self._times.cancel(operation.expiry)
+                    operation.expiry = None
+            self.expire_later(operation)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, TypeVar
 
+from pgha._core.door import Door
 from pgha._core.ledger_rules import ServerClock
 from pgha._core.outcome import Facts
 from pgha._core.pipeline import Bounds, Doing, Slot
@@ -48,6 +49,7 @@ class LaneCallbacks(Protocol[LaneT]):
     """The owner of lanes, which decides the next step of each operation."""
 
     loop: Loop
+    door: Door
 
     def succeeded(
         self, lane: LaneT, operation: Operation[Any], results: Sequence[PGresult], entry: Entry | None
@@ -57,6 +59,10 @@ class LaneCallbacks(Protocol[LaneT]):
 
     def segment_failed(self, lane: LaneT, operation: Operation[Any], failure: SegmentFailure) -> None:
         """Take the facts of a segment that did not simply succeed."""
+        ...
+
+    def handed_over(self, lane: LaneT) -> None:
+        """Flush the lane, which was handed something, before the present act is over."""
         ...
 
     def capacity_freed(self, lane: LaneT) -> None:
@@ -91,6 +97,8 @@ class ServerFacts:
     system: int | None = None
     """The server's system identifier, as last read; None if the role may not read it. Each lane keeps the
     identifier of its own server, since another server may take a node's place."""
+    latency: float = 0.0
+    """The least round trip of the last pings, in seconds; 0 before the first one."""
     ledger: bool = False
     """Whether the server has a usable ledger; only needed for keys that pgha chooses."""
 

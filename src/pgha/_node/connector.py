@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anyio
 import psycopg
+from psycopg.adapt import AdaptersMap
 
 from pgha._node.callbacks import ServerFacts
 from pgha._operation.operation import AccessMode
@@ -16,11 +17,15 @@ from pgha._wire.link import Link
 class Connector:
     """Opens links, ready for a lane."""
 
-    def __init__(self, kind: AccessMode, config: NodeConfig, options: Options, server: ServerFacts) -> None:
+    def __init__(
+        self, kind: AccessMode, config: NodeConfig, options: Options, server: ServerFacts,
+        adapters: AdaptersMap,
+    ) -> None:  # fmt: skip
         self._kind: AccessMode = kind
         self._config = config
         self._options = options
         self._server = server
+        self._adapters = adapters
 
     async def connect(self) -> tuple[Link, int | None]:
         """Open and set up a connection.
@@ -42,7 +47,7 @@ class Connector:
         )
         try:
             system = await self._set_up(pgconn)
-            return Link(pgconn, options.prepare_threshold, options.tuning.statements), system
+            return Link(pgconn, options.prepare_threshold, options.tuning.statements, self._adapters), system
         except OSError as error:
             pgconn.finish()
             raise ConnectFailed(f"no descriptor for the connection: {error}") from error

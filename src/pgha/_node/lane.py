@@ -1,53 +1,55 @@
 """A lane: a pipelined connection that many operations share, a limited number of them at a time.
 
-`Pipeline` decides what may be sent and cancelled, `Link` talks to libpq, and `LaneCallbacks` decides the next
-step of each operation. `Lane` is the shell that connects these parts. The tasks of a lane are one reader and,
-when needed, a writer and a canceller. All of them run inside `run`; when `run` ends, the connection is closed
-and nothing is left.
+`Pipeline` decides what may be sent and cancelled, a `PipelinedConnection` talks to libpq, `Watch` performs
+what is due by time, and `LaneCallbacks` decides the next step of each operation. `Lane` is the shell that
+connects these parts. The tasks of a lane are one reader and, when needed, a writer and a canceller. All of
+them run inside `run`; when `run` ends, the connection is closed and nothing is left.
+
+Two kinds of methods must not be mixed. *Commands* (`send`, `abandon`) are called by the owner in the middle
+of its work: they neither read nor call back, and leave what went wrong to an act. *Acts* run one at a time,
+from the owner's door: they read, and tell the owner what they found.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import anyio
 import psycopg
 from anyio.abc import TaskGroup
-from psycopg.adapt import AdaptersMap
 
-from pgha._core.ledger_rules import EXISTS
-from pgha._core.outcome import Facts, Handed, Outcome, ServerError, outcome
-from pgha._core.pipeline import Act, Doing, Pipeline
+from pgha._core.outcome import Handed
+from pgha._core.pace import UNKNOWN
+from pgha._core.pipeline import Doing, Pipeline
 from pgha._core.statement_kind import classify_statement
-from pgha._node.callbacks import FlightSlot, LaneBounds, LaneCallbacks, SegmentFailure, ServerFacts
-from pgha._operation.key import Keyed
+from pgha._node.callbacks import FlightSlot, LaneBounds, LaneCallbacks, ServerFacts
+from pgha._node.evidence import failure_of, failures_after_loss, late_outcome
+from pgha._node.outgoing import Refusal, extras_of, ledger_part
+from pgha._node.watch import Watch
 from pgha._operation.operation import AccessMode, AttemptState, Operation, Stage
 from pgha._wire import PGresult
 from pgha._wire.compiler import Statement
-from pgha._wire.connect import cancel
 from pgha._wire.interrupts import uninterrupted
-from pgha._wire.link import ADMIN_SHUTDOWN, NO_EXTRAS, Extras, LedgerPart, Link, SendFailed
-from pgha._wire.loader import Loader
+from pgha._wire.link import NO_EXTRAS, Extras, LedgerPart, SendFailed
+from pgha._wire.protocol import PipelinedConnection
 from pgha._wire.segment import Answer, Segment, plain_success, read_answer
 
 _PER_WAKE_UP = 64
 """The largest number of answers handled before other tasks get a turn."""
-_SLOW_LINE = 2_000.0
-"""The speed of a slow line, in bytes per second."""
-_SLOWEST = 60.0
-"""Seconds after which no request is on its way any more."""
 _MOST_READS = 1024
-"""The largest number of reads, of 8 kB and more, before a connection is closed or an operation is sent:
-bounds the time spent while a server keeps on sending."""
+"""The largest number of reads, of 8 kB and more, before a connection is closed or written to: bounds the time
+spent while a server keeps on sending."""
+_ROLLBACK = Statement(b"ROLLBACK", None, (), None, classify_statement(b"ROLLBACK"))
+_UNKNOWN = Segment([])
+"""The segment of a slot until libpq was handed all of it."""
 
 
 class Lane:
     """A pipelined connection to one node; see the head of this file."""
 
     def __init__(
-        self, link: Link, node: str, kind: AccessMode, adapters: AdaptersMap, owner: LaneCallbacks[Lane],
+        self, link: PipelinedConnection, node: str, kind: AccessMode, owner: LaneCallbacks[Lane],
         bounds: LaneBounds, clock: Callable[[], float], server: ServerFacts | None = None,
         system: int | None = None,
     ) -> None:  # fmt: skip
@@ -56,25 +58,32 @@ class Lane:
         self.system = system
         self.kind: AccessMode = kind
         self.link = link
-        self.loader = Loader(link.pgconn, adapters)
-        self.pipeline: Pipeline[Operation[Any] | None, Segment] = Pipeline(bounds.pipeline)
+        self.pipeline: Pipeline[Operation[Any] | None, Segment] = Pipeline(
+            bounds.pipeline, ask_first=kind == "write"
+        )
+        self.pipeline.behind = max(bounds.pipeline.behind, self.server.latency)
         self.broken: str | None = None
+        self.usable = True
+        """Whether the lane is neither broken nor about to be closed."""
         self.idle_since = clock()
         self.asked = 0
         """The number of pings that the present head has caused by its age."""
         self._bounds = bounds
         self._owner = owner
         self._clock = clock
-        self.corked = False
-        """Whether more operations are about to be sent; `uncork` then writes all of them together."""
+        self._watch = Watch(self, clock, owner.door.enter, bounds.cancel_deadline)
         self._tasks: TaskGroup | None = None
         self._writing = False
-        self._ending = False
-        """Whether the connection is being closed: arriving answers are handled, nothing more is sent."""
+        self._unwritten = False
+        """Whether libpq was handed something since it was last told to write."""
+        self.fresh = False
+        """Whether everything that had arrived was read since the last write; see `freshen`."""
+        self._more = False
+        """Whether there is more to read at once."""
         self._drain_until: float | None = None
+        self._drain_reason = ""
         self._terminated = False
         """Whether pgha had the backend terminated."""
-        self._drain_reason = ""
 
     # State, for the node and the dispatcher
 
@@ -84,18 +93,19 @@ class Lane:
         return len(self.pipeline.slots)
 
     @property
-    def usable(self) -> bool:
-        """Whether the lane is neither broken nor about to be closed."""
-        return self.broken is None and not self._ending
-
-    def has_capacity(self, now: float) -> bool:
-        """Return whether one more segment may be sent behind those in flight."""
-        return self.broken is None and not self._ending and self.pipeline.has_capacity(now)
+    def alone(self) -> bool:
+        """Whether an exclusive operation is in flight."""
+        slots = self.pipeline.slots
+        return bool(slots) and slots[0].exclusive
 
     @property
     def quiet(self) -> bool:
         """Whether an exclusive operation may be sent."""
         return self.usable and self.pipeline.quiet
+
+    def has_capacity(self, now: float) -> bool:
+        """Return whether one more segment may be sent behind those in flight."""
+        return self.usable and self.pipeline.has_capacity(now)
 
     def stuck(self, now: float) -> bool:
         """Return whether nothing can be sent for a while; see `Pipeline.stuck`."""
@@ -106,126 +116,107 @@ class Lane:
         slots = self.pipeline.slots
         return now - (slots[0].head_at or now) if slots else 0.0
 
-    # Sending
+    # Sending: commands
 
-    def takes(self, operation: Operation[Any], now: float) -> bool:
-        """Return whether ``operation`` may be sent at this moment."""
-        return self.quiet if operation.exclusive else self.has_capacity(now)
+    def send(self, operation: Operation[Any], now: float) -> None:
+        """Hand ``operation`` to libpq; call only if the lane has capacity, and let `flush` follow.
 
-    def send(self, operation: Operation[Any], now: float) -> bool:
-        """Hand ``operation`` to libpq, in the calling task; call only if `takes` returned True.
-
-        Return False if the lane has lost its capacity meanwhile, because of answers that this method read.
-        If the connection breaks meanwhile, the owner gets the facts of every operation on the lane, this one
-        included.
+        If the connection breaks, or if the operation must not be sent on this lane, the owner gets the facts
+        in a later act.
         """
-        if self.kind == "write" or operation.suspected_crashes:
-            # Sending on a connection that the server has closed causes an RST, which discards answers that
-            # were not read yet (measured: 46 of 47 acknowledgements). And if every connection was cut at the
-            # same moment, before the first attempt, the second loss must not count against the operation,
-            # which never reached the server.
-            self._read_ahead()
-            if operation.stage is Stage.DONE:
-                return True  # cancelled by a row factory, which ran for an answer that was just read
-            if not self.takes(operation, now):
-                return False
-        if operation.attempts:
+        attempts = operation.attempts
+        if attempts:
             # The last attempt may have ended while the caller was sending other operations, after the caller
             # had read the clock. Times in the record must not run backwards.
             now = self._clock()
         attempt = AttemptState(self.node, now)
-        operation.attempts.append(attempt)
+        attempts.append(attempt)
         request = operation.request
-        extras = _unprepared(request.extras) if operation.unprepared else request.extras
-        if request.read:
-            self._put(request.statements, extras, operation, now)
-            return True
-        attempt.system = self.system
-        if operation.exactly_once and operation.lineage != attempt.system:
-            self._refuse(operation, "57P01", "another server has taken the node's place")
-            return True
-        ledger = None
-        if (keyed := request.keyed) is not None and not operation.unkeyed:
-            # Once an attempt may have been applied, only the ledger keeps the next from applying it twice.
-            use_ledger = self.server.ledger or not keyed.auto or operation.exactly_once
-            if attempt.system is not None and use_ledger:
-                ledger = self._insert(keyed, operation, attempt, now)
-            elif not keyed.auto:
-                self._refuse(operation, "42501", "the server did not give its system identifier")
-                return True
+        extras = extras_of(operation) if operation.unprepared else request.extras
+        ledger: LedgerPart | None = None
+        if request.kind == "write":
+            attempt.system = self.system
+            if request.keyed is not None or operation.lineage is not None:
+                part = ledger_part(operation, attempt, self.server, now)
+                if isinstance(part, Refusal):
+                    self._owner.door.enter(self._refused, (operation, part))
+                    return
+                ledger = part
         self._put(request.statements, extras, operation, now, ledger)
-        return True
-
-    def _insert(
-        self, keyed: Keyed, operation: Operation[Any], attempt: AttemptState, now: float
-    ) -> LedgerPart:
-        assert self.system is not None
-        attempt.keyed = True
-        until, deadline = self.server.clock.guard(
-            now, operation.started_at, operation.deadline, operation.refusals
-        )
-        operation.guarded_until = max(operation.guarded_until, until)
-        operation.guard = max(operation.guard, deadline)
-        return LedgerPart(keyed.insert(self.system, deadline), keyed.behind)
-
-    def _refuse(self, operation: Operation[Any], sqlstate: str, reason: str) -> None:
-        """Fail an operation that must not be sent on this lane, with an error as from its server."""
-        facts = Facts(Handed.NOTHING, error=ServerError(sqlstate, "ERROR"), at_ledger=sqlstate == "42501")
-        self._owner.segment_failed(
-            self, operation, SegmentFailure(facts, Answer(), False, False, False, None, note=reason)
-        )
-
-    def _read_ahead(self) -> None:
-        for _ in range(_MOST_READS):
-            if self.broken is not None or not self.link.readable():
-                return
-            # The clock is read anew: answers read before may have caused more sending, also on this lane.
-            self.receive(self._clock())
 
     def _put(
         self, statements: Sequence[Statement], extras: Extras, operation: Operation[Any] | None, now: float,
         ledger: LedgerPart | None = None,
     ) -> None:  # fmt: skip
-        try:
-            segment = self.link.send(statements, extras, ledger=ledger, corked=self.corked)
-        except SendFailed as failure:
-            if failure.segment is None:
-                self._not_sent(operation, extras.framed, failure)
-            else:
-                # All of the segment was handed over, so it counts as in flight, and is classified as such.
-                self._sent(failure.segment, operation, now)
-                self.abort(_one_line(failure), lost=True)
-            return
-        self._sent(segment, operation, now)
-        if not self.corked:
-            self._flush()
-
-    def _sent(self, segment: Segment, operation: Operation[Any] | None, now: float) -> None:
-        exclusive = operation is None or operation.exclusive
-        slot = self.pipeline.sent(operation, segment, now, exclusive)
+        exclusive, expected = True, UNKNOWN
+        if operation is not None:
+            exclusive, pace = operation.exclusive, operation.request.pace
+            if pace is not None:
+                expected = pace.expected
+        # The slot comes first: whatever interrupts the sending finds the order of the answers.
+        slot = self.pipeline.sent(operation, _UNKNOWN, now, exclusive, expected)
+        slot.handed = Handed.PART
         if operation is not None:
             operation.stage = Stage.SENT
             operation.place = (self, slot)
             operation.attempts[-1].head_at = slot.head_at
+        if not self._unwritten:
+            self._unwritten = True
+            self._owner.handed_over(self)
+        try:
+            slot.segment = self.link.send(statements, extras, ledger)
+        except SendFailed as failure:
+            slot.segment, slot.handed = failure.segment, failure.handed
+            self._fail(_one_line(failure), lost=True)
+        except BaseException:
+            # An interrupt in the middle of libpq: nobody knows what the connection holds.
+            self._fail("interrupted while sending", lost=False)
+            raise
+        else:
+            slot.handed = Handed.WHOLE
 
-    def _not_sent(self, operation: Operation[Any] | None, framed: bool, failure: SendFailed) -> None:
-        """Close the connection after libpq took a part of a segment at most, and no Sync."""
-        reason = _one_line(failure)
-        self.abort(reason, lost=True)
-        if operation is not None and operation.stage is not Stage.DONE:
-            committing = operation.request.self_committing
-            facts = Facts(handed=failure.handed, framed=framed, self_committing=committing)
-            self._owner.segment_failed(
-                self, operation, SegmentFailure(facts, Answer(), False, False, False, reason)
-            )
+    def _fail(self, reason: str, *, lost: bool) -> None:
+        """Take no more operations, and close the connection in an act of its own."""
+        self.usable = False
+        self._owner.door.enter(lambda why: self._close(why, lost=lost), reason)
 
-    def uncork(self) -> None:
-        """Write everything that was sent while the lane was ``corked``."""
-        self.corked = False
+    def abandon(self, slot: FlightSlot, now: float, *, urgent: bool) -> None:
+        """Record that no caller waits for this segment any more; ``urgent`` cancels the head at once."""
         if self.broken is None:
-            self._flush()
+            self._watch.perform(self.pipeline.abandon(slot, now, urgent=urgent), now)
 
-    def _flush(self) -> None:
+    # Sending: acts
+
+    def _refused(self, refused: tuple[Operation[Any], Refusal]) -> None:
+        operation, refusal = refused
+        if operation.stage is not Stage.DONE:
+            self._owner.segment_failed(self, operation, refusal.failure())
+
+    def reads_before(self, operation: Operation[Any]) -> bool:
+        """Return whether `freshen` must come before ``operation`` is sent."""
+        return (self.kind == "write" or operation.suspected_crashes > 0) and not self.fresh
+
+    def freshen(self) -> None:
+        """Read everything that has arrived, before something is handed over.
+
+        Writing to a connection that the server has closed causes an RST, which discards answers that were not
+        read yet (measured: 46 of 47 acknowledgements). And if every connection was cut at the same moment,
+        before the first attempt, the second loss must not count against an operation that never reached the
+        server. libpq writes what it was handed before it reads: reading afterwards would be too late.
+        """
+        self.fresh = True
+        self._owner.handed_over(self)  # the flush ends the freshness
+        for _ in range(_MOST_READS):
+            if self.broken is not None or not self.link.readable():
+                break
+            self.receive(self._clock())
+
+    def flush(self) -> None:
+        """Write everything that was sent since the last flush."""
+        self.fresh = False
+        if self.broken is not None or not self._unwritten:
+            return
+        self._unwritten = False
         try:
             if self.link.flush() or self._writing or self._tasks is None:
                 return
@@ -238,16 +229,22 @@ class Lane:
     @uninterrupted
     async def _write_out(self) -> None:
         """Write the rest that the socket did not take at once; the reader goes on reading meanwhile."""
+        failure: psycopg.Error | None = None
         try:
             while self.broken is None and not self.link.flush():
                 await anyio.wait_writable(self.link.fd)
         except psycopg.Error as error:
-            self.receive(self._clock())
-            self.abort(_one_line(error), lost=True)
+            failure = error
         finally:
             self._writing = False
+        if failure is not None:
+            self._owner.door.enter(self._writing_failed, failure)
 
-    # Receiving
+    def _writing_failed(self, failure: psycopg.Error) -> None:
+        self.receive(self._clock())
+        self.abort(_one_line(failure), lost=True)
+
+    # Receiving: acts
 
     @uninterrupted
     async def run(self, opened: Callable[[], None]) -> None:
@@ -257,20 +254,26 @@ class Lane:
         """
         try:
             async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
+                self._tasks = self._watch.tasks = tasks
                 opened()
                 # This ends only by cancellation of the task group: see `_break`.
                 await self._owner.loop.serve(self.link.fd, self._readable)
         finally:
-            self._tasks = None
-            self.abort("closed by pgha")
-            self.link.finish()
+            self._tasks = self._watch.tasks = None
+            self._owner.door.enter(self._finish, None)
+
+    def _finish(self, _: None) -> None:
+        self._close("closed by pgha", lost=False)
+        self.link.finish()
 
     def _readable(self) -> bool:
-        more = self.receive(self._clock())
+        self._owner.door.enter(self._take_in, None)
+        return self._more
+
+    def _take_in(self, _: None) -> None:
+        self._more = self.receive(self._clock())
         if self.broken is None:
             self._owner.capacity_freed(self)
-        return more
 
     def receive(self, now: float) -> bool:
         """Read and handle what has arrived, without waiting; return whether there is more to read at once."""
@@ -288,13 +291,16 @@ class Lane:
     def _handle(self, answers: Sequence[list[PGresult]], now: float) -> None:
         """Assign each answer to its segment, and handle the answers.
 
-        All answers are assigned before the first is handled: handling one may send and read on this lane.
+        All answers are assigned before the first is handled.
         """
         slots = self.pipeline.slots
         if not answers:
             return
-        # The server worked on these segments one after another: each gets an equal share of the time.
-        share = (now - (slots[0].head_at or now)) / len(answers)
+        # The server worked on these segments one after another: each gets an equal share of the time. The
+        # first of an idle lane also took a round trip.
+        head = slots[0]
+        travelled = self.server.latency if head.head_at == head.sent_at else 0.0
+        share = max(0.0, now - (head.head_at or now) - travelled) / len(answers)
         for slot, results in [(self._pop_head(now), results) for results in answers]:
             operation = slot.item
             if operation is not None and (pace := operation.request.pace) is not None:
@@ -330,31 +336,26 @@ class Lane:
         answer = read_answer(segment, results)
         self._update_cache(answer)
         if answer.protocol_mismatch:
-            self.abort("the answers do not match what was sent")
-        if segment.framed and answer.commit_tag is None:
-            self._roll_back(now)
+            self._fail("the answers do not match what was sent", lost=False)
+        if segment.framed and answer.commit_tag is None and self.usable:
+            # The block is still open, in the failed state.
+            self._put((_ROLLBACK,), NO_EXTRAS, None, now)
         if operation is None:
             if answer.fault is not None:
-                self.abort("a transaction could not be rolled back")
+                self._fail("a transaction could not be rolled back", lost=False)
         elif pending:
-            good = answer.fault is None and not answer.protocol_mismatch and not answer.unreplicated
-            if good and (not segment.framed or answer.commit_tag == "COMMIT"):
-                self._owner.succeeded(self, operation, answer.results, None)
-            else:
-                synced = not answer.protocol_mismatch
-                self._owner.segment_failed(self, operation, self._failure_of(slot, answer, synced=synced))
+            self._tell(slot, operation, answer)
         elif operation.doubt is not None:
-            self._report_late(operation, self._failure_of(slot, answer, synced=not answer.protocol_mismatch))
+            failure = failure_of(slot, answer, synced=not answer.protocol_mismatch)
+            operation.doubt.evidence(late_outcome(operation, failure))
 
-    def _report_late(self, operation: Operation[Any], failure: SegmentFailure) -> None:
-        """Report the outcome of an operation whose caller already got `CommitInDoubt`."""
-        found, error = outcome(failure.facts), failure.facts.error
-        if found is Outcome.NOT_APPLIED:
-            exists = failure.facts.at_ledger and error is not None and error.sqlstate == EXISTS
-            if operation.doubted or exists:
-                found = Outcome.IN_DOUBT  # another attempt may have been applied, or was
-        if operation.doubt is not None:
-            operation.doubt.evidence(found)
+    def _tell(self, slot: FlightSlot, operation: Operation[Any], answer: Answer) -> None:
+        good = answer.fault is None and not answer.protocol_mismatch and not answer.unreplicated
+        if good and (not slot.segment.framed or answer.commit_tag == "COMMIT"):
+            self._owner.succeeded(self, operation, answer.results, None)
+        else:
+            failure = failure_of(slot, answer, synced=not answer.protocol_mismatch)
+            self._owner.segment_failed(self, operation, failure)
 
     def _update_cache(self, answer: Answer) -> None:
         cache = self.link.cache
@@ -365,31 +366,7 @@ class Lane:
         if answer.spoiled is not None:
             cache.spoiled(answer.spoiled)
 
-    def _roll_back(self, now: float) -> None:
-        """End the block of a framed batch that failed; the block is still open, in the failed state."""
-        if self.broken is None:
-            self._put((_ROLLBACK,), NO_EXTRAS, None, now)
-
-    def _failure_of(
-        self, slot: FlightSlot, answer: Answer, *, synced: bool, was_head: bool = True,
-        after_fatal: bool = False, lost: str | None = None,
-    ) -> SegmentFailure:  # fmt: skip
-        operation, segment = slot.item, slot.segment
-        facts = Facts(
-            synced=synced,
-            error=answer.fault,
-            completed=answer.completed,
-            statements=segment.expected(),
-            framed=segment.framed,
-            commit_tag=answer.commit_tag,
-            self_committing=operation is not None and operation.request.self_committing,
-            unreplicated=answer.unreplicated,
-            at_ledger=answer.at_ledger,
-            after_fatal=after_fatal,
-        )
-        return SegmentFailure(facts, answer, slot.overlapped, was_head, slot.rerun_exclusive, lost)
-
-    # Ending
+    # Ending: acts
 
     def _break(self, reason: str, *, lost: bool = True) -> None:
         """Report the end of the connection, and classify everything in flight by the answers that arrived.
@@ -401,28 +378,17 @@ class Lane:
         if notice := self.link.closing_notice():
             reason = f"{notice}; {reason}"
         self.broken = reason
+        self.usable = False
         slots = list(self.pipeline.slots)
         self.pipeline.slots.clear()
         self._owner.lane_broke(self, reason, lost=lost, in_flight=len(slots))
-        after_fatal = False
-        ours, ordered = self._terminated, self.link.ended_by_order()
-        for index, slot in enumerate(slots):
-            results = self.link.unfinished() if index == 0 else ()
-            answer = read_answer(slot.segment, results)
-            answer.unreplicated = index == 0 and self.link.unreplicated
+        failures = failures_after_loss(slots, self.link, reason, lost=lost, terminated=self._terminated)
+        for slot, failure in zip(slots, failures, strict=True):
             operation = slot.item
             if operation is not None and operation.stage is not Stage.DONE:
-                failure = self._failure_of(
-                    slot, answer, synced=False, was_head=index == 0, after_fatal=after_fatal, lost=reason
-                )
-                failure.ours = ours
-                failure.not_suspected = not ours and (ordered or not lost or _by_order(answer.fault))
-                failure.crashed = self.link.ended_by_crash()
                 self._owner.segment_failed(self, operation, failure)
             elif operation is not None and operation.doubt is not None:
-                late = self._failure_of(slot, answer, synced=False, after_fatal=after_fatal, lost=reason)
-                self._report_late(operation, late)
-            after_fatal = after_fatal or _ends_all(answer.fault)
+                operation.doubt.evidence(late_outcome(operation, failure))
         if self._tasks is not None:
             self._tasks.cancel_scope.cancel()
 
@@ -432,9 +398,13 @@ class Lane:
         Everything that was already received is read first, so that pending operations are classified with
         all the evidence.
         """
-        if not self.usable:
+        if self.usable:
+            self._close(reason, lost=lost)
+
+    def _close(self, reason: str, *, lost: bool) -> None:
+        if self.broken is not None:
             return
-        self._ending = True
+        self.usable = False
         now = self._clock()
         for _ in range(_MOST_READS):
             received = self.link.receive(len(self.pipeline.slots), len(self.pipeline.slots))
@@ -464,7 +434,7 @@ class Lane:
             self._terminated = True
             self._owner.terminate(self)
 
-    # Time and cancelling
+    # Time: acts
 
     def tick(self, now: float) -> None:
         """Do what is due by time; called regularly while anything is in flight."""
@@ -478,86 +448,21 @@ class Lane:
         if self.pipeline.slots and not self.link.settings_kept():
             # A statement changed a setting: send nothing more; `_drained` closes the connection.
             self.pipeline.stop_sending()
-        self._perform(self.pipeline.tick(now), now)
+        self._watch.tick(now)
 
-    def abandon(self, slot: FlightSlot, now: float, *, urgent: bool) -> None:
-        """Record that no caller waits for this segment any more; ``urgent`` cancels the head at once."""
-        if self.broken is None:
-            self._perform(self.pipeline.abandon(slot, now, urgent=urgent), now)
+    # Reports for the watch
 
-    def _perform(self, act: Act, now: float, reason: str = "a cancel had no effect in time") -> None:
-        match act:
-            case Act.CANCEL:
-                if self._tasks is not None:
-                    self._owner.cancel_sent()
-                    self._tasks.start_soon(self._deliver_cancel)
-            case Act.DISCARD:
-                self.drain(reason, now, terminate=True)
-            case Act.INSPECT:
-                slot = self.pipeline.slots[0]
-                self._owner.inspect(self, lambda doing: self._inspected(slot, doing))
-            case Act.NOTHING:
-                pass
-
-    def _inspected(self, slot: FlightSlot, doing: Doing) -> None:
-        now = self._clock()
-        # The server's report is older than the answers that have arrived meanwhile.
-        self.receive(now)
-        if self.usable:
-            moved, travelling = self.link.moved(), self._travelling(slot, now)
-            act = self.pipeline.inspected(slot, doing, moved, now, travelling=travelling)
-            self._perform(act, now, _LOST)
-
-    def _travelling(self, slot: FlightSlot, now: float) -> bool:
-        """Return whether the head's request may still be on its way between a proxy and the server.
-
-        The kernel that confirmed all of the request may be that of a proxy or a gateway. For as long as a
-        slow line would take to carry the request, an idle backend proves nothing.
-        """
-        if slot.item is None or slot.head_at is None or self.link.unsent():
-            return False
-        size = 0
-        for one in slot.item.request.statements:
-            size += len(one.query) + sum(len(value) for value in one.params or () if value is not None)
-        return now - slot.head_at < min(size / _SLOW_LINE, _SLOWEST)
-
-    @uninterrupted
-    async def _deliver_cancel(self) -> None:
-        certain = False
-        try:
-            with anyio.move_on_after(self._bounds.cancel_deadline):
-                await cancel(self.link.pgconn)
-                certain = True
-        except psycopg.Error:
-            # Refused or cut off: the request may or may not arrive. The target is cancelled again until the
-            # deadline, and nothing new is sent on this connection.
-            certain = False
-        now = self._clock()
-        if self.broken is not None:
-            return
-        if not certain:
-            self.pipeline.stop_sending()
-        self.pipeline.cancel_done(now)
-        if not certain and not self.pipeline.slots:
-            self.abort("a cancel request may still arrive")
+    def capacity_freed(self) -> None:
+        """Tell the owner that more may be sent."""
         self._owner.capacity_freed(self)
 
+    def cancel_sent(self) -> None:
+        """Tell the owner that a cancel request is sent."""
+        self._owner.cancel_sent()
 
-_LOST = "the server is idle although a request is in flight: the request or its answer was lost on the way"
-_ROLLBACK = Statement(b"ROLLBACK", None, (), None, classify_statement(b"ROLLBACK"))
-
-
-def _unprepared(extras: Extras) -> Extras:
-    return replace(extras, unprepared=True)
-
-
-def _by_order(fault: ServerError | None) -> bool:
-    return fault is not None and fault.genuine and fault.sqlstate == ADMIN_SHUTDOWN
-
-
-def _ends_all(fault: ServerError | None) -> bool:
-    """Return whether the error ends the backend, so that it never begins with the segments behind."""
-    return fault is not None and fault.genuine and fault.fatal and not fault.broken_connection
+    def inspect(self, report: Callable[[Doing], None]) -> None:
+        """Have the owner ask what the lane's backend is doing."""
+        self._owner.inspect(self, report)
 
 
 def _one_line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import anyio
 from anyio.abc import TaskGroup
@@ -12,36 +12,13 @@ from psycopg.adapt import AdaptersMap
 
 from pgha._core.backoff import delay
 from pgha._core.pipeline import Bounds
-from pgha._core.queues import Queue
 from pgha._node.callbacks import LaneBounds, LaneCallbacks, ServerFacts
 from pgha._node.connector import Connector
 from pgha._node.lane import Lane
-from pgha._operation.operation import AccessMode, Operation
+from pgha._operation.operation import AccessMode
 from pgha._options import NodeConfig, Options
 from pgha._wire.connect import ConnectFailed
 from pgha._wire.interrupts import uninterrupted
-
-
-class Waiting:
-    """Operations that wait, in two queues: ordinary ones, and exclusive ones, which need a quiet lane."""
-
-    __slots__ = ("exclusive", "ordinary")
-
-    def __init__(self) -> None:
-        self.ordinary: Queue[Operation[Any]] = Queue()
-        self.exclusive: Queue[Operation[Any]] = Queue()
-
-    @property
-    def queues(self) -> tuple[Queue[Operation[Any]], Queue[Operation[Any]]]:
-        """Both queues."""
-        return self.ordinary, self.exclusive
-
-    def of(self, operation: Operation[Any]) -> Queue[Operation[Any]]:
-        """Return the queue in which ``operation`` belongs."""
-        return self.exclusive if operation.exclusive else self.ordinary
-
-    def __bool__(self) -> bool:
-        return bool(self.ordinary or self.exclusive)
 
 
 class LaneSetCallbacks(Protocol):
@@ -76,21 +53,21 @@ class LaneSet:
         self.failures = 0
         self.failure = ""
         self.rejected = False
-        self._connector = Connector(kind, config, options, server)
+        self._connector = Connector(kind, config, options, server, adapters)
         self._options = options
-        self._adapters = adapters
         self._owner = owner
         self._host = host
         self._clock = clock
         self._server = server
         self._connecting: set[anyio.CancelScope] = set()
-        self._reserved: Lane | None = None
-        """A lane on which nothing ordinary is sent until it is quiet, for an exclusive operation."""
+        self._leased: list[Lane] = []
+        """Lanes on which nothing ordinary is sent until they are quiet, for exclusive operations."""
         self._tasks: TaskGroup | None = None
         tuning = options.tuning
         self._bounds = LaneBounds(
             Bounds(
                 depth=tuning.depth,
+                behind=tuning.behind,
                 hold_behind=tuning.hold_behind,
                 head_of_line=tuning.head_of_line,
                 ask_again=tuning.ask_again,
@@ -110,19 +87,59 @@ class LaneSet:
         return self.failures > 0 and not self.lanes
 
     def with_capacity(self, now: float, *, pack: bool = False) -> Lane | None:
-        """Return the least loaded lane that has capacity, with ``pack`` the most loaded; None without any."""
+        """Return the least loaded lane that has capacity, with ``pack`` the most loaded; None without any.
+
+        The load is the time that a lane needs for what is in flight, and then the number of segments.
+        """
         best: Lane | None = None
-        found = -1 if pack else 1 << 30
+        least = most = (0.0, 0)
         for lane in self.lanes:
-            load = len(lane.pipeline.slots)
-            better = load > found if pack else load < found
-            if better and lane is not self._reserved and lane.has_capacity(now):
-                best, found = lane, load
+            if not lane.has_capacity(now) or lane in self._leased:
+                continue
+            pipeline = lane.pipeline
+            depth = len(pipeline.slots)
+            load = (pipeline.backlog if depth else 0.0, depth)
+            if best is None or (load > most if pack else load < least):
+                best = lane
+                least = most = load
         return best
 
-    def quiet(self) -> Lane | None:
-        """Return a lane on which an exclusive operation may be sent, or None."""
-        return next((lane for lane in self.lanes if lane.quiet), None)
+    def alone(self, *, others: bool) -> Lane | None:
+        """Return a lane for an exclusive operation, or None; one is then kept free as soon as it is quiet.
+
+        ``others`` says that ordinary operations wait, too: one lane at least is left to them.
+        """
+        most = self._options.tuning.max_lanes
+        limit = most - 1 if others and most > 1 else most
+        running = sum(1 for lane in self.lanes if lane.alone)
+        if running >= limit:
+            return None
+        self._leased = [lane for lane in self._leased if lane in self.lanes]
+        found = next((lane for lane in self._leased if lane.quiet), None)
+        if found is None:
+            found = next((lane for lane in self.lanes if lane.quiet), None)
+        if found is not None:
+            if found in self._leased:
+                self._leased.remove(found)
+            return found
+        self._lease(running, limit)
+        return None
+
+    def _lease(self, running: int, limit: int) -> None:
+        """Keep one more lane free, if no more lanes may be opened.
+
+        Under steady load no lane would ever become quiet by itself.
+        """
+        if len(self.lanes) + self.opening < self._options.tuning.max_lanes or self._leased:
+            return
+        shared = [lane for lane in self.lanes if not lane.alone]
+        if shared and running + len(self._leased) < limit:
+            self._leased.append(min(shared, key=lambda lane: lane.in_flight))
+
+    def stuck(self, now: float) -> bool:
+        """Return whether all lanes are open that may be, and nothing can be sent on any for a while."""
+        few = len(self.lanes) < self._options.tuning.max_lanes and not self.opening
+        return bool(self.lanes) and not few and all(lane.stuck(now) for lane in self.lanes)
 
     @property
     def in_flight(self) -> int:
@@ -146,25 +163,27 @@ class LaneSet:
         while len(self.lanes) + self.opening < count and self._open():
             pass
 
-    def demand(self, now: float, *, quiet: bool) -> None:
+    def demand(self, now: float, waited: float, *, quiet: bool) -> None:
         """Open one more lane for operations that wait, if allowed and useful.
 
-        ``quiet`` says that an exclusive operation waits. If no more lanes may be opened, one is reserved for
-        that operation.
+        One more is useful if the oldest has waited for ``waited`` seconds, and the lanes are held up by the
+        time that their statements take: more lanes would not make quick statements quicker. ``quiet`` says
+        that an exclusive operation waits.
         """
-        if self.opening or self.failing or not self._owner.usable:
-            return
         count = len(self.lanes)
-        stuck = quiet or all(lane.stuck(now) for lane in self.lanes)
-        if not self.complete or (count < self._options.tuning.max_lanes and stuck):
+        if self.opening >= max(1, count) or self.failing or not self._owner.usable:
+            return
+        if count + self.opening < self._options.read_connections:
             self._open()
-        elif quiet and self.lanes and self._reserved not in self.lanes:
-            # No more lanes may be opened, and under steady load no lane would ever become quiet by itself.
-            self._reserved = min(self.lanes, key=lambda lane: lane.in_flight)
+        elif count + self.opening < self._options.tuning.max_lanes:
+            slow = waited >= self._options.tuning.open_after and all(lane.stuck(now) for lane in self.lanes)
+            if slow or quiet:
+                self._open()
 
-    def unreserve(self) -> None:
-        """Release the reserved lane, because no operation waits for a quiet lane any more."""
-        self._reserved = None
+    def release(self) -> None:
+        """Release the lanes that are kept free, because no exclusive operation waits any more."""
+        if self._leased:
+            self._leased = []
 
     # Opening and closing
 
@@ -236,6 +255,5 @@ class LaneSet:
     async def _connect(self) -> Lane:
         link, system = await self._connector.connect()
         return Lane(
-            link, self._owner.name, self.kind, self._adapters, self._host, self._bounds, self._clock,
-            self._server, system,
-        )  # fmt: skip
+            link, self._owner.name, self.kind, self._host, self._bounds, self._clock, self._server, system
+        )

@@ -9,13 +9,14 @@ from typing import Protocol
 import anyio
 from psycopg.adapt import AdaptersMap
 
+from pgha._core.door import Door
 from pgha._core.health import Health, Transition, suspicious_age
 from pgha._core.ledger_rules import ServerClock
 from pgha._core.pipeline import Doing
 from pgha._core.routing import Candidate
 from pgha._node.callbacks import LaneCallbacks, ServerFacts
 from pgha._node.lane import Lane
-from pgha._node.lane_set import LaneSet, Waiting
+from pgha._node.lane_set import LaneSet
 from pgha._node.monitor import Monitor, Ping
 from pgha._operation.operation import ACCESS_MODES, AccessMode
 from pgha._options import NodeConfig, Options
@@ -54,6 +55,38 @@ class NodeCallbacks(LaneCallbacks[Lane], Protocol):
         """Whether writes wait and no node is known to take them."""
         ...
 
+    def waits_for(self, node: ManagedNode) -> bool:
+        """Return whether operations wait that would be sent to the node."""
+        ...
+
+    def ticked(self, node: ManagedNode, now: float) -> None:
+        """Do what is due by time for the operations that wait for the node."""
+        ...
+
+
+class _Reports:
+    """Has the monitor's observations run as acts of their own."""
+
+    def __init__(self, node: ManagedNode, door: Door) -> None:
+        self._node = node
+        self._enter = door.enter
+
+    def alive(self, ping: Ping) -> None:
+        self._enter(self._node.alive, ping)
+
+    def identified(self, system: int | None) -> None:
+        self._enter(self._node.identified, system)
+
+    def ledger_seen(self, usable: bool) -> None:
+        self._enter(self._node.ledger_seen, usable)
+
+    def dead(self, reason: str, *, rejected: bool, silent: bool) -> None:
+        self._enter(lambda why: self._node.dead(why, rejected=rejected, silent=silent), reason)
+
+    @property
+    def ping_often(self) -> bool:
+        return self._node.ping_often
+
 
 class ManagedNode:
     """A node of the cluster, with its monitor, its lanes and its waiting operations."""
@@ -72,13 +105,13 @@ class ManagedNode:
             kind: LaneSet(kind, config, options, adapters, self, host, clock, self.server)
             for kind in ACCESS_MODES
         }
-        self.waiting: dict[AccessMode, Waiting] = {kind: Waiting() for kind in ACCESS_MODES}
         self.server_version: int | None = None
         self.leaving = False
         self._options = options
         self._host = host
+        self._enter = host.door.enter
         self._clock = clock
-        self._monitor = Monitor(config, options, self, clock)
+        self._monitor = Monitor(config, options, _Reports(self, host.door), clock)
         self._scope = anyio.CancelScope()
         self._parked: anyio.Event | None = None
         self._gone: anyio.Event | None = None
@@ -101,7 +134,7 @@ class ManagedNode:
                         await self._run_once()
                     except Exception as error:
                         logger.exception("node %s failed by a defect and is restarted", self.name)
-                        self.dead(f"internal error: {error!r}", rejected=False, silent=True)
+                        self._enter(self._defect, f"internal error: {error!r}")
                         await anyio.sleep(self._options.tuning.reconnect_most)
         finally:
             self._gone.set()
@@ -140,12 +173,15 @@ class ManagedNode:
         Just closing the connections would leave the backends working.
         """
         self.leaving = True
+        self._enter(self._drain_lanes, None)
+        while any(lanes.lanes for lanes in self.sets.values()):
+            await self._ticked.wait()
+
+    def _drain_lanes(self, _: None) -> None:
         now = self._clock()
         for lanes in self.sets.values():
             for lane in list(lanes.lanes):
                 lane.drain("the cluster is closed", now, terminate=True)
-        while any(lanes.lanes for lanes in self.sets.values()):
-            await self._ticked.wait()
 
     async def gone(self) -> None:
         """Wait until every task of this node has ended."""
@@ -196,9 +232,18 @@ class ManagedNode:
         if self.server.clock.measured(ping.sent, ping.received, ping.clock, ping.wall):
             self._host.clock_changed(self)
         moved = self.health.answered(self._clock(), ping.role, ping.received - ping.sent)
+        self._learn_latency()
         if moved.rose or moved.role_changed:
             self.keep_lanes()
         self._host.health_changed(self, moved, "")
+
+    def _learn_latency(self) -> None:
+        """Let the lanes know what a round trip takes."""
+        self.server.latency = latency = self.health.latency or 0.0
+        behind = max(self._options.tuning.behind, latency)
+        for lanes in self.sets.values():
+            for lane in lanes.lanes:
+                lane.pipeline.behind = behind
 
     def dead(self, reason: str, *, rejected: bool, silent: bool) -> None:
         """Record that the node does not answer, and close its lanes; see `MonitorCallbacks.dead`."""
@@ -209,6 +254,9 @@ class ManagedNode:
             for lanes in self.sets.values():
                 lanes.stop_connecting()
             self._drop_lanes(reason, silent=silent)
+
+    def _defect(self, reason: str) -> None:
+        self.dead(reason, rejected=False, silent=True)
 
     def _drop_lanes(self, reason: str, *, silent: bool) -> None:
         now = self._clock()
@@ -241,7 +289,7 @@ class ManagedNode:
     def lanes_changed(self) -> None:
         """Take note that a lane opened, closed or failed to open."""
         self._signal_tick()
-        self._host.lanes_changed(self)
+        self._enter(self._host.lanes_changed, self)
 
     def _signal_tick(self) -> None:
         beat, self._ticked = self._ticked, anyio.Event()
@@ -250,7 +298,7 @@ class ManagedNode:
     def lane_ended(self) -> None:
         """Open the lanes that are missing after one ended, and send operations that wait."""
         self.keep_lanes()
-        self._host.pump(self)
+        self._enter(self._host.pump, self)
 
     def takes(self, kind: AccessMode) -> bool:
         """Return whether the node's state and role allow operations of this access mode."""
@@ -294,15 +342,18 @@ class ManagedNode:
                 await self._parked.wait()
                 self._parked = None
             await anyio.sleep(self._options.tuning.tick)
-            now = self._clock()
-            for lanes in self.sets.values():
-                for lane in list(lanes.lanes):
-                    self._check_lane(lane, lanes, now)
-            self._signal_tick()
-            self._host.pump(self)
+            self._enter(self._tick_now, None)
+
+    def _tick_now(self, _: None) -> None:
+        now = self._clock()
+        for lanes in self.sets.values():
+            for lane in list(lanes.lanes):
+                self._check_lane(lane, lanes, now)
+        self._signal_tick()
+        self._host.ticked(self, now)
 
     def _anything_to_watch(self) -> bool:
-        if self.in_flight or any(self.waiting.values()):
+        if self.in_flight or self._host.waits_for(self):
             return True
         return any(lanes.additional for lanes in self.sets.values())
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, final
 from uuid import UUID
 
 from anyio.lowlevel import checkpoint
 
 from pgha._core.need import ACCESS_MODES as ACCESS_MODES
+from pgha._core.need import USUAL, Need
 from pgha._core.need import AccessMode as AccessMode
 from pgha._core.outcome import GaveUp, Outcome
 from pgha._core.pace import Pace
@@ -47,6 +48,13 @@ class Request:
     keyed: Keyed | None = None
     raw: bool = False
     """Whether this is pgha's own query: its result is the first value, as the server wrote it."""
+    need: Need = field(init=False)
+    """What the request asks of its node, by its access mode and its route."""
+
+    def __post_init__(self) -> None:
+        need = USUAL[self.kind]
+        route = self.route
+        self.need = need._replace(node=route.name) if type(route) is Pin else need
 
 
 class AttemptState:
@@ -153,9 +161,11 @@ class Operation(Generic[T]):
         "guard",
         "guarded_until",
         "hits",
-        "home",
+        "joined",
         "legs",
         "lineage",
+        "need",
+        "number",
         "parent",
         "place",
         "queued_at",
@@ -168,6 +178,7 @@ class Operation(Generic[T]):
         "timer",
         "unkeyed",
         "unprepared",
+        "unwanted",
     )
 
     def __init__(self, runner: OperationCallbacks, request: Request, now: float) -> None:
@@ -197,10 +208,16 @@ class Operation(Generic[T]):
         self.gave_up: GaveUp | None = None
         self.timer: Any = None
         self.expiry: Any = None
-        # QUEUED: the queue. SENT: the lane and its slot.
+        # QUEUED: the line. SENT: the lane and its slot.
         self.place: Any = None
-        # The node that the operation must be sent to; None if any node will do.
-        self.home: str | None = None
+        # Its age: the lower, the older. An operation that is run again keeps it.
+        self.number = 0
+        # How many operations had joined the line before.
+        self.joined = 0
+        # What it asks of its node at present: the request's need, or that of one node for a while.
+        self.need = request.need
+        # Its end was asked for; the act that ends it may still be in line.
+        self.unwanted = False
         # System identifier of the only servers that the operation may be sent to: an attempt ended in doubt
         # there, and the ledger can decide.
         self.lineage: int | None = None

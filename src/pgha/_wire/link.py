@@ -9,18 +9,23 @@ from __future__ import annotations
 import os
 import select
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import psycopg
 from psycopg import capabilities, errors, pq
+from psycopg.adapt import AdaptersMap
 from psycopg.pq.abc import PGconn, PGresult
 
 from pgha._core.outcome import Handed
 from pgha._core.statements import Entry, StatementCache
+from pgha._rows.result import Result
 from pgha._wire import tcp_info
 from pgha._wire.compiler import Statement
+from pgha._wire.connect import cancel
 from pgha._wire.libpq import pointer_of, sync_unwritten
+from pgha._wire.loader import Loader
 from pgha._wire.segment import Piece, PieceKind, Segment
 
 _SYNC = pq.ExecStatus.PIPELINE_SYNC
@@ -50,11 +55,11 @@ WATCHED = (
 class SendFailed(Exception):
     """Sending failed; the connection must be closed."""
 
-    def __init__(self, handed: Handed, segment: Segment | None, cause: BaseException) -> None:
+    def __init__(self, handed: Handed, segment: Segment, cause: BaseException) -> None:
         super().__init__(str(cause) or type(cause).__name__)
         self.handed = handed
+        """WHOLE if all of the segment was handed to libpq, perhaps with its Sync; else PART."""
         self.segment = segment
-        """The segment, if all of it was handed to libpq, perhaps with its Sync; else None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +109,16 @@ class LedgerPart:
 
 
 class Link:
-    """The libpq connection of one lane; see the head of this file. Not safe for use from several threads."""
+    """The libpq connection of one lane; see the head of this file. Not safe for use from several threads.
 
-    def __init__(self, pgconn: PGconn, threshold: int | None, limit: int) -> None:
+    `pgha._wire.protocol.PipelinedConnection` is the interface that a lane uses.
+    """
+
+    def __init__(
+        self, pgconn: PGconn, threshold: int | None, limit: int, adapters: AdaptersMap | None = None
+    ) -> None:
         self._pgconn = pgconn
+        self._loader = Loader(pgconn, adapters or psycopg.adapters)
         self._pointer = pointer_of(pgconn)
         self._cache = StatementCache(threshold if _CLOSES else None, limit)
         self._partial: list[PGresult] = []
@@ -163,13 +174,11 @@ class Link:
         return f"{notice.severity} {notice.sqlstate}: {notice.message}" if notice and ending else ""
 
     def send(
-        self, statements: Sequence[Statement], extras: Extras = NO_EXTRAS, *,
-        ledger: LedgerPart | None = None, corked: bool = False,
-    ) -> Segment:  # fmt: skip
-        """Hand a whole segment to libpq, which writes as much as the socket takes.
+        self, statements: Sequence[Statement], extras: Extras = NO_EXTRAS, ledger: LedgerPart | None = None
+    ) -> Segment:
+        """Hand a whole segment to libpq, which keeps it until the next `flush` (libpq 17 and later).
 
-        ``corked`` says that more segments follow at once, and then a `flush`, so that one system call writes
-        all of them.
+        So one system call writes all the segments that were sent one after another.
 
         Raises:
             SendFailed: The link must be finished once everything that still arrives was received.
@@ -186,12 +195,12 @@ class Link:
                 segment = self._send_many(statements, extras, ledger, ())
             else:
                 segment = self._send_keyed(ledger, statements[0])
-            if not (corked and self._pointer is not None and sync_unwritten(self._pointer)):
+            if self._pointer is None or not sync_unwritten(self._pointer):
                 pgconn.pipeline_sync()
         except Exception as error:
             # Not only psycopg's errors: psycopg's C layer raises TypeError for a value of the wrong type.
             handed = Handed.PART if segment is None else Handed.WHOLE
-            raise SendFailed(handed, segment, error) from error
+            raise SendFailed(handed, segment or Segment([], framed=extras.framed), error) from error
         return segment
 
     def _lookup(self, statement: Statement) -> Entry | None:
@@ -389,6 +398,17 @@ class Link:
     def unreplicated(self) -> bool:
         """Whether the server warned that the head's commit no longer waits for its standby."""
         return self._unreplicated
+
+    def load(
+        self, pgresult: PGresult, entry: Entry | None, row_factory: Callable[[Any], Any], node: str,
+        attempts: int, latency: float,
+    ) -> Result[Any]:  # fmt: skip
+        """Return the rows of a result; see `Loader.load`."""
+        return self._loader.load(pgresult, entry, row_factory, node, attempts, latency)
+
+    async def cancel(self) -> None:
+        """Ask the server to cancel what the connection runs; see `pgha._wire.connect.cancel`."""
+        await cancel(self._pgconn)
 
     def moved(self) -> int:
         """Return the bytes carried so far, both ways; see `tcp_info`."""

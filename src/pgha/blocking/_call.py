@@ -16,7 +16,7 @@ class Call:
     collection of another thread can meet it in an intermediate state.
     """
 
-    __slots__ = ("error", "given_up", "operation", "request", "started_at", "tell", "timer", "value")
+    __slots__ = ("error", "given_up", "operation", "request", "started_at", "tell", "value")
 
     def __init__(self, request: Request, tell: Callable[[], object]) -> None:
         self.request = request
@@ -25,7 +25,6 @@ class Call:
         """Called once, when the outcome is stored here."""
         self.operation: Operation[Any] | None = None
         """The operation while it runs; for the loop's thread."""
-        self.timer: Any = None
         self.value: Any = None
         self.error: BaseException | None = None
         self.given_up = False

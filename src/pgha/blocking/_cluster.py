@@ -365,10 +365,9 @@ class Cluster(Generic[Row]):
             timeout=timeout, statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
             idempotency_key=idempotency_key,
         )  # fmt: skip
-        if self._host.waiting >= self._most:
-            raise QueueFull(
-                f"{self._host.waiting} operations are waiting already (max_queued): wait for some of them"
-            )
+        waiting = self._host.waiting(request)
+        if waiting >= self._most:
+            raise QueueFull(f"{waiting} operations are waiting already (max_queued): wait for some of them")
         operation: Operation[Any] = Operation(self._host, request)
         operation.start()
         return operation

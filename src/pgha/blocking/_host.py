@@ -182,7 +182,7 @@ class Host:
 
     async def _inside(self) -> None:
         async with self._opening() as self.cluster:
-            self._starter = Starter(self.cluster._dispatcher, self._tasks)
+            self._starter = Starter(self.cluster._dispatcher)
             try:
                 self._ready.open()
                 await self._left.wait()
@@ -201,10 +201,12 @@ class Host:
         """Whether the calling thread is the cluster's own."""
         return get_ident() == self._ident
 
-    @property
-    def waiting(self) -> int:
-        """Number of operations that were not sent to any node."""
-        return len(self._mailbox) + self._starter.waiting
+    def waiting(self, request: Request) -> int:
+        """Return the number of operations of the same need that were not sent to any node.
+
+        What the loop's thread has not looked at yet counts as such.
+        """
+        return len(self._mailbox) + self.cluster._dispatcher.waiting(request)
 
     def check_waitable(self) -> None:
         """Raise if a wait could never end."""

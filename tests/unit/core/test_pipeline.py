@@ -19,8 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pgha._core.pipeline import Act, Bounds, Doing, Gate, Pipeline, Slot
 
 BOUNDS = Bounds(
-    depth=4, hold_behind=2.0, head_of_line=5.0, ask_again=2.5, cancel_grace=1.0, cancel_again=1.5,
-    cancel_deadline=7.0,
+    depth=4, behind=0.25, hold_behind=2.0, head_of_line=5.0, ask_again=2.5, cancel_grace=1.0,
+    cancel_again=1.5, cancel_deadline=7.0,
 )  # fmt: skip
 
 
@@ -62,6 +62,23 @@ def test_nothing_behind_an_old_head() -> None:
     assert not lane.has_capacity(2.0) and lane.stuck(2.0)
     lane.answered(2.0)
     assert lane.has_capacity(2.0) and not lane.stuck(2.0)
+
+
+def test_nothing_behind_what_is_known_to_be_slow() -> None:
+    lane = filled()
+    lane.sent("a", "SELECT a", 0.0, expected=0.125)
+    lane.sent("b", "SELECT b", 0.0, expected=0.125)
+    assert lane.has_capacity(0.0) and not lane.stuck(0.0)
+    lane.sent("c", "SELECT c", 0.0, expected=0.125)
+    assert not lane.has_capacity(0.0) and lane.stuck(0.0)
+    lane.answered(0.0)
+    assert lane.has_capacity(0.0) and not lane.stuck(0.0)
+    for _ in range(2):
+        lane.answered(0.0)
+    lane.sent("d", "SELECT d", 0.0, expected=20.0)
+    assert not lane.has_capacity(0.0) and lane.stuck(0.0)
+    lane.behind = 25.0  # a round trip takes that long
+    assert lane.has_capacity(0.0) and not lane.stuck(0.0)
 
 
 def test_nothing_behind_what_is_alone() -> None:
@@ -120,6 +137,61 @@ def test_only_the_head_is_cancelled() -> None:
     assert lane.tick(5.0) is Act.NOTHING  # the grace period begins when "b" becomes the head
     assert lane.tick(5.5) is Act.CANCEL
     assert not second.rerun_exclusive
+
+
+def writes(*items: str) -> Pipeline[str, str]:
+    """Return a lane for writes with these segments in flight since 0 s."""
+    lane: Pipeline[str, str] = Pipeline(BOUNDS, ask_first=True)
+    for item in items:
+        lane.sent(item, f"SELECT {item}", 0.0)
+    return lane
+
+
+@pytest.mark.parametrize("doing", [Doing.RUNNING, Doing.SYNCHRONOUS, Doing.UNKNOWN])
+def test_a_write_is_cancelled_when_the_server_says_that_it_runs(doing: Doing) -> None:
+    lane = writes("a")
+    assert lane.abandon(lane.slots[0], 0.0, urgent=True) is Act.INSPECT
+    assert gate_of(lane) is Gate.OPEN and not lane.cancelling
+    assert not lane.has_capacity(0.0)  # nothing more behind it
+    assert lane.inspected(lane.slots[0], doing, 0, 0.5) is Act.CANCEL
+    assert gate_of(lane) is Gate.GATED and not lane.slots[0].rerun_exclusive
+
+
+def test_a_write_that_waits_for_its_standby_is_left_alone() -> None:
+    lane = writes("a", "b")
+    assert lane.abandon(lane.slots[0], 0.0, urgent=True) is Act.INSPECT
+    for at in (0.5, 50.0, 500.0):
+        assert lane.inspected(lane.slots[0], Doing.REPLICATING, 0, at) is Act.NOTHING
+    assert not lane.slots[1].overlapped
+
+
+@pytest.mark.parametrize("doing", [Doing.SYNCHRONOUS, Doing.UNKNOWN])
+def test_no_cancel_before_a_commit_that_waits_for_a_standby_unless_the_head_is_old(doing: Doing) -> None:
+    lane = writes("a", "b")
+    lane.abandon(lane.slots[0], 0.0, urgent=True)
+    assert lane.inspected(lane.slots[0], doing, 0, 4.5) is Act.NOTHING
+    assert lane.inspected(lane.slots[0], doing, 0, 5.0) is Act.CANCEL
+
+
+def test_where_no_commit_waits_the_others_behind_do_not_matter() -> None:
+    lane = writes("a", "b")
+    lane.abandon(lane.slots[0], 0.0, urgent=True)
+    assert lane.inspected(lane.slots[0], Doing.RUNNING, 0, 0.5) is Act.CANCEL
+
+
+def test_the_server_is_asked_again_about_a_write_that_nobody_waits_for() -> None:
+    lane = writes("a", "b")
+    assert lane.abandon(lane.slots[0], 0.0, urgent=False) is Act.NOTHING
+    assert lane.tick(0.5) is Act.NOTHING  # the grace
+    asked = [at / 2 for at in range(2, 41) if lane.tick(at / 2) is Act.INSPECT]
+    assert asked == [1.0, 2.5, 5.5, 11.5]
+
+
+def test_an_old_head_is_not_cancelled_if_it_cannot_be_run_again_in_time() -> None:
+    lane = filled("a", "b")
+    assert lane.tick(5.0) is Act.INSPECT
+    assert lane.inspected(lane.slots[0], Doing.RUNNING, 0, 5.5, time_to_rerun=False) is Act.NOTHING
+    assert lane.inspected(lane.slots[0], Doing.RUNNING, 0, 5.5, time_to_rerun=True) is Act.CANCEL
 
 
 def test_the_grace_of_a_head_counts_from_when_it_was_abandoned() -> None:

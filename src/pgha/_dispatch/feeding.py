@@ -1,0 +1,190 @@
+"""Sending: operations that wait are handed to lanes with capacity, the oldest first.
+
+Nothing here reads or calls back, except the caller's ``on_send``, which may submit and cancel: that is put in
+line at the door, and done when the present act is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+from uuid import UUID
+
+from pgha._core.outcome import Outcome
+from pgha._dispatch.placing import Placing
+from pgha._dispatch.tracker import Tracker
+from pgha._dispatch.wait_queue import Line, WaitQueue, oldest
+from pgha._node.lane import Lane
+from pgha._node.node import ManagedNode
+from pgha._operation.operation import ACCESS_MODES, AccessMode, Operation, Stage
+from pgha._types import SendInfo
+
+
+class FeedingCallbacks(Protocol):
+    """The dispatcher, which ends operations that cannot be placed."""
+
+    def nowhere(self, operation: Operation[Any]) -> None:
+        """Place an operation anew, or end it: no node is left that it may run on."""
+        ...
+
+
+class Feeding:
+    """Hands operations to lanes; see the head of this file."""
+
+    def __init__(
+        self, nodes: Mapping[str, ManagedNode], waiting: WaitQueue, placing: Placing, tracker: Tracker,
+        clock: Callable[[], float], owner: FeedingCallbacks,
+    ) -> None:  # fmt: skip
+        self._nodes = nodes
+        self._waiting = waiting
+        self._placing = placing
+        self._tracker = tracker
+        self._clock = clock
+        self._owner = owner
+        self._hungry: set[ManagedNode] = set()
+        """The nodes that may be able to take more."""
+
+    # One operation
+
+    def start(self, operation: Operation[Any], now: float) -> None:
+        """Send a new operation if that is possible at once, else put it into its line.
+
+        Only for the beginning of an act: a lane for writes is read first.
+        """
+        line = self._line_of(operation)
+        node = None if line is None else line.target
+        if line is None or node is None or operation.exclusive or not self._first(line, node):
+            if line is not None:
+                self._wait(operation, line, now)
+            return
+        lanes = node.sets[line.need.access]
+        pace = operation.request.pace
+        pack = pace is not None and pace.quick
+        lane = lanes.with_capacity(now, pack=pack)
+        if lane is not None and lane.reads_before(operation):
+            lane.freshen()
+            if not lane.has_capacity(now) or not self._first(line, node):
+                self._wait(operation, line, now)
+                return
+        if lane is not None:
+            self._send(lane, node, operation, now)
+            return
+        self._waiting.push(operation, line, now)
+        node.busy()
+        lanes.demand(now, 0.0, quiet=False)
+
+    def place(self, operation: Operation[Any], now: float) -> None:
+        """Put an operation into its line, from where it is sent before the door is left, if possible."""
+        if (line := self._line_of(operation)) is not None:
+            self._wait(operation, line, now)
+
+    def _line_of(self, operation: Operation[Any]) -> Line | None:
+        """Return the line of an operation, or None after ending an operation that no node may run."""
+        need = operation.need if operation.lineage is None else self._placing.need_of(operation)
+        line = self._waiting.find(need, operation.exclusive)
+        if line is None or (line.target is None and not self._placing.possible(need)):
+            if not self._placing.possible(need):
+                self._owner.nowhere(operation)
+                return None
+            line = self._placing.line(need, operation.exclusive)
+        return line
+
+    def _first(self, line: Line, node: ManagedNode) -> bool:
+        """Return whether a new operation of this line is the first that may be sent to the node."""
+        if not node.takes(line.need.access):
+            return False
+        active = self._waiting.active
+        return not active or not any(one.goes_to(node) for one in active)
+
+    def _wait(self, operation: Operation[Any], line: Line, now: float) -> None:
+        self._waiting.push(operation, line, now)
+        self._wait_for_node(line)
+        if line.target is not None:
+            self.hungry(line.target)
+
+    def _wait_for_node(self, line: Line) -> None:
+        """Ask the nodes at once when the first write finds none that takes it."""
+        if line.target is not None:
+            line.target.busy()
+        elif line.need.role == "primary" and len(line.waiting) == 1:
+            for node in self._nodes.values():
+                node.request_ping()
+
+    # Lines
+
+    def hungry(self, node: ManagedNode) -> None:
+        """Take note that a node may be able to take more of what waits."""
+        if self._waiting.length:
+            self._hungry.add(node)
+
+    def feed(self) -> bool:
+        """Send what can be sent, and return whether there was anything to look at."""
+        if not self._hungry:
+            return False
+        hungry, self._hungry = self._hungry, set()
+        for node in hungry:
+            for access in ACCESS_MODES:
+                if node.takes(access):
+                    self._feed(node, access)
+        return True
+
+    def _feed(self, node: ManagedNode, access: AccessMode) -> None:
+        lanes, waiting = node.sets[access], self._waiting
+        lines = [one for one in waiting.active if one.need.access == access and one.goes_to(node)]
+        now = self._clock()
+        while lines:
+            line = lines[0] if len(lines) == 1 else min(lines, key=oldest)
+            if line.exclusive:
+                lane = lanes.alone(others=any(not one.exclusive for one in lines))
+            else:
+                lane = lanes.with_capacity(now)
+            if lane is None:
+                lanes.demand(now, now - line.waiting.oldest().queued_at, quiet=line.exclusive)
+                # A lane for one that must be alone may become quiet later; others need not wait for that.
+                lines = [one for one in lines if one.exclusive is not line.exclusive]
+                continue
+            if lane.reads_before(line.waiting.oldest()):
+                lane.freshen()
+                if not node.takes(access):
+                    return
+                lines = [one for one in lines if one.waiting]
+                continue
+            self._send(lane, node, waiting.take(line), now)
+            if not line.waiting:
+                lines.remove(line)
+        node.busy()
+        exclusive = (one for one in waiting.active if one.exclusive and one.need.access == access)
+        if not any(one.goes_to(node) for one in exclusive):
+            lanes.release()
+
+    # Sending
+
+    def _send(self, lane: Lane, node: ManagedNode, operation: Operation[Any], now: float) -> None:
+        if operation.unwanted or (
+            operation.request.on_send is not None and not self._told(operation, node.name)
+        ):
+            # The act that ends it is in line at the door, or it has ended.
+            return
+        lane.send(operation, now)
+        node.busy()
+
+    def _told(self, operation: Operation[Any], node: str) -> bool:
+        """Run the caller's ``on_send``; return whether the operation is to be sent."""
+        request = operation.request
+        pairs = [(one.query, one.params) for one in request.statements]
+        key = self._key_for(operation, node)
+        try:
+            if request.on_send is not None:
+                request.on_send(SendInfo(node, len(operation.attempts) + 1, pairs, key))
+        except BaseException as error:  # noqa: BLE001 - the user's callback: its error goes to its operation
+            if operation.stage is not Stage.DONE:
+                self._tracker.fail(operation, error, Outcome.NOT_APPLIED)
+        return not operation.unwanted and operation.stage is not Stage.DONE
+
+    def _key_for(self, operation: Operation[Any], node: str) -> UUID | None:
+        """Return the key that is sent with the operation, or None."""
+        keyed = operation.request.keyed
+        if keyed is None or operation.unkeyed:
+            return None
+        use_ledger = not keyed.auto or operation.exactly_once or self._nodes[node].server.ledger
+        return keyed.key if use_ledger else None

@@ -1,0 +1,118 @@
+"""Proof that a commit has reached its synchronous standby although pgha itself broke off the wait for that.
+
+A cancel that comes a moment late ends the wait of the next commit on the connection. That commit is done, and
+only its replication is open. The write-ahead log is replicated in order: once a later commit of the same server
+has waited for the standby, the earlier one is there, too. So pgha makes such a commit, on the same connection,
+which no other server can have taken over, and then acknowledges the first.
+
+A wait that somebody else broke off is not mended: an administrator may have had reasons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pgha._core.outcome import Outcome
+from pgha._core.statement_kind import classify_statement
+from pgha._dispatch.failure import in_doubt
+from pgha._dispatch.tracker import Tracker
+from pgha._node.lane import Lane
+from pgha._operation.operation import Operation, OperationCallbacks, Request, Stage
+from pgha._types import nearest
+from pgha._wire import PGresult
+from pgha._wire.compiler import Statement
+
+_MOST = 5
+"""Attempts, each of which pgha may break off in turn."""
+_QUERY = (
+    b"SELECT pg_catalog.set_config('synchronous_commit',"
+    b" CASE WHEN pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'remote_apply'"
+    b" THEN 'remote_apply' ELSE 'on' END, true),"
+    b" pg_catalog.pg_logical_emit_message(true, 'pgha', '')"
+)
+"""A commit that writes to the log, and nothing else; it waits for the standby whatever the session's setting."""
+_STATEMENT = Statement(_QUERY, None, (), None, classify_statement(_QUERY))
+
+
+class ProofCallbacks(Protocol):
+    """The dispatcher, which delivers the results of a proven write."""
+
+    def delivered(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None:
+        """Take the results of an operation that succeeded in spite of a failure."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Proof:
+    operation: Operation[Any]
+    results: Sequence[PGresult]
+    attempts: int = 0
+
+
+class Proofs:
+    """Proves commits by later ones; see the head of this file."""
+
+    def __init__(
+        self, runner: OperationCallbacks, callbacks: ProofCallbacks, tracker: Tracker,
+        clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self._runner = runner
+        self._callbacks = callbacks
+        self._tracker = tracker
+        self._clock = clock
+        self._waiting: dict[Lane, list[_Proof]] = {}
+        """The proofs that wait until their lane takes something."""
+
+    def begin(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None:
+        """Prove that a write is replicated which is committed for certain, and deliver its results."""
+        operation.stage = Stage.RESOLVING
+        operation.place = None
+        self._wait(lane, _Proof(operation, results))
+
+    def _wait(self, lane: Lane, proof: _Proof) -> None:
+        self._waiting.setdefault(lane, []).append(proof)
+        self.capacity_freed(lane)
+
+    def capacity_freed(self, lane: Lane) -> None:
+        """Send the commits that wait for this lane; without the lane, the writes stay in doubt."""
+        if lane not in self._waiting:
+            return
+        while proofs := self._waiting.get(lane):
+            if not lane.usable:
+                for proof in self._waiting.pop(lane):
+                    self._doubt(proof, "the connection ended before a later commit was replicated")
+                return
+            now = self._clock()
+            if not lane.has_capacity(now):
+                return
+            self._send(lane, proofs.pop(), now)
+        del self._waiting[lane]
+
+    def _send(self, lane: Lane, proof: _Proof, now: float) -> None:
+        proof.attempts += 1
+        request = Request((_STATEMENT,), "write", False, False, nearest(), tuple, raw=True)
+        commit: Operation[Any] = Operation(self._runner, request, now)
+        commit.counted = False
+        commit.when_done(lambda done: self._done(lane, proof, done))
+        lane.send(commit, now)
+
+    def _done(self, lane: Lane, proof: _Proof, commit: Operation[Any]) -> None:
+        commit.retrieve()
+        operation = proof.operation
+        if operation.stage is not Stage.RESOLVING:
+            return  # its caller has left, or its deadline has passed
+        if commit.failure is None:
+            operation.stage = Stage.NEW
+            self._callbacks.delivered(lane, operation, proof.results)
+        elif proof.attempts < _MOST and lane.usable:
+            self._wait(lane, proof)
+        else:
+            self._doubt(proof, "a later commit could not be replicated")
+
+    def _doubt(self, proof: _Proof, reason: str) -> None:
+        operation = proof.operation
+        if operation.stage is Stage.RESOLVING:
+            operation.doubted = True
+            self._tracker.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)

@@ -1,0 +1,91 @@
+"""A cluster's dispatcher with nodes and lanes in memory; a test plays the servers and the clock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from psycopg.rows import tuple_row
+
+from pgha._core.need import AccessMode
+from pgha._core.statement_kind import classify_statement
+from pgha._dispatch.dispatcher import Dispatcher
+from pgha._node.lane import Lane
+from pgha._node.node import ManagedNode
+from pgha._operation.key import Keyed, new_idempotency_key
+from pgha._operation.operation import Operation, Request
+from pgha._options import Options, Tuning, parse_nodes
+from pgha._types import Nearest, Pin, nearest
+from pgha._wire.compiler import Statement, own_adapters
+from support.fake_link import FakeLink
+
+
+class InMemory:
+    """See the head of this file. Make it inside an event loop."""
+
+    def __init__(self, names: str = "a", *, tuning: Tuning | None = None, **options: Any) -> None:
+        self.now = 100.0
+        self.options = Options(tuning=tuning or Tuning(), **options)
+        self.nodes: dict[str, ManagedNode] = {}
+        self.dispatcher = Dispatcher(self.options, self.nodes, lambda: self.now)
+        adapters = own_adapters()
+        for name in names:
+            (config,) = parse_nodes([f"host={name} dbname=x"])
+            node = ManagedNode(config, self.options, adapters, self.dispatcher, lambda: self.now)
+            node.name = name
+            self.nodes[name] = node
+            node.health.answered(self.now, "primary", 0.0001)
+            node.server.system = 7
+        self.dispatcher.reroute()
+
+    def open(self, name: str, kind: AccessMode) -> tuple[Lane, FakeLink]:
+        """Add an open lane to a node."""
+        node, link = self.nodes[name], FakeLink()
+        lanes = node.sets[kind]
+        lane = Lane(
+            link,
+            name,
+            kind,
+            self.dispatcher,
+            lanes._bounds,
+            lambda: self.now,
+            node.server,
+            node.server.system,
+        )
+        lanes.lanes.append(lane)
+        self.dispatcher.door.enter(self.dispatcher.lanes_changed, node)
+        return lane, link
+
+    def make(
+        self, text: str, *, read: bool = False, route: Nearest | Pin | None = None, keyed: bool = False,
+        exclusive: bool = False, **more: Any,
+    ) -> Operation[Any]:  # fmt: skip
+        """Return an operation of one statement, not started."""
+        query = text.encode()
+        statement = Statement(query, None, (), None, classify_statement(query))
+        key = Keyed(new_idempotency_key(), b"0" * 16, False, 0) if keyed else None
+        request = Request(
+            (statement,), "read" if read else "write", read, False, route or nearest(), tuple_row, keyed=key,
+            exclusive=exclusive, **more,
+        )  # fmt: skip
+        return Operation(self.dispatcher, request, self.now)
+
+    def start(self, text: str, **more: Any) -> Operation[Any]:
+        """Start an operation of one statement."""
+        operation = self.make(text, **more)
+        self.dispatcher.start(operation)
+        return operation
+
+    def answer(self, lane: Lane, link: FakeLink, count: int | None = None) -> None:
+        """Have the server answer what was written, or the first ``count`` segments of it."""
+        for _ in range(link.unanswered if count is None else count):
+            link.answer()
+        lane._readable()
+        if lane.pipeline.cancelling:
+            self.dispatcher.door.enter(lane._watch._delivered, True)
+
+    def close(self) -> None:
+        """Close the pipes of all links."""
+        for node in self.nodes.values():
+            for lanes in node.sets.values():
+                for lane in lanes.lanes:
+                    lane.link.finish()
