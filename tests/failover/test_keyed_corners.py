@@ -59,7 +59,9 @@ async def test_idempotent_writes_in_doubt_on_two_servers(version: int, second_is
             operation = cluster.submit(
                 "INSERT INTO slow VALUES (1, 3)", idempotent=True, idempotency_key=pgha.new_idempotency_key()
             )
-            lose(cluster, first.name, await napping(first))
+            # The backend sleeps at its commit, which comes after the thaw: nobody tells it to stop.
+            await napping(first)
+            await first.freeze()
             pid = await napping(other)
             if second_is_lost:
                 await other.freeze_backend(pid)
@@ -74,6 +76,8 @@ async def test_idempotent_writes_in_doubt_on_two_servers(version: int, second_is
                 assert pgha.error_info(error).outcome == "in doubt"
                 assert isinstance(error, pgha.CommitInDoubt)
                 assert await error.resolve(timeout=2) != "not applied"
+
+            await first.thaw()
 
             async def applied() -> bool:
                 return await ids(first, "slow") == [1]

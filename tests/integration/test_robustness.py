@@ -266,7 +266,8 @@ async def test_an_exception_that_takes_no_attributes(server: Node, kind: Callabl
             await failing
         assert caught.value is error
         assert [(await one).value() for one in neighbours] == list(range(10))
-        assert set(await backends(server, cluster._options.application_name)) == pids
+        # One more may have been opened for those that waited.
+        assert pids <= set(await backends(server, cluster._options.application_name))
         assert cluster.statistics().connections_lost == 0
 
 
@@ -471,7 +472,7 @@ async def test_waiting_for_room_in_the_queue_when_the_cluster_is_left() -> None:
     with within():
         async with anyio.create_task_group() as group, nobody_there(max_queued=1) as cluster:
             calls: list[Any] = [cluster.fetch, cluster.execute, lambda one: cluster.execute_batch([one])]
-            queued = cluster.submit("SELECT 1", read=True)
+            queued = [cluster.submit("SELECT 1", read=read) for read in (True, False)]
 
             async def ask(call: Any) -> None:
                 nonlocal refused
@@ -481,7 +482,8 @@ async def test_waiting_for_room_in_the_queue_when_the_cluster_is_left() -> None:
 
             for call in calls:
                 group.start_soon(ask, call)
-            await eventually(lambda: cluster.statistics().queued == 4)
+            await eventually(lambda: cluster.statistics().queued == 5)
     assert refused == 3
-    with pytest.raises(pgha.OperationCancelled):
-        await queued
+    for operation in queued:
+        with pytest.raises(pgha.OperationCancelled):
+            await operation

@@ -589,9 +589,7 @@ class Cluster(Generic[Row]):
     async def _shut(self) -> None:
         try:
             with anyio.CancelScope(shield=True):
-                self._dispatcher.closed = True
-                for operation in tuple(self._dispatcher.tracker.open):
-                    self._dispatcher.give_up(operation, "cancelled")
+                self._dispatcher.close()
                 await self._dismiss(tuple(self._nodes.values()))
         finally:
             self._dispatcher.fail_all()

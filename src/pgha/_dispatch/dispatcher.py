@@ -177,16 +177,10 @@ class Dispatcher:
         beyond = self._waiting.beyond(operation)
         self._waiting.remove(operation)
         self._changes.left(operation)
-        if not beyond:
+        if not beyond or operation.gave_up != "timeout":
             return None
-        if self.closed:
-            return ClusterClosed("the cluster is closed")
-        if operation.gave_up == "timeout":
-            timeout = operation.request.timeout or 0.0
-            return QueueFull(
-                f"the queue stayed full for {timeout:g} s (max_queued); the operation was not sent"
-            )
-        return None
+        timeout = operation.request.timeout or 0.0
+        return QueueFull(f"the queue stayed full for {timeout:g} s (max_queued); the operation was not sent")
 
     def expired(self, operation: Operation[Any], message: str) -> None:
         """Fail an operation for which there is no node; in doubt if an earlier attempt ended in doubt."""
@@ -369,6 +363,18 @@ class Dispatcher:
         else:
             # Any thread that allocates memory may run the garbage collector, in the middle of anything.
             self.loop.soon(partial(self.tracker.unretrieved, error))
+
+    def close(self) -> None:
+        """Take no more operations, and cancel all open ones."""
+        self.closed = True
+        self.door.enter(self._close, None)
+
+    def _close(self, _: None) -> None:
+        for operation in self._waiting.all_beyond():
+            self._waiting.remove(operation)
+            self.tracker.fail(operation, ClusterClosed("the cluster is closed"), Outcome.NOT_APPLIED)
+        for operation in tuple(self.tracker.open):
+            self.give_up(operation, "cancelled")
 
     def fail_all(self) -> None:
         """Fail all open operations, because the nodes have ended and no answer can arrive."""

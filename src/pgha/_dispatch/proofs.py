@@ -1,9 +1,9 @@
 """Proof that a commit has reached its synchronous standby although pgha itself broke off the wait for that.
 
 A cancel that comes a moment late ends the wait of the next commit on the connection. That commit is done, and
-only its replication is open. The write-ahead log is replicated in order: once a later commit of the same server
-has waited for the standby, the earlier one is there, too. So pgha makes such a commit, on the same connection,
-which no other server can have taken over, and then acknowledges the first.
+only its replication is open. The write-ahead log is replicated in order: once a later commit of the same
+server has waited for the standby, the earlier one is there, too. So pgha makes such a commit, on the same
+connection, which no other server can have taken over, and then acknowledges the first.
 
 A wait that somebody else broke off is not mended: an administrator may have had reasons.
 """
@@ -32,7 +32,7 @@ _QUERY = (
     b" THEN 'remote_apply' ELSE 'on' END, true),"
     b" pg_catalog.pg_logical_emit_message(true, 'pgha', '')"
 )
-"""A commit that writes to the log, and nothing else; it waits for the standby whatever the session's setting."""
+"""A commit that writes to the log, and nothing else; it waits for the standby whatever the session says."""
 _STATEMENT = Statement(_QUERY, None, (), None, classify_statement(_QUERY))
 
 

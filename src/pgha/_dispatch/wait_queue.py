@@ -115,6 +115,10 @@ class WaitQueue:
             and operation.joined - line.left >= self._limit
         )
 
+    def all_beyond(self) -> list[Operation[Any]]:
+        """Return the operations that stand beyond the length of their lines."""
+        return [one for line in self.active for one in line.waiting if self.beyond(one)]
+
     # Joining and leaving
 
     def push(self, operation: Operation[Any], line: Line, now: float) -> None:
