@@ -14,10 +14,11 @@ import anyio
 import pytest
 
 from pgha._cluster.cluster import Cluster
-from pgha._core import outcome as outcome_rules
-from pgha._core import statement_kind
+from pgha._core import next_step, statement_kind
 from pgha._core.ledger_rules import LIFE
-from pgha._core.outcome import NextStep, Outcome
+from pgha._core.next_step import NextStep
+from pgha._core.outcome import Facts, Outcome
+from pgha._core.outcome import outcome as outcome_of
 from pgha._core.pipeline import Act, Pipeline
 from pgha._core.statement_kind import Handling
 from pgha._dispatch import resolution
@@ -34,7 +35,7 @@ Patch = pytest.MonkeyPatch
 
 
 def retry_without_proof(patch: Patch) -> None:
-    patch.setattr(outcome_rules, "_after_loss", lambda case, proof: NextStep.AGAIN_ELSEWHERE)
+    patch.setattr(next_step, "_after_loss", lambda case, proof: NextStep.AGAIN_ELSEWHERE)
 
 
 def forget_the_key(patch: Patch) -> None:
@@ -69,12 +70,10 @@ def look_without_deciding(patch: Patch) -> None:
 
 
 def acknowledge_at_command_complete(patch: Patch) -> None:
-    kept = outcome_rules.outcome
+    def outcome(facts: Facts) -> Outcome:
+        return Outcome.APPLIED if facts.completed >= facts.statements else outcome_of(facts)
 
-    def outcome(facts: outcome_rules.Facts) -> Outcome:
-        return Outcome.APPLIED if facts.completed >= facts.statements else kept(facts)
-
-    patch.setattr(outcome_rules, "outcome", outcome)
+    patch.setattr(next_step, "outcome", outcome)
 
 
 def believe_a_broken_wait(patch: Patch) -> None:

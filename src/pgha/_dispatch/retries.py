@@ -1,6 +1,7 @@
 """The next step after an attempt that did not simply succeed: run again, resolve, or fail.
 
-`pgha._core.outcome` decides what a failure proves and which step is next; this module performs that step.
+`pgha._core.outcome` decides what a failure proves, `pgha._core.next_step` which step is next; this module
+performs that step.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from typing import Any, Protocol
 
 from pgha._core.backoff import RetryBudget, delay
 from pgha._core.need import USUAL
-from pgha._core.outcome import ELSEWHERE, NextStep, Outcome, outcome
+from pgha._core.next_step import ELSEWHERE, NextStep
+from pgha._core.outcome import Outcome, outcome
 from pgha._core.routing import elsewhere
-from pgha._dispatch.failure import Decision, LegLost, classify, error_for, if_not_applied, server_error
+from pgha._dispatch.classification import classify
+from pgha._dispatch.failure import Decision, LegLost, error_for, if_not_applied, server_error
 from pgha._dispatch.races import Races
 from pgha._dispatch.resolution import Resolver
 from pgha._dispatch.timers import Timers

@@ -12,20 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgha._core.outcome import (
-    ELSEWHERE,
-    LATER,
-    STALE_PLAN,
-    Case,
-    Facts,
-    GaveUp,
-    Handed,
-    NextStep,
-    Outcome,
-    ServerError,
-    decide,
-    outcome,
-)
+from pgha._core.next_step import ELSEWHERE, LATER, STALE_PLAN, Case, NextStep, decide
+from pgha._core.outcome import Facts, GaveUp, Handed, Outcome, ServerError, outcome
 
 APPLIED, NOT_APPLIED, IN_DOUBT = Outcome.APPLIED, Outcome.NOT_APPLIED, Outcome.IN_DOUBT
 AGAIN = frozenset(

@@ -1,0 +1,173 @@
+"""The next step of an operation after an attempt.
+
+The order of decision: a proven result is delivered; an operation that its caller gave up on
+fails for good; else each kind of error has its place in `_after_error`. A keyed write whose attempt ended in
+doubt is run again in the same lineage, where its insert into the ledger conflicts with the row of the first
+attempt, if there is one. If a keyed write may not be run again, the ledger decides
+(`pgha._core.ledger_rules`); the write never fails in doubt before the ledger was asked.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from pgha._core.ledger_rules import EXISTS, LATE, UNUSABLE
+from pgha._core.outcome import Facts, GaveUp, Outcome, ServerError, outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Everything that decides the next step of an operation after an attempt."""
+
+    facts: Facts
+    read: bool = False
+    idempotent: bool = False
+    keyed: bool = False
+    """Whether the ledger knows the outcome: each attempt that ended in doubt had inserted the key, all in one
+    lineage."""
+    auto: bool = False
+    """Whether pgha chose the key, not the caller."""
+    doubted: bool = False
+    """Whether an earlier attempt ended in doubt."""
+    gave_up: GaveUp | None = None
+    """The reason why the caller does not wait any more: it cancelled, or its deadline passed."""
+    ours: bool = False
+    """Whether pgha had a cancel in flight on the lane together with the segment."""
+    attempts: int = 1
+    max_attempts: int = 5
+    suspected_crashes: int = 0
+    """The number of connections that the operation may have broken, this one included: lost while the
+    operation was the head, and without another known cause."""
+    max_suspected_crashes: int = 2
+    unprepared: bool = False
+    """Whether the operation was already run again without prepared statements."""
+    budget: bool = True
+    """Whether the cluster's retry budget has something left."""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether running the operation twice does no harm."""
+        return self.read or self.idempotent
+
+    @property
+    def asks_ledger(self) -> bool:
+        """Whether the ledger is asked before the operation fails in doubt."""
+        return self.keyed and not self.repeatable
+
+
+class NextStep(enum.Enum):
+    """The next step of an operation after an attempt."""
+
+    DELIVER = "deliver the result"
+    FAIL_SQL = "raise the server's error"
+    FAIL_LOST = "raise the loss of the connection: proven not applied, but not to be sent again"
+    FAIL_IN_DOUBT = "raise CommitInDoubt"
+    FAIL_LEDGER = "raise LedgerError: no ledger is usable"
+    FAIL_TIMEOUT = "raise OperationTimeout"
+    FAIL_CANCELLED = "raise OperationCancelled"
+    AGAIN_ELSEWHERE = "run again on another node if there is one"
+    AGAIN_LATER = "run again on the same node after a backoff"
+    AGAIN_NOW = "run again on the same node at once (a cancel sent by pgha hit the operation)"
+    AGAIN_UNKEYED = "run again on the same node without pgha's own key: there is no ledger"
+    RESOLVE = "ask the ledger whether the write was applied, or have the ledger decide"
+    AGAIN_UNPREPARED = "run again on the same node without prepared statements"
+
+
+FAILS = frozenset({NextStep.FAIL_SQL, NextStep.FAIL_LOST, NextStep.FAIL_IN_DOUBT, NextStep.FAIL_LEDGER})
+ELSEWHERE = frozenset({"25006", "57P03", "57P01", "57P05"})
+"""Errors after which the operation is not applied, and may succeed on another node: read-only, starting up,
+shut down, idle session timeout."""
+LATER = frozenset({"40001", "40P01"})
+"""Serialization failure and deadlock: the same operation may succeed when run again."""
+STALE_PLAN = frozenset({"0A000", "26000"})
+"""Errors of a reused prepared statement after DDL."""
+QUERY_CANCELED = "57014"
+
+
+def decide(case: Case) -> tuple[Outcome, NextStep]:
+    """Return the outcome of an attempt and the next step."""
+    proof = outcome(case.facts)
+    if proof is Outcome.APPLIED:
+        return proof, NextStep.DELIVER
+    step = _at_ledger(case) if case.facts.at_ledger and proof is Outcome.NOT_APPLIED else None
+    if step is None:
+        if case.gave_up is not None:
+            return proof, _gave_up(case, proof)
+        error = case.facts.error
+        genuine = error is not None and error.genuine
+        step = _after_error(case, error, proof) if genuine and error else _after_loss(case, proof)
+    if step in FAILS and case.asks_ledger and (case.doubted or proof is Outcome.IN_DOUBT):
+        step = NextStep.RESOLVE
+    return proof, step
+
+
+def _at_ledger(case: Case) -> NextStep | None:
+    """Return the next step after the ledger's own statement failed; None if the usual rules apply."""
+    state = case.facts.error.sqlstate if case.facts.error is not None else ""
+    if state == EXISTS:
+        # Even if the caller has given up: this error proves that an earlier attempt was applied.
+        return NextStep.RESOLVE
+    if case.gave_up is not None:
+        return None
+    if state == LATE:
+        return NextStep.AGAIN_LATER if _allowed(case) else NextStep.FAIL_LEDGER
+    if state in UNUSABLE:
+        unkeyed_is_safe = case.auto and (case.repeatable or not case.doubted)
+        return NextStep.AGAIN_UNKEYED if unkeyed_is_safe else NextStep.FAIL_LEDGER
+    return None
+
+
+def _gave_up(case: Case, proof: Outcome) -> NextStep:
+    if proof is Outcome.IN_DOUBT and not case.read:
+        return NextStep.FAIL_IN_DOUBT
+    return NextStep.FAIL_CANCELLED if case.gave_up == "cancelled" else NextStep.FAIL_TIMEOUT
+
+
+def _after_error(case: Case, error: ServerError, proof: Outcome) -> NextStep:
+    if error.broken_connection or (error.fatal and proof is Outcome.IN_DOUBT):
+        return _after_loss(case, proof)
+    step = _run_again(case, error)
+    if proof is Outcome.IN_DOUBT and not case.repeatable and not case.keyed:
+        # For example a CALL. An error that invites a retry must not reach the caller, whose retry would do
+        # the work twice.
+        raise_it = step is NextStep.FAIL_SQL and case.facts.self_committing
+        return NextStep.FAIL_SQL if raise_it else NextStep.FAIL_IN_DOUBT
+    if step is not NextStep.FAIL_SQL and _allowed(case):
+        return step
+    # If only the statement's own commits can have applied anything, the caller gets the server's error.
+    raise_it = proof is Outcome.NOT_APPLIED or case.read or case.facts.self_committing
+    return NextStep.FAIL_SQL if raise_it else NextStep.FAIL_IN_DOUBT
+
+
+def _run_again(case: Case, error: ServerError) -> NextStep:
+    """Return how to run the operation again after ``error``, or FAIL_SQL if ``error`` is final."""
+    state = error.sqlstate
+    if state == QUERY_CANCELED:
+        return NextStep.AGAIN_NOW if case.ours else NextStep.FAIL_SQL
+    if state in STALE_PLAN and error.reused and not case.unprepared:
+        return NextStep.AGAIN_UNPREPARED
+    if state in LATER:
+        return NextStep.AGAIN_LATER
+    # A read that gets 25006 tried to write: every other node would refuse that write as well.
+    if (state in ELSEWHERE and not (case.read and state == "25006")) or state.startswith("53"):
+        return NextStep.AGAIN_ELSEWHERE
+    return NextStep.FAIL_SQL
+
+
+def _after_loss(case: Case, proof: Outcome) -> NextStep:
+    if proof is Outcome.IN_DOUBT and not case.repeatable and not case.keyed:
+        return NextStep.FAIL_IN_DOUBT
+    if case.facts.unreplicated and case.asks_ledger:
+        return NextStep.RESOLVE
+    if _allowed(case):
+        return NextStep.AGAIN_ELSEWHERE
+    return NextStep.FAIL_LOST if proof is Outcome.NOT_APPLIED or case.read else NextStep.FAIL_IN_DOUBT
+
+
+def _allowed(case: Case) -> bool:
+    return (
+        case.budget
+        and case.attempts < case.max_attempts
+        and case.suspected_crashes < case.max_suspected_crashes
+    )
