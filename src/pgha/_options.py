@@ -96,7 +96,7 @@ class Tuning:
     max_lanes: int = 10
     """Lanes of one kind per node, opened when slow operations block the usual ones."""
     max_attempts: int = 5
-    """Attempts per operation."""
+    """Attempts per operation. Those that pgha itself made fail do not count, up to as many again."""
     suspected_crashes: int = 2
     """An operation that was the head of this many lost connections, and may have crashed them, is not sent
     again."""

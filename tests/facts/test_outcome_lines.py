@@ -247,23 +247,28 @@ def _message(kind: bytes, body: bytes) -> bytes:
 
 
 @situation("40003 and class 08")
-async def an_error_of_a_foreign_server(version: int) -> Seen:
-    """An ERROR with the V field and class 08 is about another connection than the client's."""
-    return await _raised(version, "08006")
+async def an_error_whose_sync_was_lost(version: int) -> Seen:
+    """The connection ends behind an ERROR that might be about this connection."""
+    return await _raised_and_lost(version, "08006")
 
 
 @situation("40003 and class 08")
-async def a_statement_completion_unknown(version: int) -> Seen:
-    return await _raised(version, "40003")
+async def a_statement_completion_unknown_whose_sync_was_lost(version: int) -> Seen:
+    return await _raised_and_lost(version, "40003")
 
 
-async def _raised(version: int, state: str) -> Seen:
-    async with scene(version) as (node, witness):
-        facts = await witness.told(witness.send(f"INSERT INTO t VALUES (raising('{state}'))"))
-        assert facts.synced
-        assert facts.error is not None
-        assert (facts.error.severity, facts.error.sqlstate) == ("ERROR", state)
-        assert not witness.lane.broken
+async def _raised_and_lost(version: int, state: str) -> Seen:
+    raising = f"INSERT INTO t VALUES (raising('{state}'))"
+    async with scene(version) as (node, _), Proxy(node) as proxy:
+        async with witnessed(proxy.dsn) as rehearsal:
+            await rehearsal.told(rehearsal.send(raising))
+            whole = proxy.connections[-1].down
+        proxy.cut(Cut(whole - READY, "reset", "down", connection=1))
+        async with witnessed(proxy.dsn) as witness:
+            facts = await witness.told(witness.send(raising))
+            assert facts.error is not None
+            assert (facts.error.severity, facts.error.sqlstate) == ("ERROR", state)
+            assert not facts.synced
         return Seen(facts, await applied(node))
 
 
@@ -341,6 +346,66 @@ async def a_frame_terminated_at_its_commit(version: int) -> Seen:
         facts = await witness.told(operation)
         assert facts.completed == facts.statements - 1
         return Seen(facts, await applied(node, "slow"))
+
+
+@situation("ERROR, or FATAL before the end")
+async def an_error_of_a_foreign_server(version: int) -> Seen:
+    """An ERROR with the V field and class 08 is about another connection than the client's."""
+    return await _raised(version, "08006")
+
+
+@situation("ERROR, or FATAL before the end")
+async def a_statement_completion_unknown(version: int) -> Seen:
+    return await _raised(version, "40003")
+
+
+@situation("ERROR, or FATAL before the end")
+async def a_shutdown_of_a_foreign_server(version: int) -> Seen:
+    return await _raised(version, "57P01")
+
+
+@situation("ERROR, or FATAL before the end")
+async def an_error_of_a_foreign_server_in_a_frame(version: int) -> Seen:
+    return await _raised(version, "08006", framed=True)
+
+
+async def _raised(version: int, state: str, *, framed: bool = False) -> Seen:
+    async with scene(version) as (node, witness):
+        facts = await witness.told(witness.send(INSERT, f"SELECT raising('{state}')", framed=framed))
+        return await _seen_alive(node, witness, facts, state)
+
+
+@situation("ERROR, or FATAL before the end")
+async def a_foreign_server_that_was_lost_at_the_commit(version: int) -> Seen:
+    return await _raised_at_the_commit(version, framed=False)
+
+
+@situation("ERROR, or FATAL before the end")
+async def a_foreign_server_that_was_lost_at_the_commit_of_a_frame(version: int) -> Seen:
+    return await _raised_at_the_commit(version, framed=True)
+
+
+async def _raised_at_the_commit(version: int, *, framed: bool) -> Seen:
+    async with scene(version) as (node, witness):
+        await node.execute(
+            """
+            CREATE FUNCTION far() RETURNS trigger LANGUAGE plpgsql AS $$
+                BEGIN RETURN raising('08006'); END $$;
+            CREATE CONSTRAINT TRIGGER far AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED
+                FOR EACH ROW EXECUTE FUNCTION far();
+            """
+        )
+        facts = await witness.told(witness.send(INSERT, framed=framed))
+        assert facts.completed == facts.statements - framed
+        return await _seen_alive(node, witness, facts, "08006")
+
+
+async def _seen_alive(node: Node, witness: Witness, facts: Facts, state: str) -> Seen:
+    assert facts.synced
+    assert facts.error is not None
+    assert (facts.error.severity, facts.error.sqlstate) == ("ERROR", state)
+    assert not witness.lane.broken
+    return Seen(facts, await applied(node))
 
 
 @situation("its Sync was never handed")

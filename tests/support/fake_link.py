@@ -156,6 +156,9 @@ class FakeLink:
     def ended_by_crash(self) -> bool:
         return False
 
+    def read_only(self) -> bool:
+        return False
+
     def moved(self) -> int:
         return self.written
 

@@ -1,4 +1,4 @@
-"""Backoff delays between attempts, and the budget that keeps retries from becoming a storm.
+"""Backoff delays between attempts, and the budgets that keep retries from becoming a storm.
 
 The delays have jitter, as recommended in
 https://aws.amazon.com/builders-library/timeouts-retries-and-backoff-with-jitter/ :
@@ -6,6 +6,8 @@ many clients that lost the same node must not all reconnect at the same moment.
 """
 
 from __future__ import annotations
+
+import enum
 
 
 def delay(attempt: int, draw: float, first: float, most: float) -> float:
@@ -38,10 +40,10 @@ class RetryBudget:
         self._per_success = per_success
         self._tokens = most
 
-    def success(self) -> None:
-        """Record that an operation succeeded."""
+    def success(self, count: int = 1) -> None:
+        """Record that ``count`` operations succeeded."""
         if self._tokens < self._most:
-            self._tokens = min(self._most, self._tokens + self._per_success)
+            self._tokens = min(self._most, self._tokens + count * self._per_success)
 
     def available(self, now: float) -> bool:
         """Return whether a retry is allowed now."""
@@ -52,3 +54,38 @@ class RetryBudget:
     def take(self) -> None:
         """Take the token of one retry."""
         self._tokens -= 1
+
+
+class Budget(enum.Enum):
+    """The retry budgets of a cluster, one per cause: hopeless statements use up only their own budget."""
+
+    FAILOVER = "lost connections, and nodes that take no writes any more"
+    RESOURCES = "class 53: full disks, used up memory, too many connections"
+    SERIALIZATION = "40001 and 40P01: serialization failures and deadlocks"
+    LEDGER = "keyed writes that the ledger's guard refused"
+
+
+class RetryBudgets:
+    """The retry budgets of a cluster. Each success fills all of them."""
+
+    __slots__ = ("_buckets", "_successes")
+
+    def __init__(self, now: float) -> None:
+        self._buckets = {budget: RetryBudget(now) for budget in Budget}
+        self._successes = 0
+        """The successes that no bucket has counted yet: successes are frequent, and questions are rare."""
+
+    def success(self) -> None:
+        """Record that an operation succeeded."""
+        self._successes += 1
+
+    def exhausted(self, now: float) -> frozenset[Budget]:
+        """Return the budgets from which no retry is allowed now."""
+        count, self._successes = self._successes, 0
+        for bucket in self._buckets.values():
+            bucket.success(count)
+        return frozenset(budget for budget, bucket in self._buckets.items() if not bucket.available(now))
+
+    def take(self, budget: Budget) -> None:
+        """Take the token of one retry; call `exhausted` before."""
+        self._buckets[budget].take()

@@ -15,13 +15,18 @@ after a FATAL                           not applied  a genuine FATAL answered an
                                                      connection: the server never began with this one
 commits by itself                       in doubt     CALL, VACUUM: a part may have been committed
 without the V field                     in doubt     the error comes from a pooler, or from libpq
-40003 and class 08                      in doubt     the meaning of these codes
+40003 and class 08                      in doubt     the meaning of these codes, in a FATAL or without
+                                                     the Sync
 FATAL after the last CommandComplete    in doubt     the FATAL came before or after the commit
 PANIC of a frame's COMMIT               in doubt     the commit record may be on disk
 ERROR, or FATAL before the end          not applied  the transaction was aborted
 its Sync was never handed               not applied  only a Sync commits (or the COMMIT of a frame)
 the connection ended without these      in doubt
 ======================================  ===========  ===================================================
+
+Functions, `dblink` and `postgres_fdw` raise 40003 and class 08 too, as a plain ERROR about a connection of
+their own: the ERROR aborts the transaction, and the Sync is answered. So these codes leave a doubt only in a
+FATAL, or if the Sync was not answered.
 
 `pgha._core.next_step` decides what follows.
 
@@ -75,7 +80,7 @@ class ServerError:
 
     @property
     def broken_connection(self) -> bool:
-        """Whether the code (40003 or class 08) itself says that the outcome is unknown."""
+        """Whether the code (40003 or class 08) is about a broken connection; see `Facts.tells_of_loss`."""
         return self.sqlstate == "40003" or self.sqlstate.startswith("08")
 
 
@@ -101,6 +106,16 @@ class Facts:
     """Whether the error answered the ledger's statement, which stands before the user's statements."""
     after_fatal: bool = False
     """Whether a genuine FATAL answered an earlier segment, so that the server never began with this one."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the segment's error came with the end of the connection: a FATAL, or without its Sync."""
+        return self.error is not None and (self.error.fatal or not self.synced)
+
+    @property
+    def tells_of_loss(self) -> bool:
+        """Whether the error's code says that this connection is broken, and the outcome unknown."""
+        return self.error is not None and self.error.broken_connection and self.ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +150,7 @@ RULES: tuple[Rule, ...] = (
     Rule("after a FATAL", lambda f: f.after_fatal and f.error is None, Outcome.NOT_APPLIED),
     Rule("commits by itself", lambda f: f.self_committing and not f.framed, Outcome.IN_DOUBT),
     Rule("without the V field", lambda f: f.error is not None and not f.error.genuine, Outcome.IN_DOUBT),
-    Rule("40003 and class 08", lambda f: f.error is not None and f.error.broken_connection, Outcome.IN_DOUBT),
+    Rule("40003 and class 08", lambda f: f.tells_of_loss, Outcome.IN_DOUBT),
     Rule("FATAL after the last CommandComplete", _fatal_at_the_end, Outcome.IN_DOUBT),
     Rule("PANIC of a frame's COMMIT", _commit_panicked, Outcome.IN_DOUBT),
     Rule("ERROR, or FATAL before the end", lambda f: f.error is not None, Outcome.NOT_APPLIED),

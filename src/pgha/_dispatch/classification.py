@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pgha._core.backoff import Budget
 from pgha._core.ledger_rules import EXISTS, LATE
-from pgha._core.next_step import Case, NextStep, decide
+from pgha._core.next_step import Case, NextStep, budget_of, decide
 from pgha._core.outcome import Facts, Handed, Outcome
 from pgha._dispatch.failure import Decision
 from pgha._node.callbacks import SegmentFailure
@@ -21,47 +22,74 @@ _HANDED: dict[Handed, Literal["nothing", "part", "whole"]] = {
 }
 
 
-def classify(operation: Operation[Any], failure: SegmentFailure, tuning: Tuning, *, budget: bool) -> Decision:
-    """Decide the next step after a failure, and write the outcome into the operation's record."""
+def classify(
+    operation: Operation[Any], failure: SegmentFailure, tuning: Tuning, exhausted: frozenset[Budget],
+    role_changed: bool | None = None,
+) -> Decision:  # fmt: skip
+    """Decide the next step after a failure, and write the outcome into the operation's record.
+
+    Args:
+        operation: The operation whose attempt failed.
+        failure: The facts that the lane recorded.
+        tuning: The limits.
+        exhausted: The retry budgets that have nothing left.
+        role_changed: Whether the node takes no writes any more; None if that was not checked.
+
+    Returns:
+        The decision. After `NextStep.CHECK_ROLE`, the same failure is classified again.
+    """
     facts = failure.facts
     if _suspected(operation.attempts, failure):
         operation.attempts[-1].suspected = True
         operation.suspected_crashes += 1
-    request, attempts = operation.request, operation.attempts
-    keyed = request.keyed
-    outcome, next_step = decide(
-        Case(
-            facts,
-            read=request.read,
-            idempotent=request.idempotent,
-            keyed=operation.lineage is not None or (bool(attempts) and attempts[-1].keyed),
-            auto=keyed is not None and keyed.auto,
-            doubted=operation.doubted,
-            gave_up=operation.gave_up,
-            ours=failure.overlapped,
-            attempts=len(attempts) - operation.hits,
-            max_attempts=tuning.max_attempts,
-            suspected_crashes=operation.suspected_crashes,
-            max_suspected_crashes=tuning.suspected_crashes,
-            unprepared=operation.unprepared,
-            budget=budget,
-        )
-    )
+    outcome, next_step = decide(_case(operation, failure, tuning, exhausted, role_changed))
     if next_step is NextStep.FAIL_SQL and failure.lost is not None and failure.ours:
         next_step = NextStep.FAIL_LOST  # pgha terminated the backend, not an administrator
-    if attempts:
-        attempts[-1].outcome = outcome
-    if facts.unreplicated:
-        reason = "committed, but the wait for its synchronous standby was broken off"
-    else:
-        # libpq's own errors have no code, and some failures have no message.
-        state = facts.error.sqlstate if facts.error is not None else ""
-        reason = failure.note or state or failure.lost or "no answer"
+    if operation.attempts:
+        operation.attempts[-1].outcome = outcome
+    reason = _reason(failure)
     if outcome is Outcome.IN_DOUBT:
         _record_doubt(operation, failure, reason)
     elif facts.at_ledger:
         _refused_by_ledger(operation, facts)
-    return Decision(next_step, outcome, reason)
+    return Decision(next_step, outcome, reason, budget_of(facts, next_step))
+
+
+def _case(
+    operation: Operation[Any], failure: SegmentFailure, tuning: Tuning, exhausted: frozenset[Budget],
+    role_changed: bool | None,
+) -> Case:  # fmt: skip
+    request, attempts = operation.request, operation.attempts
+    keyed = request.keyed
+    return Case(
+        failure.facts,
+        read=request.read,
+        idempotent=request.idempotent,
+        keyed=operation.lineage is not None or (bool(attempts) and attempts[-1].keyed),
+        auto=keyed is not None and keyed.auto,
+        doubted=operation.doubted,
+        gave_up=operation.gave_up,
+        ours=failure.overlapped,
+        attempts=len(attempts) - operation.hits,
+        max_attempts=tuning.max_attempts,
+        total=len(attempts),
+        max_total=2 * tuning.max_attempts,
+        suspected_crashes=operation.suspected_crashes,
+        max_suspected_crashes=tuning.suspected_crashes,
+        unprepared=operation.unprepared,
+        unkeyed=operation.unkeyed,
+        role_changed=role_changed,
+        exhausted=exhausted,
+    )
+
+
+def _reason(failure: SegmentFailure) -> str:
+    """Return the reason why the attempt ended, on one line."""
+    error = failure.facts.error
+    if failure.facts.unreplicated:
+        return "committed, but the wait for its synchronous standby was broken off"
+    # libpq's own errors have no code, and some failures have no message.
+    return failure.note or (error.sqlstate if error is not None else "") or failure.lost or "no answer"
 
 
 def _suspected(attempts: Sequence[AttemptState], failure: SegmentFailure) -> bool:

@@ -207,7 +207,7 @@ class Dispatcher:
         if request.raw:
             self.tracker.succeed(operation, [one.get_value(0, 0) if one.ntuples else None for one in results])
             return
-        self._retries.budget.success()
+        self._retries.budgets.success()
         operation.ended_at = now = self._clock()
         latency = now - operation.started_at
         make, load, count = request.row_factory, lane.link.load, len(attempts)
@@ -298,6 +298,7 @@ class Dispatcher:
     def health_changed(self, node: ManagedNode, moved: Transition, reason: str) -> None:
         """Emit events for a change of the node's state or role, and choose nodes anew."""
         self._changes.health_changed(node, moved, reason)
+        self._retries.roles.observed(node)
 
     def clock_changed(self, node: ManagedNode) -> None:
         """Emit an event because the node's clock started or stopped being skewed."""
@@ -309,7 +310,11 @@ class Dispatcher:
 
     def forget(self, node: ManagedNode) -> None:
         """Place the operations anew that wait for a node that was removed; pinned ones fail."""
-        self.door.enter(self._changes.forget, node)
+        self.door.enter(self._forget, node)
+
+    def _forget(self, node: ManagedNode) -> None:
+        self._changes.forget(node)
+        self._retries.roles.forget(node)
 
     async def change(self) -> None:
         """Wait until something about the nodes changed.

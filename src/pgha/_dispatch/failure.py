@@ -8,8 +8,9 @@ from typing import Any
 import psycopg
 from psycopg.errors import error_from_result
 
+from pgha._core.backoff import Budget
 from pgha._core.ledger_rules import EXISTS, LATE, UNUSABLE
-from pgha._core.next_step import NextStep
+from pgha._core.next_step import READ_ONLY, NextStep
 from pgha._core.outcome import Outcome
 from pgha._errors import (
     CommitInDoubt,
@@ -25,8 +26,6 @@ from pgha._node.callbacks import SegmentFailure
 from pgha._operation.operation import Operation
 from pgha._types import Outcome as _Outcome
 
-READ_ONLY = "25006"
-
 
 class LegLost(psycopg.OperationalError):
     """A leg of `fastest` ended without an answer; the caller sees this error only if all legs did."""
@@ -40,6 +39,8 @@ class Decision:
     outcome: Outcome
     reason: str
     """The reason why the attempt ended, on one line."""
+    budget: Budget | None = None
+    """The retry budget to which the next step is charged; None if it is charged to none."""
 
 
 def if_not_applied(
@@ -53,7 +54,7 @@ def if_not_applied(
         return None
     if state == LATE or state in UNUSABLE:
         error = ledger_error(operation, failure, cause)
-    elif facts.error is not None and facts.error.genuine and not facts.error.broken_connection and cause:
+    elif facts.error is not None and facts.error.genuine and not facts.tells_of_loss and cause:
         error = cause
     else:
         error = psycopg.OperationalError(

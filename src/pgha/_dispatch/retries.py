@@ -10,15 +10,16 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from pgha._core.backoff import RetryBudget, delay
+from pgha._core.backoff import RetryBudgets, delay
 from pgha._core.need import USUAL
-from pgha._core.next_step import ELSEWHERE, NextStep
+from pgha._core.next_step import OWN_DOING, NextStep
 from pgha._core.outcome import Outcome, outcome
 from pgha._core.routing import elsewhere
 from pgha._dispatch.classification import classify
 from pgha._dispatch.failure import Decision, LegLost, error_for, if_not_applied, server_error
 from pgha._dispatch.races import Races
 from pgha._dispatch.resolution import Resolver
+from pgha._dispatch.role_checks import RoleChecks
 from pgha._dispatch.timers import Timers
 from pgha._dispatch.tracker import Tracker
 from pgha._node.callbacks import SegmentFailure
@@ -49,7 +50,8 @@ class Retries:
         self, callbacks: RetryCallbacks, nodes: Mapping[str, ManagedNode], tracker: Tracker, races: Races,
         resolver: Resolver, times: Timers, clock: Callable[[], float], tuning: Tuning,
     ) -> None:  # fmt: skip
-        self.budget = RetryBudget(clock())
+        self.budgets = RetryBudgets(clock())
+        self.roles = RoleChecks(times, clock, tuning.probe_no_primary)
         self._callbacks = callbacks
         self._nodes = nodes
         self._tracker = tracker
@@ -64,38 +66,70 @@ class Retries:
         if operation.request.raw:
             self._question_failed(lane, operation, failure)
             return
-        decision = classify(operation, failure, self._tuning, budget=self.budget.available(self._clock()))
-        node = self._nodes.get(lane.node)
+        self._step(lane, operation, failure)
+
+    def _step(
+        self,
+        lane: Lane,
+        operation: Operation[Any],
+        failure: SegmentFailure,
+        role_changed: bool | None = None,
+    ) -> None:
+        exhausted = self.budgets.exhausted(self._clock())
+        decision = classify(operation, failure, self._tuning, exhausted, role_changed)
         match decision.next_step:
             case NextStep.DELIVER:
                 self._callbacks.delivered(lane, operation, failure.answer.results)
+            case NextStep.CHECK_ROLE:
+                self._check_role(lane, operation, failure)
+            case NextStep.RESOLVE:
+                self._resolver.begin(operation, if_not_applied(operation, failure, decision))
             case NextStep.AGAIN_ELSEWHERE:
-                if failure.lost is None and decision.reason in ELSEWHERE and node is not None:
-                    # The node takes no writes any more, or nothing at all: send nothing until the next ping.
-                    node.suspect(decision.reason)
                 self._again(operation, decision, away_from=lane.node if failure.lost is None else None)
             case NextStep.AGAIN_LATER:
-                if failure.facts.at_ledger and node is not None:
+                if failure.facts.at_ledger and (node := self._nodes.get(lane.node)) is not None:
                     # The guard was too narrow: perhaps the server's clock was set.
                     node.request_ping()
                 self._again(operation, decision, pause=True)
-            case NextStep.AGAIN_NOW:
-                operation.exclusive = operation.exclusive or failure.rerun_exclusive
+            case step if step in OWN_DOING:
+                self._prepare(lane, operation, failure, step)
                 operation.hits += 1
                 self._again(operation, decision)
-            case NextStep.AGAIN_UNPREPARED:
-                operation.unprepared = True
-                self._again(operation, decision)
-            case NextStep.AGAIN_UNKEYED:
-                lane.server.ledger = False
-                operation.unkeyed = True
-                self._again(operation, decision)
-            case NextStep.RESOLVE:
-                self._resolver.begin(operation, if_not_applied(operation, failure, decision))
             case _:
                 self._tracker.fail(
                     operation, error_for(operation, failure, decision), decision.outcome, noted=True
                 )
+
+    def _prepare(
+        self, lane: Lane, operation: Operation[Any], failure: SegmentFailure, step: NextStep
+    ) -> None:
+        """Prevent that the next attempt fails for the same reason, which was pgha's own doing."""
+        if step is NextStep.AGAIN_NOW:
+            operation.exclusive = operation.exclusive or failure.rerun_exclusive
+        elif step is NextStep.AGAIN_UNPREPARED:
+            operation.unprepared = True
+        else:
+            lane.server.ledger = False
+            operation.unkeyed = True
+
+    def _check_role(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
+        """Let the operation wait until it is known whether its node still takes writes.
+
+        A setting of the connection alone (of the role, or changed by a statement) also refuses writes. But
+        the ping comes first in any case: as long as the node counts as a primary, writes would come back.
+        """
+        operation.stage = Stage.PAUSED
+        operation.place = None
+        read_only = lane.link.read_only()
+
+        def told(changed: bool) -> None:
+            if operation.stage is Stage.PAUSED:
+                self._step(lane, operation, failure, changed or read_only)
+
+        if (node := self._nodes.get(lane.node)) is not None:
+            self.roles.ask(node, told)
+        else:
+            told(True)
 
     def _question_failed(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
         """End a question to the ledger; if it failed, the resolver asks again with another one."""
@@ -103,7 +137,7 @@ class Retries:
         if answer.results and (answer.commit_tag == "ROLLBACK" or outcome(failure.facts) is Outcome.APPLIED):
             self._callbacks.delivered(lane, operation, answer.results)
             return
-        decision = classify(operation, failure, self._tuning, budget=True)
+        decision = classify(operation, failure, self._tuning, frozenset())
         error = server_error(operation, failure) or LegLost(f"{lane.node}: {decision.reason}")
         self._tracker.fail(operation, error, decision.outcome)
 
@@ -118,7 +152,8 @@ class Retries:
         if operation.parent is not None and decision.next_step is NextStep.AGAIN_ELSEWHERE:
             self._races.lost(operation, decision)
             return
-        self.budget.take()
+        if decision.budget is not None:
+            self.budgets.take(decision.budget)
         self._tracker.retried(operation, decision)
         now = self._clock()
         if operation.parent is None and not isinstance(operation.request.route, Pin):

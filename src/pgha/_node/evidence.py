@@ -81,7 +81,7 @@ def request_size(operation: Operation[Any]) -> int:
 
 
 def _by_order(fault: ServerError | None) -> bool:
-    return fault is not None and fault.genuine and fault.sqlstate == ADMIN_SHUTDOWN
+    return fault is not None and fault.fatal and fault.sqlstate == ADMIN_SHUTDOWN
 
 
 def _ends_all(fault: ServerError | None) -> bool:

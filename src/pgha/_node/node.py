@@ -106,6 +106,8 @@ class ManagedNode:
             for kind in ACCESS_MODES
         }
         self.server_version: int | None = None
+        self.pinged_at = float("-inf")
+        """When the last ping that was answered was sent."""
         self.leaving = False
         self._options = options
         self._host = host
@@ -231,6 +233,7 @@ class ManagedNode:
         self.server_version = ping.server_version
         if self.server.clock.measured(ping.sent, ping.received, ping.clock, ping.wall):
             self._host.clock_changed(self)
+        self.pinged_at = ping.sent
         moved = self.health.answered(self._clock(), ping.role, ping.received - ping.sent)
         self._learn_latency()
         if moved.rose or moved.role_changed:

@@ -23,7 +23,8 @@ class Refusal:
     def failure(self) -> SegmentFailure:
         """Return the failure that the owner of the lane gets."""
         at_ledger = self.sqlstate == "42501"
-        facts = Facts(Handed.NOTHING, error=ServerError(self.sqlstate, "FATAL"), at_ledger=at_ledger)
+        severity = "ERROR" if at_ledger else "FATAL"
+        facts = Facts(Handed.NOTHING, error=ServerError(self.sqlstate, severity), at_ledger=at_ledger)
         return SegmentFailure(facts, Answer(), False, False, False, None, note=self.reason)
 
 

@@ -198,7 +198,7 @@ class Operation(Generic[T]):
         self.deadline: float | None = None
         self.attempts: list[AttemptState] = []
         self.suspected_crashes = 0
-        # Attempts that were ended by a cancel which pgha had sent for a neighbour.
+        # Attempts that pgha itself made fail, for example by a cancel for a neighbour.
         self.hits = 0
         # An earlier attempt ended in doubt (only reads and idempotent writes continue after that).
         self.doubted = False

@@ -409,6 +409,10 @@ class Link:
     async def cancel(self) -> None:
         """Ask the server to cancel what the connection runs; see `pgha._wire.connect.cancel`."""
         await cancel(self._pgconn)
+    def read_only(self) -> bool:
+        """Return whether the server reports that the connection's transactions are read-only by default."""
+        status = self._pgconn.parameter_status
+        return b"on" in (status(b"default_transaction_read_only"), status(b"in_hot_standby"))
 
     def moved(self) -> int:
         """Return the bytes carried so far, both ways; see `tcp_info`."""

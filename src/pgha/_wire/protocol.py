@@ -100,6 +100,10 @@ class PipelinedConnection(Protocol):
         """Return whether the server ends all connections after a crash, by its last notice."""
         ...
 
+    def read_only(self) -> bool:
+        """Return whether the server reports that the connection's transactions are read-only by default."""
+        ...
+
     def moved(self) -> int:
         """Return the bytes carried so far, both ways."""
         ...

@@ -1,4 +1,4 @@
-"""Tests of backoff: delays stay in their bounds; the retry budget never goes below zero, and recovers."""
+"""Tests of backoff: delays stay in their bounds; retry budgets never go below zero, and recover."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgha._core.backoff import RetryBudget, delay
+from pgha._core.backoff import Budget, RetryBudget, RetryBudgets, delay
 
 quick = settings(deadline=None, max_examples=150)
 draws = st.floats(0.0, 1.0, exclude_max=True)
@@ -113,3 +113,45 @@ def test_the_budget_keeps_its_books(history: list[tuple[str, float]], most: floa
                 tokens -= 1
         assert 0 <= tokens <= most
     assert spend(budget, now) == int(tokens)
+
+
+# One budget per cause
+
+
+def use_up(budgets: RetryBudgets, budget: Budget, now: float) -> int:
+    """Take all tokens of one budget, and return how many there were."""
+    taken = 0
+    while budget not in budgets.exhausted(now):
+        budgets.take(budget)
+        taken += 1
+    return taken
+
+
+@pytest.mark.parametrize("budget", Budget)
+def test_a_budget_that_is_used_up_leaves_the_others_full(budget: Budget) -> None:
+    budgets = RetryBudgets(0.0)
+    full = spend(RetryBudget(0.0), 0.0)
+    assert use_up(budgets, budget, 0.0) == full
+    assert budgets.exhausted(0.0) == {budget}
+    for other in set(Budget) - {budget}:
+        assert use_up(budgets, other, 0.0) == full
+    assert budgets.exhausted(0.0) == set(Budget)
+
+
+def test_a_success_fills_all_budgets() -> None:
+    budgets = RetryBudgets(0.0)
+    for budget in Budget:
+        use_up(budgets, budget, 0.0)
+    for _ in range(4):
+        budgets.success()
+    assert budgets.exhausted(0.0) == set(Budget)
+    budgets.success()
+    assert budgets.exhausted(0.0) == frozenset()
+    assert [use_up(budgets, budget, 0.0) for budget in Budget] == [1] * len(Budget)
+
+
+def test_time_fills_all_budgets() -> None:
+    budgets = RetryBudgets(0.0)
+    for budget in Budget:
+        use_up(budgets, budget, 0.0)
+    assert budgets.exhausted(1.0) == frozenset()
