@@ -138,6 +138,38 @@ async def test_a_stale_plan_needs_no_budget() -> None:
         assert (result.value(), result.attempts) == ("1", 2)
 
 
+REPLACED = {
+    "a type": (
+        "CREATE TYPE en AS ENUM ('a')",
+        "DROP TYPE en; CREATE TYPE en AS ENUM ('a')",
+        "SELECT 'a'::en::text",
+    ),
+    "a column": (
+        "CREATE TABLE t (a text, b text); INSERT INTO t VALUES ('x', 'a');"
+        " CREATE FUNCTION f() RETURNS SETOF t LANGUAGE sql AS 'SELECT * FROM t'",
+        "ALTER TABLE t DROP b; ALTER TABLE t ADD b text DEFAULT 'a'",
+        "SELECT b FROM f()",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REPLACED)
+async def test_a_statement_that_was_prepared_before_ddl_is_parsed_anew(what: str) -> None:
+    before, ddl, query = REPLACED[what]
+    async with (
+        standalone() as nodes,
+        cluster_of(*nodes, read_connections=1, prepare_threshold=0) as cluster,
+    ):
+        await nodes[0].execute(before)
+        for _ in range(3):
+            assert await cluster.fetch_value(query) == "a"
+        await nodes[0].execute(ddl)
+        with within():
+            result = await cluster.fetch(query)
+        assert (result.value(), result.attempts) == ("a", 2)
+        assert (await cluster.fetch(query)).attempts == 1
+
+
 @pytest.mark.usefixtures("nothing_left")
 async def test_a_missing_ledger_needs_no_budget() -> None:
     """The key was pgha's own, and the ledger was removed since the last look at it."""

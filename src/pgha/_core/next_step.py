@@ -18,7 +18,7 @@ class 53                             everywhere           another node          
 40001, 40P01                         everywhere           the same node, later           serialization
 23502 at the ledger                  the ledger's part    the same node, later           ledger
 57014 with a cancel of pgha's own    everywhere           the same node, now             none
-0A000, 26000                         a reused statement   the same node, unprepared      none
+0A000, 26000, XX000, class 42        a reused statement   the same node, unprepared      none
 no ledger for pgha's own key         the ledger's part    the same node, without a key   none
 any other                                                 raised
 ==================================== ==================== ============================== ===============
@@ -115,8 +115,10 @@ LATER = frozenset({"40001", "40P01"})
 """Serialization failure and deadlock: the same operation may succeed when run again."""
 RESOURCES = "53"
 """The class of errors about full disks, used up memory and too many connections."""
-STALE_PLAN = frozenset({"0A000", "26000"})
-"""Errors of a reused prepared statement after DDL."""
+STALE_PLAN = frozenset({"0A000", "26000", "XX000"})
+"""Errors of a reused prepared statement after DDL (XX000: "cache lookup failed for type")."""
+STALE_NAMES = "42"
+"""The class of errors about names and types; a reused prepared statement may get them after DDL, too."""
 QUERY_CANCELED = "57014"
 
 
@@ -180,7 +182,8 @@ def _after_error(case: Case, error: ServerError, proof: Outcome) -> NextStep:
     if proof is Outcome.IN_DOUBT and not case.repeatable and not case.keyed:
         # For example a CALL. An error that invites a retry must not reach the caller, whose retry would do
         # the work twice.
-        raise_it = step is NextStep.FAIL_SQL and case.facts.self_committing and not _invites_retry(error)
+        final = step in (NextStep.FAIL_SQL, NextStep.AGAIN_UNPREPARED)
+        raise_it = final and case.facts.self_committing and not _invites_retry(error)
         return NextStep.FAIL_SQL if raise_it else NextStep.FAIL_IN_DOUBT
     if step is not NextStep.FAIL_SQL and _allowed(case, step):
         return step
@@ -194,7 +197,7 @@ def _run_again(case: Case, error: ServerError) -> NextStep:
     state = error.sqlstate
     if state == QUERY_CANCELED:
         return NextStep.AGAIN_NOW if case.ours else NextStep.FAIL_SQL
-    if state in STALE_PLAN and error.reused and not case.unprepared:
+    if _stale(error) and not case.unprepared:
         return NextStep.AGAIN_UNPREPARED
     if state in LATER:
         return NextStep.AGAIN_LATER
@@ -204,6 +207,12 @@ def _run_again(case: Case, error: ServerError) -> NextStep:
     if state == READ_ONLY and not case.read:
         return _read_only(case)
     return NextStep.FAIL_SQL
+
+
+def _stale(error: ServerError) -> bool:
+    """Return whether DDL may have made the prepared statement unusable: parsed anew, it may succeed."""
+    known = error.sqlstate in STALE_PLAN or error.sqlstate.startswith(STALE_NAMES)
+    return known and error.reused and not error.fatal
 
 
 def _read_only(case: Case) -> NextStep:

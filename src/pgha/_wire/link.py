@@ -409,6 +409,7 @@ class Link:
     async def cancel(self) -> None:
         """Ask the server to cancel what the connection runs; see `pgha._wire.connect.cancel`."""
         await cancel(self._pgconn)
+
     def read_only(self) -> bool:
         """Return whether the server reports that the connection's transactions are read-only by default."""
         status = self._pgconn.parameter_status

@@ -130,6 +130,21 @@ THENS: dict[str, tuple[Case, NextStep]] = {
     "57014, somebody else's, a read": (Case(failed("57014"), read=True), NextStep.FAIL_SQL),
     "0A000, reused": (Case(failed("0A000", reused=True)), NextStep.AGAIN_UNPREPARED),
     "26000, reused": (Case(failed("26000", reused=True)), NextStep.AGAIN_UNPREPARED),
+    "XX000, reused": (Case(failed("XX000", reused=True)), NextStep.AGAIN_UNPREPARED),
+    "XX000, not reused": (Case(failed("XX000")), NextStep.FAIL_SQL),
+    "XX000, reused, as a PANIC": (
+        Case(Facts(error=error("XX000", "PANIC", reused=True))),
+        NextStep.FAIL_SQL,
+    ),
+    "42703, reused": (Case(failed("42703", reused=True), read=True), NextStep.AGAIN_UNPREPARED),
+    "42703, reused, a second time": (
+        Case(failed("42703", reused=True), unprepared=True),
+        NextStep.FAIL_SQL,
+    ),
+    "42703, reused, of a CALL": (
+        Case(replace(failed("42703", reused=True), self_committing=True)),
+        NextStep.FAIL_SQL,
+    ),
     "0A000, reused, and nothing left": (
         Case(failed("0A000", reused=True), attempts=5, exhausted=NOTHING_LEFT),
         NextStep.AGAIN_UNPREPARED,
