@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from typing import Any, TypeVar
 
 import anyio
@@ -15,6 +14,7 @@ from psycopg.pq.abc import PGconn, PGresult
 from psycopg.waiting import Ready, Wait
 
 from pgha._options import NodeConfig, OnConnect
+from pgha._wire.addresses import targets
 
 T = TypeVar("T")
 
@@ -61,16 +61,15 @@ async def open_pgconn(config: NodeConfig, timeout: float, **params: str | int) -
     deadline = time.monotonic() + timeout
     try:
         with anyio.fail_after(timeout):
-            addresses = await _addresses(config)
+            found = await targets(config)
     except TimeoutError:
         raise ConnectFailed(f"resolving the host took more than {timeout:g} s") from None
     except OSError as error:
         raise ConnectFailed(f"the host cannot be resolved: {error}") from None
     failure = ConnectFailed("the host has no address")
-    for index, address in enumerate(addresses):
-        share = max(0.0, deadline - time.monotonic()) / (len(addresses) - index)
-        extra = {"hostaddr": address} if address else {}
-        conninfo = config.conninfo(client_encoding="utf8", **extra, **params)
+    for index, target in enumerate(found):
+        share = max(0.0, deadline - time.monotonic()) / (len(found) - index)
+        conninfo = config.conninfo(client_encoding="utf8", **target, **params)
         try:
             with anyio.fail_after(share):
                 return await drive_connecting(generators.connect(conninfo))
@@ -84,14 +83,6 @@ async def open_pgconn(config: NodeConfig, timeout: float, **params: str | int) -
 def _failure(error: psycopg.Error) -> ConnectFailed:
     reason = " ".join(str(error).split()) or type(error).__name__
     return ConnectFailed(reason, rejected=any(word in reason for word in _REJECTIONS))
-
-
-async def _addresses(config: NodeConfig) -> Sequence[str | None]:
-    host = config.params.get("host", "")
-    if not host or host.startswith(("/", "@")) or config.params.get("hostaddr"):
-        return [None]
-    found = await anyio.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 async def drive_connecting(generator: Generator[tuple[int, Wait], Any, T]) -> T:
