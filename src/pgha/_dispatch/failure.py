@@ -9,7 +9,7 @@ import psycopg
 from psycopg.errors import error_from_result
 
 from pgha._core.backoff import Budget
-from pgha._core.ledger_rules import EXISTS, LATE, UNUSABLE
+from pgha._core.ledger_rules import EXISTS, LATE, LIFE, UNUSABLE
 from pgha._core.next_step import READ_ONLY, NextStep
 from pgha._core.outcome import Outcome
 from pgha._errors import (
@@ -25,6 +25,9 @@ from pgha._errors import (
 from pgha._node.callbacks import SegmentFailure
 from pgha._operation.operation import Operation
 from pgha._types import Outcome as _Outcome
+
+_LAST_MINUTE = 60.0
+"""An attempt sent this many seconds before the end of `LIFE`, or later, may be refused because of its end."""
 
 
 class LegLost(psycopg.OperationalError):
@@ -132,6 +135,11 @@ def ledger_error(
         case "42501":
             what = (
                 f"the role may not use the ledger ({_first_line(cause)}): `pgha ledger install --grant ROLE`"
+            )
+        case "23502" if operation.attempts[-1].sent_at - operation.started_at > LIFE - _LAST_MINUTE:
+            what = (
+                f"the write waited for {LIFE / 60:.0f} minutes, and no attempt of a keyed write begins later:"
+                " call again with the same key"
             )
         case "23502":
             what = "its clock moves: the server refused the write as too late although the write was in time"
