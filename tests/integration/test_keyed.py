@@ -184,3 +184,27 @@ async def test_keys_by_themselves_where_there_is_a_ledger(version: int) -> None:
         await node.execute("DROP TABLE pgha.ledger")
         assert not (await cluster.execute(WRITE, ["without"])).replayed
         assert (await ids(node)).count("without") == 1
+
+
+READ_ONLY = [
+    ["SET LOCAL transaction_read_only = on"],
+    ["SET LOCAL \"transaction_read_only\" TO 'true'"],
+    ["SET LOCAL TRANSACTION READ ONLY"],
+    ["SET TRANSACTION READ/**/ONLY"],
+    ["SET LOCAL work_mem = '5MB'", "SET LOCAL transaction_read_only = on"],
+    ["SELECT set_config('transaction_read_only', 'on', true)"],
+    [("SELECT set_config(%s, 'on', true)", ["transaction_read_only"])],
+]
+
+
+@pytest.mark.parametrize("begins", READ_ONLY)
+async def test_a_batch_that_makes_itself_read_only_works_as_without_the_ledger(
+    version: int, begins: list[Any]
+) -> None:
+    async with one_node(version, ledger="auto") as (node, cluster):
+        await eventually(lambda: cluster._nodes[node.name].server.ledger)
+        *_, last = await cluster.execute_batch(
+            [*begins, "SELECT 7, current_setting('transaction_read_only')"]
+        )
+        assert last.one() == (7, "on")
+        assert cluster.statistics().retried == 0

@@ -242,6 +242,17 @@ _NOT_IN_NAME: Final = re.compile(rb"[^A-Za-z0-9_\x80-\xff]")
 _CACHED_LENGTH: Final = 4096
 _KEYWORD_LENGTH: Final = 32
 
+_HUSHING: Final = (b"CLIENT_MIN_MESSAGES", b"SET_CONFIG", b"PG_SETTINGS")
+"""Names of which one is in every text that changes client_min_messages itself, not by a function of the user.
+The name of the setting may be a parameter of set_config, or of an UPDATE of pg_settings."""
+_READ_ONLY_MODE: Final = re.compile(rb"SET (?:LOCAL )?TRANSACTION .*\bREAD ONLY\b", re.DOTALL)
+_READ_ONLY_SETTING: Final = re.compile(
+    rb'SET LOCAL "?TRANSACTION_READ_ONLY"? (?:=|TO) (.*)', re.DOTALL | re.IGNORECASE
+)
+_LITERAL: Final = re.compile(rb"'([^']*)")
+_NOT_ON: Final = (b"F", b"N", b"OF", b"0", b"DEFAULT")
+"""Beginnings of the values that mean false: PostgreSQL takes any unambiguous prefix."""
+
 
 def classify_statement(query: bytes) -> StatementKind:
     """Return the kind of `query`, a single statement as sent to the server. Never raises."""
@@ -269,6 +280,20 @@ def refuse_in_batch(kind: StatementKind) -> str | None:
 def _decide(query: bytes) -> StatementKind:
     # libpq takes a C string: the text behind a NUL never reaches the server.
     text = query.partition(b"\0")[0]
+def makes_read_only(query: bytes) -> bool:
+    """Return whether this SET LOCAL or SET TRANSACTION makes its transaction read-only."""
+    statement = b" ".join(itertools.islice(_normalised(query, _after_noise(query, 0)), _HEAD_TOKENS))
+    if _READ_ONLY_MODE.match(statement):
+        return True
+    found = _READ_ONLY_SETTING.match(statement)
+    if found is None:
+        return False
+    value = found[1]
+    if value.startswith(b"'") and (literal := _LITERAL.search(query)):
+        value = literal[1].upper()
+    return not value.startswith(_NOT_ON)
+
+
     start, word = _first_word(text)
     clue = _CLUES.get(word)
     if word not in _ROWS or (clue and not clue.search(text.upper())):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from pgha._core.ledger_rules import TOMBSTONE
-from pgha._core.statement_kind import classify_statement
+from pgha._core.statement_kind import classify_statement, makes_read_only
 from pgha._errors import ConfigError
 from pgha._wire.compiler import Statement
 
@@ -72,7 +72,6 @@ new attempt may begin (-1). After the deadline, an attempt that has begun holds 
 while it is stopped before its insert."""
 _HEAD = frozenset({"SET TRANSACTION", "SET LOCAL", "SET CONSTRAINTS", "LOCK"})
 _OTHER_ROLE = re.compile(rb"\bROLE\b|\bSESSION\b", re.IGNORECASE)
-_READ_ONLY = re.compile(rb"\bREAD\s+ONLY\b", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -132,7 +131,7 @@ def may_be_keyed(statements: Sequence[Statement]) -> bool:
     """
     return not any(
         one.kind.self_committing
-        or (one.kind.keyword == "SET TRANSACTION" and _READ_ONLY.search(one.query) is not None)
+        or (one.kind.keyword in ("SET TRANSACTION", "SET LOCAL") and makes_read_only(one.query))
         for one in statements
     )
 
