@@ -77,7 +77,8 @@ async def open_cluster(
         prepare_threshold: Number of uses on a connection after which a statement is prepared; the default is
             3, None never prepares.
         on_connect: SQL, a list of SQL, or an async callable, run on each new read or write connection, such
-            as ``SET synchronous_commit = off``. The callable receives a `SetupConnection`.
+            as ``SET synchronous_commit = off``. The callable receives a `SetupConnection`. A ``LISTEN`` has
+            no use: notifications are dropped. Write connections keep ``client_min_messages = warning``.
         application_name: The connections' name in ``pg_stat_activity``; the default is ``pgha``. A conninfo's
             own application_name wins.
         ledger: ``"explicit"`` (the default) uses the ledger for writes with an ``idempotency_key`` only.

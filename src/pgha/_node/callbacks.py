@@ -101,6 +101,8 @@ class ServerFacts:
     """The least round trip of the last pings, in seconds; 0 before the first one."""
     ledger: bool = False
     """Whether the server has a usable ledger; only needed for keys that pgha chooses."""
+    listening_told: bool = False
+    """Whether the log says already that the node's ``on_connect`` runs LISTEN."""
 
 
 @dataclass(frozen=True, slots=True)

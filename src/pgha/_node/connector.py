@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import anyio
 import psycopg
 from psycopg.adapt import AdaptersMap
@@ -9,9 +11,21 @@ from psycopg.adapt import AdaptersMap
 from pgha._node.callbacks import ServerFacts
 from pgha._operation.operation import AccessMode
 from pgha._options import NodeConfig, Options
-from pgha._wire import PGconn
-from pgha._wire.connect import ConnectFailed, idle, open_pgconn, set_up, system_of
+from pgha._telemetry.log import say
+from pgha._wire import OK, PGconn
+from pgha._wire.connect import (
+    TELL_WARNINGS,
+    ConnectFailed,
+    idle,
+    listening,
+    open_pgconn,
+    run_simple,
+    set_up,
+    system_of,
+)
 from pgha._wire.link import Link
+
+logger = logging.getLogger("pgha.node")
 
 
 class Connector:
@@ -46,8 +60,9 @@ class Connector:
             options=self._settings(),
         )
         try:
-            system = await self._set_up(pgconn)
-            return Link(pgconn, options.prepare_threshold, options.tuning.statements, self._adapters), system
+            system, listens = await self._set_up(pgconn)
+            threshold, limit = options.prepare_threshold, options.tuning.statements
+            return Link(pgconn, threshold, limit, self._adapters, listens=listens), system
         except OSError as error:
             pgconn.finish()
             raise ConnectFailed(f"no descriptor for the connection: {error}") from error
@@ -67,23 +82,47 @@ class Connector:
             settings.append(f"-c statement_timeout={round(options.statement_timeout * 1000)}")
         return " ".join(filter(None, settings))
 
-    async def _set_up(self, pgconn: PGconn) -> int | None:
-        """Run ``on_connect``; return the system identifier for a write lane, else None."""
-        system = None
-        options = self._options
-        scope = anyio.CancelScope(deadline=anyio.current_time() + options.connect_timeout)
+    async def _set_up(self, pgconn: PGconn) -> tuple[int | None, bool]:
+        """Read the system identifier (on a write connection), and run ``on_connect``.
+
+        Returns:
+            The system identifier, and whether ``on_connect`` made the session listen for notifications.
+        """
+        timeout = self._options.connect_timeout
+        system, listens = None, False
+        step = "reading the system identifier"
         try:
-            with scope:
+            with anyio.CancelScope(deadline=anyio.current_time() + timeout) as scope:
                 if self._kind == "write":
                     # Before the user's on_connect, which may give up rights.
                     system = self._server.system = await system_of(pgconn)
-                await set_up(pgconn, options.on_connect)
+                if self._options.on_connect is not None:
+                    step = "on_connect"
+                    await set_up(pgconn, self._options.on_connect)
+                    listens = await self._examine(pgconn)
+        except ConnectFailed:
+            raise
         except Exception as error:
             rejected = not isinstance(error, psycopg.OperationalError)
-            raise ConnectFailed(f"on_connect failed: {error}", rejected=rejected) from error
+            raise ConnectFailed(f"{step} failed: {error}", rejected=rejected) from error
         if scope.cancelled_caught:
-            raise ConnectFailed(f"on_connect took more than {options.connect_timeout:g} s")
+            raise ConnectFailed(f"{step} took more than {timeout:g} s")
+        return system, listens
+
+    async def _examine(self, pgconn: PGconn) -> bool:
+        """Check the session that ``on_connect`` left; return whether the session listens."""
+        if pgconn.status != OK:
+            raise ConnectFailed(
+                "the connection ended during on_connect (COPY ends it, and a call that is cancelled)"
+            )
         if not idle(pgconn):
             # Every write would be part of that transaction: acknowledged, and lost with the lane.
             raise ConnectFailed("on_connect left a transaction open: commit it in on_connect", rejected=True)
-        return system
+        if self._kind == "write":
+            await run_simple(pgconn, TELL_WARNINGS)
+        listens = await listening(pgconn)
+        if listens and not self._server.listening_told:
+            self._server.listening_told = True
+            message = "%s: on_connect ran LISTEN: pgha delivers no notifications, and drops them"
+            say(logger, logging.WARNING, message, self._config.name)
+        return listens

@@ -284,7 +284,7 @@ class Lane:
         if received.broken is not None:
             self._break(_one_line(received.broken))
             return False
-        if received.answers and not self.pipeline.slots and self.usable:
+        if (received.answers or received.notified) and not self.pipeline.slots and self.usable:
             self._drained(now)
         return received.more
 
@@ -321,7 +321,8 @@ class Lane:
             self.abort("drained")
         elif not self.link.clean():
             # A statement changed the session without detection: no other operation may use the session.
-            self.abort("a statement changed the connection's session")
+            changed = "ran LISTEN" if self.link.listened else "changed the connection's session"
+            self.abort(f"a statement {changed}")
 
     def _answered(self, slot: FlightSlot, results: list[PGresult], now: float) -> None:
         operation, segment = slot.item, slot.segment

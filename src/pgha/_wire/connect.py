@@ -18,6 +18,8 @@ from pgha._wire.addresses import targets
 
 T = TypeVar("T")
 
+_COPIES = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
+
 _REJECTIONS = (
     "password authentication failed",
     "no password supplied",
@@ -123,7 +125,26 @@ async def cancel(pgconn: PGconn) -> None:
 
 
 async def run_simple(pgconn: PGconn, query: bytes) -> list[PGresult]:
-    """Run a query by the simple protocol, on a connection that is not in pipeline mode."""
+    """Run a query by the simple protocol, on a connection that is not in pipeline mode.
+
+    All answers are read, also behind an error: the connection can be used again. A call that cannot read them
+    (it was cancelled, or the query was a COPY) closes the connection.
+
+    Raises:
+        psycopg.Error: The first error of the query.
+    """
+    try:
+        results = await _exchange(pgconn, query)
+    except BaseException:
+        pgconn.finish()
+        raise
+    for result in results:
+        if result.status == pq.ExecStatus.FATAL_ERROR:
+            raise errors.error_from_result(result)
+    return results
+
+
+async def _exchange(pgconn: PGconn, query: bytes) -> list[PGresult]:
     pgconn.send_query(query)
     results: list[PGresult] = []
     while pgconn.flush() != 0:
@@ -135,9 +156,7 @@ async def run_simple(pgconn: PGconn, query: bytes) -> list[PGresult]:
         result = pgconn.get_result()
         if result is None:
             return results
-        if result.status == pq.ExecStatus.FATAL_ERROR:
-            raise errors.error_from_result(result)
-        if result.status in (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH):
+        if result.status in _COPIES:
             raise errors.NotSupportedError("COPY cannot be used here")
         results.append(result)
 
@@ -162,6 +181,9 @@ def _text_row(result: PGresult, row: int) -> tuple[str | None, ...]:
 
 
 SYSTEM = b"SELECT system_identifier FROM pg_catalog.pg_control_system()"
+_LISTENING = b"SELECT 1 FROM pg_catalog.pg_listening_channels() LIMIT 1"
+TELL_WARNINGS = b"SET client_min_messages = warning"
+"""The server tells only by a warning that a commit did not wait for its synchronous standby."""
 
 
 async def system_of(pgconn: PGconn) -> int | None:
@@ -169,13 +191,25 @@ async def system_of(pgconn: PGconn) -> int | None:
 
     Return None if the role may not ask (every role may call the function unless that right was revoked).
     """
+    result = await _if_allowed(pgconn, SYSTEM)
+    return None if result is None else int(result.get_value(0, 0) or 0) or None
+
+
+async def listening(pgconn: PGconn) -> bool:
+    """Return whether the session listens on any channel."""
+    result = await _if_allowed(pgconn, _LISTENING)
+    return result is not None and result.ntuples > 0
+
+
+async def _if_allowed(pgconn: PGconn, query: bytes) -> PGresult | None:
+    """Return the result of one query, or None if the server refuses the query."""
     try:
-        (result,) = await run_simple(pgconn, SYSTEM)
+        (result,) = await run_simple(pgconn, query)
     except psycopg.Error:
         if pgconn.status != pq.ConnStatus.OK:
             raise
         return None
-    return int(result.get_value(0, 0) or 0) or None
+    return result
 
 
 def idle(pgconn: PGconn) -> bool:

@@ -79,6 +79,8 @@ class Received:
     """The results of each segment whose Sync arrived, oldest first."""
     more: bool = False
     """Whether the limit was reached: read again soon, without waiting for the socket."""
+    notified: bool = False
+    """Whether a notification arrived because a statement ran LISTEN."""
     broken: BaseException | None = None
     """The reason why the connection ended, after which nothing more arrives; None while it is open."""
 
@@ -115,9 +117,14 @@ class Link:
     """
 
     def __init__(
-        self, pgconn: PGconn, threshold: int | None, limit: int, adapters: AdaptersMap | None = None
-    ) -> None:
+        self, pgconn: PGconn, threshold: int | None, limit: int, adapters: AdaptersMap | None = None, *,
+        listens: bool = False,
+    ) -> None:  # fmt: skip
         self._pgconn = pgconn
+        self._listens = listens
+        """Whether the session listened for notifications before the first operation."""
+        self.listened = False
+        """Whether a statement has made the session listen: a notification arrived that none was to expect."""
         self._loader = Loader(pgconn, adapters or psycopg.adapters)
         self._pointer = pointer_of(pgconn)
         self._cache = StatementCache(threshold if _CLOSES else None, limit)
@@ -164,8 +171,8 @@ class Link:
         return self._pgconn.transaction_status == _IDLE and self.settings_kept()
 
     def settings_kept(self) -> bool:
-        """Return whether none of the settings that the server reports was changed."""
-        return self._read_settings() == self._settings
+        """Return whether no setting that the server reports was changed, and no LISTEN was noticed."""
+        return not self.listened and self._read_settings() == self._settings
 
     def closing_notice(self) -> str:
         """Return the server's last notice if that notice is about the end of the connection, else ""."""
@@ -338,10 +345,19 @@ class Link:
             self._take_results(received.answers, expected if expected < limit else limit)
         except psycopg.Error as error:
             received.broken = received.broken or error
+        if pgconn.notifies() is not None:
+            received.notified = self._drop_notifications()
         received.more = expected > limit and len(received.answers) == limit
         if received.broken is None and pgconn.status == _BAD and not received.more:
             received.broken = errors.OperationalError("the connection was closed")
         return received
+
+    def _drop_notifications(self) -> bool:
+        """Drop what a LISTEN brings, which libpq would keep for ever; return whether a statement listened."""
+        while self._pgconn.notifies() is not None:
+            pass
+        self.listened = not self._listens
+        return self.listened
 
     def _take_results(self, answers: list[list[PGresult]], limit: int) -> None:
         """Add at most ``limit`` answers to ``answers``."""

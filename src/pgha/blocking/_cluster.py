@@ -581,7 +581,8 @@ def open_cluster(
             3, None never prepares.
         on_connect: SQL, a list of SQL, or an async callable, run on each new read or write connection, such
             as ``SET synchronous_commit = off``. The callable is asynchronous, runs in the cluster's thread
-            and receives a `pgha.SetupConnection`.
+            and receives a `pgha.SetupConnection`. A ``LISTEN`` has no use: notifications are dropped.
+            ``client_min_messages`` of write connections stays ``warning``.
         application_name: The connections' name in ``pg_stat_activity``; the default is ``pgha``. A conninfo's
             own application_name wins.
         ledger: ``"explicit"`` (the default) uses the ledger for writes with an ``idempotency_key`` only.
