@@ -23,7 +23,7 @@ import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 
@@ -51,6 +51,9 @@ class StatementKind:
     CALL)."""
     hint: str = ""
     """The advice to the caller, as the end of a sentence; empty for PLAIN and FRAMED."""
+    may_hush: bool = False
+    """Whether the text may change client_min_messages, and so suppress the server's warning that a commit did
+    not wait for its synchronous standby."""
 
 
 _OWN_TRANSACTION = (
@@ -239,9 +242,6 @@ _TOKEN: Final = re.compile(
 )
 _NOT_IN_NAME: Final = re.compile(rb"[^A-Za-z0-9_\x80-\xff]")
 
-_CACHED_LENGTH: Final = 4096
-_KEYWORD_LENGTH: Final = 32
-
 _HUSHING: Final = (b"CLIENT_MIN_MESSAGES", b"SET_CONFIG", b"PG_SETTINGS")
 """Names of which one is in every text that changes client_min_messages itself, not by a function of the user.
 The name of the setting may be a parameter of set_config, or of an UPDATE of pg_settings."""
@@ -252,6 +252,9 @@ _READ_ONLY_SETTING: Final = re.compile(
 _LITERAL: Final = re.compile(rb"'([^']*)")
 _NOT_ON: Final = (b"F", b"N", b"OF", b"0", b"DEFAULT")
 """Beginnings of the values that mean false: PostgreSQL takes any unambiguous prefix."""
+
+_CACHED_LENGTH: Final = 4096
+_KEYWORD_LENGTH: Final = 32
 
 
 def classify_statement(query: bytes) -> StatementKind:
@@ -277,9 +280,6 @@ def refuse_in_batch(kind: StatementKind) -> str | None:
     return f"{kind.keyword} cannot be part of a batch: {kind.hint}"
 
 
-def _decide(query: bytes) -> StatementKind:
-    # libpq takes a C string: the text behind a NUL never reaches the server.
-    text = query.partition(b"\0")[0]
 def makes_read_only(query: bytes) -> bool:
     """Return whether this SET LOCAL or SET TRANSACTION makes its transaction read-only."""
     statement = b" ".join(itertools.islice(_normalised(query, _after_noise(query, 0)), _HEAD_TOKENS))
@@ -294,9 +294,20 @@ def makes_read_only(query: bytes) -> bool:
     return not value.startswith(_NOT_ON)
 
 
+def _decide(query: bytes) -> StatementKind:
+    # libpq takes a C string: the text behind a NUL never reaches the server.
+    text = query.partition(b"\0")[0]
+    upper = text.upper()
     start, word = _first_word(text)
+    kind = _kind_of(text, upper, start, word)
+    # A frame is needed to have the last word behind a DO, and a DO that commits by itself fails in a frame.
+    names = _HUSHING[:1] if kind.self_committing else _HUSHING
+    return replace(kind, may_hush=True) if any(name in upper for name in names) else kind
+
+
+def _kind_of(text: bytes, upper: bytes, start: int, word: bytes) -> StatementKind:
     clue = _CLUES.get(word)
-    if word not in _ROWS or (clue and not clue.search(text.upper())):
+    if word not in _ROWS or (clue and not clue.search(upper)):
         return _no_rule(word)
     tokens = itertools.islice(_normalised(text, start), None if word in _TO_THE_END else _HEAD_TOKENS)
     statement = b" ".join(tokens)

@@ -16,6 +16,7 @@ from pgha._operation.operation import Request
 from pgha._options import Options, seconds, statement_limit
 from pgha._types import Fastest, Nearest, Pin, SendInfo
 from pgha._wire.compiler import AnyParams, AnyQuery, Compiler, Statement
+from pgha._wire.connect import TELL_WARNINGS
 from pgha._wire.link import NO_EXTRAS, Extras
 
 
@@ -59,6 +60,9 @@ class RequestMaker:
                 raise SessionRequired(_refusal(found))
             framed = found.handling is Handling.FRAMED
             exclusive = True
+        hush = found.may_hush and not read
+        # The last word behind a statement that commits by itself is only possible in a frame.
+        framed = framed or (hush and found.in_batch)
         ledger: Keyed | None = None
         if idempotency_key is not None or (self._auto and not read):
             ledger = self._keyed(idempotency_key, (statement,), read)
@@ -71,7 +75,7 @@ class RequestMaker:
                 # In a block, its own COMMIT fails (2D000) instead of committing the ledger's row alone.
                 framed = True
         extras = NO_EXTRAS
-        if framed or statement_timeout is not DEFAULT:
+        if framed or hush or statement_timeout is not DEFAULT:
             extras = _extras(framed, self._limit(statement_timeout), read, (found,))
         return Request(
             (statement,),
@@ -179,8 +183,23 @@ def _refusal(found: StatementKind) -> str:
 
 
 def _extras(framed: bool, limit: float | None, read: bool, found: Sequence[StatementKind]) -> Extras:
-    if limit is None:
-        return Extras(framed=True) if framed else NO_EXTRAS
+    prologue: tuple[bytes, ...] = ()
+    epilogue: tuple[bytes, ...] = ()
+    if limit is not None:
+        prologue = (_limiting(framed, limit, found),)
+        # The limit does not cover the commit. So deferred constraints are checked before it, under the limit
+        # (measured: a deferred trigger ran 1.5 s under a limit of 300 ms, and committed).
+        epilogue = () if read else (b"SET CONSTRAINTS ALL IMMEDIATE",)
+    sent_alone = not framed and any(one.self_committing for one in found)
+    if not read and not sent_alone and any(one.may_hush for one in found):
+        epilogue = (*epilogue, TELL_WARNINGS)
+    if not framed and not prologue and not epilogue:
+        return NO_EXTRAS
+    return Extras(framed=framed, prologue=prologue, epilogue=epilogue)
+
+
+def _limiting(framed: bool, limit: float, found: Sequence[StatementKind]) -> bytes:
+    """Return the statement that sets the limit of the operation's statements, in seconds."""
     if not framed and any(one.self_committing for one in found):
         raise psycopg.NotSupportedError(
             f"{found[0].keyword} cannot have a statement_timeout of its own, because it must be sent alone: "
@@ -190,10 +209,5 @@ def _extras(framed: bool, limit: float | None, read: bool, found: Sequence[State
     if any(one.keyword == "SET TRANSACTION" for one in found):
         # SET TRANSACTION must come before any query (25001), and set_config is one. SET LOCAL is not, but as
         # a segment's first statement costs a warning in the server's log.
-        prologue = b"SET LOCAL statement_timeout = %d" % milliseconds
-    else:
-        prologue = b"SELECT pg_catalog.set_config('statement_timeout', '%d', true)" % milliseconds
-    # The limit does not cover the commit. So deferred constraints are checked before it, under the limit
-    # (measured: a deferred trigger ran 1.5 s under a limit of 300 ms, and committed).
-    epilogue = () if read else (b"SET CONSTRAINTS ALL IMMEDIATE",)
-    return Extras(framed=framed, prologue=(prologue,), epilogue=epilogue)
+        return b"SET LOCAL statement_timeout = %d" % milliseconds
+    return b"SELECT pg_catalog.set_config('statement_timeout', '%d', true)" % milliseconds

@@ -16,6 +16,7 @@ from pgha._core.statement_kind import (
     StatementKind,
     classify_statement,
     frame_needed,
+    makes_read_only,
     refuse_in_batch,
 )
 
@@ -446,3 +447,67 @@ def test_no_text_raises(text: bytes) -> None:
     assert (found.hint == "") == (found.handling in (Handling.PLAIN, Handling.FRAMED))
     assert found.self_committing == (found.handling is Handling.EXCLUSIVE)
     assert statement_kind._decide(text) == found
+
+
+HUSHING = [
+    "SET LOCAL client_min_messages = error",
+    "set local \"Client_Min_Messages\" to 'error'",
+    "SELECT set_config('client_min_messages', 'error', true)",
+    "SELECT pg_catalog.SET_CONFIG($1, $2, false)",
+    "UPDATE pg_settings SET setting = $1 WHERE name = $2",
+    "DO $$BEGIN SET LOCAL client_min_messages = error; END$$",
+    "WITH x AS (SELECT set_config('a.b', '', true)) INSERT INTO t SELECT 1 FROM x",
+    "CREATE FUNCTION f() RETURNS int SET client_min_messages = error AS '' LANGUAGE sql",
+    "SELECT " + "1, " * 3000 + "set_config($1, $2, true)",
+]
+NOT_HUSHING = [
+    "SELECT 1",
+    "SET LOCAL work_mem = '5MB'",
+    "INSERT INTO min_messages VALUES (1)",
+    "DO $$BEGIN PERFORM set_config('work_mem', '5MB', true); COMMIT; END$$",
+    "",
+]
+
+
+def test_a_text_that_may_suppress_the_servers_warnings() -> None:
+    assert [text for text in HUSHING if not classify_statement(text.encode()).may_hush] == []
+    assert [text for text in NOT_HUSHING if classify_statement(text.encode()).may_hush] == []
+
+
+@pytest.mark.parametrize("text", [*HUSHING, *NOT_HUSHING])
+def test_that_a_text_may_hush_changes_nothing_else(text: str) -> None:
+    kind = classify_statement(text.encode())
+    assert kind.keyword == (text.upper().split() or [""])[0] + (" LOCAL" if text[:3].upper() == "SET" else "")
+    assert (kind.handling is Handling.EXCLUSIVE) == text.startswith("DO ")
+
+
+READ_ONLY = [
+    "SET TRANSACTION READ ONLY",
+    "set transaction /* a */ read -- b\n only",
+    "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY, DEFERRABLE",
+    "SET LOCAL TRANSACTION READ ONLY",
+    "SET LOCAL transaction_read_only = on",
+    "set local Transaction_Read_Only to True",
+    "SET LOCAL transaction_read_only TO 'yes'",
+    'SET/**/LOCAL "transaction_read_only" = 1',
+    "-- a\nSET LOCAL transaction_read_only TO 't'",
+]
+READ_WRITE = [
+    "SET TRANSACTION READ WRITE",
+    "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+    "SET LOCAL transaction_read_only = off",
+    "SET LOCAL transaction_read_only TO 'of'",
+    "SET LOCAL transaction_read_only = FALSE",
+    "SET LOCAL transaction_read_only = 0",
+    "SET LOCAL transaction_read_only = no",
+    "SET LOCAL transaction_read_only TO DEFAULT",
+    "SET LOCAL default_transaction_read_only = on",
+    "SET LOCAL work_mem = '5MB'",
+    "SET LOCAL application_name = 'READ ONLY'",
+    "SET LOCAL a.transaction_read_only = on",
+]
+
+
+def test_a_text_that_makes_its_transaction_read_only() -> None:
+    assert [text for text in READ_ONLY if not makes_read_only(text.encode())] == []
+    assert [text for text in READ_WRITE if makes_read_only(text.encode())] == []
