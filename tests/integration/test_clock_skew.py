@@ -6,7 +6,7 @@ import time
 
 import pytest
 from support.common import both_versions, eventually, within
-from support.keyed import TABLE, WRITE, ids, one_node
+from support.keyed import TABLE, WRITE, ids, keys_of, one_node
 
 import pgha
 
@@ -82,3 +82,30 @@ class Late:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._clock, name)
+
+
+@pytest.mark.parametrize("ahead", [8 * 86400.0, -3600.0])
+async def test_keys_are_not_pruned_by_a_clock_that_is_off(version: int, ahead: float) -> None:
+    """A server whose clock runs days ahead would lose the keys of its last minute."""
+    async with one_node(version, TABLE) as (node, cluster):
+        await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key())
+        ledger = cluster.ledger
+        # The local clock is changed in place of the server's, which is the machine's.
+        ledger._wall = lambda: time.time() - ahead
+        side = "ahead of" if ahead > 0 else "behind"
+        with pytest.raises(pgha.LedgerError, match=f"its clock is {abs(ahead):.0f} s {side} this machine's"):
+            await ledger.prune(0)
+        assert await keys_of(node) == 1
+        await node.execute("UPDATE pgha.ledger SET deadline = clock_timestamp() - interval '1 day'")
+        with pytest.raises(pgha.LedgerError, match="force=True"):
+            await ledger.uninstall()
+        assert await ledger.uninstall(force=True) == {node.name: True}
+
+
+async def test_keys_are_pruned_by_a_clock_that_is_nearly_right(version: int) -> None:
+    async with one_node(version, TABLE) as (node, cluster):
+        await cluster.execute(WRITE, ["a"], idempotency_key=pgha.new_idempotency_key())
+        await node.execute("UPDATE pgha.ledger SET deadline = clock_timestamp() - interval '1 day'")
+        ledger = cluster.ledger
+        ledger._wall = lambda: time.time() - 0.9
+        assert (await ledger.prune(0))[node.name].deleted == 1

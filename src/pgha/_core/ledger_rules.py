@@ -35,6 +35,8 @@ TOMBSTONE = b""
 EXISTS, LATE = "23505", "23502"
 UNUSABLE = frozenset({"42P01", "3F000", "42501", "42703", "42P10", "42804"})
 """Errors of the ledger's own statement if the table is missing, has another layout, or may not be used."""
+MOST_SKEW = 1.0
+"""Seconds that a server's clock may differ from the local one when rows are deleted by their age."""
 _STEADY = 0.05
 """Seconds that two measurements of a clock may differ beyond their own errors."""
 _CALM = 0.95
@@ -114,7 +116,16 @@ class ServerClock:
 def horizon(older_than: float, skews: list[float]) -> float:
     """Return the seconds after its deadline for which a row is kept.
 
-    The horizon is ``older_than``, but at least an operation's `LIFE`, plus the difference between the
-    servers' clocks. ``skews`` holds the skew of each server's clock against the local one.
+    The horizon is ``older_than``, but at least an operation's `LIFE`, plus the largest difference between any
+    two clocks. ``skews`` holds the skew of each server's clock against the local one, which counts, too.
     """
-    return max(older_than, LIFE) + (max(skews) - min(skews) if skews else 0.0)
+    clocks = [*skews, 0.0]
+    return max(older_than, LIFE) + max(clocks) - min(clocks)
+
+
+def proven_skew(server: float, before: float, after: float) -> float:
+    """Return the seconds by which a server's clock certainly differs from the local one; 0 if it may not.
+
+    The server read its clock between the local times ``before`` and ``after``; all are seconds since 1970.
+    """
+    return server - min(max(server, before), after)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol, final
 
 import anyio
 import psycopg
 from psycopg import sql
 
-from pgha._core.ledger_rules import LIFE, horizon
+from pgha._core.ledger_rules import LIFE, MOST_SKEW, horizon, proven_skew
 from pgha._errors import ConfigError, LedgerError
 from pgha._ledger.schema import (
     COUNT,
     CREATE,
-    LOCK,
+    DROP_SCHEMA,
+    DROP_TABLE,
     LONGEST,
     LOOK,
     PRUNE,
+    RECENT,
     SIZE,
+    TAKE_LOCK,
     ZOMBIES,
     Found,
     LedgerStatus,
@@ -30,7 +34,6 @@ from pgha._ledger.schema import (
     grants,
     refuse_layout,
 )
-from pgha._operation.key import TABLE
 from pgha._operation.request_maker import BatchItem
 from pgha._options import seconds
 from pgha._rows.result import Result
@@ -86,6 +89,7 @@ class Ledger:
 
     def __init__(self, host: LedgerHost) -> None:
         self._host = host
+        self._wall = time.time
 
     async def install(
         self, *, grant_to: Iterable[str] = (), nodes: Iterable[str] | None = None
@@ -126,9 +130,8 @@ class Ledger:
         return {name: await self._status(name) for name in names}
 
     async def _make(self, name: str, granted: Sequence[sql.Composed]) -> None:
-        lock = f"SELECT pg_catalog.pg_advisory_xact_lock({LOCK})"
         missing = not (await self._look(name)).installed
-        batch: list[BatchItem] = [lock, *(CREATE if missing else ()), *granted]
+        batch: list[BatchItem] = [TAKE_LOCK, *(CREATE if missing else ()), *granted]
         if len(batch) > 1:
             try:
                 await self._host.run(name, batch)
@@ -178,8 +181,9 @@ class Ledger:
         """Delete the rows whose deadline passed ``older_than`` seconds ago.
 
         A key protects its write until its row is deleted: a later call with the same key would apply the
-        write again. Rows are kept for at least one hour plus the difference between the servers' clocks,
-        because attempts of one operation may begin that late.
+        write again. Rows are kept for at least one hour plus the difference between the clocks of the servers
+        and of this machine, because attempts of one operation may begin that late. If a server's clock and
+        this machine's differ by more than a second, nothing is deleted on that node.
 
         A transaction from before that time may still hold the ledger (a backend that was frozen after passing
         its time guard). Pruning waits ``patience`` seconds for such transactions. If they have not ended by
@@ -199,8 +203,8 @@ class Ledger:
             The number of deleted rows per node, by name; see `Pruned`.
 
         Raises:
-            LedgerError: A node is unavailable, the role lacks the right DELETE, or the table has another
-                layout.
+            LedgerError: A node is unavailable, the role lacks the right DELETE, the table has another
+                layout, or the clocks differ.
             ConfigError: An argument cannot be used, or a node is unknown.
         """
         await self._host.seen()
@@ -229,12 +233,16 @@ class Ledger:
             raise LedgerError(
                 f"{name}: the role may not delete from the ledger: run `pgha ledger install --grant ROLE`"
             )
+        before = self._wall()
         ((pages, now),) = await self._host.ask(name, SIZE)
+        self._refuse_skewed(name, now, before)
         pids = await self._zombies(name, keep, patience)
         if pids:
             reason = "older transactions still hold the ledger: end them, or try again later"
             return Pruned(name, 0, reason, tuple(pids))
-        cut, system, deleted = now - timedelta(seconds=keep), self._host.system_of(name) or 0, 0
+        # The earlier clock: the answer may have been on its way for long.
+        cut = min(now, datetime.fromtimestamp(before, UTC)) - timedelta(seconds=keep)
+        system, deleted = self._host.system_of(name) or 0, 0
         for page in range(0, pages, _PAGES):
             params = [f"({page},0)", f"({page + _PAGES},0)", cut, system]
             (((mine, count),),) = await self._host.run(name, [(PRUNE, params)])
@@ -242,6 +250,19 @@ class Ledger:
                 return Pruned(name, deleted, "another program is pruning the ledger: try again later")
             deleted += count
         return Pruned(name, deleted)
+
+    def _refuse_skewed(self, name: str, now: datetime, before: float, advice: str = "") -> None:
+        """Raise `LedgerError` if the node's clock, which says which keys are old, cannot be right.
+
+        ``now`` is that clock, read since the local time ``before``.
+        """
+        skew = proven_skew(now.timestamp(), before, self._wall())
+        if abs(skew) > MOST_SKEW:
+            side = "ahead of" if skew > 0 else "behind"
+            raise LedgerError(
+                f"{name}: its clock is {abs(skew):.0f} s {side} this machine's clock, so the age of keys is"
+                f" uncertain: correct the clock that is wrong{advice}"
+            )
 
     async def _zombies(self, name: str, keep: float, patience: float) -> list[int]:
         """Wait until the transactions that could still insert an expired key have ended.
@@ -276,7 +297,8 @@ class Ledger:
             Whether the table existed, by node.
 
         Raises:
-            LedgerError: A node is unavailable, keys were used recently, or the role lacks a right.
+            LedgerError: A node is unavailable, keys were used recently, the role lacks a right, or the node's
+                clock and this machine's differ by more than a second (not with ``force``).
             ConfigError: A node is unknown.
         """
         await self._host.seen()
@@ -298,15 +320,13 @@ class Ledger:
     async def _refuse_recent(self, name: str) -> None:
         refuse_layout(name, await self._look(name))
         try:
-            ((recent,),) = await self._host.ask(
-                name,
-                f"SELECT count(*) FROM {TABLE} WHERE deadline > pg_catalog.clock_timestamp()"
-                " - make_interval(secs => %s)",
-                [LIFE],
-            )
+            before = self._wall()
+            ((now, recent),) = await self._host.ask(name, RECENT, [LIFE])
         except psycopg.errors.InsufficientPrivilege as error:
             raise LedgerError(f"{name}: the role may not read the ledger ({first_line(error)})") from error
-        if recent:
+        if not recent:
+            self._refuse_skewed(name, now, before, " (force=True, --force: remove it all the same)")
+        else:
             raise LedgerError(
                 f"{name}: {recent} keys were used within the last hour, and their writes may still run:"
                 " wait, or pass --force (force=True)"
@@ -314,7 +334,7 @@ class Ledger:
 
     async def _remove(self, name: str) -> None:
         try:
-            await self._host.run(name, [f"DROP TABLE IF EXISTS {TABLE}"])
+            await self._host.run(name, [DROP_TABLE])
         except psycopg.errors.InsufficientPrivilege as error:
             raise LedgerError(
                 f"{name}: the role may not drop the ledger ({first_line(error)}): uninstall it as its owner"
@@ -325,7 +345,7 @@ class Ledger:
 
     async def _remove_schema(self, name: str) -> None:
         try:
-            await self._host.run(name, ["DROP SCHEMA IF EXISTS pgha"])
+            await self._host.run(name, [DROP_SCHEMA])
         except (psycopg.errors.DependentObjectsStillExist, psycopg.errors.InsufficientPrivilege):
             pass  # the schema has other objects or another owner, and stays
 

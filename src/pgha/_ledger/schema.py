@@ -18,46 +18,61 @@ LOCK = 7_093_774_221_000_001
 """Key of pg_advisory_xact_lock: one program at a time creates, prunes or drops a ledger."""
 _COLUMNS = ["system_identifier bigint", "key uuid", "fingerprint bytea", "deadline timestamp with time zone"]
 _PRIMARY_KEY = "PRIMARY KEY (system_identifier, key)"
+
+# Whoever may create objects in a schema on the search path can shadow functions, operators and types of
+# pg_catalog, and so have the ledger's administrator run foreign code. So every function and type is qualified
+# here, and every operator. All operators of this form have one precedence: nested ones need parentheses.
+_EQ, _GT, _GE, _LT = (f"OPERATOR(pg_catalog.{name})" for name in ("=", ">", ">=", "<"))
+_AND_TEXT, _MINUS, _DIV = (f"OPERATOR(pg_catalog.{name})" for name in ("||", "-", "/"))
 CREATE = (
     "CREATE SCHEMA IF NOT EXISTS pgha",
     f"""CREATE TABLE IF NOT EXISTS {TABLE} (
-        system_identifier bigint NOT NULL, key uuid NOT NULL, fingerprint bytea NOT NULL,
-        deadline timestamptz NOT NULL, {_PRIMARY_KEY}
+        system_identifier bigint NOT NULL, key pg_catalog.uuid NOT NULL,
+        fingerprint pg_catalog.bytea NOT NULL, deadline pg_catalog.timestamptz NOT NULL, {_PRIMARY_KEY}
     )""",
     f"COMMENT ON TABLE {TABLE} IS 'Keys of writes that pgha has applied; layout {LAYOUT}'",
 )
+TAKE_LOCK = f"SELECT pg_catalog.pg_advisory_xact_lock({LOCK})"
+DROP_TABLE, DROP_SCHEMA = f"DROP TABLE IF EXISTS {TABLE}", "DROP SCHEMA IF EXISTS pgha"
 # If the table is dropped during the query, the functions return NULL, but the joins still show the table. So
 # the size is queried last: if it is not NULL, the columns before it belong to a table that existed.
-LOOK = """
+LOOK = f"""
 SELECT pg_catalog.obj_description(c.oid, 'pg_class'),
-    (SELECT pg_catalog.array_agg(a.attname || ' ' || pg_catalog.format_type(a.atttypid, a.atttypmod)
-            ORDER BY a.attnum)
+    (SELECT pg_catalog.array_agg(a.attname::pg_catalog.text {_AND_TEXT} ' '::pg_catalog.text
+            {_AND_TEXT} pg_catalog.format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum)
         FROM pg_catalog.pg_attribute a
-        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
+        WHERE a.attrelid {_EQ} c.oid AND a.attnum {_GT} 0::smallint AND NOT a.attisdropped),
     (SELECT pg_catalog.pg_get_constraintdef(k.oid) FROM pg_catalog.pg_constraint k
-        WHERE k.conrelid = c.oid AND k.contype = 'p'),
+        WHERE k.conrelid {_EQ} c.oid AND k.contype {_EQ} 'p'),
     pg_catalog.has_schema_privilege(n.oid, 'USAGE'),
     ARRAY(SELECT p FROM pg_catalog.unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) p
         WHERE pg_catalog.has_table_privilege(c.oid, p)),
     pg_catalog.pg_total_relation_size(c.oid)
-FROM (SELECT) one LEFT JOIN pg_catalog.pg_namespace n ON n.nspname = 'pgha'
-    LEFT JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = 'ledger'
+FROM (SELECT) one LEFT JOIN pg_catalog.pg_namespace n ON n.nspname {_EQ} 'pgha'
+    LEFT JOIN pg_catalog.pg_class c ON c.relnamespace {_EQ} n.oid AND c.relname {_EQ} 'ledger'
 """
 COUNT = (
-    f"SELECT count(*), count(*) FILTER (WHERE fingerprint = ''), min(deadline), max(deadline) FROM {TABLE}"
+    f"SELECT pg_catalog.count(*), pg_catalog.count(*) FILTER (WHERE fingerprint {_EQ} ''),"
+    f" pg_catalog.min(deadline), pg_catalog.max(deadline) FROM {TABLE}"
 )
+RECENT = f"""
+SELECT pg_catalog.clock_timestamp(), pg_catalog.count(*) FILTER (WHERE deadline {_GT}
+    (pg_catalog.clock_timestamp() {_MINUS} pg_catalog.make_interval(secs => %s))) FROM {TABLE}
+"""
 # A transaction that has inserted a key, or is about to, holds this lock until its end, and took the lock
 # before its guard read the clock. Pruning need not wait for a transaction that began after the cut-off. The
 # start of other roles' transactions may be invisible (NULL).
 ZOMBIES = f"""
 SELECT l.virtualtransaction, l.pid FROM pg_catalog.pg_locks l
-    LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-WHERE l.locktype = 'relation' AND l.relation = '{TABLE}'::regclass AND l.mode = 'RowExclusiveLock'
-    AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())
-    AND (a.xact_start IS NULL OR a.xact_start < pg_catalog.clock_timestamp() - make_interval(secs => %s))
+    LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid {_EQ} l.pid
+WHERE l.locktype {_EQ} 'relation' AND l.relation {_EQ} '{TABLE}'::pg_catalog.regclass
+    AND l.mode {_EQ} 'RowExclusiveLock' AND l.database {_EQ}
+        (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname {_EQ} pg_catalog.current_database())
+    AND (a.xact_start IS NULL OR a.xact_start {_LT}
+        (pg_catalog.clock_timestamp() {_MINUS} pg_catalog.make_interval(secs => %s)))
 """
 SIZE = (
-    f"SELECT pg_catalog.pg_relation_size('{TABLE}') / pg_catalog.current_setting('block_size')::int,"
+    f"SELECT pg_catalog.pg_relation_size('{TABLE}') {_DIV} pg_catalog.current_setting('block_size')::int,"
     " pg_catalog.clock_timestamp()"
 )
 # By ranges of pages: each page is read once, and no index is needed. Rows of other masters are deleted a day
@@ -65,12 +80,13 @@ SIZE = (
 PRUNE = f"""
 WITH held AS MATERIALIZED (SELECT pg_catalog.pg_try_advisory_xact_lock({LOCK}) AS mine),
 pruned AS (
-    DELETE FROM {TABLE} WHERE (SELECT mine FROM held) AND ctid >= %s::text::tid AND ctid < %s::text::tid
-        AND deadline < %s::timestamptz - CASE WHEN system_identifier = %s::bigint THEN interval '0'
-            ELSE interval '1 day' END
+    DELETE FROM {TABLE} WHERE (SELECT mine FROM held)
+        AND ctid {_GE} %s::pg_catalog.text::pg_catalog.tid AND ctid {_LT} %s::pg_catalog.text::pg_catalog.tid
+        AND deadline {_LT} (%s::pg_catalog.timestamptz {_MINUS} CASE
+            WHEN system_identifier {_EQ} %s::bigint THEN interval '0' ELSE interval '1 day' END)
     RETURNING 1
 )
-SELECT (SELECT mine FROM held), (SELECT count(*) FROM pruned)
+SELECT (SELECT mine FROM held), (SELECT pg_catalog.count(*) FROM pruned)
 """
 LONGEST = 36_500 * 86_400.0
 """Seconds. Timestamps do not reach much further back."""
@@ -155,8 +171,10 @@ class Found:
         said = re.search(r"layout (\d+)", self.comment)
         if said is not None and int(said[1]) != LAYOUT:
             return f"layout {said[1]}"
-        if self.columns != _COLUMNS:
-            return f"columns {', '.join(self.columns)}"
+        # A type is shown with its schema if the search path hides the type.
+        columns = [column.replace(" pg_catalog.", " ") for column in self.columns]
+        if columns != _COLUMNS:
+            return f"columns {', '.join(columns)}"
         return "" if self.primary_key == _PRIMARY_KEY else f"primary key {self.primary_key}"
 
     @property

@@ -40,9 +40,11 @@ _LEDGER = (
     b" AND pg_catalog.has_table_privilege(c.oid, 'UPDATE')"
     b" AND pg_catalog.has_table_privilege(c.oid, 'SELECT')"
     b" AND EXISTS (SELECT FROM pg_catalog.pg_attribute a"
-    b" WHERE a.attrelid = c.oid AND a.attname = 'fingerprint' AND NOT a.attisdropped)"
-    b" FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-    b" WHERE n.nspname = 'pgha' AND c.relname = 'ledger'"
+    b" WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid"
+    b" AND a.attname OPERATOR(pg_catalog.=) 'fingerprint' AND NOT a.attisdropped)"
+    b" FROM pg_catalog.pg_class c"
+    b" JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
+    b" WHERE n.nspname OPERATOR(pg_catalog.=) 'pgha' AND c.relname OPERATOR(pg_catalog.=) 'ledger'"
 )
 """A query that says whether the ledger is usable. The query reads the catalogue, since to_regclass fails if
 the role may not use the schema."""

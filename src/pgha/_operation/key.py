@@ -22,10 +22,11 @@ _TYPES = (_INT8, _UUID, _BYTEA, _TIMESTAMPTZ)
 _EPOCH_2000 = 946_684_800
 _INSERT = (
     b"INSERT INTO pgha.ledger (system_identifier, key, fingerprint, deadline) VALUES"
-    b" ($1, $2, $3, CASE WHEN pg_catalog.clock_timestamp() < $4 THEN $4 END)"
+    b" ($1, $2, $3, CASE WHEN pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) $4 THEN $4 END)"
 )
 """The row contains the time guard: after the deadline the value is NULL, which the column rejects (23502). It
-is one statement, so that its lock on the table is held before the clock is read."""
+is one statement, so that its lock on the table is held before the clock is read. Functions and operators are
+qualified, as in `pgha._ledger.schema`."""
 _DECIDE = (
     b"INSERT INTO pgha.ledger AS l (system_identifier, key, fingerprint, deadline) VALUES"
     b" ($1, $2, $3, pg_catalog.clock_timestamp())"
@@ -54,18 +55,22 @@ def new_idempotency_key() -> UUID:
 
 
 _TELL = (
-    b"UPDATE pgha.ledger AS l SET deadline = l.deadline WHERE system_identifier = $1 AND key = $2"
+    b"UPDATE pgha.ledger AS l SET deadline = l.deadline"
+    b" WHERE system_identifier OPERATOR(pg_catalog.=) $1 AND key OPERATOR(pg_catalog.=) $2"
     b" RETURNING pg_catalog.encode(l.fingerprint, 'hex')"
 )
 """Like `_DECIDE`, for a key that must not be inserted any more."""
 _UNDECIDED = (
-    b"SELECT CASE WHEN pg_catalog.clock_timestamp() < $1 THEN -1 ELSE (SELECT pg_catalog.count(*)"
-    b" FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid"
-    b" WHERE l.locktype = 'relation' AND l.relation = 'pgha.ledger'::pg_catalog.regclass"
-    b" AND l.mode = 'RowExclusiveLock' AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()"
-    b" AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d"
-    b" WHERE d.datname = pg_catalog.current_database())"
-    b" AND (a.xact_start IS NULL OR a.xact_start < $1)) END"
+    b"SELECT CASE WHEN pg_catalog.clock_timestamp() OPERATOR(pg_catalog.<) $1 THEN -1"
+    b" ELSE (SELECT pg_catalog.count(*) FROM pg_catalog.pg_locks l"
+    b" LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid OPERATOR(pg_catalog.=) l.pid"
+    b" WHERE l.locktype OPERATOR(pg_catalog.=) 'relation'"
+    b" AND l.relation OPERATOR(pg_catalog.=) 'pgha.ledger'::pg_catalog.regclass"
+    b" AND l.mode OPERATOR(pg_catalog.=) 'RowExclusiveLock'"
+    b" AND (l.pid IS NULL OR l.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid())"
+    b" AND l.database OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d"
+    b" WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())"
+    b" AND (a.xact_start IS NULL OR a.xact_start OPERATOR(pg_catalog.<) $1)) END"
 )
 """Returns how many attempts may still insert their row: 0 proves that none can. Until the guard's deadline a
 new attempt may begin (-1). After the deadline, an attempt that has begun holds the table's lock, even

@@ -70,8 +70,9 @@ class Ledger:
     ) -> Mapping[str, Pruned]:  # fmt: skip
         """Delete the rows whose deadline passed ``older_than`` seconds ago.
 
-        Works as `pgha.Ledger.prune`: rows are kept for at least one hour. After an interrupt, committed
-        batches stay deleted.
+        Works as `pgha.Ledger.prune`: rows are kept for at least one hour, and nothing is deleted on a node
+        whose clock differs from this machine's by more than a second. After an interrupt, committed batches
+        stay deleted.
 
         Args:
             older_than: Age in seconds, or a timedelta; the default is 7 days.
@@ -83,8 +84,8 @@ class Ledger:
             The number of deleted rows per node, by name; see `pgha.Pruned`.
 
         Raises:
-            pgha.LedgerError: A node is unavailable, the role lacks the right DELETE, or the table has another
-                layout.
+            pgha.LedgerError: A node is unavailable, the role lacks the right DELETE, the table has another
+                layout, or the clocks differ.
             pgha.ConfigError: An argument cannot be used, or a node is unknown.
         """
         names = _own(nodes)
@@ -104,7 +105,8 @@ class Ledger:
             Whether the table existed, by node.
 
         Raises:
-            pgha.LedgerError: A node is unavailable, keys were used recently, or the role lacks a right.
+            pgha.LedgerError: A node is unavailable, keys were used recently, the role lacks a right, or the
+                node's clock and this machine's differ by more than a second (not with ``force``).
             pgha.ConfigError: A node is unknown.
         """
         names = _own(nodes)

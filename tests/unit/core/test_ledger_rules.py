@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgha._core.ledger_rules import LIFE, TOMBSTONE, RowMeaning, ServerClock, horizon, row_meaning
+from pgha._core.ledger_rules import (
+    LIFE,
+    TOMBSTONE,
+    RowMeaning,
+    ServerClock,
+    horizon,
+    proven_skew,
+    row_meaning,
+)
 from pgha._operation.key import fingerprint, keyed, new_idempotency_key
 from pgha._wire.compiler import Compiler, own_adapters
 
@@ -90,8 +98,21 @@ def test_rows_are_kept_for_an_operations_life_and_the_clocks_difference(
     older: float, skews: list[float]
 ) -> None:
     kept = horizon(older, skews)
-    spread = max(skews) - min(skews) if skews else 0.0
-    assert kept >= max(older, LIFE) + spread - 1e-6
+    clocks = [*skews, 0.0]
+    assert kept >= max(older, LIFE) + max(clocks) - min(clocks) - 1e-6
+
+
+def test_this_machines_clock_is_one_of_the_clocks() -> None:
+    """A single server whose clock is days ahead must not lose the rows of its last minute."""
+    assert horizon(0.0, [8 * 86400.0]) == LIFE + 8 * 86400.0
+    assert horizon(0.0, [-8 * 86400.0]) == LIFE + 8 * 86400.0
+
+
+@pytest.mark.parametrize(
+    ("server", "skew"), [(5.0, -5.0), (10.0, 0.0), (11.0, 0.0), (12.0, 0.0), (700_000.0, 699_988.0)]
+)
+def test_a_clock_differs_by_what_the_way_of_the_answer_does_not_explain(server: float, skew: float) -> None:
+    assert proven_skew(server, 10.0, 12.0) == skew
 
 
 @dataclass(frozen=True)
