@@ -24,6 +24,8 @@ class PipelinedConnection(Protocol):
     """The descriptor that is readable when something has arrived."""
     pid: int
     tls: bool
+    listened: bool
+    """Whether a statement has made the session listen for notifications."""
 
     @property
     def cache(self) -> StatementCache:
