@@ -102,7 +102,7 @@ async def test_a_call_that_on_connect_cancels_ends_the_connection(server: Node) 
             given_up += 1
             with anyio.move_on_after(0.05):
                 await connection.execute("SELECT pg_sleep(600)")
-            with pytest.raises(psycopg.OperationalError):
+            with pytest.raises(psycopg.OperationalError, match="closed"):
                 await connection.execute("SELECT 1")
 
     async with cluster_of(server, on_connect=setup, min_ready=0) as cluster:
