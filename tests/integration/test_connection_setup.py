@@ -14,6 +14,7 @@ from support.servers import standalone
 
 import pgha
 from pgha._node.lane import Lane
+from pgha._wire.link import Link
 from pgha.chaos import Node
 
 pytestmark = pytest.mark.anyio
@@ -131,6 +132,11 @@ def lanes(cluster: pgha.Cluster, server: Node) -> list[Lane]:
     return [lane for one in cluster._nodes[server.name].sets.values() for lane in one.lanes]
 
 
+def link_of(lane: Lane) -> Link:
+    assert isinstance(lane.link, Link)
+    return lane.link
+
+
 @pytest.mark.parametrize("write", [False, True])
 async def test_notifications_are_dropped_and_told_once(
     server: Node, caplog: pytest.LogCaptureFixture, write: bool
@@ -144,7 +150,7 @@ async def test_notifications_are_dropped_and_told_once(
                 # A session gets its own notification in front of the answer's end.
                 await call(NOTIFY)
                 before = before or lanes(cluster, server)
-            assert all(lane.link.pgconn.notifies() is None for lane in before)
+            assert all(link_of(lane).pgconn.notifies() is None for lane in before)
             assert [lane.broken for lane in before] == [None] * len(before)
     told = [record.getMessage() for record in caplog.records if "LISTEN" in record.getMessage()]
     assert told == [f"{server.name}: on_connect ran LISTEN: pgha delivers no notifications, and drops them"]
@@ -156,13 +162,14 @@ async def test_notifications_are_dropped_by_a_connection_that_does_nothing(serve
         await eventually(lambda: len(lanes(cluster, server)) == 3)
         to_tell = lanes(cluster, server)
         for lane in list(to_tell):
-            drop = lane.link._drop_notifications
+            link = link_of(lane)
+            drop = link._drop_notifications
 
             def counted(lane: Lane = lane, drop: Any = drop) -> bool:
                 to_tell.remove(lane)
                 return bool(drop())
 
-            lane.link._drop_notifications = counted  # type: ignore[method-assign]
+            link._drop_notifications = counted  # type: ignore[method-assign]
         await server.execute(NOTIFY)
         await eventually(lambda: not to_tell)
 

@@ -40,6 +40,9 @@ class FakeError:
     def __init__(self, sqlstate: str, severity: str = "ERROR") -> None:
         self._fields = {"SQLSTATE": sqlstate, "SEVERITY_NONLOCALIZED": severity, "MESSAGE_PRIMARY": "made up"}
 
+    def get_error_message(self, encoding: str = "utf-8") -> str:
+        return self.error_message.decode(encoding)
+
     def error_field(self, code: Any) -> bytes | None:
         found = self._fields.get(code.name)
         return None if found is None else found.encode()

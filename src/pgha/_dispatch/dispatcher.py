@@ -75,7 +75,7 @@ class Dispatcher:
         self._races = Races(self, self, self.tracker, clock, options.tuning.max_attempts)
         self._resolver = Resolver(self, self, self.tracker, self.times, clock, options.failover_timeout)
         self._retries = Retries(
-            self, nodes, self.tracker, self._races, self._resolver, self.times, clock, options.tuning
+            self, self, nodes, self.tracker, self._races, self._resolver, self.times, clock, options.tuning
         )
         self._cancellation = Cancellation(
             self, self.tracker, self._races, self._resolver, self.times, clock, options.tuning.proof_time
@@ -236,6 +236,7 @@ class Dispatcher:
 
     def capacity_freed(self, lane: Lane) -> None:
         """Send operations that wait, if the lane has capacity."""
+        self._retries.proofs.capacity_freed(lane)
         if self._waiting.length and lane.node in self._nodes:
             self._feeding.hungry(self._nodes[lane.node])
 
@@ -254,6 +255,7 @@ class Dispatcher:
             self._nodes[lane.node].sets[lane.kind].forget(lane)
             if lost:
                 self._nodes[lane.node].suspect(reason)
+        self._retries.proofs.capacity_freed(lane)
 
     def terminate(self, lane: Lane) -> None:
         """Have the lane's backend terminated."""

@@ -17,6 +17,7 @@ from pgha._core.outcome import Outcome, outcome
 from pgha._core.routing import elsewhere
 from pgha._dispatch.classification import classify
 from pgha._dispatch.failure import Decision, LegLost, error_for, if_not_applied, server_error
+from pgha._dispatch.proofs import Proofs
 from pgha._dispatch.races import Races
 from pgha._dispatch.resolution import Resolver
 from pgha._dispatch.role_checks import RoleChecks
@@ -25,7 +26,7 @@ from pgha._dispatch.tracker import Tracker
 from pgha._node.callbacks import SegmentFailure
 from pgha._node.lane import Lane
 from pgha._node.node import ManagedNode
-from pgha._operation.operation import Operation, Stage
+from pgha._operation.operation import Operation, OperationCallbacks, Stage
 from pgha._options import Tuning
 from pgha._types import Pin
 from pgha._wire import PGresult
@@ -47,11 +48,12 @@ class Retries:
     """Performs the next step of operations whose attempt failed."""
 
     def __init__(
-        self, callbacks: RetryCallbacks, nodes: Mapping[str, ManagedNode], tracker: Tracker, races: Races,
+        self, runner: OperationCallbacks, callbacks: RetryCallbacks, nodes: Mapping[str, ManagedNode], tracker: Tracker, races: Races,
         resolver: Resolver, times: Timers, clock: Callable[[], float], tuning: Tuning,
     ) -> None:  # fmt: skip
         self.budgets = RetryBudgets(clock())
         self.roles = RoleChecks(times, clock, tuning.probe_no_primary)
+        self.proofs = Proofs(runner, callbacks, tracker, clock)
         self._callbacks = callbacks
         self._nodes = nodes
         self._tracker = tracker
@@ -65,6 +67,10 @@ class Retries:
         """Perform the next step after an attempt on ``lane`` that did not simply succeed."""
         if operation.request.raw:
             self._question_failed(lane, operation, failure)
+            return
+        if failure.facts.unreplicated and failure.overlapped and operation.gave_up is None and lane.usable:
+            # The write is committed. pgha's own cancel may have ended its wait: let a later commit prove it.
+            self.proofs.begin(lane, operation, failure.answer.results)
             return
         self._step(lane, operation, failure)
 

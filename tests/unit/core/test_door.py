@@ -112,9 +112,7 @@ def test_somebody_enters_between_any_two_bytecodes_of_the_door() -> None:
                 seen += 1
                 if seen > position:  # noqa: B023 - the function is used in this round only
                     entered = True
-                    sys.settrace(None)
-                    house.enter("interrupting")  # noqa: B023
-                    sys.settrace(trace)
+                    house.enter("interrupting")  # noqa: B023 - nothing is traced in here
             return trace
 
         before = sys.gettrace()

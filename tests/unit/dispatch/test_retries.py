@@ -46,8 +46,8 @@ class Bench:
             ),
         )
         self.retries = Retries(
-            self, {}, cast(Tracker, self), cast(Races, None), cast(Resolver, None), cast(Timers, self),
-            lambda: self.now, Tuning(),
+            cast(OperationCallbacks, self), self, {}, cast(Tracker, self), cast(Races, None),
+            cast(Resolver, None), cast(Timers, self), lambda: self.now, Tuning(),
         )  # fmt: skip
 
     def at(self, when: float, call: Callable[[], None]) -> None:
@@ -58,8 +58,7 @@ class Bench:
         for _, call in sorted(timers, key=lambda one: one[0]):
             call()
 
-    def place(self, operation: Operation[Any], now: float, *, front: bool = False) -> None:
-        assert front
+    def place(self, operation: Operation[Any], now: float) -> None:
         operation.stage = Stage.QUEUED
         self.queue.insert(0, operation)
 
