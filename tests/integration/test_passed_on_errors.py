@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from support.common import cluster_of, eventually, within
 from support.servers import standalone
+from support.witness import terminate, witnessed
 
 import pgha
 from pgha._core.backoff import Budget, RetryBudget, RetryBudgets
@@ -84,6 +85,23 @@ async def test_a_call_that_may_have_committed_is_in_doubt(state: str) -> None:
         assert isinstance(cause, psycopg.Error)
         assert cause.sqlstate == state
         assert await count(nodes[0]) == 1
+
+
+@pytest.mark.parametrize("state", ["57P01", "57P02"])
+async def test_a_warning_that_was_passed_on_ends_no_connection(state: str) -> None:
+    """Only what the server says last, behind the last answer, is about the end of the connection."""
+    async with standalone() as nodes, witnessed(nodes[0].dsn) as witness:
+        link = witness.lane.link
+        raising = f"DO $$ BEGIN RAISE WARNING 'far away' USING ERRCODE = '{state}'; END $$"
+        with within():
+            facts = await witness.told(witness.send(raising))
+        assert facts.synced
+        assert facts.error is None
+        assert (link.closing_notice(), link.ended_by_order(), link.ended_by_crash()) == ("", False, False)
+        await terminate(nodes[0], witness.pid)
+        await eventually(lambda: bool(witness.lane.broken))
+        assert link.ended_by_order()
+        assert "57P01" in link.closing_notice()
 
 
 # Budgets

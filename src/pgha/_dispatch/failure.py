@@ -88,7 +88,7 @@ def error_for(operation: Operation[Any], failure: SegmentFailure, decision: Deci
         case NextStep.FAIL_SQL if cause is not None:
             error = cause
         case NextStep.FAIL_LOST if cause is not None and failure.lost is None:
-            # This connection is well: the server reported the loss of another one (to a foreign server).
+            # This connection is well: a pooler reported the loss of its own connection to the server.
             error = cause
         case NextStep.FAIL_LEDGER:
             error = ledger_error(operation, failure, cause)

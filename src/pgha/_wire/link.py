@@ -130,7 +130,8 @@ class Link:
         self._cache = StatementCache(threshold if _CLOSES else None, limit)
         self._partial: list[PGresult] = []
         self._unreplicated = False
-        self.notices: deque[Notice] = deque(maxlen=16)
+        self._notice: Notice | None = None
+        """The last notice behind the last Sync: what a segment that was answered said ends no connection."""
         pgconn.notice_handler = self._on_notice
         pgconn.enter_pipeline_mode()
         # At the end of file libpq closes its socket, even if tasks still wait for that socket, and the next
@@ -146,12 +147,10 @@ class Link:
 
     def _on_notice(self, result: PGresult) -> None:
         field = pq.DiagnosticField
-        self.notices.append(
-            Notice(
-                *(
-                    (result.error_field(code) or b"").decode("utf-8", "replace")
-                    for code in (field.SEVERITY_NONLOCALIZED, field.SQLSTATE, field.MESSAGE_PRIMARY)
-                )
+        self._notice = Notice(
+            *(
+                (result.error_field(code) or b"").decode("utf-8", "replace")
+                for code in (field.SEVERITY_NONLOCALIZED, field.SQLSTATE, field.MESSAGE_PRIMARY)
             )
         )
         # "canceling wait for synchronous replication": the message is localized, and every warning has 01000.
@@ -176,7 +175,7 @@ class Link:
 
     def closing_notice(self) -> str:
         """Return the server's last notice if that notice is about the end of the connection, else ""."""
-        notice = self.notices[-1] if self.notices else None
+        notice = self._notice
         ending = notice is not None and (notice.severity == "FATAL" or notice.sqlstate.startswith("57P"))
         return f"{notice.severity} {notice.sqlstate}: {notice.message}" if notice and ending else ""
 
@@ -385,6 +384,7 @@ class Link:
                     self._partial.append(result)
                 answers.append(self._partial)
                 self._partial = []
+                self._notice = None
                 limit -= 1
             elif status in _COPIES:
                 # A lane never sends COPY; libpq would return this result for ever.
@@ -401,14 +401,14 @@ class Link:
 
         The cause was pg_terminate_backend or a shutdown.
         """
-        return bool(self.notices) and self.notices[-1].sqlstate == ADMIN_SHUTDOWN
+        return self._notice is not None and self._notice.sqlstate == ADMIN_SHUTDOWN
 
     def ended_by_crash(self) -> bool:
         """Return whether the last notice says that the server ends all connections after a crash.
 
         The process that crashed may be that of another connection.
         """
-        return bool(self.notices) and self.notices[-1].sqlstate == CRASH_SHUTDOWN
+        return self._notice is not None and self._notice.sqlstate == CRASH_SHUTDOWN
 
     @property
     def unreplicated(self) -> bool:
