@@ -15,6 +15,7 @@ from support.common import PATIENCE, cluster_of, eventually, unique
 from support.servers import standalone
 
 import pgha
+from pgha._node.node import ManagedNode
 from pgha._wire.link import Link
 from pgha.chaos import Node, replicas
 
@@ -248,6 +249,24 @@ async def test_statements_that_pass_on_a_code_move_no_writes(state: str) -> None
                 assert not isinstance(events.receive_nowait(), changes)
             except anyio.WouldBlock:
                 break
+
+
+async def test_a_node_that_is_removed_while_it_is_asked_for_its_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write that waits for the node's ping goes to another node."""
+    async with standalone(2) as nodes, cluster_of(*nodes, min_ready=2, ping_interval=60) as cluster:
+        first = nodes[(await cluster.execute("SELECT 1")).node]
+        (other,) = (node for node in nodes if node is not first)
+        await first.execute(RAISING)
+        await other.execute(RAISING.replace("RAISE 'far away' USING ERRCODE = code", "RETURN 7"))
+        asked = anyio.Event()
+        monkeypatch.setattr(ManagedNode, "request_ping", lambda node: asked.set())
+        operation = cluster.submit("SELECT raising('25006')")
+        with anyio.fail_after(PATIENCE):
+            await asked.wait()
+            assert not operation.done
+            await cluster.remove_node(first.name)
+            result: pgha.Result[Any] = await operation
+        assert (result.value(), result.node, result.attempts) == (7, other.name, 2)
 
 
 async def test_opened_with_standbys_only() -> None:
