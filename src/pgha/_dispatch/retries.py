@@ -49,7 +49,8 @@ class Retries:
 
     def __init__(
         self, runner: OperationCallbacks, callbacks: RetryCallbacks, nodes: Mapping[str, ManagedNode],
-        tracker: Tracker, races: Races, resolver: Resolver, times: Timers, clock: Callable[[], float], tuning: Tuning,
+        tracker: Tracker, races: Races, resolver: Resolver, times: Timers, clock: Callable[[], float],
+        tuning: Tuning,
     ) -> None:  # fmt: skip
         self.budgets = RetryBudgets(clock())
         self.roles = RoleChecks(times, clock, tuning.probe_no_primary)

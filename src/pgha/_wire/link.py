@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import select
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
