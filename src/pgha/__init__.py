@@ -43,6 +43,7 @@ from pgha._types import OperationInDoubt as OperationInDoubt
 from pgha._types import OperationResolved as OperationResolved
 from pgha._types import OperationRetried as OperationRetried
 from pgha._types import Pin as Pin
+from pgha._types import PrimarySuperseded as PrimarySuperseded
 from pgha._types import Record as Record
 from pgha._types import RoleChanged as RoleChanged
 from pgha._types import SendInfo as SendInfo
@@ -84,6 +85,7 @@ __all__ = [
     "OperationTimeout",
     "Pin",
     "Pruned",
+    "PrimarySuperseded",
     "QueueFull",
     "Record",
     "Result",

@@ -144,6 +144,8 @@ class Tuning:
     reconnect_first: float = 0.05
     reconnect_most: float = 2.0
     probe_no_primary: float = 0.02
+    first_look: float = 1.0
+    """How long the first write waits for nodes that were not heard of yet and may be newer primaries."""
 
 
 @final

@@ -8,8 +8,8 @@ from typing import Any, Literal, final
 from uuid import UUID
 
 Role = Literal["primary", "standby", "unknown"]
-"""A node's role: ``primary`` accepts writes; ``standby`` does not (it is in recovery, or read-only by
-default)."""
+"""A node's role: ``standby`` is in recovery and accepts no writes, ``primary`` is not in recovery. A primary
+accepts writes if it is neither read-only by default nor superseded; see `NodeStatus`."""
 
 State = Literal["connecting", "up", "suspect", "down", "rejected"]
 """A node's state. The transitions are listed in ``pgha._core.health``."""
@@ -65,8 +65,8 @@ def nearest() -> Nearest:
     """Return the route to the node with the lowest latency: the default for reads and writes.
 
     Returns:
-        The route. Another node takes over only when the present one fails, or when the other answers in half
-        the time and at least 2 ms sooner.
+        The route. Another node takes over only when the present one is down, or when the other answers in
+        half the time and at least 2 ms sooner. Writes do not leave a primary for another one of its timeline.
     """
     return _NEAREST
 
@@ -223,13 +223,14 @@ class NodeStatus:
     state: State
     """``connecting``, ``up``, ``suspect``, ``down`` or ``rejected``."""
     role: Role
-    """``primary``, ``standby``, or ``unknown`` before the first connection."""
+    """``primary``, ``standby`` (in recovery), or ``unknown`` before the first connection."""
     state_for: float
     """Seconds since the node entered its state."""
     reason: str
-    """Why the node is not up, in the words of the server or of libpq; empty when the node is up."""
+    """Why the node is not up, in the words of the server or of libpq, or why a primary takes no writes; else
+    empty."""
     latency: float | None
-    """Smoothed round trip of the pings in seconds; None before the first ping."""
+    """Least round trip of the last ten pings in seconds; None before the first ping."""
     server_version: int | None
     """Version number as libpq reports it, 180000 for 18.0; None before the first connection."""
     read_connections: int
@@ -241,6 +242,19 @@ class NodeStatus:
     clock_skew: float | None = None
     """Server clock minus local clock in seconds, accurate to half a round trip; None before the first ping.
     """
+    read_only: bool = False
+    """Whether transactions are read-only by default (``default_transaction_read_only``). Such a node takes no
+    writes, whatever its role."""
+    superseded: bool = False
+    """Whether the node is a primary of an old timeline: after a promotion, another server of its lineage has
+    a newer one. Such a node takes no writes, even if the newer server is lost."""
+    timeline: int | None = None
+    """PostgreSQL's timeline, a number that each promotion increases; None if the role may not read it."""
+
+    @property
+    def writable(self) -> bool:
+        """Whether the node takes writes, as a primary that is neither read-only nor superseded."""
+        return self.role == "primary" and not self.read_only and not self.superseded
 
 
 @final
@@ -318,12 +332,36 @@ class NodeStateChanged(Event):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoleChanged(Event):
-    """Emitted when a node is promoted or demoted."""
+    """Emitted when a node is promoted or demoted, or becomes read-only or writable again."""
 
     role: Role
     """The new role."""
     before: Role
-    """The previous role."""
+    """The previous role; equal to ``role`` if only ``read_only`` changed."""
+    read_only: bool = False
+    """Whether transactions are read-only by default now, so that the node takes no writes."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrimarySuperseded(Event):
+    """Emitted when a primary takes no more writes, because its lineage has a newer timeline.
+
+    Another server was promoted, and the old primary was neither stopped nor demoted. Whatever is written to
+    the old primary is lost when it joins the new one. Fence old primaries before a promotion.
+
+    Example::
+
+        async with cluster.events() as events:
+            async for event in events:
+                if isinstance(event, pgha.PrimarySuperseded):
+                    print("fence", event.node, event.timeline, event.newest_timeline)
+    """
+
+    timeline: int
+    """The node's timeline."""
+    newest_timeline: int
+    """The highest timeline of the lineage that was seen."""
 
 
 @final

@@ -129,14 +129,14 @@ async def test_roles() -> None:
         with taken() as log, within(60):
             async with cluster_of(*nodes) as cluster:
                 await _set(nodes[0], "SET default_transaction_read_only = on")
-                await eventually(lambda: cluster.nodes["n1"].role == "standby")
-                await eventually(lambda: log.has("demoted"))
+                await eventually(lambda: cluster.nodes["n1"].read_only)
+                await eventually(lambda: log.has("is read-only"))
                 await _set(nodes[0], "RESET default_transaction_read_only")
-                await eventually(lambda: log.has("promoted"))
-    roles = [line for line in log.lines() if "moted" in line[2]]
+                await eventually(lambda: log.has("not read-only"))
+    roles = [line for line in log.lines() if "read-only" in line[2]]
     assert roles == [
-        ("pgha.node", "WARNING", "node n1 was demoted: it takes no writes"),
-        ("pgha.node", "INFO", "node n1 was promoted: it takes writes"),
+        ("pgha.node", "WARNING", "node n1 is read-only: it takes no writes"),
+        ("pgha.node", "INFO", "node n1 is not read-only any more (primary)"),
     ]
 
 

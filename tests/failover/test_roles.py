@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def demote(node: Node) -> None:
-    """Make a node look like a standby: read-only by default, which the server reports to each connection."""
+    """Make a node read-only by default: it takes no writes, and is no standby."""
     await node.execute("ALTER SYSTEM SET default_transaction_read_only = on")
     await node.execute("SELECT pg_reload_conf()")
 
@@ -33,8 +33,8 @@ async def promote(node: Node) -> None:
     await node.execute("SELECT pg_reload_conf()")
 
 
-async def role_of(cluster: pgha.Cluster, node: Node, role: str) -> None:
-    await eventually(lambda: cluster.nodes[node.name].role == role, what=f"{node.name} becomes {role}")
+async def writable(cluster: pgha.Cluster, node: Node, expected: bool) -> None:
+    await eventually(lambda: cluster.nodes[node.name].writable == expected, what=f"{node.name}: {expected}")
 
 
 class Written:
@@ -93,26 +93,28 @@ async def test_writes_move_away_from_a_node_that_becomes_read_only() -> None:
                         (other,) = (node for node in nodes if node is not victim)
                         await demote(victim)
                         await written.more(node=other.name)
-                        await role_of(cluster, victim, "standby")
-                        assert cluster.nodes[other.name].role == "primary"
+                        await writable(cluster, victim, False)
+                        assert cluster.nodes[other.name].writable
+                        assert cluster.nodes[victim.name].read_only
                         assert cluster.nodes[victim.name].state == "up", "it can be read from"
                         result = await cluster.fetch("SELECT 1", route=pgha.pin(victim.name))
                         assert result.node == victim.name
                         await written.more(node=other.name)
                         await promote(victim)
-                        await role_of(cluster, victim, "primary")
+                        await writable(cluster, victim, True)
                         await written.more()
-            moves: list[tuple[str | None, str, str]] = []
+            moves: list[tuple[str | None, str, bool]] = []
             with anyio.fail_after(PATIENCE):
                 async for event in events:
                     if isinstance(event, pgha.RoleChanged):
-                        moves.append((event.node, event.before, event.role))
-                        if sum(move[1:] == ("standby", "primary") for move in moves) == 3:
+                        moves.append((event.node, event.before, event.read_only))
+                        assert event.role == "primary"
+                        if sum(move[1:] == ("primary", False) for move in moves) == 3:
                             break
             for node in nodes:
-                mine = [move[1:] for move in moves if move[0] == node.name and move[1] != "unknown"]
-                assert mine == [("primary", "standby"), ("standby", "primary")] * (len(mine) // 2)
-            assert sum(move[2] == "standby" for move in moves) == 3
+                mine = [move[2] for move in moves if move[0] == node.name and move[1] != "unknown"]
+                assert mine == [True, False] * (len(mine) // 2)
+            assert sum(move[2] for move in moves) == 3
             assert cluster.statistics().failed == 0
         assert sorted(await rows(*nodes)) == sorted(written.acknowledged), "each exactly once"
 
@@ -127,7 +129,7 @@ async def test_all_read_only_and_one_back() -> None:
                     for node in nodes:
                         await demote(node)
                     for node in nodes:
-                        await role_of(cluster, node, "standby")
+                        await writable(cluster, node, False)
                     count = len(written.acknowledged)
                     for _ in range(20):
                         assert await cluster.fetch_value("SELECT 1") == 1
@@ -175,7 +177,7 @@ async def test_no_primary_at_all() -> None:
         for node in nodes:
             await demote(node)
         for node in nodes:
-            await role_of(cluster, node, "standby")
+            await writable(cluster, node, False)
         for route in (pgha.nearest(), pgha.pin("n1")):
             begun = time.monotonic()
             with pytest.raises(pgha.NoNodeAvailable) as caught, anyio.fail_after(PATIENCE):
@@ -269,10 +271,12 @@ async def test_a_node_that_is_removed_while_it_is_asked_for_its_role(monkeypatch
         assert (result.value(), result.node, result.attempts) == (7, other.name, 2)
 
 
-async def test_opened_with_standbys_only() -> None:
+async def test_opened_with_read_only_servers_only() -> None:
     settings = {"default_transaction_read_only": "on"}
     async with standalone(settings=settings) as nodes, cluster_of(*nodes, failover_timeout=0.5) as cluster:
-        assert cluster.nodes["n1"].role == "standby"
+        status = cluster.nodes["n1"]
+        assert (status.role, status.read_only, status.writable) == ("primary", True, False)
+        assert status.reason == "read-only by default"
         assert await cluster.fetch_value("SELECT 1") == 1
         with pytest.raises(pgha.NoNodeAvailable), anyio.fail_after(PATIENCE):
             await cluster.execute("CREATE TABLE t (id int)")

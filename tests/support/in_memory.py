@@ -7,6 +7,7 @@ from typing import Any
 from psycopg.rows import tuple_row
 
 from pgha._core.need import AccessMode
+from pgha._core.server_status import ServerStatus
 from pgha._core.statement_kind import classify_statement
 from pgha._dispatch.dispatcher import Dispatcher
 from pgha._node.lane import Lane
@@ -33,7 +34,7 @@ class InMemory:
             node = ManagedNode(config, self.options, adapters, self.dispatcher, lambda: self.now)
             node.name = name
             self.nodes[name] = node
-            node.health.answered(self.now, "primary", 0.0001)
+            node.health.answered(self.now, ServerStatus(system=7), 0.0001)
             node.server.system = 7
         self.dispatcher.reroute()
 

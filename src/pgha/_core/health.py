@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from pgha._core.server_status import ServerStatus
 from pgha._types import Role, State
 
 
@@ -31,6 +32,8 @@ class Transition:
     after: State
     role_before: Role
     role: Role
+    read_only_before: bool = False
+    read_only: bool = False
 
     @property
     def state_changed(self) -> bool:
@@ -39,8 +42,8 @@ class Transition:
 
     @property
     def role_changed(self) -> bool:
-        """Whether the role is another one than before."""
-        return self.role_before != self.role
+        """Whether the role is another one than before, or the server became read-only or writable."""
+        return self.role_before != self.role or self.read_only_before != self.read_only
 
     @property
     def fell(self) -> bool:
@@ -54,19 +57,26 @@ class Transition:
 
 
 class Health:
-    """The state, role and latency of one node.
+    """The state, last status and latency of one node.
 
     Every method that changes the state takes the time as ``now``, and records that time.
     """
 
     WINDOW = 64
     """Number of round trips from which the p99 is computed."""
-    SMOOTHING = 0.2
-    """Weight of the newest round trip in the smoothed latency."""
+    RECENT = 10
+    """Number of round trips of which the least is the latency. A round trip contains every stall of this
+    process and of the server; the least one contains none, and follows a longer way within a few pings."""
 
     def __init__(self, now: float) -> None:
         self.state: State = "connecting"
         self.role: Role = "unknown"
+        self.status = ServerStatus()
+        """What the last answered ping told of the server."""
+        self.superseded = False
+        """Whether the server is a primary, and a newer timeline of its lineage was seen."""
+        self.writable = False
+        """Whether the server takes writes: a primary that is neither read-only nor superseded."""
         self.since = now
         self.reason = ""
         self.latency: float | None = None
@@ -87,13 +97,25 @@ class Health:
         """
         return self.state == "up"
 
-    def answered(self, now: float, role: Role, trip: float) -> Transition:
+    def answered(self, now: float, status: ServerStatus, trip: float) -> Transition:
         """Record the answer to a ping, which took ``trip`` seconds."""
         self._trips.append(trip)
-        self.latency = trip if self.latency is None else self.latency + self.SMOOTHING * (trip - self.latency)
+        self.latency = min(tuple(self._trips)[-self.RECENT :])
         ordered = sorted(self._trips)
         self.p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-        return self._move(now, "up", "", role)
+        read_only_before, self.status = self.status.read_only, status
+        moved = self._move(now, "up", "", status.role, read_only_before)
+        self._decide_writable()
+        return moved
+
+    def supersede(self, superseded: bool) -> bool:
+        """Record whether a newer timeline of the server's lineage was seen; return whether that is new."""
+        changed, self.superseded = superseded != self.superseded, superseded
+        self._decide_writable()
+        return changed
+
+    def _decide_writable(self) -> None:
+        self.writable = self.role == "primary" and not self.status.read_only and not self.superseded
 
     def suspected(self, now: float, reason: str) -> Transition:
         """Record that something went wrong on a lane; the next ping decides whether the node is lost."""
@@ -105,8 +127,12 @@ class Health:
         """Record that the monitor's connection was lost, or could not be opened."""
         return self._move(now, "rejected" if rejected else "down", reason, self.role)
 
-    def _move(self, now: float, state: State, reason: str, role: Role) -> Transition:
-        moved = Transition(self.state, state, self.role, role)
+    def _move(
+        self, now: float, state: State, reason: str, role: Role, read_only_before: bool | None = None
+    ) -> Transition:
+        read_only = self.status.read_only
+        before = read_only if read_only_before is None else read_only_before
+        moved = Transition(self.state, state, self.role, role, before, read_only)
         if moved.state_changed:
             self.since = now
             self.state = state
@@ -122,8 +148,3 @@ def suspicious_age(p99: float, floor: float, ceiling: float, pings: int) -> floa
     same head has caused. Doubling keeps a long query from causing a ping every few milliseconds.
     """
     return min(max(floor, 4 * p99), ceiling) * 2.0 ** min(pings, 30)
-
-
-def role_of(in_recovery: bool, read_only: bool) -> Role:
-    """Return the role of a server; one that is read-only by default takes no writes, in recovery or not."""
-    return "standby" if in_recovery or read_only else "primary"

@@ -25,6 +25,7 @@ from pgha._core.statements import Entry
 from pgha._dispatch.cancellation import Cancellation
 from pgha._dispatch.failure import given_up, in_doubt
 from pgha._dispatch.feeding import Feeding
+from pgha._dispatch.lineages import Lineages
 from pgha._dispatch.node_changes import NodeChanges
 from pgha._dispatch.placing import Placing
 from pgha._dispatch.races import Races
@@ -67,10 +68,13 @@ class Dispatcher:
         self._handed_over: list[Lane] = []
         """The lanes that have something to be written."""
         self._waiting = WaitQueue(options, self.times, clock, self)
-        self._placing = Placing(nodes, self._waiting, clock, options.tuning)
+        self._lineages = Lineages(
+            nodes, self.tracker.events, self.log, self.times, clock, options.tuning.first_look, self.reroute
+        )
+        self._placing = Placing(nodes, self._waiting, options.tuning, self._lineages.incomplete)
         self._feeding = Feeding(nodes, self._waiting, self._placing, self.tracker, clock, self)
         self._changes = NodeChanges(
-            nodes, self._waiting, self._placing, self._feeding, self.tracker, clock, self
+            nodes, self._waiting, self._placing, self._feeding, self._lineages, self.tracker, clock, self
         )
         self._races = Races(self, self, self.tracker, clock, options.tuning.max_attempts)
         self._resolver = Resolver(self, self, self.tracker, self.times, clock, options.failover_timeout)
@@ -301,6 +305,10 @@ class Dispatcher:
         """Emit events for a change of the node's state or role, and choose nodes anew."""
         self._changes.health_changed(node, moved, reason)
         self._retries.roles.observed(node)
+
+    def status_seen(self, node: ManagedNode) -> None:
+        """Compare the node's timeline with the others of its lineage."""
+        self._lineages.status_seen(node)
 
     def clock_changed(self, node: ManagedNode) -> None:
         """Emit an event because the node's clock started or stopped being skewed."""

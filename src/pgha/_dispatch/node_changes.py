@@ -11,6 +11,7 @@ from pgha._core.health import Transition
 from pgha._core.outcome import Outcome
 from pgha._dispatch.failure import LegLost
 from pgha._dispatch.feeding import Feeding
+from pgha._dispatch.lineages import Lineages
 from pgha._dispatch.placing import Placing
 from pgha._dispatch.tracker import Tracker
 from pgha._dispatch.wait_queue import WaitQueue
@@ -36,7 +37,7 @@ class NodeChanges:
 
     def __init__(
         self, nodes: Mapping[str, ManagedNode], waiting: WaitQueue, placing: Placing, feeding: Feeding,
-        tracker: Tracker, clock: Callable[[], float], owner: NodeChangesCallbacks,
+        lineages: Lineages, tracker: Tracker, clock: Callable[[], float], owner: NodeChangesCallbacks,
     ) -> None:  # fmt: skip
         self.watchers: set[anyio.Event] = set()
         """Events of the tasks that wait for a change."""
@@ -44,6 +45,7 @@ class NodeChanges:
         self._waiting = waiting
         self._placing = placing
         self._feeding = feeding
+        self._lineages = lineages
         self._tracker = tracker
         self._log = tracker.log
         self._clock = clock
@@ -86,14 +88,23 @@ class NodeChanges:
                     at=now, node=node.name, state=moved.after, before=moved.before, reason=reason
                 )
             )
-            self._log.state_changed(node.name, moved.before, moved.after, reason, moved.role)
+            role = f"{moved.role}, read-only" if moved.read_only else moved.role
+            self._log.state_changed(node.name, moved.before, moved.after, reason, role)
         if moved.role_changed:
-            events.emit(RoleChanged(at=now, node=node.name, role=moved.role, before=moved.role_before))
-            self._log.role_changed(node.name, moved.role_before, moved.role)
+            events.emit(
+                RoleChanged(
+                    at=now, node=node.name, role=moved.role, before=moved.role_before,
+                    read_only=moved.read_only,
+                )
+            )  # fmt: skip
+            self._log.role_changed(node.name, moved.role_before, moved.role, read_only=moved.read_only)
         self.reroute()
-        if moved.fell or moved.role_changed:
+        superseded = self._lineages.take_changed()
+        for one in superseded:
+            self._requeue(one)
+        if (moved.fell or moved.role_changed) and node not in superseded:
             self._requeue(node)
-        if moved.state_changed or moved.role_changed:
+        if moved.state_changed or moved.role_changed or superseded:
             self.notify()
         self._feeding.hungry(node)
 

@@ -17,11 +17,13 @@ class Placing:
     """The targets of the lines."""
 
     def __init__(
-        self, nodes: Mapping[str, ManagedNode], waiting: WaitQueue, clock: Callable[[], float], tuning: Tuning
-    ) -> None:
+        self, nodes: Mapping[str, ManagedNode], waiting: WaitQueue, tuning: Tuning,
+        incomplete: Callable[[], bool],
+    ) -> None:  # fmt: skip
         self._nodes = nodes
         self._waiting = waiting
-        self._clock = clock
+        self._incomplete = incomplete
+        """Whether a node was not heard of yet that may be a newer primary than all others."""
         self._overflow_after = tuning.overflow_after
 
     def line(self, need: Need, exclusive: bool) -> Line:
@@ -79,6 +81,8 @@ class Placing:
 
     def _nearest(self, need: Need, before: ManagedNode | None) -> ManagedNode | None:
         views = [node.candidate(need.access) for node in self._nodes.values() if not node.leaving]
+        if need.role == "primary" and before is None and self._incomplete():
+            views = []  # writes begin on the newest primary, not on the one that happened to answer first
         name = choose(views, before.name if before is not None else None, need)
         return self._nodes[name] if name is not None else None
 

@@ -360,7 +360,7 @@ class Ledger:
                     f"{name} is {known[name].state} ({known[name].reason}); nothing was done on any node:"
                     " wait until it is up, or name the other nodes"
                 )
-        primaries = [name for name in chosen if known[name].role == "primary"]
+        primaries = [name for name in chosen if known[name].writable]
         if not primaries:
             raise LedgerError(f"none of the nodes ({', '.join(chosen)}) accepts writes: name their primary")
         return primaries

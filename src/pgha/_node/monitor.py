@@ -20,41 +20,24 @@ import psycopg
 from psycopg.errors import error_from_result
 
 from pgha._core.backoff import delay
-from pgha._core.health import role_of
 from pgha._core.pipeline import Doing
+from pgha._core.server_status import ServerStatus, server_status
+from pgha._node.queries import LEDGER, STATUS, activity, columns, doings, limited, termination
 from pgha._options import NodeConfig, Options
 from pgha._telemetry.log import say
-from pgha._types import Role
 from pgha._wire import OK, PGconn, PGresult
-from pgha._wire.connect import SYSTEM, ConnectFailed, open_pgconn
+from pgha._wire.connect import ConnectFailed, open_pgconn
 from pgha._wire.interrupts import uninterrupted
 from pgha._wire.segment import FATAL_ERROR
 
 logger = logging.getLogger("pgha.node")
 
-PING = b"SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())"
-"""A query as cheap as SELECT 1, which also returns the role, on every version, and the server's clock."""
-_LEDGER = (
-    b"SELECT pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE')"
-    b" AND pg_catalog.has_table_privilege(c.oid, 'INSERT')"
-    b" AND pg_catalog.has_table_privilege(c.oid, 'UPDATE')"
-    b" AND pg_catalog.has_table_privilege(c.oid, 'SELECT')"
-    b" AND EXISTS (SELECT FROM pg_catalog.pg_attribute a"
-    b" WHERE a.attrelid OPERATOR(pg_catalog.=) c.oid"
-    b" AND a.attname OPERATOR(pg_catalog.=) 'fingerprint' AND NOT a.attisdropped)"
-    b" FROM pg_catalog.pg_class c"
-    b" JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace"
-    b" WHERE n.nspname OPERATOR(pg_catalog.=) 'pgha' AND c.relname OPERATOR(pg_catalog.=) 'ledger'"
-)
-"""A query that says whether the ledger is usable. The query reads the catalogue, since to_regclass fails if
-the role may not use the schema."""
-_ACTIVITY = (
-    b"SELECT a.pid, a.state, a.wait_event FROM pg_catalog.unnest(ARRAY[%s]) AS asked (pid),"
-    b" pg_catalog.pg_stat_get_activity(asked.pid) AS a"
-)
-"""A query for the state of backends. The query avoids the view pg_stat_activity, which looks up names of
-roles and databases, and needs a right of its own."""
-_QUERY_TIMEOUT = 2.0
+_FIRST_TIMEOUT = 2.0
+"""Seconds for the first answer on a new connection: a server that has just started may answer slowly."""
+_LIMITED_TO = 0.5
+"""The part of the ping's timeout after which the server itself ends a query that is not the ping."""
+_FORBIDDEN = ("0A", "42", "55")
+"""The classes of the errors that say that a part of the status query is forbidden or missing."""
 REJECTED_EVERY = 5.0
 """Seconds between attempts to connect to a node that rejects the connection."""
 
@@ -67,14 +50,12 @@ class PingFailed(Exception):
 class Ping:
     """The answer to a ping."""
 
-    role: Role
+    status: ServerStatus
     server_version: int
     sent: float
     """When the ping was sent, by the cluster's clock."""
     received: float
     """When the answer came, by the cluster's clock."""
-    clock: float
-    """The server's clock, in seconds since 1970."""
     wall: float
     """The local clock when the answer came, in seconds since 1970."""
 
@@ -84,10 +65,6 @@ class MonitorCallbacks(Protocol):
 
     def alive(self, ping: Ping) -> None:
         """Take the answer to a ping."""
-        ...
-
-    def identified(self, system: int | None) -> None:
-        """Take the system identifier of the server behind a new connection; None if unreadable."""
         ...
 
     def ledger_seen(self, usable: bool) -> None:
@@ -118,6 +95,8 @@ class Monitor:
         self._owner = owner
         self._clock = clock
         self._wall = time.time
+        self._level = 0
+        """Which query of `STATUS` the server answers, on the present connection."""
         self._ledger_check_at = 0.0
         """The time of the next check for the ledger."""
         self._sleep: anyio.CancelScope | None = None
@@ -186,7 +165,10 @@ class Monitor:
         """Ping until the connection fails; return whether the server ever answered."""
         answered = False
         try:
-            await self._identify(pgconn)
+            self._level = 0
+            # Not used: the first query is slow, and shows what may be asked. The next answer counts.
+            await self._status(pgconn, _FIRST_TIMEOUT)
+            self._ledger_check_at = self._clock()
             while True:
                 await self._ping(pgconn)
                 answered = True
@@ -220,42 +202,42 @@ class Monitor:
     async def _ping(self, pgconn: PGconn) -> None:
         self._ping_requested = False
         started = self._clock()
-        pgconn.send_query(PING)
-        reply = await self._read_reply(pgconn, started + self._options.ping_timeout)
-        in_recovery = reply is not None and reply.get_value(0, 0) == b"t"
-        read_only = pgconn.parameter_status(b"default_transaction_read_only") == b"on"
-        clock = float(reply.get_value(0, 1) or 0) if reply is not None else 0.0
-        role, version = role_of(in_recovery, read_only), pgconn.server_version
-        self._owner.alive(Ping(role, version, started, self._clock(), clock, self._wall()))
+        status = await self._status(pgconn, self._options.ping_timeout)
+        self._owner.alive(Ping(status, pgconn.server_version, started, self._clock(), self._wall()))
 
-    async def _identify(self, pgconn: PGconn) -> None:
-        system: int | None = None
-        pgconn.send_query(SYSTEM)
-        try:
-            # The connection is not in use yet, and a server that has just started may answer slowly.
-            reply = await self._read_reply(pgconn, self._clock() + _QUERY_TIMEOUT)
-            system = int(reply.get_value(0, 0) or 0) or None if reply is not None else None
-        except psycopg.Error as error:
-            if pgconn.status != OK:
-                raise
-            name = self._config.name
-            say(logger, logging.WARNING, "%s: the server does not tell who it is: %s", name, error)
-        self._owner.identified(system)
-        self._ledger_check_at = self._clock()
+    async def _status(self, pgconn: PGconn, timeout: float) -> ServerStatus:
+        """Ask for the server's status; ask for less on this connection if the server forbids a part."""
+        while True:
+            pgconn.send_query(STATUS[self._level])
+            try:
+                reply = await self._read_reply(pgconn, timeout)
+            except psycopg.Error as error:
+                forbidden = (error.sqlstate or "")[:2] in _FORBIDDEN and pgconn.status == OK
+                if not forbidden or self._level + 1 == len(STATUS):
+                    raise
+                if self._level == 0:
+                    words = "%s: the server does not tell its whole status: %s"
+                    say(logger, logging.WARNING, words, self._config.name, error)
+                self._level += 1
+            else:
+                return server_status(columns(reply))
 
     async def _check_ledger(self, pgconn: PGconn) -> None:
         self._ledger_check_at = self._clock() + self._options.tuning.ledger_look
-        pgconn.send_query(_LEDGER)
-        reply = await self._read_reply(pgconn, self._clock() + _QUERY_TIMEOUT)
+        try:
+            reply = await self._limited(pgconn, LEDGER)
+        except psycopg.errors.QueryCanceled:
+            # The server is slow just now: check again after the next ping.
+            self._ledger_check_at = self._clock()
+            return
         usable = reply is not None and reply.ntuples == 1 and reply.get_value(0, 0) == b"t"
         self._owner.ledger_seen(usable)
 
     async def _end_backends(self, pgconn: PGconn) -> None:
         pids, self._to_terminate = self._to_terminate, []
-        ends = b", ".join(b"pg_catalog.pg_terminate_backend(%d)" % pid for pid in pids)
-        pgconn.send_query(b"SELECT " + ends)
+        pgconn.send_query(termination(pids))
         try:
-            await self._read_reply(pgconn, self._clock() + self._options.ping_timeout)
+            await self._read_reply(pgconn, self._options.ping_timeout)
         except psycopg.Error as error:
             if pgconn.status != OK:
                 raise
@@ -264,26 +246,27 @@ class Monitor:
 
     async def _inspect_backends(self, pgconn: PGconn) -> None:
         asked, self._to_inspect = self._to_inspect, {}
-        pids = b", ".join(b"%d" % pid for pid in asked)
-        pgconn.send_query(_ACTIVITY % pids)
         found: dict[int, Doing] = {}
         try:
-            # The ping was answered just now; this query may take longer if there are many backends.
-            reply = await self._read_reply(pgconn, self._clock() + _QUERY_TIMEOUT)
+            reply = await self._limited(pgconn, activity(list(asked)))
         except psycopg.Error as error:
             if pgconn.status != OK:
                 raise
             # The node is well, but the role may not see backends.
             say(logger, logging.WARNING, "%s: backends cannot be looked at: %s", self._config.name, error)
         else:
-            rows = range(reply.ntuples) if reply is not None else ()
-            found = {
-                int(reply.get_value(row, 0) or 0): _doing(reply, row) for row in rows if reply is not None
-            }
+            found = doings(reply)
         for pid, report in asked.items():
             report(found.get(pid, Doing.UNKNOWN))
 
-    async def _read_reply(self, pgconn: PGconn, deadline: float) -> PGresult | None:
+    async def _limited(self, pgconn: PGconn, query: bytes) -> PGresult | None:
+        """Run a query that may be slow on a server that is well; a frozen server is noticed as by a ping."""
+        timeout = self._options.ping_timeout
+        pgconn.send_query(limited(query, timeout * _LIMITED_TO))
+        return await self._read_reply(pgconn, timeout)
+
+    async def _read_reply(self, pgconn: PGconn, timeout: float) -> PGresult | None:
+        deadline = self._clock() + timeout
         reply: PGresult | None = None
         failure: psycopg.Error | None = None
         while True:
@@ -295,7 +278,7 @@ class Monitor:
                 # Also after the timer: if the loop was busy, the answer may have arrived long ago.
                 pgconn.consume_input()
                 if late and pgconn.is_busy():
-                    raise PingFailed(f"no answer to a ping in {self._options.ping_timeout:g} s")
+                    raise PingFailed(f"no answer to a ping in {timeout:g} s")
             result = pgconn.get_result()
             if result is None:
                 if failure is not None:
@@ -305,14 +288,3 @@ class Monitor:
                 failure = error_from_result(result)
             else:
                 reply = result
-
-
-def _doing(reply: PGresult, row: int) -> Doing:
-    state, event = reply.get_value(row, 1), reply.get_value(row, 2)
-    if state is None:
-        return Doing.UNKNOWN  # another role's backend: the server does not say
-    if event == b"SyncRep":
-        return Doing.REPLICATING
-    # A backend with a part of a request waits for the rest (ClientRead); after a failed frame it is idle in a
-    # transaction block.
-    return Doing.IDLE if state.startswith(b"idle") or event == b"ClientRead" else Doing.RUNNING

@@ -41,6 +41,10 @@ class NodeCallbacks(LaneCallbacks[Lane], Protocol):
         """Send operations that wait, if the node has capacity."""
         ...
 
+    def status_seen(self, node: ManagedNode) -> None:
+        """Compare the node's timeline with the others of its lineage, before anything is sent to the node."""
+        ...
+
     def clock_changed(self, node: ManagedNode) -> None:
         """Take note that the node's clock started or stopped being skewed."""
         ...
@@ -73,9 +77,6 @@ class _Reports:
 
     def alive(self, ping: Ping) -> None:
         self._enter(self._node.alive, ping)
-
-    def identified(self, system: int | None) -> None:
-        self._enter(self._node.identified, system)
 
     def ledger_seen(self, usable: bool) -> None:
         self._enter(self._node.ledger_seen, usable)
@@ -216,10 +217,6 @@ class ManagedNode:
         if self.health.usable:
             self._monitor.inspect(lane.link.pid, report)
 
-    def identified(self, system: int | None) -> None:
-        """Record the system identifier of the server behind the monitor's new connection."""
-        self.server.system = system
-
     def look_at_ledger(self) -> None:
         """Check at once for the ledger, which was installed or removed just now."""
         self._monitor.look_at_ledger()
@@ -231,11 +228,16 @@ class ManagedNode:
     def alive(self, ping: Ping) -> None:
         """Record the answer to a ping."""
         self.server_version = ping.server_version
-        if self.server.clock.measured(ping.sent, ping.received, ping.clock, ping.wall):
+        status = ping.status
+        self.server.system = status.system
+        if status.clock is not None and self.server.clock.measured(
+            ping.sent, ping.received, status.clock, ping.wall
+        ):
             self._host.clock_changed(self)
         self.pinged_at = ping.sent
-        moved = self.health.answered(self._clock(), ping.role, ping.received - ping.sent)
+        moved = self.health.answered(self._clock(), status, ping.received - ping.sent)
         self._learn_latency()
+        self._host.status_seen(self)
         if moved.rose or moved.role_changed:
             self.keep_lanes()
         self._host.health_changed(self, moved, "")
@@ -286,7 +288,7 @@ class ManagedNode:
         """Open the lanes that should be open: the read lanes and, after the first write, a write lane."""
         if self.usable:
             self.sets["read"].keep(self._options.read_connections)
-            if self._host.writes_seen and self.health.role == "primary":
+            if self._host.writes_seen and self.health.writable:
                 self.sets["write"].keep(1)
 
     def lanes_changed(self) -> None:
@@ -305,7 +307,7 @@ class ManagedNode:
 
     def takes(self, kind: AccessMode) -> bool:
         """Return whether the node's state and role allow operations of this access mode."""
-        return self.health.sendable and not self.leaving and (kind == "read" or self.health.role == "primary")
+        return self.health.sendable and not self.leaving and (kind == "read" or self.health.writable)
 
     def serves(self, kind: AccessMode) -> bool:
         """Return whether the node takes operations of this access mode now, or once a lane has capacity."""
@@ -376,9 +378,16 @@ class ManagedNode:
     def candidate(self, kind: AccessMode) -> Candidate:
         """Return the node as seen by routing."""
         health = self.health
-        latency = float("inf") if health.latency is None else health.latency
-        serving = not self.sets[kind].failing
-        return Candidate(self.name, health.state, health.role, latency, serving, lineage=self.server.system)
+        return Candidate(
+            name=self.name,
+            state=health.state,
+            role=health.role,
+            latency=float("inf") if health.latency is None else health.latency,
+            serving=not self.sets[kind].failing,
+            lineage=self.server.system,
+            read_only=health.status.read_only,
+            superseded=health.superseded,
+        )
 
     def status(self) -> NodeStatus:
         """Return the node as seen by the user."""
@@ -389,11 +398,20 @@ class ManagedNode:
             state=health.state,
             role=health.role,
             state_for=self._clock() - health.since,
-            reason=health.reason or failing,
+            reason=health.reason or failing or self._refusal(),
             latency=health.latency,
             clock_skew=self.server.clock.skew,
             server_version=self.server_version,
             read_connections=len(self.sets["read"].lanes),
             write_connections=len(self.sets["write"].lanes),
             in_flight=self.in_flight,
+            read_only=health.status.read_only,
+            superseded=health.superseded,
+            timeline=health.status.timeline,
         )
+
+    def _refusal(self) -> str:
+        """Return why a node that is up takes no writes although it says that it is a primary, or ""."""
+        if self.health.superseded:
+            return f"a primary of timeline {self.health.status.timeline}, and a newer timeline was seen"
+        return "read-only by default" if self.health.status.read_only else ""

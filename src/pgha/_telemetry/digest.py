@@ -170,7 +170,7 @@ class Digest:
     # Facts
 
     def state_changed(
-        self, now: float, node: str, before: State, after: State, reason: str, role: Role
+        self, now: float, node: str, before: State, after: State, reason: str, role: str
     ) -> None:
         """Add that a node entered the state ``after``; ``reason`` explains every state except ``up``."""
         if after == "suspect":
@@ -195,15 +195,29 @@ class Digest:
                 self._moved[node] = now
         self._change(now, node, line)
 
-    def role_changed(self, now: float, node: str, before: Role, after: Role) -> None:
-        """Add a promotion or demotion. A node's first role is in the line that says that the node is up."""
+    def role_changed(
+        self, now: float, node: str, before: Role, after: Role, *, read_only: bool = False
+    ) -> None:
+        """Add a promotion or demotion, or that only ``read_only`` changed.
+
+        A node's first role is in the line that says that the node is up.
+        """
         if before == "unknown":
             return
-        if after == "primary":
+        if read_only and after == "primary":
+            line = Line("node", "warning", "node %s is read-only: it takes no writes", (node,))
+        elif before == after:
+            line = Line("node", "info", "node %s is not read-only any more (%s)", (node, after))
+        elif after == "primary":
             line = Line("node", "info", "node %s was promoted: it takes writes", (node,))
         else:
             line = Line("node", "warning", "node %s was demoted: it takes no writes", (node,))
         self._change(now, node, line)
+
+    def superseded(self, now: float, node: str, timeline: int, newest: int) -> None:
+        """Add that a primary takes no writes, because a newer timeline of its lineage was seen."""
+        words = "node %s is a primary of timeline %d, but timeline %d was seen: it takes no writes; fence it"
+        self._change(now, node, Line("node", "warning", words, (node, timeline, newest)))
 
     def clock_skewed(self, now: float, node: str, skew: float, *, skewed: bool) -> None:
         """Add that a server's clock began or ceased to differ from the local clock."""

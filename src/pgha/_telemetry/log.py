@@ -78,12 +78,16 @@ class ClusterLog:
 
     # Facts
 
-    def state_changed(self, node: str, before: State, after: State, reason: str, role: Role) -> None:
+    def state_changed(self, node: str, before: State, after: State, reason: str, role: str) -> None:
         self._digest.state_changed(self._clock(), node, before, after, self._brief(reason), role)
         self._plan()
 
-    def role_changed(self, node: str, before: Role, after: Role) -> None:
-        self._digest.role_changed(self._clock(), node, before, after)
+    def role_changed(self, node: str, before: Role, after: Role, *, read_only: bool = False) -> None:
+        self._digest.role_changed(self._clock(), node, before, after, read_only=read_only)
+        self._plan()
+
+    def superseded(self, node: str, timeline: int, newest: int) -> None:
+        self._digest.superseded(self._clock(), node, timeline, newest)
         self._plan()
 
     def clock_skewed(self, node: str, skew: float, *, skewed: bool) -> None:

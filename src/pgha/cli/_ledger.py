@@ -143,7 +143,7 @@ async def _prune(cluster: pgha.Cluster, asked: Asked) -> int:
             node, reason = cluster.nodes[name], _on_one_line(error).removeprefix(f"{name}: ")
             if node.state not in ("up", "suspect"):
                 reason = f"the node is {node.state}: {_on_one_line(node.reason)}"
-            elif node.role == "standby":
+            elif not node.writable:
                 standbys = error
                 continue
             found.append(pgha.Pruned(name, 0, reason))

@@ -493,7 +493,7 @@ def test_writes_need_a_primary() -> None:
     with lent("n1", {"default_transaction_read_only": "on"}) as node:
         done = ended(node.dsn, "--write")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "pgha soak: --write needs a primary, but all nodes are standbys\n"
+    assert done.stderr == "pgha soak: --write needs a primary, but no node takes writes\n"
 
 
 # Unusable arguments

@@ -65,6 +65,33 @@ def test_roles() -> None:
     ]
 
 
+def test_servers_that_become_read_only() -> None:
+    digest = Digest()
+    digest.role_changed(0.0, "n1", "unknown", "primary", read_only=True)
+    digest.role_changed(1.0, "n1", "primary", "primary", read_only=False)
+    digest.role_changed(2.0, "n1", "primary", "primary", read_only=True)
+    digest.role_changed(3.0, "n1", "primary", "standby", read_only=True)
+    digest.role_changed(4.0, "n1", "standby", "standby", read_only=False)
+    assert texts(digest.lines(4.0)) == [
+        ("node", "info", "node n1 is not read-only any more (primary)"),
+        ("node", "warning", "node n1 is read-only: it takes no writes"),
+        ("node", "warning", "node n1 was demoted: it takes no writes"),
+        ("node", "info", "node n1 is not read-only any more (standby)"),
+    ]
+
+
+def test_a_superseded_primary_is_a_warning() -> None:
+    digest = Digest()
+    digest.superseded(0.0, "n1", 1, 2)
+    assert texts(digest.lines(0.0)) == [
+        (
+            "node",
+            "warning",
+            "node n1 is a primary of timeline 1, but timeline 2 was seen: it takes no writes; fence it",
+        )
+    ]
+
+
 def test_clocks() -> None:
     digest = Digest()
     digest.clock_skewed(0.0, "n1", -2.5, skewed=True)

@@ -95,9 +95,7 @@ async def demotion(field: Field) -> None:
     old, new = nodes.primary, nodes.standbys[0]
     await old.execute("ALTER SYSTEM SET default_transaction_read_only = on")
     await old.execute("SELECT pg_reload_conf()")
-    await field.until(
-        lambda: field.cluster.nodes[old.name].role == "standby", f"{old.name} is seen as standby"
-    )
+    await field.until(lambda: field.cluster.nodes[old.name].read_only, f"{old.name} is seen as read-only")
     await nodes.wait_replicated()
     await old.stop("fast")
     await nodes.promote(new)
@@ -121,7 +119,7 @@ async def read_only_master(field: Field) -> None:
     await victim.execute("ALTER SYSTEM RESET ALL")
     await victim.execute("SELECT pg_reload_conf()")
     await field.until(
-        lambda: field.cluster.nodes[victim.name].role == "primary", f"{victim.name} is seen as primary"
+        lambda: not field.cluster.nodes[victim.name].read_only, f"{victim.name} is seen as writable"
     )
     await field.more()
 
@@ -129,7 +127,8 @@ async def read_only_master(field: Field) -> None:
 @scenario(
     12,
     "two-primaries",
-    "A standby is promoted while the primary still runs: each write is applied once, by one of them",
+    "A standby is promoted while the primary still runs: writes move to the new primary, and wait for it when"
+    " it is killed, since nothing goes back to the old timeline",
     setup=_ASYNCHRONOUS,
 )
 async def two_primaries(field: Field) -> None:
@@ -138,15 +137,13 @@ async def two_primaries(field: Field) -> None:
     old, new = nodes.primary, nodes.standbys[0]
     await nodes.promote(new)
     field.split(old, new)
-    await field.until(
-        lambda: field.cluster.nodes[new.name].role == "primary", f"{new.name} is seen as primary"
-    )
-    await field.more()
-    writing = field.victim
-    async with field.struck("kill", writing):
-        await field.more()
-    await field.up(writing)
-    await field.more()
+    await field.until(lambda: field.cluster.nodes[old.name].superseded, f"{old.name} is seen as superseded")
+    await field.until(lambda: field.load.writer == new.name, f"writes go to {new.name}")
+    async with field.struck("kill", new):
+        await field.pause(1.0)
+    await field.up(new)
+    await field.more(node=new)
+    await field.until(lambda: field.load.writer == new.name, f"writes go to {new.name} again")
 
 
 @scenario(

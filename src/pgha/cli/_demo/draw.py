@@ -169,12 +169,18 @@ def _columns(board: Board, width: int, glyphs: Glyphs) -> list[tuple[int, _Colum
         (6, _Column("port", 5, lambda row, _: Text(str(row.port or ""), "dim"))),
         (0, _Column("server" if wide else "state", 12, state)),
         *([(0, _Column("pgha sees", 12, seen))] if wide else []),
-        (5, _Column("role", 7, lambda row, _: Text(row.status.role if row.status else ""))),
+        (5, _Column("role", 7, lambda row, _: Text(_role(row)))),
         (0, _Column("ops/s", 5, lambda row, _: _rate(row), right=True)),
         (1, _Column("", _SHORTEST, rates, gap=1)),
         (2, _Column("latency", 7, lambda row, _: _latency(row), right=True)),
         (3, _Column("", _SHORTEST, latencies, gap=1)),
     ]
+
+
+def _role(row: Row) -> str:
+    if row.status is None or row.status.writable or row.status.role != "primary":
+        return row.status.role if row.status else ""
+    return "r/o" if row.status.read_only else "old"
 
 
 def _fitted(ranked: Sequence[tuple[int, _Column]], width: int) -> list[_Column]:

@@ -264,9 +264,9 @@ async def _make_tables(cluster: pgha.Cluster, made: list[str]) -> None:
     # A node that came up later would have no table, and every write sent to it would fail.
     if absent := [f"{node.name} is {node.state} ({node.reason})" for node in nodes if node.state != "up"]:
         raise _Unusable(f"--write needs every node up, to create its table: {', '.join(absent)}")
-    primaries = [node.name for node in nodes if node.role == "primary"]
+    primaries = [node.name for node in nodes if node.writable]
     if not primaries:
-        raise _Unusable("--write needs a primary, but all nodes are standbys")
+        raise _Unusable("--write needs a primary, but no node takes writes")
     for name in primaries:
         route = pgha.pin(name)
         try:

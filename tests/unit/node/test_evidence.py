@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -11,9 +10,10 @@ from psycopg.rows import tuple_row
 from pgha import nearest
 from pgha._core.next_step import Case, NextStep, decide
 from pgha._core.outcome import Outcome, ServerError
-from pgha._node.callbacks import SegmentFailure
-from pgha._node.lane import Lane, _by_order, _ends_all
-from pgha._operation.operation import Operation, OperationCallbacks, Request
+from pgha._node.callbacks import ServerFacts
+from pgha._node.evidence import _by_order, _ends_all
+from pgha._node.outgoing import Refusal, ledger_part
+from pgha._operation.operation import AttemptState, Operation, OperationCallbacks, Request
 
 
 @pytest.mark.parametrize(
@@ -35,16 +35,12 @@ def test_only_a_fatal_tells_of_the_connection(
 
 def test_a_write_that_meets_another_server_goes_elsewhere() -> None:
     """The lane refuses it in the server's place, since only a server of its lineage knows its key."""
-    failures: list[SegmentFailure] = []
-    lane = object.__new__(Lane)
-    lane.node, lane.kind, lane.system = "n1", "read", 2
-    lane._owner = cast(
-        Any, SimpleNamespace(segment_failed=lambda lane, operation, failure: failures.append(failure))
-    )
     request = Request((), "write", False, False, nearest(), tuple_row)
     operation: Operation[Any] = Operation(cast(OperationCallbacks, None), request, 0.0)
     operation.lineage, operation.doubted = 1, True
-    assert lane.send(operation, 1.0)
-    (failure,) = failures
-    case = Case(failure.facts, keyed=True, doubted=True)
+    attempt = AttemptState("n1", 1.0)
+    attempt.system = 2
+    refusal = ledger_part(operation, attempt, ServerFacts(), 1.0)
+    assert isinstance(refusal, Refusal)
+    case = Case(refusal.failure().facts, keyed=True, doubted=True)
     assert decide(case) == (Outcome.NOT_APPLIED, NextStep.AGAIN_ELSEWHERE)
