@@ -323,7 +323,7 @@ async def test_a_hang_up_of_ours_does_not_count(server: LocalNode) -> None:
         async def monitor() -> bool:
             rows = await server.execute(
                 "SELECT pid FROM pg_stat_activity WHERE application_name = %s"
-                " AND query LIKE 'SELECT pg_catalog.pg_is_in_recovery%%'",
+                " AND query LIKE 'SELECT s.in_recovery%%'",
                 [application],
             )
             fresh = {pid for (pid,) in rows} - monitors
