@@ -31,14 +31,13 @@ def classify(
     Args:
         operation: The operation whose attempt failed.
         failure: The facts that the lane recorded.
-        tuning: The limits.
+        tuning: The limits of attempts.
         exhausted: The retry budgets that have nothing left.
         role_changed: Whether the node takes no writes any more; None if that was not checked.
 
     Returns:
         The decision. After `NextStep.CHECK_ROLE`, the same failure is classified again.
     """
-    facts = failure.facts
     if _suspected(operation.attempts, failure):
         operation.attempts[-1].suspected = True
         operation.suspected_crashes += 1
@@ -50,9 +49,9 @@ def classify(
     reason = _reason(failure)
     if outcome is Outcome.IN_DOUBT:
         _record_doubt(operation, failure, reason)
-    elif facts.at_ledger:
-        _refused_by_ledger(operation, facts)
-    return Decision(next_step, outcome, reason, budget_of(facts, next_step))
+    elif failure.facts.at_ledger:
+        _refused_by_ledger(operation, failure.facts)
+    return Decision(next_step, outcome, reason, budget_of(failure.facts, next_step))
 
 
 def _case(

@@ -103,9 +103,8 @@ class Retries:
                 operation.hits += 1
                 self._again(operation, decision)
             case _:
-                self._tracker.fail(
-                    operation, error_for(operation, failure, decision), decision.outcome, noted=True
-                )
+                error = error_for(operation, failure, decision)
+                self._tracker.fail(operation, error, decision.outcome, noted=True)
 
     def _prepare(
         self, lane: Lane, operation: Operation[Any], failure: SegmentFailure, step: NextStep
