@@ -11,12 +11,14 @@ import typing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import typing_extensions
 from psycopg import DataError
 
 from pgha._errors import ConfigError
 
 M = TypeVar("M")
 Record = dict[str, Any]
+_WRAPPERS: tuple[Any, ...] = (typing.Annotated, typing_extensions.ReadOnly)
 
 
 def make_models(model: type[M], records: Sequence[Record], columns: Sequence[str]) -> list[M]:
@@ -162,12 +164,12 @@ def _fields(model: type) -> list[_Field] | None:
     """Return the class's parameters; None if it takes anything, or if they cannot be determined."""
     hints = dict(_hints(model))
     if typing.is_typeddict(model):
-        required: frozenset[str] = getattr(model, "__required_keys__", frozenset())
-        return [_Field(name, name in required, _allowed(hint)) for name, hint in hints.items()]
+        usual: frozenset[str] = getattr(model, "__required_keys__", frozenset())
+        return [_Field(name, _required(hint, name in usual), _allowed(hint)) for name, hint in hints.items()]
     try:
         # pydantic sets a signature on its dataclasses, which plain subclasses inherit.
         source = _init(model) if dataclasses.is_dataclass(model) else model
-        parameters = [one for one in inspect.signature(source).parameters.values() if one.name != "self"]
+        parameters = [one for one in _signature(source).parameters.values() if one.name != "self"]
     except (TypeError, ValueError):
         return None
     if any(one.kind is one.VAR_KEYWORD for one in parameters):
@@ -194,18 +196,51 @@ def _init(model: Any) -> Any:
 def _hints(model: type) -> Iterator[tuple[str, Any]]:
     """Yield the annotations of the class and of its ``__init__``, as far as each can be evaluated."""
     init = _init(model)
-    sources = [(getattr(init, "__annotations__", {}), getattr(init, "__globals__", {}))]
-    for one in reversed(model.__mro__):
-        sources.append((vars(one).get("__annotations__", {}), vars(sys.modules.get(one.__module__, typing))))
-    for found, names in sources:
-        for name, annotation in found.items():
+    sources: list[tuple[Any, dict[str, Any]]] = [(init, getattr(init, "__globals__", {}))]
+    sources += [(one, vars(sys.modules.get(one.__module__, typing))) for one in reversed(model.__mro__)]
+    for source, names in sources:
+        # The module's names win: a field may have the name of its type (``date: date | None = None``).
+        parameters = {one.__name__: one for one in getattr(source, "__type_params__", ())}
+        known = {**vars(model), **getattr(source, "__dict__", {}), **vars(builtins), **names, **parameters}
+        for name, annotation in _own_annotations(source).items():
             holder = types.SimpleNamespace(__annotations__={name: annotation})
             try:
-                # The module names win: a field may have the name of its type (``date: date | None = None``).
-                known = {**vars(model), **vars(builtins), **names}
-                yield name, typing.get_type_hints(holder, known, {})[name]
+                yield name, typing.get_type_hints(holder, known, {}, include_extras=True)[name]
             except Exception:  # noqa: BLE001 - the name exists for type checkers only, and cannot be checked
                 yield name, Any
+
+
+def _signature(source: Callable[..., Any]) -> inspect.Signature:
+    """Return the signature; an annotation whose name does not exist is no error (see `_own_annotations`)."""
+    if sys.version_info >= (3, 14):
+        from annotationlib import Format
+
+        return inspect.signature(source, annotation_format=Format.FORWARDREF)
+    return inspect.signature(source)
+
+
+def _own_annotations(source: Any) -> dict[str, Any]:
+    """Return the annotations of a class, without those of its bases, or of a function.
+
+    From Python 3.14 on, annotations are computed when they are asked for, and are in no namespace before. A
+    name that does not exist then becomes a `ForwardRef`, instead of failing the others.
+    """
+    if sys.version_info >= (3, 14):
+        from annotationlib import Format
+
+        return inspect.get_annotations(source, format=Format.FORWARDREF)
+    return inspect.get_annotations(source)
+
+
+def _required(hint: Any, usual: bool) -> bool:
+    """Return whether a key of a TypedDict is required, if it ``usual``-ly is.
+
+    The class itself does not know of `Required` and `NotRequired` in annotations that are strings.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Required, typing.NotRequired):
+        return origin is typing.Required
+    return _required(arguments[0], usual) if origin in _WRAPPERS else usual
 
 
 def _allowed(hint: Any) -> tuple[type, ...] | None:
@@ -219,7 +254,7 @@ def _allowed(hint: Any) -> tuple[type, ...] | None:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return tuple({type(one) for one in arguments})
-    if origin in (typing.Annotated, typing.Required, typing.NotRequired):
+    if origin in _WRAPPERS or origin in (typing.Required, typing.NotRequired):
         return _allowed(arguments[0])
     if origin in (typing.Union, types.UnionType):
         parts = [_allowed(one) for one in arguments]

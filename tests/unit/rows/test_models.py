@@ -16,12 +16,15 @@ from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
+    ForwardRef,
     Generic,
     Literal,
     NamedTuple,
     NewType,
+    NotRequired,
     Optional,
     Protocol,
+    Required,
     SupportsInt,
     TypedDict,
     TypeVar,
@@ -259,6 +262,91 @@ def test_annotations_that_cannot_be_evaluated(hint: str) -> None:
     broken.__module__ = __name__
     (found,) = made(broken, {"id": 1, "a": 2})
     assert found.a == 2
+
+
+class Reading(TypedDict, total=False):
+    id: Required[int]
+    day: date
+
+
+class LaterReading(Reading):
+    share: NotRequired[Annotated[float, "a comment"]]
+
+
+class Dated(NamedTuple):
+    id: int
+    day: date | None = None
+
+
+class GenericPair(NamedTuple, Generic[T]):
+    id: int
+    day: date | None = None
+    value: T | None = None
+
+
+@dataclass
+class GenericBase(Generic[T]):
+    id: int
+    day: date | None = None
+    value: T | None = None
+
+
+@dataclass
+class Filled(GenericBase[str]):
+    share: Fraction | None = None
+
+
+class Written:
+    """A class whose annotations are those of its own ``__init__``."""
+
+    def __init__(self, id: int, day: date | None = None, share: Fraction | None = None) -> None:
+        self.id, self.day, self.share = id, day, share
+
+
+ANNOTATED: list[type[Any]] = [Reading, LaterReading, Dated, GenericPair, GenericBase, Filled, Written]
+
+
+@pytest.fixture(params=["in the namespace", "computed"])
+def annotated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have annotations in the class's namespace, or computed when asked for, as in Python 3.14."""
+    if request.param == "in the namespace":
+        return
+    computed: dict[Any, dict[str, Any]] = {}
+    for one in {base for model in ANNOTATED for base in model.__mro__ if base.__module__ == __name__}:
+        computed[one] = vars(one).get("__annotations__", {})
+        monkeypatch.setattr(one, "__annotations__", {})
+    computed[Written.__init__] = Written.__init__.__annotations__
+    monkeypatch.setattr(Written.__init__, "__annotations__", {})
+    monkeypatch.setattr("inspect.get_annotations", lambda source, **_: dict(computed.get(source, {})))
+
+
+@pytest.mark.usefixtures("annotated")
+@pytest.mark.parametrize("model", ANNOTATED)
+def test_annotations_of_every_kind_of_class(model: type[Any]) -> None:
+    assert len(made(model, {"id": 1, "day": datetime.date(2020, 1, 2)})) == 1
+    assert 'column "id"' in refused(model, {"id": None})
+    assert 'column "day"' in refused(model, {"id": 1, "day": "2020-01-02"})
+    assert '"color"' in refused(model, {"id": 1, "color": "red"})
+    assert f"{model.__name__}.id has no column" in refused(model, {"day": datetime.date(2020, 1, 2)})
+    if model in (LaterReading, Filled, Written):
+        assert len(made(model, {"id": 1, "share": 0.5})) == 1
+
+
+def test_references_that_python_left_open() -> None:
+    """Python 3.14 gives a name that it cannot find as a `ForwardRef`, at any depth of an annotation."""
+
+    class Open:
+        def __init__(self, id: int, day: Any = None, share: Any = None) -> None:
+            pass
+
+    Open.__init__.__annotations__ = {
+        "id": ForwardRef("int"),
+        "day": ForwardRef("date | None"),
+        "share": list[ForwardRef("Fraction")],  # type: ignore[misc]
+    }
+    assert len(made(Open, {"id": 1, "day": None, "share": 0.5})) == 1
+    assert 'column "id"' in refused(Open, {"id": "1"})
+    assert 'column "day"' in refused(Open, {"id": 1, "day": "2020-01-02"})
 
 
 @dataclass
