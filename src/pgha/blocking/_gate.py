@@ -53,8 +53,13 @@ class Gate:
         lock = allocate_lock()
         lock.acquire()
         self.then(lock.release)
-        if timeout is None:
-            lock.acquire()
-        elif timeout <= 0 or not lock.acquire(True, min(timeout, TIMEOUT_MAX)):
+        try:
+            if timeout is None:
+                lock.acquire()
+            elif timeout <= 0 or not lock.acquire(True, min(timeout, TIMEOUT_MAX)):
+                self._take_back(lock.release)
+        except BaseException:
+            # An interrupt: each interrupted wait would otherwise leave a call behind.
             self._take_back(lock.release)
+            raise
         return self.is_open

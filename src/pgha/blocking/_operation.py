@@ -17,6 +17,8 @@ from pgha.blocking._gate import Gate
 from pgha.blocking._host import Host
 
 T = TypeVar("T")
+FINISHED = "FINISHED"
+"""The base class's state of a future with an outcome."""
 
 logger = logging.getLogger("pgha.blocking")
 
@@ -59,15 +61,17 @@ class Operation(concurrent.futures.Future[T]):
         if isinstance(error, errors.OperationCancelled):
             error = OperationCancelled.of(error)
         self._error = error
-        self.finished.open()
-        # `concurrent.futures.wait` holds this lock for a moment, or for ever if it is interrupted. This
-        # thread serves all others, and must not wait for the lock.
-        if self._condition.acquire(blocking=False):
+        # First the base class's state, then the gate: callbacks of the gate may read that state, without its
+        # methods. `concurrent.futures.wait` holds the lock for a moment, or for ever if it is interrupted.
+        # This thread serves all others, and must not wait for the lock.
+        published = self._condition.acquire(blocking=False)
+        if published:
             try:
                 self._publish()
             finally:
                 self._condition.release()
-        else:
+        self.finished.open()
+        if not published:
             Thread(target=self._publish, name="pgha outcome", daemon=True).start()
 
     def _publish(self) -> None:
@@ -76,6 +80,16 @@ class Operation(concurrent.futures.Future[T]):
             self.set_result(self._call.value)
         else:
             self.set_exception(self._error)
+
+    def _get_snapshot(self) -> tuple[bool, bool, T | None, BaseException | None]:
+        """Return the outcome as `asyncio.wrap_future` reads it in newer versions of CPython.
+
+        The base class's method reads the state that `_publish` sets, perhaps later, and waits for its lock.
+        """
+        if not self.done():
+            return False, False, None, None
+        cancelled = self.cancelled()
+        return True, cancelled, None if cancelled else self._call.value, None if cancelled else self._error
 
     def add_done_callback(self, fn: Callable[[Operation[T]], object]) -> None:
         """Call ``fn`` with this operation once the operation is done.
@@ -101,7 +115,7 @@ class Operation(concurrent.futures.Future[T]):
         Returns:
             False if the operation is done already, otherwise True.
         """
-        if self.finished.is_open:
+        if self.done():
             return False
         self._host.give_up(self._call)
         return True
@@ -112,7 +126,7 @@ class Operation(concurrent.futures.Future[T]):
         Returns:
             False as long as that is not certain.
         """
-        return self.finished.is_open and isinstance(self._error, OperationCancelled)
+        return self.done() and isinstance(self._error, OperationCancelled)
 
     def running(self) -> bool:
         """Return whether the operation has no outcome yet.
@@ -128,7 +142,8 @@ class Operation(concurrent.futures.Future[T]):
         Returns:
             True once there is a result or an error.
         """
-        return self.finished.is_open
+        # Between the two, threads that `concurrent.futures.wait` woke already ask.
+        return self.finished.is_open or self._state == FINISHED
 
     def result(self, timeout: float | None = None) -> T:
         """Wait for the result.
@@ -171,7 +186,7 @@ class Operation(concurrent.futures.Future[T]):
             TimeoutError: ``timeout`` passed; the operation continues.
             WouldDeadlock: The call was made in the cluster's own thread.
         """
-        if not self.finished.is_open:
+        if not self.done():
             self._host.check_waitable()
             if not self.finished.wait(timeout):
                 raise TimeoutError(f"the operation has no outcome after {timeout:g} s, and continues")

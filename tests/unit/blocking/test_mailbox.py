@@ -229,3 +229,27 @@ def test_a_gate_that_opens_while_somebody_comes() -> None:
         gate._then = Calls()
         gate.then(lambda told=told: told.append(1))  # type: ignore[misc]
         assert told == [1]
+
+
+def test_an_interrupted_wait_leaves_nothing_at_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        """A lock at which every second acquisition is interrupted: that of the wait."""
+
+        def __init__(self) -> None:
+            self.taken = False
+
+        def acquire(self, *given: object) -> bool:
+            if self.taken:
+                raise KeyboardInterrupt
+            self.taken = True
+            return True
+
+        def release(self) -> None:
+            pass
+
+    monkeypatch.setattr("pgha.blocking._gate.allocate_lock", Interrupted)
+    gate = Gate()
+    for timeout in (None, 1.0, None):
+        with pytest.raises(KeyboardInterrupt):
+            gate.wait(timeout)
+    assert not gate._then
