@@ -143,7 +143,8 @@ class Operation(Generic[T]):
     __slots__ = (
         "_callbacks",
         "_error",
-        "_parked",
+        "_first",
+        "_more",
         "_result",
         "_retrieved",
         "_runner",
@@ -185,7 +186,9 @@ class Operation(Generic[T]):
         self._runner = runner
         self._result: T | None = None
         self._error: BaseException | None = None
-        self._parked: list[Waiter] | None = None
+        # The tasks that wait: mostly one, and any number of others, each removed at once when it leaves.
+        self._first: Waiter | None = None
+        self._more: dict[Waiter, None] | None = None
         self._waiters = 0
         self._retrieved = False
         self._callbacks: list[Callable[[Operation[T]], None]] | None = None
@@ -293,15 +296,28 @@ class Operation(Generic[T]):
         if self.stage is Stage.DONE:
             await checkpoint()
             return
-        await self._park().wait()
+        waiter = self._park()
+        try:
+            await waiter.wait()
+        except BaseException:
+            self._leave(waiter)
+            raise
 
     def _park(self) -> Waiter:
         waiter = self._runner.loop.waiter()
-        if self._parked is None:
-            self._parked = [waiter]
+        if self._first is None:
+            self._first = waiter
+        elif self._more is None:
+            self._more = {waiter: None}
         else:
-            self._parked.append(waiter)
+            self._more[waiter] = None
         return waiter
+
+    def _leave(self, waiter: Waiter) -> None:
+        if self._first is waiter:
+            self._first = None
+        elif self._more is not None:
+            self._more.pop(waiter, None)
 
     @uninterrupted
     def __await__(self) -> Generator[Any, Any, T]:
@@ -309,9 +325,11 @@ class Operation(Generic[T]):
             yield from checkpoint().__await__()
         else:
             self._waiters += 1
+            waiter = self._park()
             try:
-                yield from self._park().wait().__await__()
+                yield from waiter.wait().__await__()
             except BaseException:
+                self._leave(waiter)
                 # Cancelled, by a scope or natively. The last waiting task to leave cancels the operation. If
                 # the operation failed at the same moment, its failure does not count as unretrieved.
                 if self._waiters == 1:
@@ -340,11 +358,12 @@ class Operation(Generic[T]):
         self._error = error
         self.place = None
         self.legs = None
-        parked = self._parked
-        if parked is not None:
-            self._parked = None
-            for waiter in parked:
-                waiter.set()
+        first, more = self._first, self._more
+        self._first = self._more = None
+        if first is not None:
+            first.set()
+        for waiter in more or ():
+            waiter.set()
         if self._callbacks is not None:
             callbacks, self._callbacks = self._callbacks, None
             for callback in callbacks:
