@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import psycopg
@@ -18,6 +18,8 @@ from pgha._rows.result import Result
 
 FEW = 16
 """The largest number of values that are copied out of libpq's result, so that the result can be freed."""
+AT_ONCE = 4096
+"""The number of values that are loaded at a time: about a millisecond, unless single values are large."""
 _TUPLES_OK = ExecStatus.TUPLES_OK
 
 
@@ -61,11 +63,43 @@ class Loader:
             command = pgresult.command_status or b""
             touched = -1 if count is None else count
             return Result((), NO_COLUMNS, touched, command, node, attempts, latency)
+        rows = self._rows(pgresult, self._maker(pgresult, row_factory), 0, pgresult.ntuples)
+        return self._result(pgresult, entry, rows, row_factory, node, attempts, latency)
+
+    @staticmethod
+    def many(pgresult: PGresult) -> bool:
+        """Return whether the result has so many values that `load` would stop the event loop for long."""
+        return pgresult.status == _TUPLES_OK and pgresult.ntuples * max(pgresult.nfields, 1) > AT_ONCE
+
+    def load_in_parts(
+        self, pgresult: PGresult, entry: Entry | None, row_factory: Callable[[Any], Any], node: str,
+        attempts: int, latency: float, values: int = AT_ONCE,
+    ) -> Generator[None, None, Result[Any]]:  # fmt: skip
+        """Do what `load` does, in parts of about ``values`` values; yield between two parts.
+
+        The generator returns the `Result`. Other results of the connection may be loaded between two parts.
+        A generator that is closed early keeps nothing.
+        """
+        count = pgresult.ntuples if pgresult.status == _TUPLES_OK else 0
+        step = max(values // max(pgresult.nfields, 1), 1)
+        if count <= step:
+            return self.load(pgresult, entry, row_factory, node, attempts, latency)
+        make = self._maker(pgresult, row_factory)
+        rows: list[Any] = []
+        for start in range(0, count, step):
+            if start:
+                yield
+            rows += self._rows(pgresult, make, start, min(start + step, count))
+        return self._result(pgresult, entry, rows, row_factory, node, attempts, latency)
+
+    def _result(
+        self, pgresult: PGresult, entry: Entry | None, rows: list[Any], row_factory: Callable[[Any], Any],
+        node: str, attempts: int, latency: float,
+    ) -> Result[Any]:  # fmt: skip
         # The columns of a prepared statement never change: the server would refuse the statement (0A000).
         columns = None if entry is None else entry.columns
         if columns is None:
             columns = self._columns(pgresult, entry)
-        rows = self._rows(pgresult, row_factory)
         raw: Raw = pgresult
         count, width = len(rows), len(columns.names)
         if count * width <= FEW:
@@ -83,12 +117,14 @@ class Loader:
             entry.columns = columns
         return columns
 
-    def _rows(self, pgresult: PGresult, row_factory: Callable[[Any], Any]) -> list[Any]:
-        make = tuple if row_factory is tuple_row else row_factory(CursorView(pgresult, self.connection))
+    def _maker(self, pgresult: PGresult, row_factory: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        return tuple if row_factory is tuple_row else row_factory(CursorView(pgresult, self.connection))
+
+    def _rows(self, pgresult: PGresult, make: Callable[[Any], Any], start: int, end: int) -> list[Any]:
         transformer = self._transformer
         transformer.set_pgresult(pgresult)
         try:
-            return transformer.load_rows(0, pgresult.ntuples, make)
+            return transformer.load_rows(start, end, make)
         finally:
             # Otherwise the last result of each lane would stay in memory.
             transformer.set_pgresult(None)
