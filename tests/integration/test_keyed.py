@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from typing import Any
-from uuid import uuid4
+from uuid import uuid4, uuid5
 
 import psycopg
 import pytest
@@ -11,6 +13,8 @@ from support.common import both_versions, eventually
 from support.keyed import TABLE, WRITE, ids, keys_of, one_node
 
 import pgha
+from pgha._operation.key import fingerprint
+from pgha._wire.compiler import Statement
 
 pytestmark = [pytest.mark.anyio, both_versions]
 
@@ -147,6 +151,33 @@ async def test_a_ledger_of_another_layout(version: int) -> None:
             await cluster.ledger.install()
         assert "another layout" in (await cluster.ledger.status())[node.name].problem
         assert await ids(node) == []
+
+
+async def test_another_thread_computes_the_fingerprint_of_a_large_write(
+    version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`execute` and `execute_batch` leave it to a worker thread; `submit` cannot wait, and computes it."""
+    threads: list[bool] = []
+
+    def noted(statements: Sequence[Statement]) -> bytes:
+        threads.append(threading.current_thread() is here)
+        return fingerprint(statements)
+
+    here = threading.current_thread()
+    monkeypatch.setattr("pgha._operation.key.fingerprint", noted)
+    async with one_node(version) as (node, cluster):
+        key, small, large = pgha.new_idempotency_key(), "a", "b" * (1 << 20)
+        await cluster.execute(WRITE, [small], idempotency_key=key)
+        assert threads == [True]
+        for _ in range(2):
+            await cluster.execute(WRITE, [large], idempotency_key=uuid5(key, "large"))
+        await cluster.execute_batch([(WRITE, [small]), (WRITE, [large])], idempotency_key=uuid5(key, "batch"))
+        assert threads == [True, False, False, False]
+        assert (await cluster.submit(WRITE, [large], idempotency_key=uuid5(key, "large"))).replayed
+        assert threads == [True, False, False, False, True]
+        with pytest.raises(pgha.IdempotencyKeyReused):
+            await cluster.execute(WRITE, [large + "b"], idempotency_key=uuid5(key, "large"))
+        assert sorted(await ids(node)) == ["a", "a", large, large]
 
 
 # Idempotency keys that pgha makes

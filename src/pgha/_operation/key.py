@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+import anyio
+import anyio.to_thread
+
 from pgha._core.ledger_rules import TOMBSTONE
 from pgha._core.statement_kind import classify_statement, makes_read_only
-from pgha._errors import ConfigError
+from pgha._errors import ConfigError, OperationTimeout
 from pgha._wire.compiler import Statement
 
 TABLE = "pgha.ledger"
@@ -75,6 +78,9 @@ _UNDECIDED = (
 """Returns how many attempts may still insert their row: 0 proves that none can. Until the guard's deadline a
 new attempt may begin (-1). After the deadline, an attempt that has begun holds the table's lock, even
 while it is stopped before its insert."""
+LARGE = 1 << 20
+"""The size of statements, in bytes, from which on their fingerprint is computed in a worker thread: blake2b
+takes a millisecond per megabyte or more, in which the event loop would stand still."""
 _HEAD = frozenset({"SET TRANSACTION", "SET LOCAL", "SET CONSTRAINTS", "LOCK"})
 _OTHER_ROLE = re.compile(rb"\bROLE\b|\bSESSION\b", re.IGNORECASE)
 
@@ -90,6 +96,8 @@ class Keyed:
     behind: int
     """Number of the operation's statements that precede the ledger's insert: they must come first in a
     transaction, or before its snapshot (LOCK)."""
+    unhashed: Sequence[Statement] | None = None
+    """The statements whose fingerprint is still to be computed, by `hash_in_thread`; None if it is known."""
 
     def insert(self, system: int, deadline: float) -> Statement:
         """Return the statement that inserts the key.
@@ -141,15 +149,44 @@ def may_be_keyed(statements: Sequence[Statement]) -> bool:
     )
 
 
-def keyed(key: UUID, statements: Sequence[Statement], *, auto: bool) -> Keyed:
-    """Return the ledger's data for an operation with these statements."""
+def keyed(key: UUID, statements: Sequence[Statement], *, auto: bool, hash_later: bool = False) -> Keyed:
+    """Return the ledger's data for an operation with these statements.
+
+    With ``hash_later``, the fingerprint of large statements is left to `hash_in_thread`.
+    """
     behind = 0
     for one in statements:
         # The rights to the ledger belong to the connection's role: insert the key before the role changes.
         if one.kind.keyword not in _HEAD or _OTHER_ROLE.search(one.query) is not None:
             break
         behind += 1
+    if hash_later and _size(statements) >= LARGE:
+        return Keyed(key, b"", auto, behind, statements)
     return Keyed(key, fingerprint(statements), auto, behind)
+
+
+async def hash_in_thread(pending: Keyed, timeout: float | None) -> None:
+    """Compute the fingerprint that `keyed` left open, in a worker thread; cancellable at any time.
+
+    Raises:
+        OperationTimeout: ``timeout`` seconds passed before; the operation was not sent.
+    """
+    statements = pending.unhashed
+    if statements is None:
+        return
+    with anyio.move_on_after(timeout):
+        # The thread of an abandoned call runs on, but only reads.
+        pending.fingerprint = await anyio.to_thread.run_sync(fingerprint, statements, abandon_on_cancel=True)
+        pending.unhashed = None
+        return
+    raise OperationTimeout(f"not sent within {timeout:g} s: the fingerprint of its key took longer")
+
+
+def _size(statements: Sequence[Statement]) -> int:
+    size = 0
+    for one in statements:
+        size += len(one.query) + sum(len(value) for value in one.params or () if value is not None)
+    return size
 
 
 def fingerprint(statements: Sequence[Statement]) -> bytes:

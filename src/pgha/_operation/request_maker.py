@@ -47,7 +47,7 @@ class RequestMaker:
     def single(
         self, query: AnyQuery, params: AnyParams | None, *, read: bool, idempotent: bool = False,
         route: Nearest | Pin | Fastest, timeout: Seconds, statement_timeout: Seconds, row_factory: Any,
-        on_send: OnSend | None, idempotency_key: UUID | None = None,
+        on_send: OnSend | None, idempotency_key: UUID | None = None, hash_later: bool = False,
     ) -> Request:  # fmt: skip
         if type(route) is not Nearest:
             self._check_route(route, read=read)
@@ -65,7 +65,7 @@ class RequestMaker:
         framed = framed or (hush and found.in_batch)
         ledger: Keyed | None = None
         if idempotency_key is not None or (self._auto and not read):
-            ledger = self._keyed(idempotency_key, (statement,), read)
+            ledger = self._keyed(idempotency_key, (statement,), read, hash_later)
             if ledger is not None and found.self_committing:
                 if not found.in_batch:
                     raise psycopg.NotSupportedError(
@@ -97,7 +97,7 @@ class RequestMaker:
     def batch(
         self, items: Sequence[BatchItem], *, idempotent: bool, route: Nearest | Pin, timeout: Seconds,
         statement_timeout: Seconds, row_factory: Any, on_send: OnSend | None,
-        idempotency_key: UUID | None = None,
+        idempotency_key: UUID | None = None, hash_later: bool = False,
     ) -> Request:  # fmt: skip
         self._check_route(route, read=False)
         given: object = items
@@ -119,19 +119,21 @@ class RequestMaker:
             extras=_extras(framed, self._limit(statement_timeout), False, [s.kind for s in statements]),
             timeout=self._timeout(timeout),
             on_send=on_send,
-            keyed=self._keyed(idempotency_key, statements, False)
+            keyed=self._keyed(idempotency_key, statements, False, hash_later)
             if idempotency_key is not None or self._auto
             else None,
         )
 
-    def _keyed(self, key: UUID | None, statements: Sequence[Statement], read: bool) -> Keyed | None:
+    def _keyed(
+        self, key: UUID | None, statements: Sequence[Statement], read: bool, hash_later: bool
+    ) -> Keyed | None:
         if key is not None:
             if read:
                 raise ConfigError("idempotency_key is for writes: reads may be repeated without one")
-            return keyed(checked(key), statements, auto=False)
+            return keyed(checked(key), statements, auto=False, hash_later=hash_later)
         if not may_be_keyed(statements):
             return None
-        return keyed(new_idempotency_key(), statements, auto=True)
+        return keyed(new_idempotency_key(), statements, auto=True, hash_later=hash_later)
 
     def _compile_item(self, item: BatchItem, index: int) -> Statement:
         if isinstance(item, (tuple, list)):
