@@ -225,6 +225,28 @@ def test_vacuum_cannot_share_a_segment(dsn: str, first: bool) -> None:
         assert rows(dsn) == []
 
 
+ANALYZED = """
+    DROP TABLE IF EXISTS a, b, parts;
+    CREATE TABLE a AS SELECT 1 AS id;
+    CREATE TABLE b AS SELECT 1 AS id;
+    CREATE TABLE parts (id int) PARTITION BY LIST (id);
+    CREATE TABLE part PARTITION OF parts FOR VALUES IN (1);
+    INSERT INTO parts VALUES (1);
+"""
+
+
+@pytest.mark.parametrize(("what", "commits"), [("a, b", True), ("", True), ("parts", True), ("a", False)])
+@pytest.mark.parametrize("first", [True, False])
+def test_analyze_commits_by_itself(dsn: str, what: str, commits: bool, first: bool) -> None:
+    """ANALYZE commits after each table, as a segment's first statement, if there can be several tables."""
+    ask(dsn, ANALYZED)
+    with wire(dsn) as one:
+        one.send(*([] if first else [INSERT]), f"ANALYZE {what}", "SELECT 1 / 0")
+        assert "ERROR 22012" in one.hear()
+    found = ask(dsn, "SELECT count(*) FROM pg_stats WHERE tablename IN ('a', 'b', 'part')")[0][0]
+    assert (found > 0) == (commits and first)
+
+
 # Time limits
 
 

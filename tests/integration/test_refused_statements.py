@@ -11,6 +11,7 @@ import pytest
 from support.common import PATIENCE, cluster_of, unique
 
 import pgha
+from pgha._options import Tuning
 from pgha.chaos import LocalNode
 
 pytestmark = pytest.mark.anyio
@@ -275,6 +276,118 @@ async def test_reads_are_read_only(server: LocalNode) -> None:
                 assert pgha.error_info(caught.value).outcome == "not applied"
         assert await cluster.fetch_value(f"SELECT count(*) FROM {table}") == 0
         assert (await cluster.execute(f"SELECT {table}_f()")).value() == 1
+
+
+SELF_COMMITTING = [
+    "CALL {t}_p()",
+    "DO $$ BEGIN COMMIT; SET TRANSACTION READ WRITE; INSERT INTO {t} VALUES (1); END $$",
+    "COMMIT PREPARED '{t}'",
+    "ROLLBACK PREPARED '{t}'",
+    "VACUUM {t}",
+    "ANALYZE",
+    "ANALYZE {t}",
+    "REINDEX TABLE {t}",
+    "CLUSTER",
+    "ALTER SYSTEM SET pgha.test = 1",
+    "CREATE INDEX CONCURRENTLY ON {t} (id)",
+]
+
+
+@pytest.mark.parametrize("text", SELF_COMMITTING)
+async def test_what_commits_by_itself_is_no_read(server: LocalNode, text: str) -> None:
+    """Behind its own commit, such a statement may write, and a read is repeated on other nodes."""
+    table = unique("t")
+    await server.execute(f"CREATE TABLE {table} (id int)")
+    async with cluster_of(server) as cluster:
+        query = text.format(t=table)
+        calls: list[Any] = [
+            lambda: cluster.fetch(query),
+            lambda: cluster.fetch_value(query, route=pgha.fastest()),
+            lambda: cluster.submit(query, read=True),
+        ]
+        for call in calls:
+            with pytest.raises(psycopg.NotSupportedError, match=r"cannot be a read.*use execute\(\)"):
+                await call()
+        assert await cluster.fetch_value(f"SELECT count(*) FROM {table}") == 0
+
+
+WRITABLE = "set_config('default_transaction_read_only', 'off', false)"
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+async def test_no_write_passes_behind_a_read_that_ends_read_only_mode(
+    server: LocalNode, hidden: bool
+) -> None:
+    """Pipelined behind such a read, a write never counts as a read: on another connection, it is rejected.
+
+    If the text shows the setting, nothing is pipelined behind it. If a function hides the setting, the
+    answers behind it are not taken.
+    """
+    table = unique("t")
+    await server.execute(f"CREATE TABLE {table} (id int)")
+    await server.execute(
+        f"CREATE FUNCTION {table}_f() RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN {WRITABLE}; END $$"
+    )
+    read = f"SELECT {table}_f()" if hidden else f"SELECT {WRITABLE}"
+    write = f"INSERT INTO {table} VALUES (2) RETURNING id"
+    async with pgha.open_cluster(server.dsn, read_connections=1, _tuning=Tuning(max_lanes=1)) as cluster:
+        for _ in range(3):
+            await cluster.fetch("SELECT 1")
+            # All three are pipelined behind the sleep, if they can be.
+            first = cluster.submit("SELECT pg_sleep(0.02)", read=True)
+            second, third = cluster.submit(read, read=True), cluster.submit(write, read=True)
+            with anyio.fail_after(PATIENCE):
+                await first
+                assert (await second).value() == "off"
+                with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                    await third
+                assert await cluster.fetch_value("SHOW default_transaction_read_only") == "on"
+    written = (await server.execute(f"SELECT count(*) FROM {table}"))[0][0]
+    assert written == 0 or hidden, "the server cannot be kept from it if the setting is not seen in time"
+
+
+async def test_nothing_is_pipelined_behind_a_setting_for_the_session(server: LocalNode) -> None:
+    """The connection is closed before another operation meets the setting, in reads, writes and batches."""
+    change = "SELECT set_config('TimeZone', 'Asia/Tokyo', false)"
+    async with pgha.open_cluster(server.dsn, read_connections=1, _tuning=Tuning(max_lanes=1)) as cluster:
+        before = await cluster.fetch_value("SHOW TimeZone")
+        calls: list[Any] = [
+            lambda: cluster.fetch(change), lambda: cluster.execute(change),
+            lambda: cluster.execute_batch([change, "SELECT 1"]),
+        ]  # fmt: skip
+        found: list[str] = []
+
+        async def ask(read: bool) -> None:
+            found.append((await cluster.submit("SHOW TimeZone", read=read)).value())
+
+        for call in calls:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(5):
+                    tasks.start_soon(call)
+                    tasks.start_soon(ask, True)
+                    tasks.start_soon(ask, False)
+        assert found == [before] * 30
+
+
+async def test_analyze(server: LocalNode) -> None:
+    """ANALYZE of several tables works alone, with a limit of its own, and in a batch."""
+    table = unique("t")
+    await server.execute(f"CREATE TABLE {table} AS SELECT 1 AS id; CREATE TABLE {table}_2 AS SELECT 1 AS id")
+    query = f"ANALYZE {table}, {table}_2"
+    seen = f"SELECT count(*) FROM pg_stats WHERE tablename LIKE '{table}%'"
+    async with cluster_of(server) as cluster:
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            await cluster.execute_batch([query, "SELECT * FROM no_such_table"])
+        assert await cluster.fetch_value(seen) == 0
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            await cluster.execute(f"{query}, no_such_table", statement_timeout=60)
+        assert await cluster.fetch_value(seen) == 0
+        for call in (
+            cluster.execute(query), cluster.execute(query, statement_timeout=60),
+            cluster.execute_batch([query, "SELECT 1"]),
+        ):  # fmt: skip
+            await call
+            assert await cluster.fetch_value(seen) == 2
 
 
 @pytest.mark.parametrize("read", [True, False])

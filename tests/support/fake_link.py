@@ -58,6 +58,7 @@ class FakeLink:
     pid: int = 1
     tls: bool = False
     listened: bool = False
+    turned_writable: bool = False
     sent: list[list[str]] = field(default_factory=list)
     """The texts of the pieces of each segment that has its Sync."""
     answered: int = 0

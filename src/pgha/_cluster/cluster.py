@@ -134,6 +134,8 @@ class Cluster(Generic[Row]):
             OperationTimeout: ``timeout`` passed.
             ConfigError: An argument cannot be used, or the route names an unknown node.
             SessionRequired: The statement would change the shared session.
+            psycopg.NotSupportedError: The statement may commit by itself (``CALL``, ``VACUUM``), so it is not
+                a read.
             ClusterClosed: The cluster is closed.
             QueueFull: The queue was full until ``timeout`` passed.
             psycopg.OperationalError: The connection was lost, and the retries are used up.

@@ -9,10 +9,17 @@ shadows a real one.
     FRAMED     needs a transaction block around it: 25P01 without one (PostgreSQL 18 accepts LOCK and DECLARE
                as the second statement of a segment, never as the first)
     EXCLUSIVE  may commit by itself: gets a segment of its own, without prologue (25001) and without follow-up
-               (its work would stay although the follow-up failed), and nothing pipelined before or behind it
+               (its work would stay although the follow-up failed), and nothing pipelined before or behind it.
+               Never a read: after that commit, the rest of it may write
     REFUSED    changes the session, which belongs to the lane and not to the caller: needs `session()`
 
-Only the text is examined, not the effects of functions (`set_config(..., false)`, session advisory locks).
+Only the text is examined, not the effects of functions (session advisory locks). `set_config` in the text may
+change the session, so nothing is pipelined behind it; see `StatementKind.sets_session`.
+
+The time is linear in the length of every text: a quantifier without a bound that is followed by another one
+is atomic, `(?>...)`. That changes no match, because the first place that fits leaves the most text for the
+rest.
+
 A second statement in one string is left to the server, which answers 42601; so is every syntax error.
 
 Measured on PostgreSQL 16 and 18: as first and second statement of a segment, and between BEGIN and COMMIT.
@@ -22,9 +29,12 @@ import enum
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
+
+from pgha._core.session_settings import may_set_session
+from pgha._core.tokens import first_word, normalised
 
 
 class Handling(enum.Enum):
@@ -49,6 +59,11 @@ class StatementKind:
     in_batch: bool = False
     """Whether a statement that is refused or exclusive by itself is allowed in a framed batch (SAVEPOINT,
     CALL)."""
+    same_in_block: bool = False
+    """Whether a statement that commits by itself does the same inside a block, as one transaction."""
+    sets_session: bool = False
+    """Whether a `set_config` in the text may change a setting of the session. The change is noticed, and the
+    connection closed, once nothing is in flight: so nothing may be pipelined behind the statement."""
     hint: str = ""
     """The advice to the caller, as the end of a sentence; empty for PLAIN and FRAMED."""
     may_hush: bool = False
@@ -94,6 +109,10 @@ def _exclusive_or_batch(keyword: str) -> StatementKind:
     return StatementKind(Handling.EXCLUSIVE, keyword, self_committing=True, in_batch=True, hint=_COMMITS)
 
 
+def _exclusive_or_block(keyword: str) -> StatementKind:
+    return replace(_exclusive_or_batch(keyword), same_in_block=True)
+
+
 def _refused(keyword: str, hint: str) -> StatementKind:
     return StatementKind(Handling.REFUSED, keyword, hint=hint)
 
@@ -132,8 +151,8 @@ _INTO_TEMP = (
     rf".*?(?<= ){_NO_STATEMENT}INTO "
     rf'(?:{_TEMP}(?:TABLE )?(?!{_AFTER_INTO})[A-Z_"\x80-\xff]|(?:TABLE )?{_PG_TEMP})'
 )
-_EXPLAINED = r"EXPLAIN .*?\bANALY[SZ]E\b(?! (?:OFF|FALSE|0)\b)"
-_EXPLAINED_TEMP = rf"{_EXPLAINED}.*? CREATE (?:{_TEMP}TABLE\b|(?:TABLE|MATERIALIZED VIEW) {_NEW})"
+_EXPLAINED = r"EXPLAIN (?>.*?\bANALY[SZ]E\b(?! (?:OFF|FALSE|0)\b))"
+_EXPLAINED_TEMP = rf"{_EXPLAINED}(?>.*? CREATE (?:{_TEMP}TABLE\b|(?:TABLE|MATERIALIZED VIEW) {_NEW}))"
 
 # Patterns over the normalised statement (see _normalised), anchored at its start. The first pattern that
 # matches decides; a statement without a match is PLAIN. Each pattern begins with a literal keyword, which is
@@ -174,6 +193,9 @@ _TABLE: Final[tuple[_Row, ...]] = (
     (_EXPLAINED_TEMP, _refused("CREATE TEMPORARY TABLE", _TEMP_TABLE)),
     # Statements that may commit by themselves (REPACK: PostgreSQL 19, according to its documentation).
     *_each(_exclusive_or_batch, "CALL", "DO", "CLUSTER", "REINDEX", "REPACK"),
+    # ANALYZE commits after each table: of a list, of a partitioned table, of the whole database. The text of
+    # `ANALYZE t` does not tell whether t is partitioned.
+    *_each(_exclusive_or_block, "ANALYZE", "ANALYSE"),
     *_each(_exclusive_or_batch, "CREATE SUBSCRIPTION", "DROP SUBSCRIPTION"),
     (r"ALTER SUBSCRIPTION \S+ (?:SET|ADD|DROP|REFRESH)\b", _exclusive_or_batch("ALTER SUBSCRIPTION")),
     *_each(_exclusive, "VACUUM", "CREATE DATABASE", "DROP DATABASE", "CREATE TABLESPACE", "DROP TABLESPACE"),
@@ -183,7 +205,7 @@ _TABLE: Final[tuple[_Row, ...]] = (
         r"ALTER DATABASE \S+ (?:SET )?TABLESPACE\b(?! (?:TO\b|=|\.))",
         _exclusive("ALTER DATABASE SET TABLESPACE"),
     ),
-    (r"ALTER TABLE .* DETACH PARTITION .* CONCURRENTLY\b", _exclusive("DETACH PARTITION CONCURRENTLY")),
+    (r"ALTER TABLE (?>.*? DETACH PARTITION ).* CONCURRENTLY\b", _exclusive("DETACH PARTITION CONCURRENTLY")),
 )
 
 _Rule = tuple[re.Pattern[bytes], StatementKind]
@@ -215,32 +237,13 @@ def _rules(keyword: bytes) -> tuple[_Rule, ...]:
 # list of values, normalised whenever the text contains "temp", would stop the event loop.
 _INTO_CLUE: Final = re.compile(rb"INTO\s*(?:(?:TABLE|LOCAL|GLOBAL)\s*)?(?:TEMP|\"?PG_TEMP|U&|/\*|--)")
 _CLUES: Final = {b"SELECT": _INTO_CLUE, b"WITH": _INTO_CLUE, b"EXPLAIN": re.compile(rb"TEMP")}
-# Statements that are normalised to their end; of all others, the first tokens decide.
-_TO_THE_END: Final = frozenset((*_CLUES, b"CREATE", b"ALTER"))
+# Statements that are normalised to their end. Of all others, the first tokens decide.
+_TO_THE_END: Final = frozenset(_CLUES)
+# Of these the end decides too, if they begin so.
+_LONG: Final = {b"CREATE": re.compile(rf"CREATE (?:{_TEMP}TABLE\b|TABLE {_NEW})".encode("latin-1"))}
 _HEAD_TOKENS: Final = 32
 _FREQUENT = ("SELECT", "WITH", "INSERT", "UPDATE", "DELETE", "MERGE", "VALUES", "TABLE", "EXPLAIN", "")
 _KNOWN: Final = {word.encode(): _plain(word) for word in _FREQUENT}
-
-# PostgreSQL's lexical rules: white space (the vertical tab only after 16), identifiers (every byte above 127
-# belongs to one: a byte order mark or a no-break space is part of a name), comments to the line's end or
-# nested.
-_NOISE: Final = re.compile(rb"(?:[ \t\n\r\f\v;(]++|--[^\n\r]*+)*+")
-_WORD: Final = re.compile(rb"[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+")
-_COMMENT_EDGE: Final = re.compile(rb"/\*|\*/")
-# An unfinished literal extends to the end. All quantifiers are possessive: the time is linear for any text.
-_TOKEN: Final = re.compile(
-    rb"""
-      (?P<space> [ \t\n\r\f\v]++ | --[^\n\r]*+ )
-    | (?P<comment> /\* )
-    | (?P<literal> [eE]'[^'\\]*+ (?: (?:\\.|'') [^'\\]*+ )*+ '? | '[^']*+ (?: '' [^']*+ )*+ '? )
-    | (?P<name> (?:[uU]&)? "[^"]*+ (?: "" [^"]*+ )*+ "? )
-    | (?P<dollar> \$ (?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*+)?+ \$ )
-    | (?P<word> [A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*+ )
-    | .
-    """,
-    re.DOTALL | re.VERBOSE,
-)
-_NOT_IN_NAME: Final = re.compile(rb"[^A-Za-z0-9_\x80-\xff]")
 
 _HUSHING: Final = (b"CLIENT_MIN_MESSAGES", b"SET_CONFIG", b"PG_SETTINGS")
 """Names of which one is in every text that changes client_min_messages itself, not by a function of the user.
@@ -282,7 +285,7 @@ def refuse_in_batch(kind: StatementKind) -> str | None:
 
 def makes_read_only(query: bytes) -> bool:
     """Return whether this SET LOCAL or SET TRANSACTION makes its transaction read-only."""
-    statement = b" ".join(itertools.islice(_normalised(query, _after_noise(query, 0)), _HEAD_TOKENS))
+    statement = b" ".join(itertools.islice(normalised(query, first_word(query)[0]), _HEAD_TOKENS))
     if _READ_ONLY_MODE.match(statement):
         return True
     found = _READ_ONLY_SETTING.match(statement)
@@ -297,20 +300,26 @@ def makes_read_only(query: bytes) -> bool:
 def _decide(query: bytes) -> StatementKind:
     # libpq takes a C string: the text behind a NUL never reaches the server.
     text = query.partition(b"\0")[0]
+    start, word = first_word(text)
     upper = text.upper()
-    start, word = _first_word(text)
-    kind = _kind_of(text, upper, start, word)
+    kind = _by_rules(text, upper, start, word)
     # A frame is needed to have the last word behind a DO, and a DO that commits by itself fails in a frame.
     names = _HUSHING[:1] if kind.self_committing else _HUSHING
-    return replace(kind, may_hush=True) if any(name in upper for name in names) else kind
+    if any(name in upper for name in names):
+        kind = replace(kind, may_hush=True)
+    if b"SET_CONFIG" in upper and may_set_session(text, start):
+        return replace(kind, sets_session=True)
+    return kind
 
 
-def _kind_of(text: bytes, upper: bytes, start: int, word: bytes) -> StatementKind:
+def _by_rules(text: bytes, upper: bytes, start: int, word: bytes) -> StatementKind:
     clue = _CLUES.get(word)
     if word not in _ROWS or (clue and not clue.search(upper)):
         return _no_rule(word)
-    tokens = itertools.islice(_normalised(text, start), None if word in _TO_THE_END else _HEAD_TOKENS)
-    statement = b" ".join(tokens)
+    tokens = normalised(text, start)
+    statement = b" ".join(tokens if word in _TO_THE_END else itertools.islice(tokens, _HEAD_TOKENS))
+    if word in _LONG and _LONG[word].match(statement):
+        statement = b" ".join((statement, *tokens))
     matching = (kind for pattern, kind in _rules(word) if pattern.match(statement))
     return next(matching, None) or _no_rule(word)
 
@@ -320,51 +329,3 @@ _cached = functools.lru_cache(maxsize=1024)(_decide)
 
 def _no_rule(word: bytes) -> StatementKind:
     return _KNOWN.get(word) or _plain(word[:_KEYWORD_LENGTH].decode("ascii", "replace"))
-
-
-def _first_word(text: bytes) -> tuple[int, bytes]:
-    """Return the index of the first word and the word in upper case, empty if another token comes first."""
-    start = _after_noise(text, 0)
-    while text.startswith(b"/*", start):
-        start = _after_noise(text, _after_comment(text, start))
-    found = _WORD.match(text, start)
-    return start, found[0].upper() if found else b""
-
-
-def _after_noise(text: bytes, start: int) -> int:
-    found = _NOISE.match(text, start)
-    return found.end() if found else start
-
-
-def _after_comment(text: bytes, start: int) -> int:
-    """Return the end of the comment that opens at `start`; comments nest, an unfinished one has no end."""
-    depth = 0
-    for edge in _COMMENT_EDGE.finditer(text, start):
-        depth += 1 if edge[0] == b"/*" else -1
-        if depth == 0:
-            return edge.end()
-    return len(text)
-
-
-def _normalised(text: bytes, start: int) -> Iterator[bytes]:
-    """Yield the statement's tokens, so that no literal, quoted name or comment can deceive a rule.
-
-    Words become upper case, each quoted name becomes one word, literals become empty, comments are dropped.
-    """
-    while token := _TOKEN.match(text, start):
-        start = token.end()
-        match token.lastgroup:
-            case "space":
-                continue
-            case "comment":
-                start = _after_comment(text, token.start())
-            case "literal":
-                yield b"'"
-            case "dollar":
-                end = text.find(token[0], start)
-                start = len(text) if end < 0 else end + len(token[0])
-                yield b"'"
-            case "name":
-                yield b'"' + _NOT_IN_NAME.sub(b"_", token[0].lstrip(b"uU&").strip(b'"')) + b'"'
-            case _:
-                yield token[0].upper()

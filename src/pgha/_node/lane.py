@@ -284,6 +284,9 @@ class Lane:
         if received.broken is not None:
             self._break(_one_line(received.broken))
             return False
+        if self.link.turned_writable:
+            self.abort("a statement ended the connection's read-only mode")
+            return False
         if (received.answers or received.notified) and not self.pipeline.slots and self.usable:
             self._drained(now)
         return received.more

@@ -54,11 +54,11 @@ class RequestMaker:
         options = self._options
         statement = self._compiler.compile(query, params)
         found = statement.kind
-        framed = exclusive = False
+        framed, exclusive = False, found.sets_session
         if found.handling is not Handling.PLAIN:
-            if found.handling is Handling.REFUSED:
-                raise SessionRequired(_refusal(found))
-            framed = found.handling is Handling.FRAMED
+            _check_alone(found, read=read)
+            limited = self._limit(statement_timeout) is not None
+            framed = found.handling is Handling.FRAMED or (limited and found.same_in_block)
             exclusive = True
         hush = found.may_hush and not read
         # The last word behind a statement that commits by itself is only possible in a frame.
@@ -115,7 +115,7 @@ class RequestMaker:
             route=route,
             row_factory=row_factory or self._options.row_factory,
             idempotent=idempotent,
-            exclusive=framed,
+            exclusive=framed or any(one.kind.sets_session for one in statements),
             extras=_extras(framed, self._limit(statement_timeout), False, [s.kind for s in statements]),
             timeout=self._timeout(timeout),
             on_send=on_send,
@@ -180,8 +180,15 @@ class RequestMaker:
         return statement_limit(given)
 
 
-def _refusal(found: StatementKind) -> str:
-    return f"{found.keyword} is not possible on a shared connection: {found.hint}"
+def _check_alone(found: StatementKind, *, read: bool) -> None:
+    """Raise if the statement cannot be an operation, or not a read."""
+    if found.handling is Handling.REFUSED:
+        raise SessionRequired(f"{found.keyword} is not possible on a shared connection: {found.hint}")
+    if read and found.self_committing:
+        # A read is repeated on another node, and only its own transaction is read-only.
+        raise psycopg.NotSupportedError(
+            f"{found.keyword} cannot be a read: it may commit by itself, and then write; use execute()"
+        )
 
 
 def _extras(framed: bool, limit: float | None, read: bool, found: Sequence[StatementKind]) -> Extras:

@@ -37,6 +37,7 @@ ADMIN_SHUTDOWN = "57P01"
 CRASH_SHUTDOWN = "57P02"
 _CLOSES = capabilities.has_send_close_prepared()
 
+_READ_ONLY = b"default_transaction_read_only"
 WATCHED = (
     b"client_encoding",
     b"DateStyle",
@@ -45,7 +46,7 @@ WATCHED = (
     b"application_name",
     b"standard_conforming_strings",
     b"session_authorization",
-    b"default_transaction_read_only",
+    _READ_ONLY,
     b"search_path",
 )
 """The settings whose changes the server reports (search_path: since PostgreSQL 18)."""
@@ -143,6 +144,10 @@ class Link:
         self.tls = pgconn.ssl_in_use
         self.server_version = pgconn.server_version
         self._settings = self._read_settings()
+        self._read_only = pgconn.parameter_status(_READ_ONLY) == b"on"
+        self.turned_writable = False
+        """Whether a statement ended the read-only mode of this connection for reads. Answers behind that
+        statement are never taken: what they belong to may have written as a read."""
 
     def _on_notice(self, result: PGresult) -> None:
         field = pq.DiagnosticField
@@ -361,7 +366,7 @@ class Link:
         """Add at most ``limit`` answers to ``answers``."""
         pgconn = self._pgconn
         is_busy, get_result = pgconn.is_busy, pgconn.get_result
-        if not limit:
+        if not limit or self.turned_writable:
             is_busy()  # parses notices and settings, even if no answer is due
             return
         nulls = 0
@@ -385,6 +390,10 @@ class Link:
                 self._partial = []
                 self._notice = None
                 limit -= 1
+                # The server reports a changed setting before the Sync's answer.
+                if self._read_only and pgconn.parameter_status(_READ_ONLY) != b"on":
+                    self.turned_writable = True
+                    return
             elif status in _COPIES:
                 # A lane never sends COPY; libpq would return this result for ever.
                 raise errors.NotSupportedError("COPY cannot be used on a pipelined connection")

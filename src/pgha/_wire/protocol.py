@@ -24,6 +24,8 @@ class PipelinedConnection(Protocol):
     """The descriptor that is readable when something has arrived."""
     pid: int
     tls: bool
+    turned_writable: bool
+    """Whether a statement ended the read-only mode of this connection for reads."""
     listened: bool
     """Whether a statement has made the session listen for notifications."""
 

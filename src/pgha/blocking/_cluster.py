@@ -133,6 +133,8 @@ class Cluster(Generic[Row]):
             pgha.OperationTimeout: ``timeout`` passed.
             pgha.ConfigError: An argument cannot be used, or the route names an unknown node.
             pgha.SessionRequired: The statement would change the shared session.
+            psycopg.NotSupportedError: The statement may commit by itself (``CALL``, ``VACUUM``), so it is not
+                a read.
             pgha.ClusterClosed: The cluster is closed.
             pgha.QueueFull: The queue was full until ``timeout`` passed.
             psycopg.OperationalError: The connection was lost, and the retries are used up.

@@ -7,7 +7,7 @@ here check that each kind is returned, that no spelling changes the kind, and th
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgha._core import statement_kind
@@ -73,7 +73,6 @@ PLAIN = [
     "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
     "CREATE SCHEMA s",
     "CREATE EXTENSION citext",
-    "ANALYZE t",
     "CHECKPOINT",
     "TRUNCATE t",
     "NOTIFY c",
@@ -145,6 +144,9 @@ ALONE_OR_BATCH = [
     "REINDEX TABLE t",
     "REINDEX (VERBOSE) DATABASE d",
     "REPACK t",
+    "ANALYZE",
+    "ANALYZE t",
+    "analyse verbose t (a), u",
     "CREATE SUBSCRIPTION s CONNECTION 'x' PUBLICATION p",
     "DROP SUBSCRIPTION s",
     "ALTER SUBSCRIPTION s REFRESH PUBLICATION",
@@ -304,6 +306,7 @@ def test_a_refusal_names_its_way_out(text: str) -> None:
         ("set local x = 1", "SET LOCAL"),
         ("copy t from stdin", "COPY"),
         ("create temp table t()", "CREATE TEMPORARY TABLE"),
+        ("analyze", "ANALYZE"),
         ("create index concurrently i on t (a)", "CREATE INDEX CONCURRENTLY"),
         ("start transaction", "START TRANSACTION"),
         ("rollback to savepoint s", "ROLLBACK TO"),
@@ -392,6 +395,90 @@ def test_no_text_stops_the_loop(text: bytes) -> None:
     started = time.process_time()
     classify_statement(text)
     assert time.process_time() - started < 2
+
+
+# Texts whose repetition made a rule search from each of its words to the end, again and again.
+REPEATED = [
+    ("", "EXPLAIN ANALYZE CREATE TEMP TABLE a "),
+    ("EXPLAIN ANALYZE SELECT temp ", "ANALYZE x INTO "),
+    ("EXPLAIN ANALYZE SELECT ", "INSERT INTO TEMP "),
+    ("ALTER TABLE t ", "DETACH PARTITION "),
+    ("CREATE TEMP TABLE t AS SELECT 1 ", "ON COMMIT "),
+    ("CREATE VIEW v AS SELECT 1 ", "ON COMMIT "),
+    ("SELECT 1 ", "INTO temp "),
+    ("WITH a AS (SELECT 1 ", "INTO TEMP FROM "),
+    ("SELECT ", "set_config("),
+    ("SELECT ", "set_config(a, "),
+]
+KEYWORDS = """
+    EXPLAIN ANALYZE CREATE TEMP TABLE INTO INSERT MERGE SELECT WITH ALTER DETACH PARTITION ON COMMIT DROP
+    CONCURRENTLY DECLARE CURSOR SET_CONFIG pg_temp a 0 OFF ( ) . , ' " /* */ $$
+"""
+WORDS = st.sampled_from(KEYWORDS.split())
+
+
+def grows_linearly(start: str, repeated: str) -> bool:
+    """Return whether sixteen times the text takes about sixteen times as long, by this thread's own clock.
+
+    Quadratic time would be 256 times as long. The shortest of three measurements is taken.
+    """
+    size = 1 + 4_000 // len(repeated)
+    shorter, longer = (classification_time(start + repeated * count) for count in (size, 16 * size))
+    return longer < 64 * max(shorter, 0.001)
+
+
+def classification_time(text: str) -> float:
+    spent = []
+    for _ in range(3):
+        begun = time.thread_time()
+        statement_kind._decide(text.encode())
+        spent.append(time.thread_time() - begun)
+    return min(spent)
+
+
+@pytest.mark.parametrize(("start", "repeated"), REPEATED)
+def test_the_time_grows_with_the_length(start: str, repeated: str) -> None:
+    assert grows_linearly(start, repeated)
+
+
+@settings(max_examples=25)
+@given(st.lists(WORDS, max_size=4), st.lists(WORDS, min_size=1, max_size=6))
+def test_the_time_grows_with_the_length_of_any_text(start: list[str], repeated: list[str]) -> None:
+    assert grows_linearly(" ".join(start) + " ", " ".join(repeated) + " ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT set_config('a.b', 'x', false)",
+        "select pg_catalog . SET_CONFIG /* x */ ('a.b', 'x', 'f')",
+        'SELECT "set_config"(name, setting, false) FROM t',
+        "SELECT set_config($1, $2, $3)",
+        "SELECT set_config('a.b', (SELECT 'x'), true)",
+        "SELECT set_config('a.b', 'x', true), set_config('a.c', 'x', false)",
+        "WITH a AS (SELECT set_config('a.b', 'x', false)) SELECT 1",
+        "INSERT INTO t SELECT set_config('a.b', 'x', false)",
+        "EXPLAIN ANALYZE SELECT set_config('a.b', 'x', false)",
+    ],
+)
+def test_a_setting_for_the_session(text: str) -> None:
+    found = of(text)
+    assert found.sets_session and found.handling is Handling.PLAIN
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT set_config('a.b', 'x', true)",
+        "select set_config ( 'a.b' , $1 , TRUE ) , set_config('a.c', 'y', true)",
+        "SELECT 'set_config(a, b, false)'",
+        "SELECT 1 -- set_config(a, b, false)",
+        "SELECT set_config FROM t",
+        "SELECT my_set_config(1)",
+    ],
+)
+def test_a_setting_for_the_transaction_or_none(text: str) -> None:
+    assert not of(text).sets_session
 
 
 BLANK = st.sampled_from([" ", "\t", "\n", "\r", "\f", "\v", "  \n"])
