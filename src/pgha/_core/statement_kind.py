@@ -62,7 +62,7 @@ class StatementKind:
     same_in_block: bool = False
     """Whether a statement that commits by itself does the same inside a block, as one transaction."""
     sets_session: bool = False
-    """Whether a `set_config` in the text may change a setting of the session. The change is noticed, and the
+    """Whether the text may change a setting of the session, by `set_config`. The change is noticed, and the
     connection closed, once nothing is in flight: so nothing may be pipelined behind the statement."""
     hint: str = ""
     """The advice to the caller, as the end of a sentence; empty for PLAIN and FRAMED."""
@@ -307,9 +307,7 @@ def _decide(query: bytes) -> StatementKind:
     names = _HUSHING[:1] if kind.self_committing else _HUSHING
     if any(name in upper for name in names):
         kind = replace(kind, may_hush=True)
-    if b"SET_CONFIG" in upper and may_set_session(text, start):
-        return replace(kind, sets_session=True)
-    return kind
+    return replace(kind, sets_session=True) if may_set_session(text, upper, start) else kind
 
 
 def _by_rules(text: bytes, upper: bytes, start: int, word: bytes) -> StatementKind:

@@ -459,6 +459,8 @@ def test_the_time_grows_with_the_length_of_any_text(start: list[str], repeated: 
         "WITH a AS (SELECT set_config('a.b', 'x', false)) SELECT 1",
         "INSERT INTO t SELECT set_config('a.b', 'x', false)",
         "EXPLAIN ANALYZE SELECT set_config('a.b', 'x', false)",
+        "UPDATE pg_settings SET setting = 'x' WHERE name = 'a.b'",
+        'WITH a AS (SELECT 1) update only "pg_catalog"/**/."pg_settings" SET setting = 1',
     ],
 )
 def test_a_setting_for_the_session(text: str) -> None:
@@ -475,6 +477,8 @@ def test_a_setting_for_the_session(text: str) -> None:
         "SELECT 1 -- set_config(a, b, false)",
         "SELECT set_config FROM t",
         "SELECT my_set_config(1)",
+        "SELECT * FROM pg_settings",
+        "UPDATE my_pg_settings SET setting = 1",
     ],
 )
 def test_a_setting_for_the_transaction_or_none(text: str) -> None:
