@@ -17,6 +17,7 @@ from importlib.metadata import version
 
 from anyio.from_thread import start_blocking_portal
 
+from bench.conditions import condition_rows
 from bench.failover import failover_rows
 from bench.keyed import keyed_rows
 from bench.measure import Measurement, Setting, say
@@ -36,15 +37,17 @@ _NOTES = [
     " BEGIN and a COMMIT; asyncpg's pool resets a connection at each release, its default",
     "pgbench: one connection, pipelines of 16 selects, each with its own Sync and so its own transaction, as"
     " in pgha; -M prepared is comparable to pgha, -M extended parses each select anew",
+    "uvloop: both clients on it; a long line: a proxy in a process of its own, 5 ms each way; slow commits: a"
+    " deferred trigger that sleeps; a full queue: max_queued=50, its ratio is to a queue with room for all",
     "memory: of a node, the growth of the process; of an operation, Python's allocations (no libpq buffers)",
     "failover: each task reads every 10 ms, from any of 3 servers; each call has 5 s; the node in use fails;"
     " psycopg_pool without check=, its default; hasql with acquire_master, over pools of asyncpg",
 ]
-_PACKAGES = ("psycopg", "psycopg-pool", "asyncpg", "psqlpy", "hasql", "anyio", "trio")
+_PACKAGES = ("psycopg", "psycopg-pool", "asyncpg", "psqlpy", "hasql", "uvloop", "anyio", "trio")
 
 
 def main() -> int:
-    rows = [*all_rows(), *keyed_rows(), *failover_rows(), *proxy_rows()]
+    rows = [*all_rows(), *condition_rows(), *keyed_rows(), *failover_rows(), *proxy_rows()]
     options = _options([row.name for row in rows])
     if options.list:
         print("\n".join(row.name for row in rows))

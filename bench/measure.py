@@ -20,10 +20,12 @@ class Setting:
     """Running servers with the tables of `bench.peers`."""
     seconds: float
     rounds: int
+    entrance: str | None = None
+    """The conninfo string of a proxy in front of the first server; None without one."""
 
     @property
     def dsn(self) -> str:
-        return self.nodes.dsns[0]
+        return self.entrance or self.nodes.dsns[0]
 
 
 Sampler: TypeAlias = Callable[[Setting], Sequence[float]]

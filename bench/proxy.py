@@ -1,6 +1,7 @@
 """Compares the fault proxy without a fault with a bare relay of streams, each in its own process.
 
-``python -m bench.proxy KIND BACKEND PORT`` relays to the port until its standard input ends.
+``python -m bench.proxy KIND BACKEND PORT [LATENCY]`` relays to the port until its standard input ends. The
+latency is in seconds, each way.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from contextlib import contextmanager
 import anyio
 import anyio.abc
 import anyio.to_thread
+from psycopg.conninfo import make_conninfo
 
 from bench.measure import Measurement, Sampler, Setting
+from bench.peers._client import parts
 from bench.report import Metric
-from pgha.chaos import Proxy
+from pgha.chaos import Proxy, Wire
 
 _BACKENDS = ("asyncio", "trio")
 _BLOCK = 1 << 16
@@ -89,11 +92,18 @@ def _serve(listener: socket.socket) -> None:
 
 
 @contextmanager
-def _relayed(kind: str | None, backend: str, port: int) -> Iterator[int]:
+def line(dsn: str, latency: float) -> Iterator[str]:
+    """Yield the conninfo string of a proxy in its own process, ``latency`` seconds away each way."""
+    with _relayed("proxy", "asyncio", parts(dsn)["port"], latency) as port:
+        yield make_conninfo(dsn, host="127.0.0.1", port=port)
+
+
+@contextmanager
+def _relayed(kind: str | None, backend: str, port: int, latency: float = 0.0) -> Iterator[int]:
     if kind is None:
         yield port
         return
-    command = [sys.executable, "-m", "bench.proxy", kind, backend, str(port)]
+    command = [sys.executable, "-m", "bench.proxy", kind, backend, str(port), str(latency)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -134,8 +144,9 @@ def _throughput(port: int, seconds: float) -> float:
         return count * _BLOCK / 1e6 / (time.perf_counter() - started)
 
 
-async def _relay(port: int) -> None:
-    """Run the simplest possible relay."""
+async def _relay(port: int, latency: float) -> None:
+    """Run the simplest possible relay, which cannot delay anything."""
+    assert not latency
 
     async def pump(source: anyio.abc.ByteStream, sink: anyio.abc.SocketStream) -> None:
         async for data in source:
@@ -156,12 +167,13 @@ async def _relay(port: int) -> None:
         group.cancel_scope.cancel()
 
 
-async def _proxy(port: int) -> None:
+async def _proxy(port: int, latency: float) -> None:
     async with Proxy(("127.0.0.1", port)) as proxy:
+        proxy.set(up=Wire(latency=latency), down=Wire(latency=latency))
         print(proxy.port, flush=True)
         await anyio.to_thread.run_sync(sys.stdin.read)
 
 
 if __name__ == "__main__":
-    kind, backend, port = sys.argv[1:]
-    anyio.run(_proxy if kind == "proxy" else _relay, int(port), backend=backend)
+    kind, backend, port, latency = (*sys.argv[1:], "0")[:4]
+    anyio.run(_proxy if kind == "proxy" else _relay, int(port), float(latency), backend=backend)

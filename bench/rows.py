@@ -22,7 +22,7 @@ from bench.peers.with_psqlpy import PSQLPY_POOL
 from bench.peers.with_psycopg import PSYCOPG_BARE, PSYCOPG_POOL
 from bench.report import Metric
 
-_Pick: TypeAlias = Callable[[Client], Callable[[int], Awaitable[object]]]
+Pick: TypeAlias = Callable[[Client], Callable[[int], Awaitable[object]]]
 _Dumper: TypeAlias = Callable[[str], AbstractAsyncContextManager[Callable[[], Awaitable[str]]]]
 _Threads: TypeAlias = Callable[[str], AbstractContextManager[Callable[[int], object]]]
 
@@ -46,8 +46,10 @@ def all_rows() -> list[Measurement]:
         _select(10, _POOLS, {}),
         _hundred(),
         _select(1000, _POOLS, {}),
-        _rate("insert-100", "insert, 100 tasks", 100, lambda client: client.insert, _POOLS),
-        _rate("batch", "five inserts in one transaction, 10 tasks", 10, lambda client: client.batch, _POOLS),
+        rate_row("insert-100", "insert, 100 tasks", 100, lambda client: client.insert, _POOLS),
+        rate_row(
+            "batch", "five inserts in one transaction, 10 tasks", 10, lambda client: client.batch, _POOLS
+        ),
         _large(),
         _json(),
         _blocking(),
@@ -58,7 +60,7 @@ def all_rows() -> list[Measurement]:
 
 def _select(tasks: int, peers: Iterable[AsyncContestant], targets: Mapping[str, float]) -> Measurement:
     title = f"select by key, {tasks:,} task{'s' if tasks > 1 else ''}"
-    return _rate(f"select-{tasks}", title, tasks, lambda client: client.select, peers, targets)
+    return rate_row(f"select-{tasks}", title, tasks, lambda client: client.select, peers, targets)
 
 
 def _hundred() -> Measurement:
@@ -71,19 +73,22 @@ def _hundred() -> Measurement:
     return Measurement(row.name, row.metrics, {**row.contestants, **more})
 
 
-def _rate(
+def rate_row(
     name: str,
     title: str,
     tasks: int,
-    pick: _Pick,
+    pick: Pick,
     peers: Iterable[AsyncContestant],
     targets: Mapping[str, float] | None = None,
+    ours: Iterable[AsyncContestant] = OURS,
 ) -> Measurement:
+    """Return the row of an operation: its rate with each contestant."""
     metric = Metric(title, _OPS, targets=targets or {})
-    return Measurement(name, [metric], {one.name: _sampler(one, tasks, pick) for one in [*OURS, *peers]})
+    return Measurement(name, [metric], {one.name: sampler_of(one, tasks, pick) for one in [*ours, *peers]})
 
 
-def _sampler(contestant: AsyncContestant, tasks: int, pick: _Pick, scale: int = 1) -> Sampler:
+def sampler_of(contestant: AsyncContestant, tasks: int, pick: Pick, scale: int = 1) -> Sampler:
+    """Return the measurement of a rate: operations per second, times ``scale``."""
     times = _REOPENED if tasks == scale == 1 else 1
 
     async def measure(setting: Setting) -> Sequence[float]:
@@ -93,7 +98,7 @@ def _sampler(contestant: AsyncContestant, tasks: int, pick: _Pick, scale: int = 
                 rates.append(await Load(tasks, setting.seconds / times).run(pick(client)))
         return [scale * statistics.fmean(rates)]
 
-    return lambda setting: anyio.run(functools.partial(measure, setting), backend=contestant.backend)
+    return lambda setting: contestant.run(functools.partial(measure, setting))
 
 
 def _large() -> Measurement:
@@ -109,7 +114,7 @@ def _large() -> Measurement:
         targets={PSYCOPG_BARE.name: 1.0},
     )
     contestants = [*OURS, PSYCOPG_BARE, ASYNCPG_BARE, PSQLPY_POOL]
-    return Measurement("rows", [metric], {one.name: _sampler(one, 1, pick, MANY) for one in contestants})
+    return Measurement("rows", [metric], {one.name: sampler_of(one, 1, pick, MANY) for one in contestants})
 
 
 def _json() -> Measurement:
@@ -165,7 +170,7 @@ def _opening(contestant: AsyncContestant) -> Sampler:
                 times.append(time.perf_counter() - began)
         return [1000 * statistics.median(times)]
 
-    return lambda setting: anyio.run(functools.partial(measure, setting), backend=contestant.backend)
+    return lambda setting: contestant.run(functools.partial(measure, setting))
 
 
 def _memory() -> Measurement:

@@ -35,6 +35,9 @@ class _Asyncpg:
     async def rows(self) -> int:
         return len(await self._source.fetch(ROWS))
 
+    async def run(self, text: str, /) -> None:
+        await self._source.fetch(text)
+
 
 def arguments(dsn: str) -> dict[str, Any]:
     """Return the arguments for `asyncpg.connect` and `asyncpg.create_pool`."""
@@ -59,4 +62,6 @@ async def connection(dsn: str) -> AsyncGenerator[Client]:
 
 
 ASYNCPG_POOL = AsyncContestant("asyncpg pool", pool)
+ASYNCPG_POOL_UVLOOP = AsyncContestant("asyncpg pool uvloop", pool, uvloop=True)
+ASYNCPG_BARE_UVLOOP = AsyncContestant("asyncpg bare uvloop", connection, uvloop=True)
 ASYNCPG_BARE = AsyncContestant("asyncpg bare", connection)

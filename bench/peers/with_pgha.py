@@ -32,6 +32,9 @@ class _Pgha:
     async def rows(self) -> int:
         return len(await self._cluster.fetch(ROWS))
 
+    async def run(self, text: str, /) -> None:
+        await (self._cluster.fetch if text.startswith("SELECT") else self._cluster.execute)(text)
+
 
 @asynccontextmanager
 async def cluster(dsn: str) -> AsyncGenerator[Client]:
@@ -62,4 +65,5 @@ def threads(dsn: str) -> Generator[Callable[[int], object]]:
         yield select
 
 
+ON_UVLOOP = AsyncContestant("pgha uvloop", cluster, uvloop=True)
 OURS = [AsyncContestant(f"pgha {backend}", cluster, backend) for backend in BACKENDS]

@@ -36,6 +36,10 @@ class _Psqlpy:
             found = await connection.fetch(ROWS)
         return len(found.result(as_tuple=True))
 
+    async def run(self, text: str, /) -> None:
+        async with self._pool.acquire() as connection:
+            await connection.execute(text)
+
 
 @asynccontextmanager
 async def pool(dsn: str) -> AsyncGenerator[Client]:

@@ -37,6 +37,9 @@ class _Bare:
     async def rows(self) -> int:
         return len(await (await self._connection.execute(ROWS)).fetchall())
 
+    async def run(self, text: str, /) -> None:
+        await self._connection.execute(text)
+
 
 class _Pool:
     def __init__(self, pool: AsyncConnectionPool[_Connection]) -> None:
@@ -57,6 +60,10 @@ class _Pool:
     async def rows(self) -> int:
         async with self._pool.connection() as connection:
             return len(await (await connection.execute(ROWS)).fetchall())
+
+    async def run(self, text: str, /) -> None:
+        async with self._pool.connection() as connection:
+            await connection.execute(text)
 
 
 async def _select(connection: _Connection, key: int) -> object:
