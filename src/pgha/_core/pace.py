@@ -30,7 +30,7 @@ class Pace:
         """The seconds that the statement certainly needs: the least time of the last samples. Each sample
         holds the delays of the client's own event loop, too, and so is too high."""
         self._least = float("inf")
-        self._last = 0.0
+        self._last = -1.0
         self._count = 0
 
     @property

@@ -70,4 +70,4 @@ def test_what_the_path_may_change_is_found(text: str) -> None:
 
 def test_the_statements_are_found() -> None:
     files = set(own_sql.texts().values())
-    assert {"_ledger/schema.py", "_operation/key.py", "_node/monitor.py", "_wire/connect.py"} <= files
+    assert {"_ledger/schema.py", "_operation/key.py", "_node/queries.py", "_wire/connect.py"} <= files

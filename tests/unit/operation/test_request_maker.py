@@ -48,7 +48,7 @@ HUSHING: Sequence[Any] = (
 def test_a_batch_that_may_suppress_warnings_ends_with_their_return(query: Any) -> None:
     request = batch(query, "INSERT INTO t VALUES (1)")
     assert request.extras.epilogue == (TELL,)
-    assert not request.extras.framed and not request.exclusive
+    assert not request.extras.framed
     framed = batch(query, "LOCK t")
     assert framed.extras.epilogue == (TELL,) and framed.extras.framed
     limited = batch(query, "SELECT 1", limit=1.0)
