@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, final, get_args
@@ -11,6 +14,7 @@ from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
 
+from pgha._core.sources import Sources
 from pgha._errors import ConfigError
 
 
@@ -148,6 +152,9 @@ class Tuning:
     """How long the first write waits for nodes that were not heard of yet and may be newer primaries."""
 
 
+REAL = Sources(time.monotonic, time.time, random.random, os.urandom)
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -169,6 +176,7 @@ class Options:
     application_name: str = "pgha"
     ledger: LedgerMode = "explicit"
     tuning: Tuning = field(default_factory=Tuning)
+    sources: Sources = REAL
 
     def __post_init__(self) -> None:
         _whole("read_connections", self.read_connections, least=1)

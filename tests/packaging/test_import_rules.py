@@ -132,6 +132,16 @@ def the_core_knows_only_the_types(module: Module) -> list[str]:
     ]
 
 
+def time_and_chance_come_from_one_place(module: Module) -> list[str]:
+    """`Sources` is filled in `_options`; a simulated world gives others. Tools have their own clocks."""
+    if module.within("pgha._options", "pgha.cli", "pgha.chaos", "pgha._trials"):
+        return []
+    clocks = (f"time.{name}{unit}" for name in ("time", "monotonic", "perf_counter") for unit in ("", "_ns"))
+    return _forbid(
+        module, *clocks, "random", "secrets", "os.urandom", "uuid.uuid1", "uuid.uuid4", "uuid.uuid7"
+    )
+
+
 def only_the_wire_knows_psycopgs_inside(module: Module) -> list[str]:
     """Private names of psycopg, `psycopg.pq` and `psycopg.generators` stay in `_wire`."""
     if module.within("pgha._wire"):
@@ -250,6 +260,11 @@ BAD: list[tuple[Rule, str, str]] = [
     (the_core_knows_only_the_types, CORE, "from .._wire import link"),
     (the_core_knows_only_the_types, CORE, "from .. import _options"),
     (the_core_knows_only_the_types, CORE, "import pgha\npgha._options.Options()"),
+    (time_and_chance_come_from_one_place, NODE, "import time\ntime.time()"),
+    (time_and_chance_come_from_one_place, WIRE, "from time import monotonic_ns"),
+    (time_and_chance_come_from_one_place, NODE, "import random"),
+    (time_and_chance_come_from_one_place, NODE, "import os\nos.urandom(8)"),
+    (time_and_chance_come_from_one_place, NODE, "from uuid import uuid4"),
     (only_the_wire_knows_psycopgs_inside, NODE, "from psycopg import pq"),
     (only_the_wire_knows_psycopgs_inside, NODE, "from psycopg.pq import ExecStatus"),
     (only_the_wire_knows_psycopgs_inside, NODE, "from psycopg.pq.abc import PGconn"),
@@ -299,6 +314,9 @@ GOOD: list[tuple[Rule, str, str]] = [
     (the_core_is_pure, CORE, "import heapq\nfrom collections import deque\nfrom timeit import x"),
     (the_core_is_pure, CORE, "def f(time: float, random: float) -> float:\n    return time.real + random"),
     (the_core_is_pure, NODE, "import time, anyio"),
+    (time_and_chance_come_from_one_place, NODE, "import os\nfrom uuid import UUID\nos.getpid()"),
+    (time_and_chance_come_from_one_place, "pgha._options", "import random, time\ntime.time()"),
+    (time_and_chance_come_from_one_place, CHAOS, "from random import Random"),
     (
         the_core_knows_only_the_types,
         CORE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from psycopg.rows import tuple_row
@@ -14,7 +15,7 @@ from pgha._node.lane import Lane
 from pgha._node.node import ManagedNode
 from pgha._operation.key import Keyed, new_idempotency_key
 from pgha._operation.operation import Operation, Request
-from pgha._options import Options, Tuning, parse_nodes
+from pgha._options import REAL, Options, Tuning, parse_nodes
 from pgha._types import Nearest, Pin, nearest
 from pgha._wire.compiler import Statement, own_adapters
 from support.fake_link import FakeLink
@@ -25,9 +26,10 @@ class InMemory:
 
     def __init__(self, names: str = "a", *, tuning: Tuning | None = None, **options: Any) -> None:
         self.now = 100.0
-        self.options = Options(tuning=tuning or Tuning(), **options)
+        sources = replace(REAL, clock=lambda: self.now, draw=lambda: 0.5)
+        self.options = Options(tuning=tuning or Tuning(), sources=sources, **options)
         self.nodes: dict[str, ManagedNode] = {}
-        self.dispatcher = Dispatcher(self.options, self.nodes, lambda: self.now)
+        self.dispatcher = Dispatcher(self.options, self.nodes)
         adapters = own_adapters()
         for name in names:
             (config,) = parse_nodes([f"host={name} dbname=x"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
@@ -57,10 +56,10 @@ class Cluster(Generic[Row]):
 
     def __init__(self, configs: Sequence[NodeConfig], options: Options) -> None:
         self._options = options
-        self._clock = time.monotonic
+        self._clock = options.sources.clock
         self._adapters = own_adapters()
         self._nodes: dict[str, ManagedNode] = {}
-        self._dispatcher = Dispatcher(options, self._nodes, self._clock)
+        self._dispatcher = Dispatcher(options, self._nodes)
         self._maker = RequestMaker(options, Compiler(self._adapters), self._nodes.__contains__)
         self._tasks: TaskGroup | None = None
         self._service = anyio.CancelScope(shield=True)

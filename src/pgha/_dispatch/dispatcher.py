@@ -51,9 +51,8 @@ from pgha._wire.loops import current_loop
 class Dispatcher:
     """The owner of every operation of a cluster; see the head of this file."""
 
-    def __init__(
-        self, options: Options, nodes: Mapping[str, ManagedNode], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, options: Options, nodes: Mapping[str, ManagedNode]) -> None:
+        clock = options.sources.clock
         self.loop = current_loop()
         self.door = Door(self._settle)
         self.times = Timers(clock, self.door.enter)
@@ -77,12 +76,28 @@ class Dispatcher:
             nodes, self._waiting, self._placing, self._feeding, self._lineages, self.tracker, clock, self
         )
         self._races = Races(self, self, self.tracker, clock, options.tuning.max_attempts)
-        self._resolver = Resolver(self, self, self.tracker, self.times, clock, options.failover_timeout)
+        self._resolver = Resolver(
+            self, self, self.tracker, self.times, options.sources, options.failover_timeout
+        )
         self._retries = Retries(
-            self, self, nodes, self.tracker, self._races, self._resolver, self.times, clock, options.tuning
+            self,
+            self,
+            nodes,
+            self.tracker,
+            self._races,
+            self._resolver,
+            self.times,
+            options.sources,
+            options.tuning,
         )
         self._cancellation = Cancellation(
-            self, self.tracker, self._races, self._resolver, self.times, clock, options.tuning.proof_time
+            self,
+            self.tracker,
+            self._races,
+            self._resolver,
+            self.times,
+            clock,
+            options.tuning.proof_time,
         )
 
     def _settle(self) -> bool:

@@ -22,7 +22,6 @@ are repeated until a time limit. They never run the user's statements.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -33,6 +32,7 @@ import psycopg
 from pgha._core.backoff import delay
 from pgha._core.ledger_rules import LIFE, RowMeaning, row_meaning
 from pgha._core.outcome import GaveUp, Outcome
+from pgha._core.sources import Sources
 from pgha._dispatch.failure import in_doubt, note
 from pgha._dispatch.timers import Timers
 from pgha._dispatch.tracker import Tracker
@@ -97,13 +97,14 @@ class Resolver:
 
     def __init__(
         self, runner: OperationCallbacks, callbacks: ResolverCallbacks, tracker: Tracker, times: Timers,
-        clock: Callable[[], float], patience: float,
+        sources: Sources, patience: float,
     ) -> None:  # fmt: skip
         self._runner = runner
         self._callbacks = callbacks
         self._tracker = tracker
         self._times = times
-        self._clock = clock
+        self._clock = sources.clock
+        self._draw = sources.draw
         self._patience = patience
         """Seconds to ask for an operation without a deadline."""
         self._running: dict[object, Resolution] = {}
@@ -270,7 +271,7 @@ class Resolver:
         if failure is None and self._understood(resolution, node, question.value or []):
             return
         now = self._clock()
-        wait = delay(resolution.attempts - 1, random.random(), _FIRST, _MOST)
+        wait = delay(resolution.attempts - 1, self._draw(), _FIRST, _MOST)
         if (
             self._closed
             or not resolution.still_wanted()

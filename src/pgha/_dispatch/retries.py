@@ -6,8 +6,7 @@ performs that step.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from pgha._core.backoff import RetryBudgets, delay
@@ -15,6 +14,7 @@ from pgha._core.need import USUAL
 from pgha._core.next_step import OWN_DOING, NextStep
 from pgha._core.outcome import Outcome, outcome
 from pgha._core.routing import elsewhere
+from pgha._core.sources import Sources
 from pgha._dispatch.classification import classify
 from pgha._dispatch.failure import Decision, LegLost, error_for, if_not_applied, server_error
 from pgha._dispatch.proofs import Proofs
@@ -49,9 +49,9 @@ class Retries:
 
     def __init__(
         self, runner: OperationCallbacks, callbacks: RetryCallbacks, nodes: Mapping[str, ManagedNode],
-        tracker: Tracker, races: Races, resolver: Resolver, times: Timers, clock: Callable[[], float],
-        tuning: Tuning,
+        tracker: Tracker, races: Races, resolver: Resolver, times: Timers, sources: Sources, tuning: Tuning,
     ) -> None:  # fmt: skip
+        clock = sources.clock
         self.budgets = RetryBudgets(clock())
         self.roles = RoleChecks(times, clock, tuning.probe_no_primary)
         self.proofs = Proofs(runner, callbacks, tracker, clock)
@@ -62,6 +62,7 @@ class Retries:
         self._resolver = resolver
         self._times = times
         self._clock = clock
+        self._draw = sources.draw
         self._tuning = tuning
 
     def segment_failed(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
@@ -170,7 +171,7 @@ class Retries:
         if pause or (away_from is not None and operation.need.node in (None, away_from)):
             operation.stage = Stage.PAUSED
             operation.place = None
-            wait = delay(len(operation.attempts) - 1, random.random(), 0.01, 0.5)
+            wait = delay(len(operation.attempts) - 1, self._draw(), 0.01, 0.5)
             self._times.at(now + wait, lambda: self._resume(operation))
             return
         self._callbacks.place(operation, now)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -65,6 +64,10 @@ class LedgerHost(Protocol):
         """Run one transaction on that node, without a key; running it twice must be harmless."""
         ...
 
+    def wall(self) -> float:
+        """Return the local time, in seconds since 1970."""
+        ...
+
     def system_of(self, node: str) -> int | None: ...
     def ledger_changed(self, node: str) -> None: ...
 
@@ -89,7 +92,7 @@ class Ledger:
 
     def __init__(self, host: LedgerHost) -> None:
         self._host = host
-        self._wall = time.time
+        self._wall = host.wall
 
     async def install(
         self, *, grant_to: Iterable[str] = (), nodes: Iterable[str] | None = None

@@ -67,6 +67,9 @@ class LedgerOperations:
         self._dispatcher.start(operation)
         return await operation
 
+    def wall(self) -> float:
+        return self._options.sources.wall()
+
     def system_of(self, node: str) -> int | None:
         found = self._nodes.get(node)
         return None if found is None else found.server.system

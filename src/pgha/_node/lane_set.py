@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Protocol
 
@@ -227,9 +226,8 @@ class LaneSet:
             self.failure, self.rejected = str(error), error.rejected
             self._owner.lanes_changed()
             tuning = self._options.tuning
-            await anyio.sleep(
-                delay(self.failures - 1, random.random(), tuning.reconnect_first, tuning.reconnect_most)
-            )
+            draw = self._options.sources.draw()
+            await anyio.sleep(delay(self.failures - 1, draw, tuning.reconnect_first, tuning.reconnect_most))
         finally:
             self.opening -= 1
         if lane is not None:

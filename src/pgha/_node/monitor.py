@@ -9,8 +9,6 @@ requested, or the server sends something unasked (a notice before its end, an en
 from __future__ import annotations
 
 import logging
-import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -94,7 +92,8 @@ class Monitor:
         self._options = options
         self._owner = owner
         self._clock = clock
-        self._wall = time.time
+        self._wall = options.sources.wall
+        self._draw = options.sources.draw
         self._level = 0
         """Which query of `STATUS` the server answers, on the present connection."""
         self._ledger_check_at = 0.0
@@ -158,7 +157,7 @@ class Monitor:
 
     async def _pause(self, failures: int, *, rejected: bool) -> None:
         tuning = self._options.tuning
-        wait = delay(failures, random.random(), tuning.reconnect_first, tuning.reconnect_most)
+        wait = delay(failures, self._draw(), tuning.reconnect_first, tuning.reconnect_most)
         await anyio.sleep(REJECTED_EVERY if rejected else wait)
 
     async def _watch(self, pgconn: PGconn) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import struct
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -14,8 +12,10 @@ import anyio
 import anyio.to_thread
 
 from pgha._core.ledger_rules import TOMBSTONE
+from pgha._core.sources import Sources
 from pgha._core.statement_kind import classify_statement, makes_read_only
 from pgha._errors import ConfigError, OperationTimeout
+from pgha._options import REAL
 from pgha._wire.compiler import Statement
 
 TABLE = "pgha.ledger"
@@ -51,7 +51,12 @@ def new_idempotency_key() -> UUID:
     Returns:
         The key, for ``idempotency_key=`` of `Cluster.execute` and its relatives.
     """
-    number = int.from_bytes(os.urandom(10), "big") | (time.time_ns() // 1_000_000) << 80
+    return key_from(REAL)
+
+
+def key_from(sources: Sources) -> UUID:
+    """Return a new key, made of a cluster's own clock and chance."""
+    number = int.from_bytes(sources.random_bytes(10), "big") | int(sources.wall() * 1000) << 80
     # The version (4 bits) and the variant (2 bits) replace random bits.
     number = number & ~(0xF << 76) | 7 << 76
     return UUID(int=number & ~(0x3 << 62) | 2 << 62)

@@ -11,7 +11,7 @@ import psycopg
 
 from pgha._core.statement_kind import Handling, StatementKind, frame_needed, refuse_in_batch
 from pgha._errors import ConfigError, SessionRequired
-from pgha._operation.key import Keyed, checked, keyed, may_be_keyed, new_idempotency_key
+from pgha._operation.key import Keyed, checked, key_from, keyed, may_be_keyed
 from pgha._operation.operation import Request
 from pgha._options import Options, seconds, statement_limit
 from pgha._types import Fastest, Nearest, Pin, SendInfo
@@ -133,7 +133,7 @@ class RequestMaker:
             return keyed(checked(key), statements, auto=False, hash_later=hash_later)
         if not may_be_keyed(statements):
             return None
-        return keyed(new_idempotency_key(), statements, auto=True, hash_later=hash_later)
+        return keyed(key_from(self._options.sources), statements, auto=True, hash_later=hash_later)
 
     def _compile_item(self, item: BatchItem, index: int) -> Statement:
         if isinstance(item, (tuple, list)):

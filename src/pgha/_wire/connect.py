@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator
 from typing import Any, TypeVar
 
@@ -60,7 +59,7 @@ async def open_pgconn(config: NodeConfig, timeout: float, **params: str | int) -
     Raises:
         ConnectFailed: The connection failed, or was not open after ``timeout`` seconds.
     """
-    deadline = time.monotonic() + timeout
+    deadline = anyio.current_time() + timeout
     try:
         with anyio.fail_after(timeout):
             found = await targets(config)
@@ -70,7 +69,7 @@ async def open_pgconn(config: NodeConfig, timeout: float, **params: str | int) -
         raise ConnectFailed(f"the host cannot be resolved: {error}") from None
     failure = ConnectFailed("the host has no address")
     for index, target in enumerate(found):
-        share = max(0.0, deadline - time.monotonic()) / (len(found) - index)
+        share = max(0.0, deadline - anyio.current_time()) / (len(found) - index)
         conninfo = config.conninfo(client_encoding="utf8", **target, **params)
         try:
             with anyio.fail_after(share):

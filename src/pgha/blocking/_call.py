@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,9 +17,9 @@ class Call:
 
     __slots__ = ("error", "given_up", "operation", "request", "started_at", "tell", "value")
 
-    def __init__(self, request: Request, tell: Callable[[], object]) -> None:
+    def __init__(self, request: Request, tell: Callable[[], object], now: float) -> None:
         self.request = request
-        self.started_at = time.monotonic()
+        self.started_at = now
         self.tell = tell
         """Called once, when the outcome is stored here."""
         self.operation: Operation[Any] | None = None

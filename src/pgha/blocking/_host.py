@@ -208,6 +208,10 @@ class Host:
         """
         return len(self._mailbox) + self.cluster._dispatcher.waiting(request)
 
+    def now(self) -> float:
+        """Return the time by the cluster's clock."""
+        return self.cluster._options.sources.clock()
+
     def check_waitable(self) -> None:
         """Raise if a wait could never end."""
         if self.here:
@@ -223,7 +227,7 @@ class Host:
             self.check_waitable()
         lock = allocate_lock()
         lock.acquire()
-        call = Call(request, lock.release)
+        call = Call(request, lock.release, self.now())
         try:
             self.post(call)
             lock.acquire()

@@ -45,7 +45,7 @@ class Operation(concurrent.futures.Future[T]):
     def __init__(self, host: Host, request: Request) -> None:
         super().__init__()
         self._host = host
-        self._call = Call(request, self._finish)
+        self._call = Call(request, self._finish, host.now())
         # Internal. The outcome is stored in this object. The base class has it too, for `concurrent.futures`,
         # but behind a lock that an interrupt may leave locked.
         self.finished = Gate()

@@ -38,7 +38,7 @@ class Loop:
 
 
 def call() -> Call:
-    return Call(REQUEST, lambda: None)
+    return Call(REQUEST, lambda: None, 0.0)
 
 
 def box_of(loop: Loop, started: list[Letter]) -> Mailbox:
@@ -154,7 +154,7 @@ def test_closed_in_the_middle_of_a_post(first: str) -> None:
 
     box._letters = Letters()
     told: list[str] = []
-    letter = Call(REQUEST, lambda: told.append("resolved"))
+    letter = Call(REQUEST, lambda: told.append("resolved"), 0.0)
     box.post(letter)
     assert refused(letter)
     assert (told, len(box)) == (["resolved"], 0)

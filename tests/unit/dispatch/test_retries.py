@@ -22,7 +22,7 @@ from pgha._dispatch.tracker import Tracker
 from pgha._node.callbacks import SegmentFailure
 from pgha._node.lane import Lane
 from pgha._operation.operation import AttemptState, Operation, OperationCallbacks, Request, Stage
-from pgha._options import Tuning
+from pgha._options import REAL, Tuning
 from pgha._wire import PGresult
 from pgha._wire.segment import Answer
 
@@ -47,7 +47,7 @@ class Bench:
         )
         self.retries = Retries(
             cast(OperationCallbacks, self), self, {}, cast(Tracker, self), cast(Races, None),
-            cast(Resolver, None), cast(Timers, self), lambda: self.now, Tuning(),
+            cast(Resolver, None), cast(Timers, self), replace(REAL, clock=lambda: self.now), Tuning(),
         )  # fmt: skip
 
     def at(self, when: float, call: Callable[[], None]) -> None:
