@@ -20,12 +20,13 @@ PING_TIMEOUT = 0.25
 
 
 class Silent:
-    """A connection that sends nothing: its server is frozen."""
+    """A connection whose server was frozen in the middle of an answer: the rest never comes."""
 
     status = pq.ConnStatus.OK
 
     def __init__(self) -> None:
         self._near, self._far = socket.socketpair()
+        self._far.send(b"D")  # never taken, so that no test really waits for more
         self.socket = self._near.fileno()
         self.queries: list[bytes] = []
 
