@@ -120,6 +120,7 @@ async def test_an_old_primary_that_comes_back_gets_no_writes() -> None:
             await old.kill()
             await nodes.promote(new)
             with anyio.fail_after(PATIENCE):
+                await eventually(lambda: cluster.nodes[new.name].writable)
                 assert (await cluster.execute(INSERT, [1])).node == new.name
                 await old.start()
                 await eventually(lambda: cluster.nodes[old.name].state == "up")
@@ -131,7 +132,8 @@ async def test_an_old_primary_that_comes_back_gets_no_writes() -> None:
                 with pytest.raises(pgha.NoNodeAvailable):
                     await cluster.execute(INSERT, [2])
                 await new.start()
-                assert (await cluster.execute(INSERT, [3], timeout=PATIENCE)).node == new.name
+                await eventually(lambda: cluster.nodes[new.name].state == "up")
+                assert (await cluster.execute(INSERT, [3])).node == new.name
 
 
 async def test_the_first_write_does_not_wait_for_ever_for_a_node_that_never_answers() -> None:
