@@ -20,6 +20,7 @@ from support.common import eventually, within
 import pgha
 import pgha.chaos
 from pgha._core.pipeline import Doing
+from pgha._dispatch.proofs import COMMIT
 from pgha._operation.key import Keyed, undecided
 from pgha._wire.compiler import Statement
 from pgha.chaos import Node
@@ -169,10 +170,10 @@ async def look_at_backends(cluster: pgha.Cluster) -> None:
 
 
 def ask_the_ledger(node: Node) -> None:
-    """Run the statements of resolutions, which only failures cause."""
+    """Run the statements of resolutions and proofs, which only failures cause."""
     write = Keyed(uuid4(), b"f" * 16, False, 0)
     with psycopg.connect(node.dsn, autocommit=True) as connection:
-        for statement in (write.decide(1), write.tell(1), undecided(0.0)):
+        for statement in (write.decide(1), write.tell(1), undecided(0.0), COMMIT):
             ask(connection, statement)
 
 

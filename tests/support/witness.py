@@ -54,7 +54,8 @@ class Witness:
 
     def __init__(self) -> None:
         self.loop = current_loop()
-        self.door = Door(lambda: False)
+        self.door = Door(self._settle)
+        self._handed_over: list[Lane] = []
         self.facts: dict[Operation[Any], Facts] = {}
         self.lane: Lane
         self.link: Link
@@ -112,7 +113,15 @@ class Witness:
     def segment_failed(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
         self.facts[operation] = failure.facts
 
-    def handed_over(self, lane: Lane) -> None: ...
+    def handed_over(self, lane: Lane) -> None:
+        self._handed_over.append(lane)
+
+    def _settle(self) -> bool:
+        lanes, self._handed_over = self._handed_over, []
+        for lane in lanes:
+            lane.flush()
+        return bool(self._handed_over)
+
     def capacity_freed(self, lane: Lane) -> None: ...
     def lane_broke(self, lane: Lane, reason: str, *, lost: bool, in_flight: int) -> None: ...
     def terminate(self, lane: Lane) -> None: ...

@@ -90,6 +90,7 @@ class Dispatcher:
             options.sources,
             options.tuning,
         )
+        self._proofs = self._retries.proofs
         self._cancellation = Cancellation(
             self,
             self.tracker,
@@ -101,15 +102,16 @@ class Dispatcher:
         )
 
     def _settle(self) -> bool:
-        """Do what the acts left to be done; return whether that may have caused more."""
-        if self._feeding.feed():
-            return True
+        """Do what the acts left to be done; return whether that has caused more."""
+        feeding = self._feeding
+        if feeding.hungry:
+            feeding.feed()
         if not self._handed_over:
-            return False
+            return bool(feeding.hungry)
         lanes, self._handed_over = self._handed_over, []
         for lane in lanes:
             lane.flush()
-        return True
+        return bool(feeding.hungry or self._handed_over)
 
     # Starting
 
@@ -144,7 +146,7 @@ class Dispatcher:
         self.door.enter(self._start, operation)
 
     def _start(self, operation: Operation[Any]) -> None:
-        if operation.done:
+        if operation.stage is Stage.DONE:
             return  # cancelled by somebody who entered first
         now = operation.started_at
         request = operation.request
@@ -255,9 +257,10 @@ class Dispatcher:
 
     def capacity_freed(self, lane: Lane) -> None:
         """Send operations that wait, if the lane has capacity."""
-        self._retries.proofs.capacity_freed(lane)
+        if self._proofs.waiting:
+            self._proofs.capacity_freed(lane)
         if self._waiting.length and lane.node in self._nodes:
-            self._feeding.hungry(self._nodes[lane.node])
+            self._feeding.hungry.add(self._nodes[lane.node])
 
     def lane_broke(self, lane: Lane, reason: str, *, lost: bool, in_flight: int) -> None:
         """Stop using a lane whose connection ended; if it was ``lost``, the node becomes suspect.
@@ -274,7 +277,7 @@ class Dispatcher:
             self._nodes[lane.node].sets[lane.kind].forget(lane)
             if lost:
                 self._nodes[lane.node].suspect(reason)
-        self._retries.proofs.capacity_freed(lane)
+        self._proofs.capacity_freed(lane)
 
     def terminate(self, lane: Lane) -> None:
         """Have the lane's backend terminated."""
@@ -303,14 +306,13 @@ class Dispatcher:
 
     def pump(self, node: ManagedNode) -> None:
         """Send operations that wait, if the node has capacity."""
-        self._feeding.hungry(node)
+        self._feeding.may_take(node)
 
     def ticked(self, node: ManagedNode, now: float) -> None:
         """Do what is due by time for the operations that wait for the node."""
         if self._waiting.length:
-            for other in self._placing.relieve(node, now):
-                self._feeding.hungry(other)
-            self._feeding.hungry(node)
+            self._feeding.hungry.update(self._placing.relieve(node, now))
+            self._feeding.hungry.add(node)
 
     def lanes_changed(self, node: ManagedNode) -> None:
         """Choose nodes anew, and send operations that wait, after a lane opened, closed or failed to open."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from pgha._core.outcome import Outcome
+from pgha._core.pace import QUICK
 from pgha._dispatch.placing import Placing
 from pgha._dispatch.tracker import Tracker
 from pgha._dispatch.wait_queue import Line, WaitQueue, oldest
@@ -41,8 +42,8 @@ class Feeding:
         self._tracker = tracker
         self._clock = clock
         self._owner = owner
-        self._hungry: set[ManagedNode] = set()
-        """The nodes that may be able to take more."""
+        self.hungry: set[ManagedNode] = set()
+        """The nodes that may be able to take more of what waits."""
 
     # One operation
 
@@ -51,43 +52,42 @@ class Feeding:
 
         Only for the beginning of an act: a lane for writes is read first.
         """
-        line = self._line_of(operation)
-        node = None if line is None else line.target
-        if line is None or node is None or operation.exclusive or not self._first(line, node):
-            if line is not None:
-                self._wait(operation, line, now)
+        line = self._waiting.usual.get(operation.need)
+        if (
+            line is None
+            or operation.exclusive
+            or (node := line.target) is None
+            or not self._first(line, node)
+        ):
+            self.place(operation, now)
             return
-        lanes = node.sets[line.need.access]
+        lanes = node.sets[operation.need.access]
         pace = operation.request.pace
-        pack = pace is not None and pace.quick
-        lane = lanes.with_capacity(now, pack=pack)
-        if lane is not None and lane.reads_before(operation):
+        lane = lanes.with_capacity(now, pack=pace is not None and pace.seconds < QUICK)
+        if lane is None:
+            self._waiting.push(operation, line, now)
+            node.busy()
+            lanes.demand(now, 0.0, quiet=False)
+            return
+        if lane.reads_before(operation):
             lane.freshen()
             if not lane.has_capacity(now) or not self._first(line, node):
-                self._wait(operation, line, now)
+                self.place(operation, now)
                 return
-        if lane is not None:
-            self._send(lane, node, operation, now)
-            return
-        self._waiting.push(operation, line, now)
-        node.busy()
-        lanes.demand(now, 0.0, quiet=False)
+        self._send(lane, node, operation, now)
 
     def place(self, operation: Operation[Any], now: float) -> None:
         """Put an operation into its line, from where it is sent before the door is left, if possible."""
-        if (line := self._line_of(operation)) is not None:
-            self._wait(operation, line, now)
-
-    def _line_of(self, operation: Operation[Any]) -> Line | None:
-        """Return the line of an operation, or None after ending an operation that no node may run."""
         need = operation.need if operation.lineage is None else self._placing.need_of(operation)
         line = self._waiting.find(need, operation.exclusive)
-        if line is None or (line.target is None and not self._placing.possible(need)):
-            if not self._placing.possible(need):
-                self._owner.nowhere(operation)
-                return None
-            line = self._placing.line(need, operation.exclusive)
-        return line
+        if (line is None or line.target is None) and not self._placing.possible(need):
+            self._owner.nowhere(operation)
+            return
+        line = line or self._placing.line(need, operation.exclusive)
+        self._waiting.push(operation, line, now)
+        self._wait_for_node(line)
+        if line.target is not None:
+            self.hungry.add(line.target)
 
     def _first(self, line: Line, node: ManagedNode) -> bool:
         """Return whether a new operation of this line is the first that may be sent to the node."""
@@ -95,12 +95,6 @@ class Feeding:
             return False
         active = self._waiting.active
         return not active or not any(one.goes_to(node) for one in active)
-
-    def _wait(self, operation: Operation[Any], line: Line, now: float) -> None:
-        self._waiting.push(operation, line, now)
-        self._wait_for_node(line)
-        if line.target is not None:
-            self.hungry(line.target)
 
     def _wait_for_node(self, line: Line) -> None:
         """Ask the nodes at once when the first write finds none that takes it."""
@@ -112,21 +106,18 @@ class Feeding:
 
     # Lines
 
-    def hungry(self, node: ManagedNode) -> None:
+    def may_take(self, node: ManagedNode) -> None:
         """Take note that a node may be able to take more of what waits."""
         if self._waiting.length:
-            self._hungry.add(node)
+            self.hungry.add(node)
 
-    def feed(self) -> bool:
-        """Send what can be sent, and return whether there was anything to look at."""
-        if not self._hungry:
-            return False
-        hungry, self._hungry = self._hungry, set()
+    def feed(self) -> None:
+        """Send what can be sent."""
+        hungry, self.hungry = self.hungry, set()
         for node in hungry:
             for access in ACCESS_MODES:
                 if node.takes(access):
                     self._feed(node, access)
-        return True
 
     def _feed(self, node: ManagedNode, access: AccessMode) -> None:
         lanes, waiting = node.sets[access], self._waiting

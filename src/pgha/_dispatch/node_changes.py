@@ -61,7 +61,7 @@ class NodeChanges:
         """Choose anew which nodes the lines go to."""
         for line in self._placing.aim_all():
             if line.target is not None:
-                self._feeding.hungry(line.target)
+                self._feeding.may_take(line.target)
             elif not line.waiting:
                 continue
             elif self._placing.possible(line.need):
@@ -77,7 +77,7 @@ class NodeChanges:
             if line.target is node and node.sets[line.need.access].failing:
                 self._waiting.expire_all_later(line, None)
         self.notify()
-        self._feeding.hungry(node)
+        self._feeding.may_take(node)
 
     def health_changed(self, node: ManagedNode, moved: Transition, reason: str) -> None:
         """Follow an observation of the node's health."""
@@ -106,7 +106,7 @@ class NodeChanges:
             self._requeue(node)
         if moved.state_changed or moved.role_changed or superseded:
             self.notify()
-        self._feeding.hungry(node)
+        self._feeding.may_take(node)
 
     def _requeue(self, node: ManagedNode) -> None:
         """Place anew the operations that wait for this node alone, on whatever node they may run.
@@ -147,4 +147,4 @@ class NodeChanges:
         if operation.exclusive:
             for node in self._nodes.values():
                 node.sets[operation.need.access].release()
-                self._feeding.hungry(node)
+                self._feeding.may_take(node)

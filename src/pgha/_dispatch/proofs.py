@@ -33,7 +33,7 @@ _QUERY = (
     b" pg_catalog.pg_logical_emit_message(true, 'pgha', '')"
 )
 """A commit that writes to the log, and nothing else; it waits for the standby whatever the session says."""
-_STATEMENT = Statement(_QUERY, None, (), None, classify_statement(_QUERY))
+COMMIT = Statement(_QUERY, None, (), None, classify_statement(_QUERY))
 
 
 class ProofCallbacks(Protocol):
@@ -62,7 +62,7 @@ class Proofs:
         self._callbacks = callbacks
         self._tracker = tracker
         self._clock = clock
-        self._waiting: dict[Lane, list[_Proof]] = {}
+        self.waiting: dict[Lane, list[_Proof]] = {}
         """The proofs that wait until their lane takes something."""
 
     def begin(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None:
@@ -72,27 +72,27 @@ class Proofs:
         self._wait(lane, _Proof(operation, results))
 
     def _wait(self, lane: Lane, proof: _Proof) -> None:
-        self._waiting.setdefault(lane, []).append(proof)
+        self.waiting.setdefault(lane, []).append(proof)
         self.capacity_freed(lane)
 
     def capacity_freed(self, lane: Lane) -> None:
         """Send the commits that wait for this lane; without the lane, the writes stay in doubt."""
-        if lane not in self._waiting:
+        if lane not in self.waiting:
             return
-        while proofs := self._waiting.get(lane):
+        while proofs := self.waiting.get(lane):
             if not lane.usable:
-                for proof in self._waiting.pop(lane):
+                for proof in self.waiting.pop(lane):
                     self._doubt(proof, "the connection ended before a later commit was replicated")
                 return
             now = self._clock()
             if not lane.has_capacity(now):
                 return
             self._send(lane, proofs.pop(), now)
-        del self._waiting[lane]
+        del self.waiting[lane]
 
     def _send(self, lane: Lane, proof: _Proof, now: float) -> None:
         proof.attempts += 1
-        request = Request((_STATEMENT,), "write", False, False, nearest(), tuple, raw=True)
+        request = Request((COMMIT,), "write", False, False, nearest(), tuple, raw=True)
         commit: Operation[Any] = Operation(self._runner, request, now)
         commit.counted = False
         commit.when_done(lambda done: self._done(lane, proof, done))

@@ -84,4 +84,4 @@ class RoleChecks:
 
 
 def _takes_no_writes(node: ManagedNode) -> bool:
-    return not node.usable or node.health.role != "primary"
+    return not node.usable or not node.health.writable

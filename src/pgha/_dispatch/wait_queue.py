@@ -72,7 +72,8 @@ class WaitQueue:
         """The number of operations in all lines."""
         self.active: dict[Line, None] = {}
         """The lines in which somebody waits."""
-        self._usual: dict[Need, Line] = {}
+        self.usual: dict[Need, Line] = {}
+        """The lines of operations that share their lanes, by need."""
         self._exclusive: dict[Need, Line] = {}
         self._limit = options.max_queued
         self._failover_timeout = options.failover_timeout
@@ -84,22 +85,22 @@ class WaitQueue:
 
     def find(self, need: Need, exclusive: bool) -> Line | None:
         """Return the line for this need, if there is one."""
-        return (self._exclusive if exclusive else self._usual).get(need)
+        return (self._exclusive if exclusive else self.usual).get(need)
 
     def add(self, need: Need, exclusive: bool) -> Line:
         """Make and return the line for this need."""
-        line = (self._exclusive if exclusive else self._usual)[need] = Line(need, exclusive)
+        line = (self._exclusive if exclusive else self.usual)[need] = Line(need, exclusive)
         return line
 
     def lines(self) -> Iterator[Line]:
         """Return all lines."""
-        yield from self._usual.values()
+        yield from self.usual.values()
         yield from self._exclusive.values()
 
     def forget(self, node: str) -> list[Operation[Any]]:
         """Remove the lines for the node ``node`` alone, and return the operations that waited there."""
         waiting: list[Operation[Any]] = []
-        for lines in (self._usual, self._exclusive):
+        for lines in (self.usual, self._exclusive):
             for need in [need for need in lines if need.node == node]:
                 waiting += self.drain(lines.pop(need))
         return waiting

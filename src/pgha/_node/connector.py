@@ -62,7 +62,9 @@ class Connector:
         try:
             system, listens = await self._set_up(pgconn)
             threshold, limit = options.prepare_threshold, options.tuning.statements
-            return Link(pgconn, threshold, limit, self._adapters, listens=listens), system
+            return Link(
+                pgconn, threshold, limit, self._adapters, listens=listens, reads=self._kind == "read"
+            ), system
         except OSError as error:
             pgconn.finish()
             raise ConnectFailed(f"no descriptor for the connection: {error}") from error

@@ -76,6 +76,8 @@ class Lane:
         self._writing = False
         self._unwritten = False
         """Whether libpq was handed something since it was last told to write."""
+        self._flush_due = False
+        """Whether the owner was told to flush the lane."""
         self.fresh = False
         """Whether everything that had arrived was read since the last write; see `freshen`."""
         self._more = False
@@ -160,9 +162,8 @@ class Lane:
             operation.stage = Stage.SENT
             operation.place = (self, slot)
             operation.attempts[-1].head_at = slot.head_at
-        if not self._unwritten:
-            self._unwritten = True
-            self._owner.handed_over(self)
+        self._unwritten = True
+        self._to_flush()
         try:
             slot.segment = self.link.send(statements, extras, ledger)
         except SendFailed as failure:
@@ -174,6 +175,11 @@ class Lane:
             raise
         else:
             slot.handed = Handed.WHOLE
+
+    def _to_flush(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self._owner.handed_over(self)
 
     def _fail(self, reason: str, *, lost: bool) -> None:
         """Take no more operations, and close the connection in an act of its own."""
@@ -205,7 +211,7 @@ class Lane:
         server. libpq writes what it was handed before it reads: reading afterwards would be too late.
         """
         self.fresh = True
-        self._owner.handed_over(self)  # the flush ends the freshness
+        self._to_flush()  # the flush ends the freshness
         for _ in range(_MOST_READS):
             if self.broken is not None or not self.link.readable():
                 break
@@ -213,7 +219,7 @@ class Lane:
 
     def flush(self) -> None:
         """Write everything that was sent since the last flush."""
-        self.fresh = False
+        self._flush_due = self.fresh = False
         if self.broken is not None or not self._unwritten:
             return
         self._unwritten = False

@@ -91,16 +91,18 @@ class LaneSet:
         The load is the time that a lane needs for what is in flight, and then the number of segments.
         """
         best: Lane | None = None
-        least = most = (0.0, 0)
+        best_load, best_depth = 0.0, 0
         for lane in self.lanes:
-            if not lane.has_capacity(now) or lane in self._leased:
+            if not lane.has_capacity(now) or (self._leased and lane in self._leased):
                 continue
             pipeline = lane.pipeline
             depth = len(pipeline.slots)
-            load = (pipeline.backlog if depth else 0.0, depth)
-            if best is None or (load > most if pack else load < least):
-                best = lane
-                least = most = load
+            load = pipeline.backlog if depth else 0.0
+            if best is not None:
+                more = load > best_load or (load == best_load and depth > best_depth)
+                if more is not pack:
+                    continue
+            best, best_load, best_depth = lane, load, depth
         return best
 
     def alone(self, *, others: bool) -> Lane | None:

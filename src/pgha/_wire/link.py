@@ -118,7 +118,7 @@ class Link:
 
     def __init__(
         self, pgconn: PGconn, threshold: int | None, limit: int, adapters: AdaptersMap | None = None, *,
-        listens: bool = False,
+        listens: bool = False, reads: bool = False,
     ) -> None:  # fmt: skip
         self._pgconn = pgconn
         self._listens = listens
@@ -144,7 +144,8 @@ class Link:
         self.tls = pgconn.ssl_in_use
         self.server_version = pgconn.server_version
         self._settings = self._read_settings()
-        self._read_only = pgconn.parameter_status(_READ_ONLY) == b"on"
+        self._reads = reads and pgconn.parameter_status(_READ_ONLY) == b"on"
+        """Whether the connection is for reads, and read-only by its own setting, whatever the server's is."""
         self.turned_writable = False
         """Whether a statement ended the read-only mode of this connection for reads. Answers behind that
         statement are never taken: what they belong to may have written as a read."""
@@ -391,7 +392,7 @@ class Link:
                 self._notice = None
                 limit -= 1
                 # The server reports a changed setting before the Sync's answer.
-                if self._read_only and pgconn.parameter_status(_READ_ONLY) != b"on":
+                if self._reads and pgconn.parameter_status(_READ_ONLY) != b"on":
                     self.turned_writable = True
                     return
             elif status in _COPIES:

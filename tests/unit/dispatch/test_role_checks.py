@@ -22,7 +22,7 @@ class FakeNode:
 
     def __init__(self, request_ping: Callable[[], None]) -> None:
         self.usable = True
-        self.health = SimpleNamespace(role="primary")
+        self.health = SimpleNamespace(writable=True)
         self.pinged_at = float("-inf")
         self.request_ping = request_ping
 
@@ -57,7 +57,7 @@ class Bench:
 
     def answer(self, sent: float, role: str = "primary") -> None:
         self.state.pinged_at = sent
-        self.state.health.role = role
+        self.state.health.writable = role == "primary"
         self.checks.observed(self.node)
 
 
