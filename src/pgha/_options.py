@@ -152,7 +152,7 @@ class Tuning:
     """How long the first write waits for nodes that were not heard of yet and may be newer primaries."""
 
 
-REAL = Sources(time.monotonic, time.time, random.random, os.urandom)
+REAL = Sources(time.monotonic, time.time, time.process_time, random.random, os.urandom)
 
 
 @final

@@ -136,7 +136,11 @@ def time_and_chance_come_from_one_place(module: Module) -> list[str]:
     """`Sources` is filled in `_options`; a simulated world gives others. Tools have their own clocks."""
     if module.within("pgha._options", "pgha.cli", "pgha.chaos", "pgha._trials"):
         return []
-    clocks = (f"time.{name}{unit}" for name in ("time", "monotonic", "perf_counter") for unit in ("", "_ns"))
+    clocks = (
+        f"time.{name}{unit}"
+        for name in ("time", "monotonic", "perf_counter", "process_time")
+        for unit in ("", "_ns")
+    )
     return _forbid(
         module, *clocks, "random", "secrets", "os.urandom", "uuid.uuid1", "uuid.uuid4", "uuid.uuid7"
     )

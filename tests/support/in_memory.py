@@ -26,7 +26,7 @@ class InMemory:
 
     def __init__(self, names: str = "a", *, tuning: Tuning | None = None, **options: Any) -> None:
         self.now = 100.0
-        sources = replace(REAL, clock=lambda: self.now, draw=lambda: 0.5)
+        sources = replace(REAL, clock=lambda: self.now, cpu=lambda: 0.0, draw=lambda: 0.5)
         self.options = Options(tuning=tuning or Tuning(), sources=sources, **options)
         self.nodes: dict[str, ManagedNode] = {}
         self.dispatcher = Dispatcher(self.options, self.nodes)
@@ -45,15 +45,9 @@ class InMemory:
         node, link = self.nodes[name], FakeLink()
         lanes = node.sets[kind]
         lane = Lane(
-            link,
-            name,
-            kind,
-            self.dispatcher,
-            lanes._bounds,
-            lambda: self.now,
-            node.server,
+            link, name, kind, self.dispatcher, lanes._bounds, self.options.sources, node.server,
             node.server.system,
-        )
+        )  # fmt: skip
         lanes.lanes.append(lane)
         self.dispatcher.door.enter(self.dispatcher.lanes_changed, node)
         return lane, link

@@ -20,7 +20,7 @@ from pgha._node.callbacks import FlightSlot, LaneBounds, SegmentFailure
 from pgha._node.evidence import failure_of
 from pgha._node.lane import Lane
 from pgha._operation.operation import AttemptState, Operation, OperationCallbacks, Request
-from pgha._options import parse_nodes
+from pgha._options import REAL, parse_nodes
 from pgha._wire import PGresult
 from pgha._wire.compiler import Statement
 from pgha._wire.connect import open_pgconn
@@ -143,7 +143,7 @@ async def witnessed(dsn: str) -> AsyncGenerator[Witness]:
     (config,) = parse_nodes([dsn])
     pgconn = await open_pgconn(config, PATIENCE)
     link = witness.link = Link(pgconn, None, 1)
-    witness.lane = _Watched(link, "n1", "write", witness, _BOUNDS, time.monotonic)
+    witness.lane = _Watched(link, "n1", "write", witness, _BOUNDS, REAL)
     async with anyio.create_task_group() as tasks:
         opened = anyio.Event()
         tasks.start_soon(witness.lane.run, opened.set)

@@ -18,6 +18,8 @@ class Sources:
     """Seconds of a clock that never goes back, as `time.monotonic`."""
     wall: Callable[[], float]
     """Seconds since 1970, as `time.time`."""
+    cpu: Callable[[], float]
+    """Seconds of processor time that the program has used, as `time.process_time`."""
     draw: Callable[[], float]
     """A random number of at least 0 and less than 1, as `random.random`: for the jitter of delays."""
     random_bytes: Callable[[int], bytes]

@@ -53,12 +53,14 @@ class Feeding:
         Only for the beginning of an act: a lane for writes is read first.
         """
         line = self._waiting.usual.get(operation.need)
-        if (
-            line is None
-            or operation.exclusive
-            or (node := line.target) is None
-            or not self._first(line, node)
-        ):
+        if line is None or operation.exclusive or (node := line.target) is None:
+            self.place(operation, now)
+            return
+        if line.waiting:
+            # The usual case under load, and so kept cheap. Whatever frees a lane looks at the line.
+            self._waiting.push(operation, line, now)
+            return
+        if not self._first(line, node):
             self.place(operation, now)
             return
         lanes = node.sets[operation.need.access]
@@ -134,13 +136,15 @@ class Feeding:
                 # A lane for one that must be alone may become quiet later; others need not wait for that.
                 lines = [one for one in lines if one.exclusive is not line.exclusive]
                 continue
-            if lane.reads_before(line.waiting.oldest()):
+            operation = waiting.take(line)
+            if lane.reads_before(operation):
                 lane.freshen()
+                waiting.push(operation, line, operation.queued_at)
                 if not node.takes(access):
                     return
                 lines = [one for one in lines if one.waiting]
                 continue
-            self._send(lane, node, waiting.take(line), now)
+            self._send(lane, node, operation, now)
             if not line.waiting:
                 lines.remove(line)
         node.busy()

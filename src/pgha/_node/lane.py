@@ -22,6 +22,7 @@ from anyio.abc import TaskGroup
 from pgha._core.outcome import Handed
 from pgha._core.pace import UNKNOWN
 from pgha._core.pipeline import Doing, Pipeline
+from pgha._core.sources import Sources
 from pgha._core.statement_kind import classify_statement
 from pgha._node.callbacks import FlightSlot, LaneBounds, LaneCallbacks, ServerFacts
 from pgha._node.evidence import failure_of, failures_after_loss, late_outcome
@@ -50,9 +51,10 @@ class Lane:
 
     def __init__(
         self, link: PipelinedConnection, node: str, kind: AccessMode, owner: LaneCallbacks[Lane],
-        bounds: LaneBounds, clock: Callable[[], float], server: ServerFacts | None = None,
+        bounds: LaneBounds, sources: Sources, server: ServerFacts | None = None,
         system: int | None = None,
     ) -> None:  # fmt: skip
+        clock = sources.clock
         self.node = node
         self.server = server or ServerFacts()
         self.system = system
@@ -71,6 +73,9 @@ class Lane:
         self._bounds = bounds
         self._owner = owner
         self._clock = clock
+        self._cpu = sources.cpu
+        self._cpu_at = 0.0
+        """The program's processor time when the present head became the head."""
         self._watch = Watch(self, clock, owner.door.enter, bounds.cancel_deadline)
         self._tasks: TaskGroup | None = None
         self._writing = False
@@ -155,6 +160,8 @@ class Lane:
             exclusive, pace = operation.exclusive, operation.request.pace
             if pace is not None:
                 expected = pace.expected
+        if not self.pipeline.slots:
+            self._cpu_at = self._cpu()
         # The slot comes first: whatever interrupts the sending finds the order of the answers.
         slot = self.pipeline.sent(operation, _UNKNOWN, now, exclusive, expected)
         slot.handed = Handed.PART
@@ -305,16 +312,22 @@ class Lane:
         slots = self.pipeline.slots
         if not answers:
             return
-        # The server worked on these segments one after another: each gets an equal share of the time. The
-        # first of an idle lane also took a round trip.
-        head = slots[0]
-        travelled = self.server.latency if head.head_at == head.sent_at else 0.0
-        share = max(0.0, now - (head.head_at or now) - travelled) / len(answers)
+        share = self._share(slots[0], now, len(answers))
         for slot, results in [(self._pop_head(now), results) for results in answers]:
             operation = slot.item
             if operation is not None and (pace := operation.request.pace) is not None:
                 pace.took(share)
             self._answered(slot, results, now)
+
+    def _share(self, head: FlightSlot, now: float, count: int) -> float:
+        """Return the seconds for which the server worked on each of the ``count`` segments answered now.
+
+        It worked on them one after another: each gets an equal share. The first of an idle lane also took a
+        round trip. While the program itself was busy, answers waited for it: that time does not count.
+        """
+        travelled = self.server.latency if head.head_at == head.sent_at else 0.0
+        cpu_at, self._cpu_at = self._cpu_at, self._cpu()
+        return max(0.0, now - (head.head_at or now) - travelled - (self._cpu_at - cpu_at)) / count
 
     def _pop_head(self, now: float) -> FlightSlot:
         slots = self.pipeline.slots

@@ -255,5 +255,12 @@ class LaneSet:
     async def _connect(self) -> Lane:
         link, system = await self._connector.connect()
         return Lane(
-            link, self._owner.name, self.kind, self._host, self._bounds, self._clock, self._server, system
+            link,
+            self._owner.name,
+            self.kind,
+            self._host,
+            self._bounds,
+            self._options.sources,
+            self._server,
+            system,
         )
