@@ -68,20 +68,17 @@ class Budget(enum.Enum):
 class RetryBudgets:
     """The retry budgets of a cluster. Each success fills all of them."""
 
-    __slots__ = ("_buckets", "_successes")
+    __slots__ = ("_buckets", "successes")
 
     def __init__(self, now: float) -> None:
         self._buckets = {budget: RetryBudget(now) for budget in Budget}
-        self._successes = 0
-        """The successes that no bucket has counted yet: successes are frequent, and questions are rare."""
-
-    def success(self) -> None:
-        """Record that an operation succeeded."""
-        self._successes += 1
+        self.successes = 0
+        """The successes that no bucket has counted yet: successes are frequent, and questions are rare. The
+        owner counts them."""
 
     def exhausted(self, now: float) -> frozenset[Budget]:
         """Return the budgets from which no retry is allowed now."""
-        count, self._successes = self._successes, 0
+        count, self.successes = self.successes, 0
         for bucket in self._buckets.values():
             bucket.success(count)
         return frozenset(budget for budget, bucket in self._buckets.items() if not bucket.available(now))

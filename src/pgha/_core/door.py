@@ -43,17 +43,32 @@ class Door:
         Raises:
             BaseException: What the first failing act raised. The acts behind it were run nevertheless.
         """
-        self._acts.append((act, what))
-        if not self._draining:
-            self._drain()
+        if self._draining or self._acts:
+            self._acts.append((act, what))
+            if not self._draining:
+                self._drain()
+            return
+        # The usual case, without the queue.
+        self._draining = True
+        more: object = True
+        try:
+            act(what)
+            more = self._acts or self._settle()
+        finally:
+            self._draining = False
+            # Looked at once the door is free: somebody may have entered just before.
+            if more or self._acts:
+                self._drain()
 
     def _drain(self) -> None:
         acts = self._acts
         failure: BaseException | None = None
         # The queue is looked at again once the door is free: between the last look and that moment somebody
         # may have entered, and have left the act to this drain.
-        while acts and not self._draining:
+        again = True
+        while (acts or again) and not self._draining:
             self._draining = True
+            again = False
             try:
                 while acts or self._settle():
                     while acts:

@@ -233,6 +233,16 @@ class Pipeline(Generic[T, S]):
             self._maybe_open()
         return slot
 
+    def take(self, count: int, now: float) -> list[Slot[T, S]]:
+        """Remove and return the ``count`` oldest segments, whose Syncs have arrived together."""
+        if count == 1:
+            return [self.answered(now)]
+        taken = []
+        for _ in range(count):
+            slot = self.answered(now)
+            taken.append(slot)
+        return taken
+
     def abandon(self, slot: Slot[T, S], now: float, *, urgent: bool) -> Act:
         """Record that no caller waits for this segment any more.
 

@@ -90,7 +90,7 @@ class Dispatcher:
             options.sources,
             options.tuning,
         )
-        self._proofs = self._retries.proofs
+        self._proofs, self._budgets = self._retries.proofs, self._retries.budgets
         self._cancellation = Cancellation(
             self,
             self.tracker,
@@ -228,7 +228,7 @@ class Dispatcher:
         if request.raw:
             self.tracker.succeed(operation, [one.get_value(0, 0) if one.ntuples else None for one in results])
             return
-        self._retries.budgets.success()
+        self._budgets.successes += 1
         operation.ended_at = now = self._clock()
         latency = now - operation.started_at
         make, load, count = request.row_factory, lane.link.load, len(attempts)

@@ -73,9 +73,6 @@ class Lane:
         self._bounds = bounds
         self._owner = owner
         self._clock = clock
-        self._cpu = sources.cpu
-        self._cpu_at = 0.0
-        """The program's processor time when the present head became the head."""
         self._watch = Watch(self, clock, owner.door.enter, bounds.cancel_deadline)
         self._tasks: TaskGroup | None = None
         self._writing = False
@@ -160,8 +157,6 @@ class Lane:
             exclusive, pace = operation.exclusive, operation.request.pace
             if pace is not None:
                 expected = pace.expected
-        if not self.pipeline.slots:
-            self._cpu_at = self._cpu()
         # The slot comes first: whatever interrupts the sending finds the order of the answers.
         slot = self.pipeline.sent(operation, _UNKNOWN, now, exclusive, expected)
         slot.handed = Handed.PART
@@ -312,30 +307,27 @@ class Lane:
         slots = self.pipeline.slots
         if not answers:
             return
-        share = self._share(slots[0], now, len(answers))
-        for slot, results in [(self._pop_head(now), results) for results in answers]:
+        self.asked = 0
+        share, known = self._share(slots[0], now, len(answers)), None
+        for slot, results in zip(self.pipeline.take(len(answers), now), answers, strict=True):
             operation = slot.item
-            if operation is not None and (pace := operation.request.pace) is not None:
-                pace.took(share)
+            if operation is not None:
+                pace = operation.request.pace
+                if pace is not None and pace is not known:
+                    pace.took(share)
+                    known = pace
             self._answered(slot, results, now)
+        if slots and (successor := slots[0].item) is not None:
+            successor.attempts[-1].head_at = slots[0].head_at
 
     def _share(self, head: FlightSlot, now: float, count: int) -> float:
         """Return the seconds for which the server worked on each of the ``count`` segments answered now.
 
         It worked on them one after another: each gets an equal share. The first of an idle lane also took a
-        round trip. While the program itself was busy, answers waited for it: that time does not count.
+        round trip.
         """
         travelled = self.server.latency if head.head_at == head.sent_at else 0.0
-        cpu_at, self._cpu_at = self._cpu_at, self._cpu()
-        return max(0.0, now - (head.head_at or now) - travelled - (self._cpu_at - cpu_at)) / count
-
-    def _pop_head(self, now: float) -> FlightSlot:
-        slots = self.pipeline.slots
-        slot = self.pipeline.answered(now)
-        self.asked = 0
-        if slots and (successor := slots[0].item) is not None:
-            successor.attempts[-1].head_at = now
-        return slot
+        return max(0.0, now - (head.head_at or now) - travelled) / count
 
     def _drained(self, now: float) -> None:
         self.idle_since = now
@@ -350,7 +342,9 @@ class Lane:
         operation, segment = slot.item, slot.segment
         pending = operation is not None and operation.stage is not Stage.DONE
         if pending and operation is not None:
-            operation.attempts[-1].answered_at = now
+            attempt = operation.attempts[-1]
+            attempt.answered_at = now
+            attempt.head_at = slot.head_at
             if plain_success(segment, results):
                 if segment.keyed:
                     del results[0]

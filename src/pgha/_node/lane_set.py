@@ -14,6 +14,7 @@ from pgha._core.pipeline import Bounds
 from pgha._node.callbacks import LaneBounds, LaneCallbacks, ServerFacts
 from pgha._node.connector import Connector
 from pgha._node.lane import Lane
+from pgha._node.load import ProgramLoad
 from pgha._operation.operation import AccessMode
 from pgha._options import NodeConfig, Options
 from pgha._wire.connect import ConnectFailed
@@ -58,6 +59,7 @@ class LaneSet:
         self._host = host
         self._clock = clock
         self._server = server
+        self._load = ProgramLoad(options.sources)
         self._connecting: set[anyio.CancelScope] = set()
         self._leased: list[Lane] = []
         """Lanes on which nothing ordinary is sent until they are quiet, for exclusive operations."""
@@ -178,7 +180,7 @@ class LaneSet:
             self._open()
         elif count + self.opening < self._options.tuning.max_lanes:
             slow = waited >= self._options.tuning.open_after and all(lane.stuck(now) for lane in self.lanes)
-            if slow or quiet:
+            if quiet or (slow and not self._load.busy(now)):
                 self._open()
 
     def release(self) -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import psycopg
 from psycopg import capabilities, errors, pq
@@ -19,7 +18,6 @@ from psycopg.pq.abc import PGconn, PGresult
 
 from pgha._core.outcome import Handed
 from pgha._core.statements import Entry, StatementCache
-from pgha._rows.result import Result
 from pgha._wire import tcp_info
 from pgha._wire.compiler import Statement
 from pgha._wire.connect import cancel
@@ -125,7 +123,7 @@ class Link:
         """Whether the session listened for notifications before the first operation."""
         self.listened = False
         """Whether a statement has made the session listen: a notification arrived that none was to expect."""
-        self._loader = Loader(pgconn, adapters or psycopg.adapters)
+        self.load = Loader(pgconn, adapters or psycopg.adapters).load
         self._pointer = pointer_of(pgconn)
         self._cache = StatementCache(threshold if _CLOSES else None, limit)
         self._partial: list[PGresult] = []
@@ -139,6 +137,8 @@ class Link:
         self.fd = os.dup(pgconn.socket)
         self._poll = select.poll()
         self._poll.register(self.fd, select.POLLIN)
+        self._sync_due = False
+        """Whether the Sync of the last segment is still to be handed over, with the next segment or flush."""
         self._finished = False
         self.pid = pgconn.backend_pid
         self.tls = pgconn.ssl_in_use
@@ -195,8 +195,11 @@ class Link:
             SendFailed: The link must be finished once everything that still arrives was received.
         """
         segment: Segment | None = None
-        pgconn = self._pgconn
         try:
+            if self._sync_due:
+                self._sync_due = False
+                if self._pointer is None or not sync_unwritten(self._pointer):
+                    self._pgconn.pipeline_sync()
             cache = self._cache
             if extras is not NO_EXTRAS or len(statements) != 1 or cache.to_close:
                 segment = self._send_many(statements, extras, ledger, cache.closing())
@@ -206,12 +209,11 @@ class Link:
                 segment = self._send_many(statements, extras, ledger, ())
             else:
                 segment = self._send_keyed(ledger, statements[0])
-            if self._pointer is None or not sync_unwritten(self._pointer):
-                pgconn.pipeline_sync()
         except Exception as error:
             # Not only psycopg's errors: psycopg's C layer raises TypeError for a value of the wrong type.
             handed = Handed.PART if segment is None else Handed.WHOLE
             raise SendFailed(handed, segment or Segment([], framed=extras.framed), error) from error
+        self._sync_due = True
         return segment
 
     def _lookup(self, statement: Statement) -> Entry | None:
@@ -332,6 +334,10 @@ class Link:
         Raises:
             psycopg.OperationalError: The connection is broken.
         """
+        if self._sync_due:
+            # libpq writes with the Sync: one call for both.
+            self._sync_due = False
+            self._pgconn.pipeline_sync()
         return self._pgconn.flush() == 0
 
     def receive(self, expected: int, limit: int) -> Received:
@@ -342,6 +348,8 @@ class Link:
         pgconn = self._pgconn
         received = Received([])
         try:
+            if self._sync_due:
+                self.flush()  # libpq writes before it reads
             pgconn.consume_input()
         except psycopg.Error as error:
             received.broken = error
@@ -423,13 +431,6 @@ class Link:
     def unreplicated(self) -> bool:
         """Whether the server warned that the head's commit no longer waits for its standby."""
         return self._unreplicated
-
-    def load(
-        self, pgresult: PGresult, entry: Entry | None, row_factory: Callable[[Any], Any], node: str,
-        attempts: int, latency: float,
-    ) -> Result[Any]:  # fmt: skip
-        """Return the rows of a result; see `Loader.load`."""
-        return self._loader.load(pgresult, entry, row_factory, node, attempts, latency)
 
     async def cancel(self) -> None:
         """Ask the server to cancel what the connection runs; see `pgha._wire.connect.cancel`."""

@@ -143,9 +143,9 @@ def test_a_success_fills_all_budgets() -> None:
     for budget in Budget:
         use_up(budgets, budget, 0.0)
     for _ in range(4):
-        budgets.success()
+        budgets.successes += 1
     assert budgets.exhausted(0.0) == set(Budget)
-    budgets.success()
+    budgets.successes += 1
     assert budgets.exhausted(0.0) == frozenset()
     assert [use_up(budgets, budget, 0.0) for budget in Budget] == [1] * len(Budget)
 
