@@ -147,7 +147,8 @@ class Cluster(Generic[Row]):
             statement_timeout=statement_timeout, row_factory=row_factory, on_send=on_send,
         )  # fmt: skip
         started = self._clock()
-        operation: Operation[Result[Any]] = self._begin(request, started)
+        operation: Operation[Result[Any]] = Operation(self._dispatcher, request, started)
+        self._dispatcher.start(operation)
         return await operation
 
     @overload
@@ -306,7 +307,8 @@ class Cluster(Generic[Row]):
         started = self._clock()
         if request.keyed is not None and request.keyed.unhashed is not None:
             await hash_in_thread(request.keyed, request.timeout)
-        operation: Operation[Result[Any]] = self._begin(request, started)
+        operation: Operation[Result[Any]] = Operation(self._dispatcher, request, started)
+        self._dispatcher.start(operation)
         return await operation
 
     async def execute_batch(
@@ -555,6 +557,7 @@ class Cluster(Generic[Row]):
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
                 tasks.start_soon(self._dispatcher.times.run)
+                tasks.start_soon(self._dispatcher.loop.serve_rests, self._dispatcher.rest)
                 for node in tuple(self._nodes.values()):
                     tasks.start_soon(node.run)
 

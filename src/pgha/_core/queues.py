@@ -66,7 +66,9 @@ class AgeQueue(Generic[T]):
 
     def take(self) -> T:
         """Remove and return the oldest item; raise an error if the queue is empty."""
-        if self._back and self._first() is self._back[-1]:
+        if not self._back:
+            return self._fresh.popitem(last=False)[0]
+        if self._first() is self._back[-1]:
             return self._back.pop()[1]
         return self._fresh.popitem(last=False)[0]
 

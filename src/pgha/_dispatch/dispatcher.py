@@ -66,6 +66,8 @@ class Dispatcher:
         self._started = 0
         self._handed_over: list[Lane] = []
         """The lanes that have something to be written."""
+        self._rests = False
+        """Whether `rest` is about to be called."""
         self._waiting = WaitQueue(options, self.times, clock, self)
         self._lineages = Lineages(
             nodes, self.tracker.events, self.log, self.times, clock, options.tuning.first_look, self.reroute
@@ -106,12 +108,27 @@ class Dispatcher:
         feeding = self._feeding
         if feeding.hungry:
             feeding.feed()
-        if not self._handed_over:
-            return bool(feeding.hungry)
+        if self._handed_over:
+            self._flush(later=True)
+        return bool(feeding.hungry)
+
+    def _flush(self, *, later: bool) -> None:
+        """Write what the lanes were handed; with ``later``, some of it once other tasks have run."""
         lanes, self._handed_over = self._handed_over, []
         for lane in lanes:
-            lane.flush()
-        return bool(feeding.hungry or self._handed_over)
+            if later and lane.may_flush_later() and (self._rests or self.loop.rest()):
+                self._rests = True
+                self._handed_over.append(lane)
+            else:
+                lane.flush()
+
+    def rest(self) -> None:
+        """Write what was to be written later; called by the loop."""
+        self._rests = False
+        self.door.enter(self._rest, None)
+
+    def _rest(self, _: None) -> None:
+        self._flush(later=False)
 
     # Starting
 

@@ -60,7 +60,7 @@ class Feeding:
             # The usual case under load, and so kept cheap. Whatever frees a lane looks at the line.
             self._waiting.push(operation, line, now)
             return
-        if not self._first(line, node):
+        if not node.takes(operation.need.access) or (self._waiting.active and not self._first(line, node)):
             self.place(operation, now)
             return
         lanes = node.sets[operation.need.access]
@@ -71,12 +71,15 @@ class Feeding:
             node.busy()
             lanes.demand(now, 0.0, quiet=False)
             return
-        if lane.reads_before(operation):
-            lane.freshen()
-            if not lane.has_capacity(now) or not self._first(line, node):
-                self.place(operation, now)
-                return
+        if (
+            lane.reads_before(operation)
+            and lane.freshen()
+            and not (lane.has_capacity(now) and self._first(line, node))
+        ):
+            self.place(operation, now)
+            return
         self._send(lane, node, operation, now)
+        node.busy()
 
     def place(self, operation: Operation[Any], now: float) -> None:
         """Put an operation into its line, from where it is sent before the door is left, if possible."""
@@ -137,8 +140,7 @@ class Feeding:
                 lines = [one for one in lines if one.exclusive is not line.exclusive]
                 continue
             operation = waiting.take(line)
-            if lane.reads_before(operation):
-                lane.freshen()
+            if lane.reads_before(operation) and lane.freshen():
                 waiting.push(operation, line, operation.queued_at)
                 if not node.takes(access):
                     return
@@ -161,7 +163,6 @@ class Feeding:
             # The act that ends it is in line at the door, or it has ended.
             return
         lane.send(operation, now)
-        node.busy()
 
     def _told(self, operation: Operation[Any], node: str) -> bool:
         """Run the caller's ``on_send``; return whether the operation is to be sent."""

@@ -90,7 +90,9 @@ class Tracker:
         """End an operation with ``result``."""
         if operation.counted:
             self.counters.succeeded += 1
-        self._close(operation)
+            self.open.discard(operation)
+        if operation.timer is not None or self._idle is not None:
+            self._close(operation)
         if operation.gave_up == "cancelled":
             self._emit_resolved_later(operation, "applied")
         operation.finish(result, None)

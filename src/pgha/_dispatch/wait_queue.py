@@ -124,15 +124,17 @@ class WaitQueue:
 
     def push(self, operation: Operation[Any], line: Line, now: float) -> None:
         """Put an operation into a line, at the place of its age."""
-        line.waiting.push(operation, operation.number)
-        self.active[line] = None
+        waiting = line.waiting
+        if not waiting:
+            self.active[line] = None
+        waiting.push(operation, operation.number)
         operation.stage = Stage.QUEUED
         operation.place = line
         operation.queued_at = now
         operation.joined = line.joined
         line.joined += 1
         self.length += 1
-        if not line.served:
+        if (target := line.target) is None or not target.serves(line.need.access):
             self.expire_later(operation)
 
     def _left(self, operation: Operation[Any], line: Line) -> None:

@@ -41,6 +41,9 @@ _PER_WAKE_UP = 64
 _MOST_READS = 1024
 """The largest number of reads, of 8 kB and more, before a connection is closed or written to: bounds the time
 spent while a server keeps on sending."""
+_TOGETHER = 4
+"""The number of segments that are written together, if other tasks are about to send more (measured with 10
+tasks: 10 to 15 % more throughput than with one system call each)."""
 _ROLLBACK = Statement(b"ROLLBACK", None, (), None, classify_statement(b"ROLLBACK"))
 _UNKNOWN = Segment([])
 """The segment of a slot until libpq was handed all of it."""
@@ -76,8 +79,8 @@ class Lane:
         self._watch = Watch(self, clock, owner.door.enter, bounds.cancel_deadline)
         self._tasks: TaskGroup | None = None
         self._writing = False
-        self._unwritten = False
-        """Whether libpq was handed something since it was last told to write."""
+        self._unwritten = 0
+        """The number of segments that libpq was handed since it was last told to write."""
         self._flush_due = False
         """Whether the owner was told to flush the lane."""
         self.fresh = False
@@ -164,7 +167,7 @@ class Lane:
             operation.stage = Stage.SENT
             operation.place = (self, slot)
             operation.attempts[-1].head_at = slot.head_at
-        self._unwritten = True
+        self._unwritten += 1
         self._to_flush()
         try:
             slot.segment = self.link.send(statements, extras, ledger)
@@ -204,8 +207,8 @@ class Lane:
         """Return whether `freshen` must come before ``operation`` is sent."""
         return (self.kind == "write" or operation.suspected_crashes > 0) and not self.fresh
 
-    def freshen(self) -> None:
-        """Read everything that has arrived, before something is handed over.
+    def freshen(self) -> bool:
+        """Read everything that has arrived, before something is handed over; return whether that was anything.
 
         Writing to a connection that the server has closed causes an RST, which discards answers that were not
         read yet (measured: 46 of 47 acknowledgements). And if every connection was cut at the same moment,
@@ -214,17 +217,28 @@ class Lane:
         """
         self.fresh = True
         self._to_flush()  # the flush ends the freshness
+        if not self.link.readable():
+            return False
         for _ in range(_MOST_READS):
+            self.receive(self._clock())
             if self.broken is not None or not self.link.readable():
                 break
-            self.receive(self._clock())
+        return True
+
+    def may_flush_later(self) -> bool:
+        """Return whether the server has enough to do, so that more may be written with one system call.
+
+        A lane for writes does not wait: it was read just before.
+        """
+        unwritten = self._unwritten
+        return self.kind == "read" and 0 < unwritten < _TOGETHER and len(self.pipeline.slots) > unwritten
 
     def flush(self) -> None:
         """Write everything that was sent since the last flush."""
         self._flush_due = self.fresh = False
         if self.broken is not None or not self._unwritten:
             return
-        self._unwritten = False
+        self._unwritten = 0
         try:
             if self.link.flush() or self._writing or self._tasks is None:
                 return
@@ -345,7 +359,7 @@ class Lane:
             attempt = operation.attempts[-1]
             attempt.answered_at = now
             attempt.head_at = slot.head_at
-            if plain_success(segment, results):
+            if segment.pieces is None and plain_success(segment, results):
                 if segment.keyed:
                     del results[0]
                 self._owner.succeeded(self, operation, results, segment.entry)

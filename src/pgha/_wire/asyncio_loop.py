@@ -29,6 +29,7 @@ class AsyncioLoop:
         # (asyncio.run), anyio has no task from which to learn the kind of loop, so no task could be started.
         self._context = copy_context()
         self._context.run(current_async_library_cvar.set, "asyncio")
+        self._on_rest: Callable[[], object] | None = None
 
     def waiter(self) -> AsyncioWaiter:
         """Return a new waiter; see `Loop.waiter`."""
@@ -48,6 +49,21 @@ class AsyncioLoop:
             await serving.end
         finally:
             self._loop.remove_reader(fd)
+
+    async def serve_rests(self, on_rest: Callable[[], object]) -> None:
+        """Call ``on_rest`` after each `rest`; see `Loop.serve_rests`."""
+        self._on_rest = on_rest
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self._on_rest = None
+
+    def rest(self) -> bool:
+        """Have ``on_rest`` called soon; see `Loop.rest`."""
+        if self._on_rest is None:
+            return False
+        self._loop.call_soon(self._on_rest, context=self._context)
+        return True
 
     def soon(self, callback: Callable[[], object]) -> None:
         """Have the loop call ``callback``; see `Loop.soon`."""

@@ -63,7 +63,14 @@ class Loader:
             command = pgresult.command_status or b""
             touched = -1 if count is None else count
             return Result((), NO_COLUMNS, touched, command, node, attempts, latency)
-        rows = self._rows(pgresult, self._maker(pgresult, row_factory), 0, pgresult.ntuples)
+        make = tuple if row_factory is tuple_row else self._maker(pgresult, row_factory)
+        transformer = self._transformer
+        transformer.set_pgresult(pgresult)
+        try:
+            rows = transformer.load_rows(0, pgresult.ntuples, make)
+        finally:
+            # Otherwise the last result of each lane would stay in memory.
+            transformer.set_pgresult(None)
         return self._result(pgresult, entry, rows, row_factory, node, attempts, latency)
 
     @staticmethod
@@ -126,5 +133,4 @@ class Loader:
         try:
             return transformer.load_rows(start, end, make)
         finally:
-            # Otherwise the last result of each lane would stay in memory.
             transformer.set_pgresult(None)

@@ -40,6 +40,17 @@ class Loop(Protocol):
         """
         ...
 
+    async def serve_rests(self, on_rest: Callable[[], object]) -> None:
+        """Call ``on_rest`` after each `rest`, until cancelled."""
+        ...
+
+    def rest(self) -> bool:
+        """Have ``on_rest`` called once the tasks that can run now have run.
+
+        Return False if nobody serves rests.
+        """
+        ...
+
     def soon(self, callback: Callable[[], object]) -> None:
         """Have the loop call ``callback`` in the loop's own thread; may be called from any thread.
 

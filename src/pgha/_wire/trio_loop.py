@@ -17,6 +17,7 @@ class TrioLoop:
 
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
+        self._resting: trio.lowlevel.Task | None = None
 
     def waiter(self) -> TrioWaiter:
         """Return a new waiter; see `Loop.waiter`."""
@@ -28,6 +29,28 @@ class TrioLoop:
             await trio.lowlevel.wait_readable(fd)
             while on_readable():
                 await checkpoint()
+
+    async def serve_rests(self, on_rest: Callable[[], object]) -> None:
+        """Call ``on_rest`` after each `rest`; see `Loop.serve_rests`."""
+        while True:
+            self._resting = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._abort_rest)
+            on_rest()
+
+    def _abort_rest(self, raise_cancel: object) -> trio.lowlevel.Abort:
+        self._resting = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def rest(self) -> bool:
+        """Have ``on_rest`` called soon; see `Loop.rest`.
+
+        trio runs the tasks that can run now as one batch. The task that is woken here runs in the next one.
+        """
+        task, self._resting = self._resting, None
+        if task is None:
+            return False
+        trio.lowlevel.reschedule(task)
+        return True
 
     def soon(self, callback: Callable[[], object]) -> None:
         """Have the loop call ``callback``; see `Loop.soon`."""
