@@ -208,7 +208,7 @@ class Lane:
         return (self.kind == "write" or operation.suspected_crashes > 0) and not self.fresh
 
     def freshen(self) -> bool:
-        """Read everything that has arrived, before something is handed over; return whether that was anything.
+        """Read everything that has arrived, before something is handed over; return whether anything had.
 
         Writing to a connection that the server has closed causes an RST, which discards answers that were not
         read yet (measured: 46 of 47 acknowledgements). And if every connection was cut at the same moment,
