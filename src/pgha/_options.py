@@ -111,6 +111,8 @@ class Tuning:
     if that is more: waiting for the lane costs one."""
     open_after: float = 0.002
     """One more lane is opened for an operation that has waited for this long behind slow ones."""
+    lease_after: float = 0.1
+    """A lane is kept free for an operation that has waited for this long to be alone on one."""
     overflow_after: float = 0.1
     """Reads that waited for this long for a node on which nothing moves go to another node as well."""
     hold_behind: float = 0.05
@@ -129,6 +131,8 @@ class Tuning:
     """A lane whose cancel has no effect for this long is discarded."""
     proof_time: float = 0.1
     """How long a write past its deadline waits for proof of its outcome."""
+    cancelled_proof_time: float = 2.0
+    """How long a write that its caller cancelled waits for proof of its outcome, or until its deadline."""
     tick: float = 0.02
     """Interval at which lanes with operations in flight are checked."""
     drain_timeout: float = 0.3

@@ -428,7 +428,7 @@ class Cluster(Generic[Row]):
     @property
     def nodes(self) -> Mapping[str, NodeStatus]:
         """Every node by name, with its status at this moment."""
-        return MappingProxyType({name: node.status() for name, node in self._nodes.items()})
+        return MappingProxyType({name: node.status() for name, node in tuple(self._nodes.items())})
 
     def add_node(self, node: str | NodeArgument) -> None:
         """Add a node to the cluster and return at once; the node is used as soon as it answers.
@@ -448,9 +448,10 @@ class Cluster(Generic[Row]):
                 raise ConfigError(
                     f"a node called {config.name!r} already exists: pass pgha.Node(conninfo, name=...)"
                 )
-        for config in configs:
-            added = self._nodes[config.name] = self._make_node(config)
-            self._tasks.start_soon(added.run)
+        added = [self._make_node(config) for config in configs]
+        self._dispatcher.door.enter(self._nodes.update, {one.name: one for one in added})
+        for one in added:
+            self._tasks.start_soon(one.run)
         self._dispatcher.reroute()
 
     async def remove_node(self, name: str, *, timeout: float = 5.0) -> None:
@@ -479,9 +480,12 @@ class Cluster(Generic[Row]):
         finally:
             with anyio.CancelScope(shield=True):
                 await self._dismiss([node])
-            if self._nodes.get(name) is node:
-                del self._nodes[name]
-            self._dispatcher.forget(node)
+            self._dispatcher.door.enter(self._remove, node)
+
+    def _remove(self, node: ManagedNode) -> None:
+        if self._nodes.get(node.name) is node:
+            del self._nodes[node.name]
+        self._dispatcher.forget(node)
 
     async def _dismiss(self, nodes: Sequence[ManagedNode]) -> None:
         """Stop nodes, and terminate the backends of operations in flight on them, in bounded time."""
@@ -541,7 +545,7 @@ class Cluster(Generic[Row]):
             **{name: getattr(counters, name) for name in counters.__slots__},
             events_dropped=tracker.events.dropped,
             queued=dispatcher.queued,
-            in_flight=sum(node.in_flight for node in self._nodes.values()),
+            in_flight=sum(node.in_flight for node in tuple(self._nodes.values())),
         )
 
     # Opening and closing
@@ -592,7 +596,7 @@ class Cluster(Generic[Row]):
 
     @property
     def _ready(self) -> int:
-        return sum(node.ready for node in self._nodes.values())
+        return sum(node.ready for node in tuple(self._nodes.values()))
 
     async def _drain(self) -> None:
         with anyio.move_on_after(self._options.close_timeout):

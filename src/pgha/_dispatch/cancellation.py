@@ -12,6 +12,7 @@ from pgha._dispatch.resolution import Resolver
 from pgha._dispatch.timers import Timers
 from pgha._dispatch.tracker import Tracker
 from pgha._operation.operation import Operation, Stage
+from pgha._options import Tuning
 
 
 class CancellationCallbacks(Protocol):
@@ -27,7 +28,7 @@ class Cancellation:
 
     def __init__(
         self, queues: CancellationCallbacks, tracker: Tracker, races: Races, resolver: Resolver,
-        times: Timers, clock: Callable[[], float], proof_time: float,
+        times: Timers, clock: Callable[[], float], tuning: Tuning,
     ) -> None:  # fmt: skip
         self._queues = queues
         self._tracker = tracker
@@ -35,7 +36,7 @@ class Cancellation:
         self._resolver = resolver
         self._times = times
         self._clock = clock
-        self._proof_time = proof_time
+        self._tuning = tuning
 
     def give_up(self, operation: Operation[Any], why: GaveUp) -> None:
         """End an operation that its caller cancelled, or whose deadline passed."""
@@ -48,6 +49,8 @@ class Cancellation:
             ended = "timed out" if operation.gave_up == "timeout" else "cancelled"
             error = in_doubt(operation, f"{ended} while the ledger was asked")
             self._tracker.fail(operation, error, Outcome.IN_DOUBT)
+        if operation.stage is Stage.SENT and operation.gave_up == "cancelled" and why == "timeout":
+            self._await_proof(operation, self._tuning.proof_time)
         if operation.stage is Stage.DONE or operation.gave_up is not None:
             return
         operation.gave_up = why
@@ -66,9 +69,13 @@ class Cancellation:
         now = self._clock()
         if operation.request.read:
             self._tracker.fail(operation, given_up(operation), Outcome.NOT_APPLIED)
-        elif why == "timeout":
-            self._times.at(now + self._proof_time, lambda: self._no_proof(operation))
+        else:
+            bound = self._tuning.proof_time if why == "timeout" else self._tuning.cancelled_proof_time
+            self._await_proof(operation, bound)
         lane.abandon(slot, now, urgent=True)
+
+    def _await_proof(self, operation: Operation[Any], seconds: float) -> None:
+        self._times.at(self._clock() + seconds, lambda: self._no_proof(operation))
 
     def _no_proof(self, operation: Operation[Any]) -> None:
         if operation.stage is Stage.SENT:
@@ -76,7 +83,9 @@ class Cancellation:
         if operation.stage is Stage.RESOLVING:
             self._resolver.drop(operation)
         if operation.stage is not Stage.DONE:
-            reason = f"no answer within {operation.request.timeout:g} s, and none to the cancel request"
+            timeout = operation.request.timeout
+            ended = f"no answer within {timeout:g} s" if timeout is not None else "cancelled"
+            reason = f"{ended}, and no answer to the cancel request"
             self._tracker.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
 
     def abandon_leg(self, operation: Operation[Any]) -> None:

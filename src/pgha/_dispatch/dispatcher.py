@@ -66,6 +66,8 @@ class Dispatcher:
         self._started = 0
         self._handed_over: list[Lane] = []
         """The lanes that have something to be written."""
+        self._later: list[Lane] = []
+        """The lanes that are written at the next `rest`."""
         self._rests = False
         """Whether `rest` is about to be called."""
         self._waiting = WaitQueue(options, self.times, clock, self)
@@ -75,11 +77,19 @@ class Dispatcher:
         self._placing = Placing(nodes, self._waiting, options.tuning, self._lineages.incomplete)
         self._feeding = Feeding(nodes, self._waiting, self._placing, self.tracker, clock, self)
         self._changes = NodeChanges(
-            nodes, self._waiting, self._placing, self._feeding, self._lineages, self.tracker, clock, self
+            nodes,
+            self._waiting,
+            self._placing,
+            self._feeding,
+            self._lineages,
+            self.tracker,
+            clock,
+            self,
+            options.tuning.overflow_after,
         )
         self._races = Races(self, self, self.tracker, clock, options.tuning.max_attempts)
         self._resolver = Resolver(
-            self, self, self.tracker, self.times, options.sources, options.failover_timeout
+            self, self, self.tracker, self.times, options.sources, options.failover_timeout, self.door.enter
         )
         self._retries = Retries(
             self,
@@ -100,7 +110,7 @@ class Dispatcher:
             self._resolver,
             self.times,
             clock,
-            options.tuning.proof_time,
+            options.tuning,
         )
 
     def _settle(self) -> bool:
@@ -108,17 +118,20 @@ class Dispatcher:
         feeding = self._feeding
         if feeding.hungry:
             feeding.feed()
-        if self._handed_over:
+        if self._handed_over or self._later:
             self._flush(later=True)
         return bool(feeding.hungry)
 
     def _flush(self, *, later: bool) -> None:
         """Write what the lanes were handed; with ``later``, some of it once other tasks have run."""
-        lanes, self._handed_over = self._handed_over, []
-        for lane in lanes:
+        self._handed_over += self._later
+        self._later.clear()
+        while self._handed_over:
+            # One by one: an interrupt in one of them must not keep the others from being written.
+            lane = self._handed_over.pop()
             if later and lane.may_flush_later() and (self._rests or self.loop.rest()):
                 self._rests = True
-                self._handed_over.append(lane)
+                self._later.append(lane)
             else:
                 lane.flush()
 
@@ -160,7 +173,12 @@ class Dispatcher:
         """
         if self.closed:
             raise ClusterClosed("the cluster is closed")
-        self.door.enter(self._start, operation)
+        try:
+            self.door.enter(self._start, operation)
+        except BaseException:
+            # An interrupt, for example: nobody is going to wait for the operation.
+            self.give_up(operation, "cancelled")
+            raise
 
     def _start(self, operation: Operation[Any]) -> None:
         if operation.stage is Stage.DONE:
@@ -271,6 +289,8 @@ class Dispatcher:
     def handed_over(self, lane: Lane) -> None:
         """Flush the lane before the present act is over."""
         self._handed_over.append(lane)
+        if (node := self._nodes.get(lane.node)) is not None:
+            node.busy()
 
     def capacity_freed(self, lane: Lane) -> None:
         """Send operations that wait, if the lane has capacity."""
@@ -319,7 +339,9 @@ class Dispatcher:
 
     def waits_for(self, node: ManagedNode) -> bool:
         """Return whether operations wait that would be sent to the node."""
-        return any(line.goes_to(node) for line in self._waiting.active)
+        return any(line.goes_to(node) for line in self._waiting.active) or any(
+            lane.node == node.name for lane in self._proofs.waiting
+        )
 
     def pump(self, node: ManagedNode) -> None:
         """Send operations that wait, if the node has capacity."""
@@ -327,8 +349,12 @@ class Dispatcher:
 
     def ticked(self, node: ManagedNode, now: float) -> None:
         """Do what is due by time for the operations that wait for the node."""
+        if self._proofs.waiting:
+            for lane in tuple(self._proofs.waiting):
+                self._proofs.capacity_freed(lane)
         if self._waiting.length:
             self._feeding.hungry.update(self._placing.relieve(node, now))
+            self._changes.let_go(node, now)
             self._feeding.hungry.add(node)
 
     def lanes_changed(self, node: ManagedNode) -> None:

@@ -128,10 +128,11 @@ class Feeding:
         lanes, waiting = node.sets[access], self._waiting
         lines = [one for one in waiting.active if one.need.access == access and one.goes_to(node)]
         now = self._clock()
+        others = any(not one.exclusive for one in lines)
         while lines:
             line = lines[0] if len(lines) == 1 else min(lines, key=oldest)
             if line.exclusive:
-                lane = lanes.alone(others=any(not one.exclusive for one in lines))
+                lane = lanes.alone(others=others, waited=now - line.waiting.oldest().queued_at)
             else:
                 lane = lanes.with_capacity(now)
             if lane is None:
@@ -139,14 +140,12 @@ class Feeding:
                 # A lane for one that must be alone may become quiet later; others need not wait for that.
                 lines = [one for one in lines if one.exclusive is not line.exclusive]
                 continue
-            operation = waiting.take(line)
-            if lane.reads_before(operation) and lane.freshen():
-                waiting.push(operation, line, operation.queued_at)
+            if lane.reads_before(line.waiting.oldest()) and lane.freshen():
                 if not node.takes(access):
                     return
                 lines = [one for one in lines if one.waiting]
                 continue
-            self._send(lane, node, operation, now)
+            self._send(lane, node, waiting.take(line), now)
             if not line.waiting:
                 lines.remove(line)
         node.busy()

@@ -38,6 +38,7 @@ class NodeChanges:
     def __init__(
         self, nodes: Mapping[str, ManagedNode], waiting: WaitQueue, placing: Placing, feeding: Feeding,
         lineages: Lineages, tracker: Tracker, clock: Callable[[], float], owner: NodeChangesCallbacks,
+        patience: float,
     ) -> None:  # fmt: skip
         self.watchers: set[anyio.Event] = set()
         """Events of the tasks that wait for a change."""
@@ -46,6 +47,8 @@ class NodeChanges:
         self._placing = placing
         self._feeding = feeding
         self._lineages = lineages
+        self._patience = patience
+        """Seconds for which an operation waits for the node that it was moved to."""
         self._tracker = tracker
         self._log = tracker.log
         self._clock = clock
@@ -62,20 +65,14 @@ class NodeChanges:
         for line in self._placing.aim_all():
             if line.target is not None:
                 self._feeding.may_take(line.target)
-            elif not line.waiting:
-                continue
-            elif self._placing.possible(line.need):
-                self._waiting.expire_all_later(line, self._clock())
-            else:
+            elif line.waiting and not self._placing.possible(line.need):
                 for operation in self._waiting.drain(line):
                     self._owner.nowhere(operation)
+        self._waiting.look_after(self._waiting.lines())
 
     def lanes_changed(self, node: ManagedNode) -> None:
         """Follow the opening, the end, or the failure to open of a lane."""
         self.reroute()
-        for line in list(self._waiting.active):
-            if line.target is node and node.sets[line.need.access].failing:
-                self._waiting.expire_all_later(line, None)
         self.notify()
         self._feeding.may_take(node)
 
@@ -124,6 +121,17 @@ class NodeChanges:
                 else:
                     # Anew in its line, where its waiting time is limited now.
                     self._waiting.push(operation, line, operation.queued_at)
+
+    def let_go(self, node: ManagedNode, now: float) -> None:
+        """Let operations go elsewhere that were moved to this node, and have waited here for too long."""
+        for line in [one for one in self._waiting.active if one.need.node == node.name]:
+            for operation in list(line.waiting):
+                if operation.parent is not None or isinstance(operation.request.route, Pin):
+                    continue
+                if now - operation.queued_at > self._patience:
+                    self._waiting.remove(operation)
+                    operation.need = operation.request.need
+                    self._owner.place(operation, now)
 
     def clock_changed(self, node: ManagedNode) -> None:
         """Emit an event because the node's clock started or stopped being skewed."""

@@ -10,15 +10,14 @@ A wait that somebody else broke off is not mended: an administrator may have had
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pgha._core.outcome import Outcome
 from pgha._core.statement_kind import classify_statement
-from pgha._dispatch.failure import in_doubt
-from pgha._dispatch.tracker import Tracker
+from pgha._node.callbacks import SegmentFailure
 from pgha._node.lane import Lane
+from pgha._node.node import ManagedNode
 from pgha._operation.operation import Operation, OperationCallbacks, Request, Stage
 from pgha._types import nearest
 from pgha._wire import PGresult
@@ -30,6 +29,7 @@ _QUERY = (
     b"SELECT pg_catalog.set_config('synchronous_commit',"
     b" CASE WHEN pg_catalog.current_setting('synchronous_commit') OPERATOR(pg_catalog.=) 'remote_apply'"
     b" THEN 'remote_apply' ELSE 'on' END, true),"
+    b" pg_catalog.set_config('client_min_messages', 'warning', true),"
     b" pg_catalog.pg_logical_emit_message(true, 'pgha', '')"
 )
 """A commit that writes to the log, and nothing else; it waits for the standby whatever the session says."""
@@ -37,17 +37,21 @@ COMMIT = Statement(_QUERY, None, (), None, classify_statement(_QUERY))
 
 
 class ProofCallbacks(Protocol):
-    """The dispatcher, which delivers the results of a proven write."""
+    """The owner of the operations."""
 
     def delivered(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None:
         """Take the results of an operation that succeeded in spite of a failure."""
+        ...
+
+    def unproven(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
+        """Take the failure of an operation that no later commit has proven."""
         ...
 
 
 @dataclass(slots=True, eq=False)
 class _Proof:
     operation: Operation[Any]
-    results: Sequence[PGresult]
+    failure: SegmentFailure
     attempts: int = 0
 
 
@@ -55,40 +59,47 @@ class Proofs:
     """Proves commits by later ones; see the head of this file."""
 
     def __init__(
-        self, runner: OperationCallbacks, callbacks: ProofCallbacks, tracker: Tracker,
+        self, runner: OperationCallbacks, callbacks: ProofCallbacks, nodes: Mapping[str, ManagedNode],
         clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self._runner = runner
         self._callbacks = callbacks
-        self._tracker = tracker
+        self._nodes = nodes
         self._clock = clock
         self.waiting: dict[Lane, list[_Proof]] = {}
         """The proofs that wait until their lane takes something."""
 
-    def begin(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None:
+    def begin(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
         """Prove that a write is replicated which is committed for certain, and deliver its results."""
         operation.stage = Stage.RESOLVING
         operation.place = None
-        self._wait(lane, _Proof(operation, results))
+        self._wait(lane, _Proof(operation, failure))
 
     def _wait(self, lane: Lane, proof: _Proof) -> None:
         self.waiting.setdefault(lane, []).append(proof)
         self.capacity_freed(lane)
 
     def capacity_freed(self, lane: Lane) -> None:
-        """Send the commits that wait for this lane; without the lane, the writes stay in doubt."""
-        if lane not in self.waiting:
-            return
+        """Send the commits that wait for this lane, or give them up."""
         while proofs := self.waiting.get(lane):
-            if not lane.usable:
-                for proof in self.waiting.pop(lane):
-                    self._doubt(proof, "the connection ended before a later commit was replicated")
-                return
             now = self._clock()
-            if not lane.has_capacity(now):
+            if not self._trusted(lane):
+                for proof in self.waiting.pop(lane):
+                    self._give_up(lane, proof)
+            elif lane.has_capacity(now) and self._nodes[lane.node].takes("write"):
+                self._send(lane, proofs.pop(), now)
+            else:
                 return
-            self._send(lane, proofs.pop(), now)
-        del self.waiting[lane]
+        self.waiting.pop(lane, None)
+
+    def _trusted(self, lane: Lane) -> bool:
+        """Return whether a commit on this lane proves something.
+
+        Without the same connection, another server may have taken the node's place. And a primary of an old
+        timeline still commits, to no avail.
+        """
+        node = self._nodes.get(lane.node)
+        return lane.usable and node is not None and node.health.writable
 
     def _send(self, lane: Lane, proof: _Proof, now: float) -> None:
         proof.attempts += 1
@@ -103,16 +114,16 @@ class Proofs:
         operation = proof.operation
         if operation.stage is not Stage.RESOLVING:
             return  # its caller has left, or its deadline has passed
-        if commit.failure is None:
+        if commit.failure is None and self._trusted(lane):
             operation.stage = Stage.NEW
-            self._callbacks.delivered(lane, operation, proof.results)
+            self._callbacks.delivered(lane, operation, proof.failure.answer.results)
         elif proof.attempts < _MOST and lane.usable:
             self._wait(lane, proof)
         else:
-            self._doubt(proof, "a later commit could not be replicated")
+            self._give_up(lane, proof)
 
-    def _doubt(self, proof: _Proof, reason: str) -> None:
+    def _give_up(self, lane: Lane, proof: _Proof) -> None:
         operation = proof.operation
         if operation.stage is Stage.RESOLVING:
-            operation.doubted = True
-            self._tracker.fail(operation, in_doubt(operation, reason), Outcome.IN_DOUBT)
+            operation.stage = Stage.NEW
+            self._callbacks.unproven(lane, operation, proof.failure)

@@ -97,7 +97,7 @@ class Resolver:
 
     def __init__(
         self, runner: OperationCallbacks, callbacks: ResolverCallbacks, tracker: Tracker, times: Timers,
-        sources: Sources, patience: float,
+        sources: Sources, patience: float, enter: Callable[[Callable[[Any], object], Any], None],
     ) -> None:  # fmt: skip
         self._runner = runner
         self._callbacks = callbacks
@@ -105,6 +105,7 @@ class Resolver:
         self._times = times
         self._clock = sources.clock
         self._draw = sources.draw
+        self._enter = enter
         self._patience = patience
         """Seconds to ask for an operation without a deadline."""
         self._running: dict[object, Resolution] = {}
@@ -183,7 +184,7 @@ class Resolver:
             len(attempts),
             operation.started_at,
             operation.guard,
-            self._on_asked,
+            lambda doubt: self._enter(self._on_asked, doubt),
             self._on_resolved,
         )
         if self._closed or not operation.counted or not (doubt.resolvable or outstanding):

@@ -54,7 +54,7 @@ class Retries:
         clock = sources.clock
         self.budgets = RetryBudgets(clock())
         self.roles = RoleChecks(times, clock, tuning.probe_no_primary)
-        self.proofs = Proofs(runner, callbacks, tracker, clock)
+        self.proofs = Proofs(runner, self, nodes, clock)
         self._callbacks = callbacks
         self._nodes = nodes
         self._tracker = tracker
@@ -72,8 +72,16 @@ class Retries:
             return
         if failure.facts.unreplicated and failure.overlapped and operation.gave_up is None and lane.usable:
             # The write is committed. pgha's own cancel may have ended its wait: let a later commit prove it.
-            self.proofs.begin(lane, operation, failure.answer.results)
+            self.proofs.begin(lane, operation, failure)
             return
+        self._step(lane, operation, failure)
+
+    def delivered(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None:
+        """Take the results of a write that a later commit has proven."""
+        self._callbacks.delivered(lane, operation, results)
+
+    def unproven(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
+        """Perform the next step of a write whose wait for a standby was broken off, and not proven."""
         self._step(lane, operation, failure)
 
     def _step(

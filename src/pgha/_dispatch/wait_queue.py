@@ -10,7 +10,7 @@ While no node serves a line, the time that its operations wait is limited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from pgha._core.need import Need
@@ -25,7 +25,7 @@ from pgha._types import Pin
 class Line:
     """The operations that wait with one need; those that must be alone on a lane have a line of their own."""
 
-    __slots__ = ("exclusive", "joined", "left", "need", "overflow", "target", "waiting")
+    __slots__ = ("exclusive", "joined", "left", "need", "overflow", "target", "waiting", "was_served")
 
     def __init__(self, need: Need, exclusive: bool) -> None:
         self.need = need
@@ -35,6 +35,8 @@ class Line:
         """The node to which the operations are sent; None while no node is eligible."""
         self.overflow: ManagedNode | None = None
         """Another node to which they are sent as well, because nothing moves on the target."""
+        self.was_served = False
+        """Whether the line was `served` when somebody looked last."""
         self.joined = 0
         self.left = 0
         """How many operations have joined and left the line so far; see `WaitQueue.beyond`."""
@@ -45,8 +47,9 @@ class Line:
 
     @property
     def served(self) -> bool:
-        """Whether the target takes the operations once a lane has capacity."""
-        return self.target is not None and self.target.serves(self.need.access)
+        """Whether the target takes the operations, now or after a ping, once a lane has capacity."""
+        target, access = self.target, self.need.access
+        return target is not None and target.admits(access) and not target.sets[access].failing
 
 
 def oldest(line: Line) -> int:
@@ -173,11 +176,11 @@ class WaitQueue:
         """Limit the waiting time of an operation that no node can take now."""
         if operation.expiry is not None or operation.stage is not Stage.QUEUED:
             return
-        if (
-            operation.exactly_once or isinstance(operation.request.route, Pin)
-        ) and operation.deadline is not None:
+        if self._unlimited(operation):
             return
-        when = operation.queued_at + self._failover_timeout
+        self._expire_at(operation, operation.queued_at + self._failover_timeout)
+
+    def _expire_at(self, operation: Operation[Any], when: float) -> None:
         operation.expiry = self._times.at(when, lambda: self._expire(operation))
 
     def _expire(self, operation: Operation[Any]) -> None:
@@ -187,8 +190,7 @@ class WaitQueue:
         line = operation.place
         if line.served:
             # The node takes operations again, but has not come to this one yet: check again later.
-            again = self._clock() + max(self._failover_timeout, 0.5)
-            operation.expiry = self._times.at(again, lambda: self._expire(operation))
+            self._expire_at(operation, self._clock() + max(self._failover_timeout, 0.5))
             return
         node = line.need.node
         what = f"node {node} was not" if node else "no node was"
@@ -197,15 +199,25 @@ class WaitQueue:
             operation, f"{what} usable for {line.need.access}s within {self._failover_timeout:g} s"
         )
 
-    def expire_all_later(self, line: Line, since: float | None) -> None:
-        """Limit the waiting time of all operations in a line.
+    def look_after(self, lines: Iterable[Line]) -> None:
+        """Limit the waiting time in each line that is not served any more, from now on."""
+        for line in lines:
+            served = line.served
+            if line.was_served and not served:
+                self._expire_all(line)
+            line.was_served = served
 
-        The time counts from ``since``, or if that is None, from when each operation joined.
-        """
+    def _expire_all(self, line: Line) -> None:
+        when = self._clock() + self._failover_timeout
         for operation in line.waiting:
-            if since is not None:
-                operation.queued_at = since
-                if operation.expiry is not None:
-                    self._times.cancel(operation.expiry)
-                    operation.expiry = None
-            self.expire_later(operation)
+            if operation.expiry is not None:
+                self._times.cancel(operation.expiry)
+                operation.expiry = None
+            if not self._unlimited(operation):
+                self._expire_at(operation, when)
+
+    @staticmethod
+    def _unlimited(operation: Operation[Any]) -> bool:
+        """Return whether only the deadline limits the waiting time: no other node may run the operation."""
+        bound = operation.exactly_once or isinstance(operation.request.route, Pin)
+        return bound and operation.deadline is not None

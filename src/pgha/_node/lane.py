@@ -12,6 +12,7 @@ from the owner's door: they read, and tell the owner what they found.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ import anyio
 import psycopg
 from anyio.abc import TaskGroup
 
-from pgha._core.outcome import Handed
+from pgha._core.outcome import Outcome
 from pgha._core.pace import UNKNOWN
 from pgha._core.pipeline import Doing, Pipeline
 from pgha._core.sources import Sources
@@ -32,7 +33,7 @@ from pgha._operation.operation import AccessMode, AttemptState, Operation, Stage
 from pgha._wire import PGresult
 from pgha._wire.compiler import Statement
 from pgha._wire.interrupts import uninterrupted
-from pgha._wire.link import NO_EXTRAS, Extras, LedgerPart, SendFailed
+from pgha._wire.link import NO_EXTRAS, Extras, LedgerPart, Received, SendFailed
 from pgha._wire.protocol import PipelinedConnection
 from pgha._wire.segment import Answer, Segment, plain_success, read_answer
 
@@ -44,6 +45,7 @@ spent while a server keeps on sending."""
 _TOGETHER = 4
 """The number of segments that are written together, if other tasks are about to send more (measured with 10
 tasks: 10 to 15 % more throughput than with one system call each)."""
+_INTERRUPTED = "interrupted in the middle of the work on it"
 _ROLLBACK = Statement(b"ROLLBACK", None, (), None, classify_statement(b"ROLLBACK"))
 _UNKNOWN = Segment([])
 """The segment of a slot until libpq was handed all of it."""
@@ -81,6 +83,8 @@ class Lane:
         self._writing = False
         self._unwritten = 0
         """The number of segments that libpq was handed since it was last told to write."""
+        self._paired: deque[tuple[FlightSlot, list[PGresult]]] = deque()
+        """The answers that are being handled, with their segments."""
         self._flush_due = False
         """Whether the owner was told to flush the lane."""
         self.fresh = False
@@ -160,9 +164,9 @@ class Lane:
             exclusive, pace = operation.exclusive, operation.request.pace
             if pace is not None:
                 expected = pace.expected
-        # The slot comes first: whatever interrupts the sending finds the order of the answers.
+        # The slot comes first, and counts as handed over: whatever interrupts the sending finds the order of
+        # the answers, and nothing is taken for unsent that may have been sent.
         slot = self.pipeline.sent(operation, _UNKNOWN, now, exclusive, expected)
-        slot.handed = Handed.PART
         if operation is not None:
             operation.stage = Stage.SENT
             operation.place = (self, slot)
@@ -175,11 +179,9 @@ class Lane:
             slot.segment, slot.handed = failure.segment, failure.handed
             self._fail(_one_line(failure), lost=True)
         except BaseException:
-            # An interrupt in the middle of libpq: nobody knows what the connection holds.
-            self._fail("interrupted while sending", lost=False)
+            # An exception of a signal's handler, in the middle of it: nobody knows what libpq was handed.
+            self._fail(_INTERRUPTED, lost=False)
             raise
-        else:
-            slot.handed = Handed.WHOLE
 
     def _to_flush(self) -> None:
         if not self._flush_due:
@@ -245,6 +247,9 @@ class Lane:
         except psycopg.Error as error:
             self.abort(_one_line(error), lost=True)
             return
+        except BaseException:
+            self._fail(_INTERRUPTED, lost=False)
+            raise
         self._writing = True
         self._tasks.start_soon(self._write_out)
 
@@ -301,8 +306,7 @@ class Lane:
         """Read and handle what has arrived, without waiting; return whether there is more to read at once."""
         if self.broken is not None:
             return False
-        received = self.link.receive(len(self.pipeline.slots), _PER_WAKE_UP)
-        self._handle(received.answers, now)
+        received = self._read(_PER_WAKE_UP, now)
         if received.broken is not None:
             self._break(_one_line(received.broken))
             return False
@@ -312,6 +316,17 @@ class Lane:
         if (received.answers or received.notified) and not self.pipeline.slots and self.usable:
             self._drained(now)
         return received.more
+
+    def _read(self, limit: int, now: float) -> Received:
+        """Read at most ``limit`` answers, and handle them."""
+        try:
+            received = self.link.receive(len(self.pipeline.slots), limit)
+            self._handle(received.answers, now)
+        except BaseException:
+            # Some answers may be lost, and the next would be taken for them: nothing is read any more.
+            self._give_up_unread()
+            raise
+        return received
 
     def _handle(self, answers: Sequence[list[PGresult]], now: float) -> None:
         """Assign each answer to its segment, and handle the answers.
@@ -323,7 +338,9 @@ class Lane:
             return
         self.asked = 0
         share, known = self._share(slots[0], now, len(answers)), None
-        for slot, results in zip(self.pipeline.take(len(answers), now), answers, strict=True):
+        self._paired += zip(self.pipeline.take(len(answers), now), answers, strict=True)
+        while self._paired:
+            slot, results = self._paired[0]
             operation = slot.item
             if operation is not None:
                 pace = operation.request.pace
@@ -331,6 +348,7 @@ class Lane:
                     pace.took(share)
                     known = pace
             self._answered(slot, results, now)
+            self._paired.popleft()
         if slots and (successor := slots[0].item) is not None:
             successor.attempts[-1].head_at = slots[0].head_at
 
@@ -423,6 +441,27 @@ class Lane:
         if self._tasks is not None:
             self._tasks.cancel_scope.cancel()
 
+    def _give_up_unread(self) -> None:
+        """Close the connection without reading: every operation without a handled answer is in doubt."""
+        if self.broken is not None:
+            return
+        self.broken = _INTERRUPTED
+        self.usable = False
+        slots = [*(slot for slot, _ in self._paired), *self.pipeline.slots]
+        self._paired.clear()
+        self.pipeline.slots.clear()
+        self._owner.lane_broke(self, self.broken, lost=False, in_flight=len(slots))
+        for slot in slots:
+            operation = slot.item
+            if operation is not None and operation.stage is not Stage.DONE:
+                failure = failure_of(slot, Answer(), synced=False, was_head=False, lost=self.broken)
+                failure.not_suspected = True
+                self._owner.segment_failed(self, operation, failure)
+            elif operation is not None and operation.doubt is not None:
+                operation.doubt.evidence(Outcome.IN_DOUBT)
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+
     def abort(self, reason: str, *, lost: bool = False) -> None:
         """Close the connection now.
 
@@ -438,8 +477,7 @@ class Lane:
         self.usable = False
         now = self._clock()
         for _ in range(_MOST_READS):
-            received = self.link.receive(len(self.pipeline.slots), len(self.pipeline.slots))
-            self._handle(received.answers, now)
+            received = self._read(len(self.pipeline.slots), now)
             if received.broken is not None:
                 reason = _one_line(received.broken)
                 break

@@ -107,36 +107,39 @@ class LaneSet:
             best, best_load, best_depth = lane, load, depth
         return best
 
-    def alone(self, *, others: bool) -> Lane | None:
+    def alone(self, *, others: bool, waited: float) -> Lane | None:
         """Return a lane for an exclusive operation, or None; one is then kept free as soon as it is quiet.
 
-        ``others`` says that ordinary operations wait, too: one lane at least is left to them.
+        ``others`` says that ordinary operations wait, too: one lane at least is left to them. ``waited`` is
+        the seconds for which the exclusive operation has waited.
         """
         most = self._options.tuning.max_lanes
         limit = most - 1 if others and most > 1 else most
         running = sum(1 for lane in self.lanes if lane.alone)
         if running >= limit:
+            self._leased = []
             return None
         self._leased = [lane for lane in self._leased if lane in self.lanes]
         found = next((lane for lane in self._leased if lane.quiet), None)
         if found is None:
             found = next((lane for lane in self.lanes if lane.quiet), None)
         if found is not None:
-            if found in self._leased:
-                self._leased.remove(found)
+            # The next one in the line takes a lease of its own, if it needs one.
+            self._leased = []
             return found
-        self._lease(running, limit)
+        if not self._leased and (self._full or waited > self._options.tuning.lease_after):
+            self._lease()
         return None
 
-    def _lease(self, running: int, limit: int) -> None:
-        """Keep one more lane free, if no more lanes may be opened.
+    @property
+    def _full(self) -> bool:
+        """Whether no more lanes may be opened, or the last attempt to open one failed."""
+        return self.failures > 0 or len(self.lanes) + self.opening >= self._options.tuning.max_lanes
 
-        Under steady load no lane would ever become quiet by itself.
-        """
-        if len(self.lanes) + self.opening < self._options.tuning.max_lanes or self._leased:
-            return
+    def _lease(self) -> None:
+        """Keep one lane free: under steady load no lane would ever become quiet by itself."""
         shared = [lane for lane in self.lanes if not lane.alone]
-        if shared and running + len(self._leased) < limit:
+        if shared:
             self._leased.append(min(shared, key=lambda lane: lane.in_flight))
 
     def stuck(self, now: float) -> bool:
@@ -180,7 +183,10 @@ class LaneSet:
             self._open()
         elif count + self.opening < self._options.tuning.max_lanes:
             slow = waited >= self._options.tuning.open_after and all(lane.stuck(now) for lane in self.lanes)
-            if quiet or (slow and not self._load.busy(now)):
+            if quiet:
+                if not self.opening:
+                    self._open()
+            elif slow and not self._load.busy(now):
                 self._open()
 
     def release(self) -> None:

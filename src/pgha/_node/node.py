@@ -309,6 +309,10 @@ class ManagedNode:
         """Return whether the node's state and role allow operations of this access mode."""
         return self.health.sendable and not self.leaving and (kind == "read" or self.health.writable)
 
+    def admits(self, kind: AccessMode) -> bool:
+        """Return whether the node takes operations of this access mode now, or once a ping was answered."""
+        return self.usable and (kind == "read" or self.health.writable)
+
     def serves(self, kind: AccessMode) -> bool:
         """Return whether the node takes operations of this access mode now, or once a lane has capacity."""
         return self.takes(kind) and bool(self.sets[kind].lanes)

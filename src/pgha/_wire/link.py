@@ -31,6 +31,8 @@ _BAD = pq.ConnStatus.BAD
 _IDLE = pq.TransactionStatus.IDLE
 _REPLICATION_WAIT = b"SyncRepWaitForLSN"
 """The server's function that issues the warning that the wait for a synchronous standby was broken off."""
+_CRASH_WARNING = b"quickdie"
+"""The server's function that issues the warning that all connections end after a crash."""
 ADMIN_SHUTDOWN = "57P01"
 CRASH_SHUTDOWN = "57P02"
 _CLOSES = capabilities.has_send_close_prepared()
@@ -128,6 +130,7 @@ class Link:
         self._cache = StatementCache(threshold if _CLOSES else None, limit)
         self._partial: list[PGresult] = []
         self._unreplicated = False
+        self._crashed = False
         self._notice: Notice | None = None
         """The last notice behind the last Sync: what a segment that was answered said ends no connection."""
         pgconn.notice_handler = self._on_notice
@@ -158,6 +161,8 @@ class Link:
                 for code in (field.SEVERITY_NONLOCALIZED, field.SQLSTATE, field.MESSAGE_PRIMARY)
             )
         )
+        # libpq may hand over this warning before the Sync of the segment in front of it.
+        self._crashed |= result.error_field(field.SOURCE_FUNCTION) == _CRASH_WARNING
         # "canceling wait for synchronous replication": the message is localized, and every warning has 01000.
         self._unreplicated |= result.error_field(field.SOURCE_FUNCTION) == _REPLICATION_WAIT
 
@@ -425,7 +430,7 @@ class Link:
 
         The process that crashed may be that of another connection.
         """
-        return self._notice is not None and self._notice.sqlstate == CRASH_SHUTDOWN
+        return self._crashed or (self._notice is not None and self._notice.sqlstate == CRASH_SHUTDOWN)
 
     @property
     def unreplicated(self) -> bool:

@@ -11,7 +11,7 @@ from support.in_memory import InMemory
 
 import pgha
 from pgha._node.lane import Lane
-from pgha._operation.operation import Operation
+from pgha._operation.operation import Operation, Stage
 
 pytestmark = pytest.mark.anyio
 PROOF = "pg_logical_emit_message"
@@ -42,6 +42,14 @@ class Scene:
     def answer(self, *results: object) -> None:
         self.link.answer(*results)
         self.lane._readable()
+
+    def in_doubt(self) -> None:
+        """Check that the write is in doubt, or that the ledger is asked if it has a key."""
+        if self.write.request.keyed is not None:
+            assert self.write.stage is Stage.RESOLVING
+            self.write.cancel()
+        assert isinstance(self.write.failure, pgha.CommitInDoubt)
+        self.write.retrieve()
 
     @property
     def proofs(self) -> int:
@@ -75,17 +83,23 @@ async def test_without_proof_the_write_is_in_doubt(scene: Scene) -> None:
     for number in range(1, 6):
         assert scene.proofs == number and not scene.write.done
         scene.answer(FakeError("42501"))
-    assert isinstance(scene.write.failure, pgha.CommitInDoubt)
     assert scene.proofs == 5
-    scene.write.retrieve()
+    scene.in_doubt()
 
 
 async def test_another_connection_proves_nothing(scene: Scene) -> None:
     """Another server may have taken the node's place, without that commit."""
     scene.link.end()
     scene.lane._readable()
-    assert isinstance(scene.write.failure, pgha.CommitInDoubt)
-    scene.write.retrieve()
+    scene.in_doubt()
+
+
+async def test_an_old_primary_proves_nothing(scene: Scene) -> None:
+    """Its later commits are as lost as the earlier ones, once another server has taken over."""
+    node = scene.world.nodes["a"]
+    node.health.supersede(True)
+    scene.answer()
+    scene.in_doubt()
 
 
 async def test_a_caller_that_leaves_does_not_wait_for_the_proof(scene: Scene) -> None:
