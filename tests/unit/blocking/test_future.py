@@ -23,6 +23,9 @@ class Host:
     def post(self, letter: object) -> None:
         pass
 
+    def now(self) -> float:
+        return 0.0
+
     def check_waitable(self) -> None:
         pass
 
