@@ -714,7 +714,8 @@ import anyio, gc, sys
 from hypothesis import settings
 from pgha.chaos.properties import AsyncRuleBasedStateMachine, rule, run_async_state_machine_as_test
 
-gc.disable()  # Python drops an interrupt that it raises in a callback of the collector, and Hypothesis has one
+# Python drops an interrupt that it raises in a callback of the collector, and Hypothesis has one.
+gc.disable()
 
 class Long(AsyncRuleBasedStateMachine):
     async def setup(self):

@@ -19,6 +19,7 @@ from pgha._core.statements import Entry
 from pgha._node.callbacks import FlightSlot, LaneBounds, SegmentFailure
 from pgha._node.evidence import failure_of
 from pgha._node.lane import Lane
+from pgha._operation.observer import Observers
 from pgha._operation.operation import AttemptState, Operation, OperationCallbacks, Request
 from pgha._options import REAL, parse_nodes
 from pgha._wire import PGresult
@@ -56,6 +57,7 @@ class Witness:
         self.loop = current_loop()
         self.door = Door(self._settle)
         self._handed_over: list[Lane] = []
+        self.observers = Observers()
         self.facts: dict[Operation[Any], Facts] = {}
         self.lane: Lane
         self.link: Link

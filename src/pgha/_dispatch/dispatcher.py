@@ -58,6 +58,7 @@ class Dispatcher:
         self.times = Timers(clock, self.door.enter)
         self.log = ClusterLog(self.times, clock)
         self.tracker = Tracker(self.times, clock, self.log)
+        self.observers = self.tracker.observers
         self.writes_seen = False
         self.closed = False
         self._options = options
@@ -70,7 +71,7 @@ class Dispatcher:
         """The lanes that are written at the next `rest`."""
         self._rests = False
         """Whether `rest` is about to be called."""
-        self._waiting = WaitQueue(options, self.times, clock, self)
+        self._waiting = WaitQueue(options, self.times, clock, self, self.observers)
         self._lineages = Lineages(
             nodes, self.tracker.events, self.log, self.times, clock, options.tuning.first_look, self.reroute
         )
@@ -185,12 +186,12 @@ class Dispatcher:
             return  # cancelled by somebody who entered first
         now = operation.started_at
         request = operation.request
+        self._started += 1
+        operation.number = self._started
         self.tracker.begin(operation)
         if self.closed:
             self.tracker.fail(operation, ClusterClosed("the cluster is closed"), Outcome.NOT_APPLIED)
             return
-        self._started += 1
-        operation.number = self._started
         if request.timeout is not None:
             operation.deadline = now + request.timeout
             operation.timer = self.times.at(operation.deadline, lambda: self.give_up(operation, "timeout"))

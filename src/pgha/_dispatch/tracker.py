@@ -1,9 +1,8 @@
-"""The record of all operations: the open ones, the statistics, and the events about how operations ended."""
+"""The open operations of a cluster, and how they end; the observers are told of each beginning and end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -12,38 +11,25 @@ import anyio
 from pgha._core.outcome import Outcome
 from pgha._dispatch.events import EventHub
 from pgha._dispatch.failure import Decision, final_outcome, note
+from pgha._dispatch.statistics import Counting, Reporting
 from pgha._dispatch.timers import Timers
-from pgha._errors import CommitInDoubt, OperationCancelled, OperationTimeout, error_info
+from pgha._errors import CommitInDoubt, error_info
 from pgha._operation.in_doubt import InDoubtOutcome
+from pgha._operation.observer import Observers
 from pgha._operation.operation import Operation
 from pgha._telemetry.log import ClusterLog
-from pgha._types import FailureUnretrieved, OperationInDoubt, OperationResolved, OperationRetried
+from pgha._types import FailureUnretrieved, OperationResolved
 from pgha._types import Outcome as PublicOutcome
 
 
-@dataclass(slots=True)
-class Counters:
-    """The counters that are documented in `Statistics`."""
-
-    operations: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    retried: int = 0
-    replayed: int = 0
-    in_doubt: int = 0
-    cancelled: int = 0
-    timed_out: int = 0
-    unretrieved: int = 0
-    cancels_sent: int = 0
-    connections_lost: int = 0
-
-
 class Tracker:
-    """Ends operations, and counts and reports how they ended. Legs of races do not count as operations."""
+    """Begins and ends operations, and has the observers told."""
 
     def __init__(self, times: Timers, clock: Callable[[], float], log: ClusterLog) -> None:
-        self.counters = Counters()
         self.events = EventHub()
+        counting = Counting()
+        self.counters = counting.counters
+        self.observers = Observers(counting, Reporting(self.events, log, clock))
         self.open: set[Operation[Any]] = set()
         """The operations that were started and are not done."""
         self._times = times
@@ -53,19 +39,14 @@ class Tracker:
 
     def begin(self, operation: Operation[Any]) -> None:
         """Record the start of an operation."""
-        self.counters.operations += 1
         self.open.add(operation)
+        for tell in self.observers.began:
+            tell(operation)
 
     def retried(self, operation: Operation[Any], decision: Decision) -> None:
         """Record that an operation is run again."""
-        self.counters.retried += 1
-        attempts = operation.attempts
-        node = attempts[-1].node if attempts else None
-        self.log.retried(node, decision.reason)
-        if self.events.has_subscribers:
-            self.events.emit(
-                OperationRetried(at=self._clock(), node=node, attempt=len(attempts), reason=decision.reason)
-            )
+        for tell in self.observers.retried:
+            tell(operation, decision.reason)
 
     def fail(
         self, operation: Operation[Any], error: BaseException, outcome: Outcome, *, noted: bool = False
@@ -76,10 +57,10 @@ class Tracker:
         """
         if not noted:
             note(error, operation, final_outcome(operation, outcome))
-        if operation.counted:
-            self._count_failure(operation, error)
         self._close(operation)
         operation.ended_at = self._clock()
+        for tell in self.observers.ended:
+            tell(operation, error)
         if isinstance(error, CommitInDoubt):
             error.record = operation.record
         if operation.gave_up == "cancelled":
@@ -88,8 +69,9 @@ class Tracker:
 
     def succeed(self, operation: Operation[Any], result: Any) -> None:
         """End an operation with ``result``."""
+        for tell in self.observers.ended:
+            tell(operation, None)
         if operation.counted:
-            self.counters.succeeded += 1
             self.open.discard(operation)
         if operation.timer is not None or self._idle is not None:
             self._close(operation)
@@ -132,23 +114,6 @@ class Tracker:
             self.open.discard(operation)
             if self._idle is not None and not self.open:
                 self._idle.set()
-
-    def _count_failure(self, operation: Operation[Any], error: BaseException) -> None:
-        counters = self.counters
-        counters.failed += 1
-        if isinstance(error, CommitInDoubt):
-            counters.in_doubt += 1
-            attempts = operation.attempts
-            node = attempts[-1].node if attempts else None
-            self.events.emit(
-                OperationInDoubt(at=self._clock(), node=node, attempt=len(attempts), reason=str(error))
-            )
-            evidence = error.evidence
-            self.log.in_doubt(node, evidence.reason if evidence is not None else "no evidence")
-        elif isinstance(error, OperationCancelled):
-            counters.cancelled += 1
-        elif isinstance(error, OperationTimeout):
-            counters.timed_out += 1
 
     def unretrieved(self, error: BaseException) -> None:
         """Count, log and emit a failure that was not retrieved.

@@ -17,6 +17,7 @@ from pgha._core.need import Need
 from pgha._core.queues import AgeQueue
 from pgha._dispatch.timers import Timers
 from pgha._node.node import ManagedNode
+from pgha._operation.observer import Observers
 from pgha._operation.operation import Operation, Stage
 from pgha._options import Options
 from pgha._types import Pin
@@ -69,8 +70,9 @@ class WaitQueue:
     """The lines of operations that are not sent yet; see the head of this file."""
 
     def __init__(
-        self, options: Options, times: Timers, clock: Callable[[], float], owner: WaitQueueCallbacks
-    ) -> None:
+        self, options: Options, times: Timers, clock: Callable[[], float], owner: WaitQueueCallbacks,
+        observers: Observers,
+    ) -> None:  # fmt: skip
         self.length = 0
         """The number of operations in all lines."""
         self.active: dict[Line, None] = {}
@@ -83,6 +85,7 @@ class WaitQueue:
         self._times = times
         self._clock = clock
         self._owner = owner
+        self._observers = observers
 
     # Lines
 
@@ -134,6 +137,8 @@ class WaitQueue:
         operation.stage = Stage.QUEUED
         operation.place = line
         operation.queued_at = now
+        for tell in self._observers.queued:
+            tell(operation)
         operation.joined = line.joined
         line.joined += 1
         self.length += 1

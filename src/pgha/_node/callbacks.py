@@ -11,6 +11,7 @@ from pgha._core.ledger_rules import ServerClock
 from pgha._core.outcome import Facts
 from pgha._core.pipeline import Bounds, Doing, Slot
 from pgha._core.statements import Entry
+from pgha._operation.observer import Observers
 from pgha._operation.operation import Operation
 from pgha._wire import PGresult
 from pgha._wire.loops import Loop
@@ -50,6 +51,7 @@ class LaneCallbacks(Protocol[LaneT]):
 
     loop: Loop
     door: Door
+    observers: Observers
 
     def succeeded(
         self, lane: LaneT, operation: Operation[Any], results: Sequence[PGresult], entry: Entry | None

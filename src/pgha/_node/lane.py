@@ -77,6 +77,7 @@ class Lane:
         """The number of pings that the present head has caused by its age."""
         self._bounds = bounds
         self._owner = owner
+        self._observers = owner.observers
         self._clock = clock
         self._watch = Watch(self, clock, owner.door.enter, bounds.cancel_deadline)
         self._tasks: TaskGroup | None = None
@@ -170,7 +171,12 @@ class Lane:
         if operation is not None:
             operation.stage = Stage.SENT
             operation.place = (self, slot)
-            operation.attempts[-1].head_at = slot.head_at
+            attempt = operation.attempts[-1]
+            attempt.head_at = slot.head_at
+            for tell in self._observers.sent:
+                tell(operation, attempt)
+            if slot.head_at is not None:
+                self._is_head(operation, attempt)
         self._unwritten += 1
         self._to_flush()
         try:
@@ -182,6 +188,10 @@ class Lane:
             # An exception of a signal's handler, in the middle of it: nobody knows what libpq was handed.
             self._fail(_INTERRUPTED, lost=False)
             raise
+
+    def _is_head(self, operation: Operation[Any], attempt: AttemptState) -> None:
+        for tell in self._observers.became_head:
+            tell(operation, attempt)
 
     def _to_flush(self) -> None:
         if not self._flush_due:
@@ -351,6 +361,7 @@ class Lane:
             self._paired.popleft()
         if slots and (successor := slots[0].item) is not None:
             successor.attempts[-1].head_at = slots[0].head_at
+            self._is_head(successor, successor.attempts[-1])
 
     def _share(self, head: FlightSlot, now: float, count: int) -> float:
         """Return the seconds for which the server worked on each of the ``count`` segments answered now.
@@ -377,6 +388,8 @@ class Lane:
             attempt = operation.attempts[-1]
             attempt.answered_at = now
             attempt.head_at = slot.head_at
+            for tell in self._observers.answered:
+                tell(operation, attempt)
             if segment.pieces is None and plain_success(segment, results):
                 if segment.keyed:
                     del results[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Generator, Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar, final
 from uuid import UUID
@@ -150,6 +151,7 @@ class Operation(Generic[T]):
         "_runner",
         "_waiters",
         "attempts",
+        "context",
         "counted",
         "deadline",
         "doubt",
@@ -182,7 +184,9 @@ class Operation(Generic[T]):
         "unwanted",
     )
 
-    def __init__(self, runner: OperationCallbacks, request: Request, now: float) -> None:
+    def __init__(
+        self, runner: OperationCallbacks, request: Request, now: float, context: Context | None = None
+    ) -> None:
         self._runner = runner
         self._result: T | None = None
         self._error: BaseException | None = None
@@ -194,6 +198,8 @@ class Operation(Generic[T]):
         self._callbacks: list[Callable[[Operation[T]], None]] | None = None
         # The attributes below belong to the runner.
         self.request = request
+        # The context variables of the caller, for observers.
+        self.context = context or copy_context()
         self.stage = Stage.NEW
         self.started_at = now
         self.queued_at = now

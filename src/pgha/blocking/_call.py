@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any
 
 from pgha._operation.operation import Operation, Request
@@ -15,11 +16,13 @@ class Call:
     collection of another thread can meet it in an intermediate state.
     """
 
-    __slots__ = ("error", "given_up", "operation", "request", "started_at", "tell", "value")
+    __slots__ = ("context", "error", "given_up", "operation", "request", "started_at", "tell", "value")
 
     def __init__(self, request: Request, tell: Callable[[], object], now: float) -> None:
         self.request = request
         self.started_at = now
+        self.context = copy_context()
+        """The context variables of the thread that made the call."""
         self.tell = tell
         """Called once, when the outcome is stored here."""
         self.operation: Operation[Any] | None = None

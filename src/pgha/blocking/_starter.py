@@ -32,7 +32,7 @@ class Starter:
             self._start(call)
 
     def _start(self, call: Call) -> None:
-        operation: Operation[Any] = Operation(self._dispatcher, call.request, call.started_at)
+        operation: Operation[Any] = Operation(self._dispatcher, call.request, call.started_at, call.context)
         call.operation = operation
         operation.when_done(partial(self._done, call))
         try:
