@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,10 @@ class FakeResult:
 
     status = ExecStatus.COMMAND_OK
     command_status = b"INSERT 0 1"
-    ntuples = 0
+    ntuples = 100
+
+    def get_value(self, row: int, column: int) -> bytes | None:
+        return None
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -69,6 +72,8 @@ class FakeLink:
     finished: bool = False
     unreplicated: bool = False
     kept: bool = True
+    parts: int = 1
+    """The number of parts in which a result is loaded."""
     on_piece: Callable[[], object] | None = None
     """Called between any two pieces that the real connection hands to libpq."""
     on_load: Callable[[], object] | None = None
@@ -139,6 +144,17 @@ class FakeLink:
             self.on_load()
         assert isinstance(pgresult, FakeResult)
         return Result((pgresult.text,), NO_COLUMNS, 1, b"SELECT 1", node, attempts, latency)
+
+    def many(self, pgresult: PGresult) -> bool:
+        return self.parts > 1
+
+    def load_in_parts(
+        self, pgresult: PGresult, entry: Entry | None, row_factory: Callable[[Any], Any], node: str,
+        attempts: int, latency: float,
+    ) -> Generator[None, None, Result[Any]]:  # fmt: skip
+        for _ in range(self.parts - 1):
+            yield
+        return self.load(pgresult, entry, row_factory, node, attempts, latency)
 
     async def cancel(self) -> None:
         self.cancels += 1

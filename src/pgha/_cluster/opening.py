@@ -69,7 +69,8 @@ async def open_cluster(
         ping_interval: Seconds between health checks of a node at rest; the default is 1.
         ping_timeout: Seconds after which an unanswered health check means that the node is down; the default
             is 0.25.
-        max_queued: Number of operations that may wait in the queue; the default is 65536. Beyond that,
+        max_queued: Number of operations of one kind (reads or writes, each pinned node by itself) that may
+            wait; the default is 65536. Beyond that,
             ``execute`` waits and ``submit`` raises `QueueFull`.
         close_timeout: Seconds that a clean exit waits for operations to end; the default is 5.
         row_factory: One of psycopg's row factories, used by every operation without its own; None (the

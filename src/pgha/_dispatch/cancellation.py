@@ -78,6 +78,8 @@ class Cancellation:
         self._times.at(self._clock() + seconds, lambda: self._no_proof(operation))
 
     def _no_proof(self, operation: Operation[Any]) -> None:
+        if operation.attempts and operation.attempts[-1].outcome is Outcome.APPLIED:
+            return  # its rows are being loaded
         if operation.stage is Stage.SENT:
             operation.place[0].receive(self._clock())
         if operation.stage is Stage.RESOLVING:

@@ -26,6 +26,7 @@ from pgha._dispatch.cancellation import Cancellation
 from pgha._dispatch.failure import given_up, in_doubt
 from pgha._dispatch.feeding import Feeding
 from pgha._dispatch.lineages import Lineages
+from pgha._dispatch.loading import Loading
 from pgha._dispatch.node_changes import NodeChanges
 from pgha._dispatch.placing import Placing
 from pgha._dispatch.races import Races
@@ -46,6 +47,9 @@ from pgha._types import ConnectionLost, Fastest, Pin
 from pgha._wire import PGresult
 from pgha._wire.interrupts import uninterrupted
 from pgha._wire.loops import current_loop
+
+_FEW_ROWS = 64
+"""A result with so few rows is loaded at once."""
 
 
 class Dispatcher:
@@ -103,6 +107,7 @@ class Dispatcher:
             options.sources,
             options.tuning,
         )
+        self._loading = Loading(self.loop, self.door.enter, self)
         self._proofs, self._budgets = self._retries.proofs, self._retries.budgets
         self._cancellation = Cancellation(
             self,
@@ -270,6 +275,10 @@ class Dispatcher:
         make, load, count = request.row_factory, lane.link.load, len(attempts)
         # A row factory or loader is the user's code. What it starts and cancels is put in line at the door.
         try:
+            if not request.batch and results[0].ntuples > _FEW_ROWS and lane.link.many(results[0]):
+                parts = lane.link.load_in_parts(results[0], entry, make, lane.node, count, latency)
+                self._loading.begin(lane, operation, parts)
+                return
             if request.batch:
                 loaded: Any = [load(result, None, make, lane.node, count, latency) for result in results]
             else:
@@ -278,6 +287,14 @@ class Dispatcher:
             self.tracker.fail(operation, error, Outcome.APPLIED)
             return
         self.tracker.succeed(operation, loaded)
+
+    def loaded(self, operation: Operation[Any], result: Any) -> None:
+        """Take the result of an operation that was loaded in parts."""
+        self.tracker.succeed(operation, result)
+
+    def not_loaded(self, operation: Operation[Any], error: BaseException) -> None:
+        """Take what a loader or the row factory raised."""
+        self.tracker.fail(operation, error, Outcome.APPLIED)
 
     def segment_failed(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
         """Perform the next step after an attempt that did not simply succeed."""
@@ -305,6 +322,7 @@ class Dispatcher:
 
         ``in_flight`` is the number of operations that the connection carried when it ended.
         """
+        self._loading.finish(lane)
         self.tracker.counters.connections_lost += 1
         events = self.tracker.events
         if events.has_subscribers:

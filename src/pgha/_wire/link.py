@@ -125,7 +125,8 @@ class Link:
         """Whether the session listened for notifications before the first operation."""
         self.listened = False
         """Whether a statement has made the session listen: a notification arrived that none was to expect."""
-        self.load = Loader(pgconn, adapters or psycopg.adapters).load
+        loader = Loader(pgconn, adapters or psycopg.adapters)
+        self.load, self.many, self.load_in_parts = loader.load, loader.many, loader.load_in_parts
         self._pointer = pointer_of(pgconn)
         self._cache = StatementCache(threshold if _CLOSES else None, limit)
         self._partial: list[PGresult] = []

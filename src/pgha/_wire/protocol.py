@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
 from psycopg.pq.abc import PGresult
@@ -70,6 +70,17 @@ class PipelinedConnection(Protocol):
         attempts: int, latency: float,
     ) -> Result[Any]:  # fmt: skip
         """Return the rows of a result; raise what a loader or the row factory raises."""
+        ...
+
+    def many(self, pgresult: PGresult) -> bool:
+        """Return whether a result is so large that it should be loaded in parts."""
+        ...
+
+    def load_in_parts(
+        self, pgresult: PGresult, entry: Entry | None, row_factory: Callable[[Any], Any], node: str,
+        attempts: int, latency: float,
+    ) -> Generator[None, None, Result[Any]]:  # fmt: skip
+        """Do what `load` does, in parts; yield between two of them."""
         ...
 
     async def cancel(self) -> None:
