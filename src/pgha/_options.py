@@ -111,6 +111,8 @@ class Tuning:
     if that is more: waiting for the lane costs one."""
     open_after: float = 0.002
     """One more lane is opened for an operation that has waited for this long behind slow ones."""
+    stranded_after: float = 0.1
+    """Reads behind a head older than this are taken back, and sent on another connection."""
     lease_after: float = 0.1
     """A lane is kept free for an operation that has waited for this long to be alone on one."""
     overflow_after: float = 0.1

@@ -32,7 +32,9 @@ from pgha.chaos import Node
 from support.common import PATIENCE, eventually
 
 _NEVER = 3600.0
-_BOUNDS = LaneBounds(Bounds(16, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER), _NEVER, _NEVER)
+_BOUNDS = LaneBounds(
+    Bounds(16, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER), _NEVER, _NEVER, _NEVER
+)
 MISFIT = object()
 """A parameter of a type that libpq does not accept."""
 
@@ -124,6 +126,7 @@ class Witness:
             lane.flush()
         return bool(self._handed_over)
 
+    def stranded(self, operation: Operation[Any]) -> None: ...
     def capacity_freed(self, lane: Lane) -> None: ...
     def lane_broke(self, lane: Lane, reason: str, *, lost: bool, in_flight: int) -> None: ...
     def terminate(self, lane: Lane) -> None: ...

@@ -42,6 +42,7 @@ UNKNOWN     the server does not say (another role's backend, a pooler): as SYNCH
 from __future__ import annotations
 
 import enum
+import itertools
 from collections import deque
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -334,7 +335,8 @@ class Pipeline(Generic[T, S]):
             return Act.NOTHING
         if slot.abandoned_at is not None and self._ask_first:
             return self._cancel(now) if self._harmless(slot, doing, now) else Act.NOTHING
-        if len(self.slots) == 1 or self.patient or not time_to_rerun:
+        others = any(other.abandoned_at is None for other in itertools.islice(self.slots, 1, None))
+        if not others or self.patient or not time_to_rerun:
             return Act.NOTHING
         slot.rerun_exclusive = True
         return self._cancel(now)

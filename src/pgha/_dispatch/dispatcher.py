@@ -304,6 +304,11 @@ class Dispatcher:
         """Take the results of an operation that succeeded in spite of a failure."""
         self.succeeded(lane, operation, results, None)
 
+    def stranded(self, operation: Operation[Any]) -> None:
+        """Send a read elsewhere that was taken back from a lane; no attempt of its own fault."""
+        operation.hits += 1
+        self.place(operation, self._clock())
+
     def handed_over(self, lane: Lane) -> None:
         """Flush the lane before the present act is over."""
         self._handed_over.append(lane)

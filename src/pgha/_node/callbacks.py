@@ -67,6 +67,10 @@ class LaneCallbacks(Protocol[LaneT]):
         """Flush the lane, which was handed something, before the present act is over."""
         ...
 
+    def stranded(self, operation: Operation[Any]) -> None:
+        """Send a read elsewhere that was taken back from a lane."""
+        ...
+
     def capacity_freed(self, lane: LaneT) -> None:
         """Send more, if the lane has capacity."""
         ...
@@ -114,3 +118,5 @@ class LaneBounds:
     pipeline: Bounds
     cancel_deadline: float
     drain_timeout: float
+    stranded_after: float
+    """The age of a head from which on the reads behind it are taken back."""

@@ -359,7 +359,7 @@ class Lane:
                     known = pace
             self._answered(slot, results, now)
             self._paired.popleft()
-        if slots and (successor := slots[0].item) is not None:
+        if slots and (successor := slots[0].item) is not None and _waits_for(successor, slots[0]):
             successor.attempts[-1].head_at = slots[0].head_at
             self._is_head(successor, successor.attempts[-1])
 
@@ -383,7 +383,7 @@ class Lane:
 
     def _answered(self, slot: FlightSlot, results: list[PGresult], now: float) -> None:
         operation, segment = slot.item, slot.segment
-        pending = operation is not None and operation.stage is not Stage.DONE
+        pending = operation is not None and _waits_for(operation, slot)
         if pending and operation is not None:
             attempt = operation.attempts[-1]
             attempt.answered_at = now
@@ -447,7 +447,7 @@ class Lane:
         failures = failures_after_loss(slots, self.link, reason, lost=lost, terminated=self._terminated)
         for slot, failure in zip(slots, failures, strict=True):
             operation = slot.item
-            if operation is not None and operation.stage is not Stage.DONE:
+            if operation is not None and _waits_for(operation, slot):
                 self._owner.segment_failed(self, operation, failure)
             elif operation is not None and operation.doubt is not None:
                 operation.doubt.evidence(late_outcome(operation, failure))
@@ -466,7 +466,7 @@ class Lane:
         self._owner.lane_broke(self, self.broken, lost=False, in_flight=len(slots))
         for slot in slots:
             operation = slot.item
-            if operation is not None and operation.stage is not Stage.DONE:
+            if operation is not None and _waits_for(operation, slot):
                 failure = failure_of(slot, Answer(), synced=False, was_head=False, lost=self.broken)
                 failure.not_suspected = True
                 self._owner.segment_failed(self, operation, failure)
@@ -532,6 +532,25 @@ class Lane:
             self.pipeline.stop_sending()
         self._watch.tick(now)
 
+    def stranded(self, now: float) -> list[Operation[Any]]:
+        """Take back the reads behind a head that holds them up; their answers will be ignored.
+
+        Running a read twice does no harm, and nobody knows how long the head will take.
+        """
+        slots = self.pipeline.slots
+        if len(slots) < 2 or self.head_age(now) < self._bounds.stranded_after:
+            return []
+        behind = [slot for slot in slots if slot is not slots[0] and slot.item is not None]
+        taken = []
+        for slot in behind:
+            operation = slot.item
+            if operation is not None and _waits_for(operation, slot) and operation.parent is None:
+                self.pipeline.abandon(slot, now, urgent=False)
+                operation.place = None
+                operation.stage = Stage.NEW
+                taken.append(operation)
+        return taken
+
     # Reports for the watch
 
     def capacity_freed(self) -> None:
@@ -545,6 +564,11 @@ class Lane:
     def inspect(self, report: Callable[[Doing], None]) -> None:
         """Have the owner ask what the lane's backend is doing."""
         self._owner.inspect(self, report)
+
+
+def _waits_for(operation: Operation[Any], slot: FlightSlot) -> bool:
+    """Return whether the operation waits for the answer to this segment, and not to another or to none."""
+    return operation.stage is Stage.SENT and operation.place[1] is slot
 
 
 def _one_line(error: BaseException) -> str:

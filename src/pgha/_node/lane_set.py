@@ -78,6 +78,7 @@ class LaneSet:
             ),
             tuning.cancel_deadline,
             tuning.drain_timeout,
+            tuning.stranded_after,
         )
 
     # Choosing

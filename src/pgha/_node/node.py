@@ -368,6 +368,9 @@ class ManagedNode:
 
     def _check_lane(self, lane: Lane, lanes: LaneSet, now: float) -> None:
         lane.tick(now)
+        if lane.kind == "read":
+            for operation in lane.stranded(now):
+                self._host.stranded(operation)
         tuning = self._options.tuning
         if lane.in_flight:
             floor, ceiling = tuning.suspicion_floor, self._options.ping_interval

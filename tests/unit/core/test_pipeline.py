@@ -187,6 +187,13 @@ def test_the_server_is_asked_again_about_a_write_that_nobody_waits_for() -> None
     assert asked == [1.0, 2.5, 5.5, 11.5]
 
 
+def test_an_old_head_is_not_cancelled_for_those_behind_it_that_nobody_waits_for() -> None:
+    lane = filled("a", "b")
+    lane.abandon(lane.slots[1], 1.0, urgent=False)
+    assert lane.tick(5.0) is Act.INSPECT
+    assert lane.inspected(lane.slots[0], Doing.RUNNING, 0, 5.5) is Act.NOTHING
+
+
 def test_an_old_head_is_not_cancelled_if_it_cannot_be_run_again_in_time() -> None:
     lane = filled("a", "b")
     assert lane.tick(5.0) is Act.INSPECT
