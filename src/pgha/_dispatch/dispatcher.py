@@ -133,13 +133,14 @@ class Dispatcher:
         self._handed_over += self._later
         self._later.clear()
         while self._handed_over:
-            # One by one: an interrupt in one of them must not keep the others from being written.
-            lane = self._handed_over.pop()
+            # One by one: an interrupt in one of them must keep none from being written.
+            lane = self._handed_over[-1]
             if later and lane.may_flush_later() and (self._rests or self.loop.rest()):
                 self._rests = True
                 self._later.append(lane)
             else:
                 lane.flush()
+            self._handed_over.remove(lane)
 
     def rest(self) -> None:
         """Write what was to be written later; called by the loop."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import anyio
@@ -165,21 +166,21 @@ class Lane:
             exclusive, pace = operation.exclusive, operation.request.pace
             if pace is not None:
                 expected = pace.expected
-        # The slot comes first, and counts as handed over: whatever interrupts the sending finds the order of
-        # the answers, and nothing is taken for unsent that may have been sent.
-        slot = self.pipeline.sent(operation, _UNKNOWN, now, exclusive, expected)
-        if operation is not None:
-            operation.stage = Stage.SENT
-            operation.place = (self, slot)
-            attempt = operation.attempts[-1]
-            attempt.head_at = slot.head_at
-            for tell in self._observers.sent:
-                tell(operation, attempt)
-            if slot.head_at is not None:
-                self._is_head(operation, attempt)
-        self._unwritten += 1
-        self._to_flush()
         try:
+            # The slot comes first, and counts as handed over: whatever interrupts the sending finds the order
+            # of the answers, and nothing is taken for unsent that may have been sent.
+            slot = self.pipeline.sent(operation, _UNKNOWN, now, exclusive, expected)
+            if operation is not None:
+                operation.stage = Stage.SENT
+                operation.place = (self, slot)
+                attempt = operation.attempts[-1]
+                attempt.head_at = slot.head_at
+                for tell in self._observers.sent:
+                    tell(operation, attempt)
+                if slot.head_at is not None:
+                    self._is_head(operation, attempt)
+            self._unwritten += 1
+            self._to_flush()
             slot.segment = self.link.send(statements, extras, ledger)
         except SendFailed as failure:
             slot.segment, slot.handed = failure.segment, failure.handed
@@ -195,8 +196,8 @@ class Lane:
 
     def _to_flush(self) -> None:
         if not self._flush_due:
-            self._flush_due = True
             self._owner.handed_over(self)
+            self._flush_due = True
 
     def _fail(self, reason: str, *, lost: bool) -> None:
         """Take no more operations, and close the connection in an act of its own."""
@@ -348,7 +349,9 @@ class Lane:
             return
         self.asked = 0
         share, known = self._share(slots[0], now, len(answers)), None
-        self._paired += zip(self.pipeline.take(len(answers), now), answers, strict=True)
+        # In both places for a moment, rather than in none when an exception comes in between.
+        self._paired += zip(islice(slots, len(answers)), answers, strict=True)
+        self.pipeline.take(len(answers), now)
         while self._paired:
             slot, results = self._paired[0]
             operation = slot.item
@@ -460,7 +463,7 @@ class Lane:
             return
         self.broken = _INTERRUPTED
         self.usable = False
-        slots = [*(slot for slot, _ in self._paired), *self.pipeline.slots]
+        slots = list(dict.fromkeys([*(slot for slot, _ in self._paired), *self.pipeline.slots]))
         self._paired.clear()
         self.pipeline.slots.clear()
         self._owner.lane_broke(self, self.broken, lost=False, in_flight=len(slots))
