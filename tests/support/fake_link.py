@@ -77,6 +77,10 @@ class FakeLink:
     on_piece: Callable[[], object] | None = None
     """Called between any two pieces that the real connection hands to libpq."""
     on_load: Callable[[], object] | None = None
+    on_flush: Callable[[], object] | None = None
+    """Called before anything is written."""
+    on_received: Callable[[], object] | None = None
+    """Called when the lane has taken the answers, before it handles them."""
     answers: list[list[Any]] = field(default_factory=list)
     ended: BaseException | None = None
     cache: StatementCache = field(default_factory=lambda: StatementCache(None, 1))
@@ -125,6 +129,8 @@ class FakeLink:
             self.on_piece()
 
     def flush(self) -> bool:
+        if self.on_flush is not None:
+            self.on_flush()
         self.written = len(self.sent)
         return True
 
@@ -134,7 +140,10 @@ class FakeLink:
     def receive(self, expected: int, limit: int) -> Received:
         count = min(expected, limit)
         found, self.answers = self.answers[:count], self.answers[count:]
-        return Received(found, more=bool(self.answers), broken=None if self.answers else self.ended)
+        received = Received(found, more=bool(self.answers), broken=None if self.answers else self.ended)
+        if self.on_received is not None:
+            self.on_received()
+        return received
 
     def load(
         self, pgresult: PGresult, entry: Entry | None, row_factory: Callable[[Any], Any], node: str,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from psycopg.rows import tuple_row
 
 from pgha._core.need import AccessMode
+from pgha._core.pipeline import Doing
 from pgha._core.server_status import ServerStatus
 from pgha._core.statement_kind import classify_statement
 from pgha._dispatch.dispatcher import Dispatcher
 from pgha._node.lane import Lane
+from pgha._node.monitor import Ping
 from pgha._node.node import ManagedNode
 from pgha._operation.key import Keyed, new_idempotency_key
 from pgha._operation.operation import Operation, Request
@@ -19,6 +23,10 @@ from pgha._options import REAL, Options, Tuning, parse_nodes
 from pgha._types import Nearest, Pin, nearest
 from pgha._wire.compiler import Statement, own_adapters
 from support.fake_link import FakeLink
+
+
+def _perform(call: Callable[[], object]) -> None:
+    call()
 
 
 class InMemory:
@@ -79,6 +87,44 @@ class InMemory:
         lane._readable()
         if lane.pipeline.cancelling:
             self.dispatcher.door.enter(lane._watch._delivered, True)
+
+    def wait(self, seconds: float, step: float = 0.02) -> None:
+        """Let time pass, with what is due by time."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now += step
+            self.due()
+            for node in self.nodes.values():
+                self.dispatcher.door.enter(node._tick_now, None)
+
+    def due(self) -> None:
+        """Call the timers that are due."""
+        for call in self.dispatcher.times._timers.due(self.now):
+            self.dispatcher.door.enter(_perform, call)
+
+    def ping(self, name: str, timeline: int = 1) -> None:
+        """Have a node answer a ping, as a primary of this timeline."""
+        status = ServerStatus(system=7, timeline=timeline)
+        ping = Ping(status, 180000, self.now, self.now + 0.0001, self.now)
+        self.dispatcher.door.enter(self.nodes[name].alive, ping)
+
+    def fall(self, name: str, reason: str = "no answer to a ping") -> None:
+        """Have a node stop answering, with all its lanes."""
+        node = self.nodes[name]
+        self.dispatcher.door.enter(lambda why: node.dead(why, rejected=False, silent=True), reason)
+
+    def abort(self, lane: Lane, reason: str) -> None:
+        """Have pgha close a lane."""
+        self.dispatcher.door.enter(lane.abort, reason)
+
+    def inspected(self, lane: Lane, doing: Doing) -> None:
+        """Have the server say what the backend of a lane does."""
+        head = lane.pipeline.slots[0]
+        self.dispatcher.door.enter(partial(lane._watch._inspected, head), doing)
+
+    def cancel_ended(self, lane: Lane) -> None:
+        """Have the connection of a cancel request end."""
+        self.dispatcher.door.enter(lane._watch._delivered, True)
 
     def close(self) -> None:
         """Close the pipes of all links."""

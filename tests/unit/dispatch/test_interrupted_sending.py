@@ -6,51 +6,17 @@ position can be tried. The server answers what it was handed, in its own order: 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from support.in_memory import InMemory
+from support.interruption import Interruption
 
 import pgha
 from pgha._operation.operation import Operation
 
 pytestmark = pytest.mark.anyio
-_OURS = str(Path(pgha.__file__).parent)
-
-
-class Interruption:
-    """Calls ``act`` at one position: before the bytecode number ``position`` of pgha's own code."""
-
-    def __init__(self, position: int, act: Callable[[], object]) -> None:
-        self.position = position
-        self.act = act
-        self.seen = 0
-        self.happened = False
-
-    def trace(self, frame: FrameType, event: str, _: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(_OURS):
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode" and not self.happened:
-            if self.seen == self.position:
-                self.happened = True
-                self.act()  # nothing is traced in here
-            self.seen += 1
-        return self.trace
-
-    @contextmanager
-    def lurking(self) -> Iterator[None]:
-        before = sys.gettrace()
-        sys.settrace(self.trace)
-        try:
-            yield
-        finally:
-            sys.settrace(before)
 
 
 class Scene:
