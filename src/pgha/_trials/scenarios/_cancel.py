@@ -136,8 +136,8 @@ async def _sleeper(field: Field, node: str) -> None:
 @scenario(
     4,
     "cancel-a-synchronous-wait",
-    "A commit that waits for its synchronous standby is cancelled: the write is applied but may be lost, so"
-    " it is in doubt",
+    "A commit that waits for its synchronous standby is cancelled, by its caller and by an administrator: the"
+    " write is applied but may be lost, so it is in doubt",
     setup=Setup(
         topology="replicas",
         nodes=2,
@@ -149,14 +149,21 @@ async def cancel_a_synchronous_wait(field: Field) -> None:
     await field.more()
     primary, standby = field.nodes[0], field.nodes[1]
     async with field.struck("freeze", standby):
-        entry = field.recorder.begin("write", "waiting")
-        operation = field.cluster.submit(f"{WRITE} /* waiting */", [entry.key, 9000, 1])
-        await field.running(primary, "/* waiting */", "SyncRep")
-        operation.cancel()
-        ended = await field.ending_of(entry, operation)
-        field.claim(
-            ended == "in doubt", "verdict", f"a write that the standby does not have was reported as {ended}"
-        )
+        for number, who in enumerate(("caller", "administrator")):
+            entry = field.recorder.begin("write", who)
+            operation = field.cluster.submit(f"{WRITE} /* {who} */", [entry.key, 9000, number])
+            pid = await field.running(primary, f"/* {who} */", "SyncRep")
+            if who == "caller":
+                # pgha leaves the wait alone: to end it would help nobody.
+                operation.cancel()
+            else:
+                await primary.execute("SELECT pg_cancel_backend(%s)", [pid])
+            ended = await field.ending_of(entry, operation)
+            field.claim(
+                ended == "in doubt",
+                "verdict",
+                f"a write that the standby does not have was reported as {ended}",
+            )
     await field.more()
 
 
