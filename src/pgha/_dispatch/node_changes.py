@@ -120,7 +120,7 @@ class NodeChanges:
                     self._owner.place(operation, operation.queued_at)
                 else:
                     # Anew in its line, where its waiting time is limited now.
-                    self._waiting.push(operation, line, operation.queued_at)
+                    self._waiting.push(operation, line, self._clock())
 
     def let_go(self, node: ManagedNode, now: float) -> None:
         """Let operations go elsewhere that were moved to this node, and have waited here for too long."""

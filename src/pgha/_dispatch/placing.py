@@ -32,6 +32,7 @@ class Placing:
         if line is None:
             line = self._waiting.add(need, exclusive)
             self._aim(line)
+            line.was_served = line.served
         return line
 
     def target(self, need: Need) -> ManagedNode | None:
