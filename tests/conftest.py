@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -21,6 +21,7 @@ from pgha._core import routing
 from pgha.chaos import LocalNode
 
 if TYPE_CHECKING:
+    from support.in_memory import InMemory
     from support.tally import Tally
 
 if "TMPDIR" not in os.environ and os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 4 << 30:
@@ -128,6 +129,25 @@ def server() -> Iterator[LocalNode]:
         yield node
     finally:
         anyio.run(servers.give_back, node)
+
+
+@pytest.fixture
+def make_world() -> Iterator[Callable[..., InMemory]]:
+    """Make a dispatcher with nodes in memory; to be called inside an event loop."""
+    from support.in_memory import InMemory
+
+    made: list[InMemory] = []
+
+    def make(names: str = "a", **options: Any) -> InMemory:
+        world = InMemory(names, **options)
+        made.append(world)
+        return world
+
+    yield make
+    for world in made:
+        for operation in tuple(world.dispatcher.tracker.open):
+            operation.retrieve()
+        world.close()
 
 
 @pytest.fixture(autouse=True)
