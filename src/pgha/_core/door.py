@@ -29,12 +29,16 @@ T = TypeVar("T")
 class Door:
     """A queue of acts that is drained in one place; see the head of this file."""
 
-    __slots__ = ("_acts", "_draining", "_settle")
+    __slots__ = ("_acts", "_draining", "_mend", "_settle")
 
-    def __init__(self, settle: Callable[[], bool]) -> None:
+    def __init__(
+        self, settle: Callable[[], bool], mend: Callable[[BaseException], None] | None = None
+    ) -> None:
         self._acts: deque[tuple[Callable[[Any], object], Any]] = deque()
         self._settle = settle
         """Does what the acts left to be done, and returns whether there may be more to do."""
+        self._mend = mend
+        """An act for after one that failed, and may have left something half done."""
         self._draining = False
 
     def enter(self, act: Callable[[T], object], what: T) -> None:
@@ -54,11 +58,18 @@ class Door:
         try:
             act(what)
             more = self._acts or self._settle()
+        except BaseException as error:
+            self._failed(error)
+            raise
         finally:
             self._draining = False
             # Looked at once the door is free: somebody may have entered just before.
             if more or self._acts:
                 self._drain()
+
+    def _failed(self, error: BaseException) -> None:
+        if self._mend is not None:
+            self._acts.append((self._mend, error))
 
     def _drain(self) -> None:
         acts = self._acts
@@ -76,6 +87,7 @@ class Door:
                         act(what)
             except BaseException as error:  # noqa: BLE001 - raised below, once the others have had their turn
                 failure = failure or error
+                self._failed(error)
             finally:
                 self._draining = False
         if failure is not None:

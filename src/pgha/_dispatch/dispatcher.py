@@ -28,6 +28,7 @@ from pgha._dispatch.feeding import Feeding
 from pgha._dispatch.lineages import Lineages
 from pgha._dispatch.loading import Loading
 from pgha._dispatch.node_changes import NodeChanges
+from pgha._dispatch.orphans import adopt
 from pgha._dispatch.placing import Placing
 from pgha._dispatch.races import Races
 from pgha._dispatch.resolution import Resolver
@@ -58,7 +59,7 @@ class Dispatcher:
     def __init__(self, options: Options, nodes: Mapping[str, ManagedNode]) -> None:
         clock = options.sources.clock
         self.loop = current_loop()
-        self.door = Door(self._settle)
+        self.door = Door(self._settle, self._adopt)
         self.times = Timers(clock, self.door.enter)
         self.log = ClusterLog(self.times, clock)
         self.tracker = Tracker(self.times, clock, self.log)
@@ -149,6 +150,16 @@ class Dispatcher:
 
     def _rest(self, _: None) -> None:
         self._flush(later=False)
+
+    def _adopt(self, _: BaseException) -> None:
+        """Look after the lanes and the operations that a failed act left half done."""
+        for node in self._nodes.values():
+            for lanes in node.sets.values():
+                for lane in [one for one in lanes.lanes if one.broken is not None]:
+                    lanes.forget(lane)
+                    lane.end()
+        self._waiting.recount()
+        adopt(self.tracker.open, self.tracker, self, self._clock)
 
     # Starting
 

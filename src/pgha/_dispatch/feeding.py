@@ -145,7 +145,7 @@ class Feeding:
                     return
                 lines = [one for one in lines if one.waiting]
                 continue
-            self._send(lane, node, waiting.take(line), now)
+            self._take_and_send(lane, node, line, now)
             if not line.waiting:
                 lines.remove(line)
         node.busy()
@@ -154,6 +154,17 @@ class Feeding:
             lanes.release()
 
     # Sending
+
+    def _take_and_send(self, lane: Lane, node: ManagedNode, line: Line, now: float) -> None:
+        operation = line.waiting.oldest()
+        try:
+            self._waiting.take(line)
+            self._send(lane, node, operation, now)
+        except BaseException:
+            # An exception of a signal's handler must not leave the operation nowhere.
+            if operation.stage is Stage.NEW and operation.place is None and not operation.unwanted:
+                self._waiting.push(operation, line, now)
+            raise
 
     def _send(self, lane: Lane, node: ManagedNode, operation: Operation[Any], now: float) -> None:
         if operation.unwanted or (

@@ -156,6 +156,11 @@ class WaitQueue:
             self._times.cancel(operation.expiry)
             operation.expiry = None
 
+    def recount(self) -> None:
+        """Count anew what waits, after something was interrupted between two counts."""
+        self.active = {line: None for line in self.lines() if line.waiting}
+        self.length = sum(len(line.waiting) for line in self.active)
+
     def take(self, line: Line) -> Operation[Any]:
         """Remove and return the oldest operation of ``line``."""
         operation = line.waiting.take()

@@ -13,7 +13,7 @@ from the owner's door: they read, and tell the owner what they found.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -21,12 +21,11 @@ import anyio
 import psycopg
 from anyio.abc import TaskGroup
 
-from pgha._core.outcome import Outcome
 from pgha._core.pace import UNKNOWN
 from pgha._core.pipeline import Doing, Pipeline
 from pgha._core.sources import Sources
 from pgha._core.statement_kind import classify_statement
-from pgha._node.callbacks import FlightSlot, LaneBounds, LaneCallbacks, ServerFacts
+from pgha._node.callbacks import FlightSlot, LaneBounds, LaneCallbacks, SegmentFailure, ServerFacts
 from pgha._node.evidence import failure_of, failures_after_loss, late_outcome
 from pgha._node.outgoing import Refusal, extras_of, ledger_part
 from pgha._node.watch import Watch
@@ -448,14 +447,41 @@ class Lane:
         self.pipeline.slots.clear()
         self._owner.lane_broke(self, reason, lost=lost, in_flight=len(slots))
         failures = failures_after_loss(slots, self.link, reason, lost=lost, terminated=self._terminated)
-        for slot, failure in zip(slots, failures, strict=True):
-            operation = slot.item
-            if operation is not None and _waits_for(operation, slot):
-                self._owner.segment_failed(self, operation, failure)
-            elif operation is not None and operation.doubt is not None:
-                operation.doubt.evidence(late_outcome(operation, failure))
+        self._report(zip(slots, failures, strict=True))
+
+    def _report(self, lost: Iterable[tuple[FlightSlot, SegmentFailure]]) -> None:
+        """Report what became of the segments, and end the lane's tasks.
+
+        Each segment gets its turn, also if an exception of a signal's handler comes in between.
+        """
+        raised: BaseException | None = None
+        for slot, failure in lost:
+            for _ in range(2):
+                try:
+                    self._report_one(slot, failure)
+                except BaseException as error:  # noqa: BLE001 - raised below
+                    raised = raised or error
+                    failure.not_suspected = True  # it may be counted already
+                else:
+                    break
+        self.end()
+        if raised is not None:
+            try:
+                raise raised
+            finally:
+                del raised
+
+    def end(self) -> None:
+        """End the tasks of a lane that broke."""
         if self._tasks is not None:
             self._tasks.cancel_scope.cancel()
+
+    def _report_one(self, slot: FlightSlot, failure: SegmentFailure) -> None:
+        operation = slot.item
+        if operation is not None and _waits_for(operation, slot):
+            self._owner.segment_failed(self, operation, failure)
+        elif operation is not None and operation.doubt is not None:
+            operation.doubt.evidence(late_outcome(operation, failure))
 
     def _give_up_unread(self) -> None:
         """Close the connection without reading: every operation without a handled answer is in doubt."""
@@ -467,16 +493,12 @@ class Lane:
         self._paired.clear()
         self.pipeline.slots.clear()
         self._owner.lane_broke(self, self.broken, lost=False, in_flight=len(slots))
-        for slot in slots:
-            operation = slot.item
-            if operation is not None and _waits_for(operation, slot):
-                failure = failure_of(slot, Answer(), synced=False, was_head=False, lost=self.broken)
-                failure.not_suspected = True
-                self._owner.segment_failed(self, operation, failure)
-            elif operation is not None and operation.doubt is not None:
-                operation.doubt.evidence(Outcome.IN_DOUBT)
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
+        failures = [
+            failure_of(slot, Answer(), synced=False, was_head=False, lost=self.broken) for slot in slots
+        ]
+        for failure in failures:
+            failure.not_suspected = True
+        self._report(zip(slots, failures, strict=True))
 
     def abort(self, reason: str, *, lost: bool = False) -> None:
         """Close the connection now.

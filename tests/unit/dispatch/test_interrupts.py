@@ -151,22 +151,13 @@ def at_every_position(meanwhile: str, failure: type[BaseException], depth: int) 
         position += 1
 
 
-TAKEN = "an operation is lost that was taken from its line, and is on no lane yet"
-BROKEN = "what a connection carried when it ended is lost behind the moment of the exception"
 LONG = ("errors are read", "connections end", "time passes")
-HOLES = {
-    ("answers are read", 1): TAKEN,
-    ("errors are read", 1): TAKEN,
-    ("connections end", 16): BROKEN,
-}
 
 
 def rounds() -> Iterator[object]:
     for meanwhile in MEANWHILE:
         for depth, name in ((16, "pipelined"), (1, "queued")):
             marks = [pytest.mark.thorough] if meanwhile in LONG else []
-            if (meanwhile, depth) in HOLES:
-                marks.append(pytest.mark.xfail(reason=HOLES[meanwhile, depth]))
             yield pytest.param(meanwhile, depth, id=f"{meanwhile}, {name}", marks=marks)
 
 
