@@ -133,7 +133,7 @@ class Tuning:
     """A lane whose cancel has no effect for this long is discarded."""
     proof_time: float = 0.1
     """How long a write past its deadline waits for proof of its outcome."""
-    cancelled_proof_time: float = 2.0
+    cancelled_proof_time: float = 5.0
     """How long a write that its caller cancelled waits for proof of its outcome, or until its deadline."""
     tick: float = 0.02
     """Interval at which lanes with operations in flight are checked."""

@@ -20,7 +20,9 @@ from pgha.chaos._verify import leftovers
 
 PATIENCE = 30.0
 """Seconds until a test gives up. No measurement depends on it."""
-PROVEN = Tuning(cancel_deadline=PATIENCE, proof_time=PATIENCE, drain_timeout=PATIENCE)
+PROVEN = Tuning(
+    cancel_deadline=PATIENCE, proof_time=PATIENCE, cancelled_proof_time=PATIENCE, drain_timeout=PATIENCE
+)
 """For writes whose outcome a test needs: on a slow machine, they must not end in doubt."""
 asyncio_only = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 """A mark for tests of features that only asyncio has, such as `Task.cancel`."""

@@ -335,7 +335,9 @@ class Pipeline(Generic[T, S]):
             return Act.NOTHING
         if slot.abandoned_at is not None and self._ask_first:
             return self._cancel(now) if self._harmless(slot, doing, now) else Act.NOTHING
-        others = any(other.abandoned_at is None for other in itertools.islice(self.slots, 1, None))
+        # A read that nobody waits for hurts nobody. A write's caller may wait for proof of its outcome.
+        behind = itertools.islice(self.slots, 1, None)
+        others = any(other.abandoned_at is None or self._ask_first for other in behind)
         if not others or self.patient or not time_to_rerun:
             return Act.NOTHING
         slot.rerun_exclusive = True

@@ -34,6 +34,7 @@ _FIRST_TIMEOUT = 2.0
 """Seconds for the first answer on a new connection: a server that has just started may answer slowly."""
 _LIMITED_TO = 0.5
 """The part of the ping's timeout after which the server itself ends a query that is not the ping."""
+_PING = b"pgha_status"
 _FORBIDDEN = ("0A", "42", "55")
 """The classes of the errors that say that a part of the status query is forbidden or missing."""
 REJECTED_EVERY = 5.0
@@ -96,6 +97,8 @@ class Monitor:
         self._draw = options.sources.draw
         self._level = 0
         """Which query of `STATUS` the server answers, on the present connection."""
+        self._prepared = False
+        """Whether that query is prepared on the present connection."""
         self._ledger_check_at = 0.0
         """The time of the next check for the ledger."""
         self._sleep: anyio.CancelScope | None = None
@@ -166,7 +169,9 @@ class Monitor:
         try:
             self._level = 0
             # Not used: the first query is slow, and shows what may be asked. The next answer counts.
+            self._prepared = False
             await self._status(pgconn, _FIRST_TIMEOUT)
+            await self._prepare(pgconn)
             self._ledger_check_at = self._clock()
             while True:
                 await self._ping(pgconn)
@@ -204,13 +209,30 @@ class Monitor:
         status = await self._status(pgconn, self._options.ping_timeout)
         self._owner.alive(Ping(status, pgconn.server_version, started, self._clock(), self._wall()))
 
+    async def _prepare(self, pgconn: PGconn) -> None:
+        """Prepare the query of the pings: a kilobyte of text each time is much on a slow line."""
+        pgconn.send_prepare(_PING, STATUS[self._level])
+        try:
+            await self._read_reply(pgconn, _FIRST_TIMEOUT)
+            self._prepared = True
+        except psycopg.Error:
+            if pgconn.status != OK:
+                raise
+
     async def _status(self, pgconn: PGconn, timeout: float) -> ServerStatus:
         """Ask for the server's status; ask for less on this connection if the server forbids a part."""
         while True:
-            pgconn.send_query(STATUS[self._level])
+            if self._prepared:
+                pgconn.send_query_prepared(_PING, None)
+            else:
+                pgconn.send_query(STATUS[self._level])
             try:
                 reply = await self._read_reply(pgconn, timeout)
             except psycopg.Error as error:
+                if self._prepared and pgconn.status == OK:
+                    # A pooler may have put another server behind the connection, or a right was revoked.
+                    self._prepared = False
+                    continue
                 forbidden = (error.sqlstate or "")[:2] in _FORBIDDEN and pgconn.status == OK
                 if not forbidden or self._level + 1 == len(STATUS):
                     raise

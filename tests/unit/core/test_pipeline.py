@@ -590,7 +590,8 @@ class LaneAndServer(RuleBasedStateMachine):
         elif doing is Doing.IDLE:
             assert act is (Act.DISCARD if idle_before == moved and not travelling else Act.NOTHING)
         else:
-            blocks = len(self.mine) > 1 and doing is not Doing.REPLICATING
+            waited_for = any(one.slot.abandoned_at is None for one in list(self.mine)[1:])
+            blocks = waited_for and doing is not Doing.REPLICATING
             assert act is (Act.CANCEL if blocks else Act.NOTHING)
             assert not blocks or sent.slot.rerun_exclusive
         self.perform(act)

@@ -35,7 +35,7 @@ async def test_a_cancelled_write_without_a_deadline_ends_too(make_world: MakeWor
     world.open("a", "write")
     write = world.start("INSERT 1")
     write.cancel()
-    world.wait(1.5)
+    world.wait(4.5)
     assert not write.done
     world.wait(1.0)
     assert isinstance(write.failure, pgha.CommitInDoubt)
