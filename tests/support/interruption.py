@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,13 +56,20 @@ class Interruption:
         return self.trace
 
     def _possible(self, frame: FrameType) -> bool:
-        return not self.raises or frame.f_lasti in _where_signals_are_handled(frame.f_code)
+        if not self.raises:
+            return True
+        # What is raised in a finalizer reaches nobody: the interpreter drops it.
+        finalizing = frame.f_code.co_name == "__del__"
+        return not finalizing and frame.f_lasti in _where_signals_are_handled(frame.f_code)
 
     @contextmanager
     def lurking(self) -> Iterator[None]:
         before = sys.gettrace()
+        # No finalizer of what an earlier round left runs in the middle of this one.
+        gc.disable()
         sys.settrace(self.trace)
         try:
             yield
         finally:
             sys.settrace(before)
+            gc.enable()
