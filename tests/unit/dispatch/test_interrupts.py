@@ -161,7 +161,7 @@ def rounds() -> Iterator[object]:
             yield pytest.param(meanwhile, depth, id=f"{meanwhile}, {name}", marks=marks)
 
 
-@pytest.mark.parametrize("failure", [JobTimeout, Interrupt])
+@pytest.mark.parametrize("failure", [pytest.param(JobTimeout, marks=pytest.mark.thorough), Interrupt])
 @pytest.mark.parametrize(("meanwhile", "depth"), [*rounds()])
 async def test_at_any_moment(meanwhile: str, depth: int, failure: type[BaseException]) -> None:
     positions, wrong = at_every_position(meanwhile, failure, depth)

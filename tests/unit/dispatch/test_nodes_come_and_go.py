@@ -64,7 +64,10 @@ MEANWHILE: dict[str, Callable[[Scene], object]] = {
 }
 
 
-@pytest.mark.parametrize("meanwhile", MEANWHILE)
+@pytest.mark.parametrize(
+    "meanwhile",
+    [pytest.param(one, marks=() if "shown" in one else pytest.mark.thorough) for one in MEANWHILE],
+)
 @pytest.mark.parametrize("change", CHANGES)
 async def test_between_any_two_bytecodes(change: str, meanwhile: str) -> None:
     position = 0
