@@ -170,8 +170,8 @@ class Monitor:
             self._level = 0
             # Not used: the first query is slow, and shows what may be asked. The next answer counts.
             self._prepared = False
-            await self._status(pgconn, _FIRST_TIMEOUT)
             await self._prepare(pgconn)
+            await self._status(pgconn, _FIRST_TIMEOUT)
             self._ledger_check_at = self._clock()
             while True:
                 await self._ping(pgconn)
