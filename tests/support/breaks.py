@@ -25,6 +25,7 @@ from pgha._dispatch import resolution
 from pgha._dispatch.cancellation import Cancellation
 from pgha._dispatch.timers import Timers
 from pgha._node.lane import Lane
+from pgha._node.monitor import Monitor
 from pgha._operation.key import Keyed, new_idempotency_key
 from pgha._operation.operation import Operation, Request
 from pgha._wire import compiler, link
@@ -60,7 +61,11 @@ def guard_nothing(patch: Patch) -> None:
 
 
 def look_without_deciding(patch: Patch) -> None:
-    """Report what the ledger contains, without preventing that the write is applied later."""
+    """Report what the ledger contains, without preventing that the write is applied later.
+
+    A backend that does not answer is terminated after a while, which would prevent that too.
+    """
+    patch.setattr(Monitor, "terminate", lambda monitor, pid: None)
     kept = resolution._question
 
     def question(resolution: resolution.Resolution, now: float) -> Request:

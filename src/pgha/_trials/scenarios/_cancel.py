@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -19,6 +20,8 @@ from pgha._trials.trial import Setup
 from pgha.chaos import Workload
 
 _PROXIED = Setup(proxied=True)
+_SENT_EARLY = 0.3
+"""Seconds for a statement to be seen running that may not run yet."""
 _PROMPT = 2.0
 """Seconds within which a cancelled operation must end, whatever the state of its node."""
 
@@ -51,21 +54,26 @@ async def _cancelled_promptly(field: Field, operation: pgha.Operation[Any]) -> N
     20,
     "late-cancel",
     "A cancel request is delayed until its operation is over: no other operation is cancelled",
-    setup=_PROXIED,
+    # All reads of the victim are on the connection whose operation is cancelled.
+    setup=replace(_PROXIED, options={"read_connections": 1}),
 )
 async def late_cancel(field: Field) -> None:
-    for held in (0.1, 0.3, 0.6):
+    for held in (0.1, 0.3, 0.5):
         await field.more()
         operation = await _slow_read(field, 0.25)
-        proxy, route = field.proxy, pgha.pin(field.victim.name)
+        victim, proxy, route = field.victim, field.proxy, pgha.pin(field.victim.name)
         proxy.mute()
-        # They take long enough for the late cancel request to arrive while one of them runs.
         neighbours = [
-            field.cluster.submit("SELECT %s::int, pg_sleep(0.02)", [number], read=True, route=route)
-            for number in range(60)
+            field.cluster.submit(
+                "SELECT %s::int, pg_sleep(0.3) /* neighbour */", [number], read=True, route=route
+            )
+            for number in range(3)
         ]
         operation.cancel()
         await field.pause(held)
+        # pgha must not send a neighbour before the cancel request has arrived. If it does, let it be hit.
+        with anyio.move_on_after(_SENT_EARLY):
+            await field.running(victim, "/* neighbour */")
         proxy.heal()
         for number, one in enumerate(neighbours):
             try:
