@@ -37,6 +37,7 @@ from support.threads import (
 )
 
 import pgha.blocking
+from pgha.blocking import _gate
 from pgha.blocking._gate import Gate
 from pgha.blocking._mailbox import Job
 from pgha.chaos import LocalNode, Masters, masters
@@ -372,6 +373,39 @@ def test_other_waits_are_interrupted(server: LocalNode, backend: Backend) -> Non
             cluster.wait_ready()
         assert cluster.fetch_value("SELECT 1") == 1
         operation.cancel()
+
+
+def test_a_signal_that_wakes_no_wait(
+    server: LocalNode, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal that another thread receives interrupts a wait too.
+
+    It does not wake the waiting thread. Nor does a signal that arrives right before the wait.
+    """
+    monkeypatch.setattr(_gate, "_LONGEST_WAIT", 0.05)
+    text = unique("sleep")
+    statement = f"SELECT pg_sleep(60) /* {text} */"
+    with cluster_of(server, backend=backend, _tuning=PROVEN) as cluster:
+        with interrupted_when(lambda: wait_started(server, text), unseen=True):
+            cluster.fetch(statement)
+        wait_stopped(server, text)
+        operation = cluster.submit(statement)
+        for timeout in (None, PATIENCE):
+            with interrupted_when(lambda: wait_started(server, text), unseen=True):
+                operation.result(timeout)
+        operation.cancel()
+        with interrupted_when(lambda: time.sleep(0.05), unseen=True), cluster.events() as events:
+            for _ in events:
+                pass
+        cluster.add_node(ABSENT)
+        with interrupted_when(lambda: time.sleep(0.05), unseen=True):
+            cluster.wait_ready()
+        assert cluster.fetch_value("SELECT 1") == 1
+    with (
+        interrupted_when(lambda: time.sleep(0.5), unseen=True),
+        pgha.blocking.open_cluster(ABSENT, backend=backend),
+    ):
+        pass
 
 
 PROGRAM = """

@@ -117,14 +117,20 @@ def cluster_of(*nodes: Node, **options: Any) -> Iterator[pgha.blocking.Cluster]:
 
 
 @contextmanager
-def interrupted_when(condition: Callable[[], object]) -> Iterator[None]:
-    """Send SIGINT to this program once ``condition`` has returned; the body must end by KeyboardInterrupt."""
+def interrupted_when(condition: Callable[[], object], *, unseen: bool = False) -> Iterator[None]:
+    """Send SIGINT to this program once ``condition`` has returned; the body must end by KeyboardInterrupt.
+
+    With ``unseen``, another thread receives the signal, so that it interrupts no system call of this one.
+    """
 
     def interrupt() -> None:
         try:
             condition()
         finally:
-            os.kill(os.getpid(), signal.SIGINT)
+            if unseen:
+                signal.raise_signal(signal.SIGINT)
+            else:
+                os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()

@@ -1,10 +1,32 @@
-"""`Gate`: an event that happens once, and that any thread can wait for."""
+"""`Gate`: an event that happens once, and that any thread can wait for; and `wait_for` a lock."""
 
 from __future__ import annotations
 
-from _thread import TIMEOUT_MAX, allocate_lock
+import time
+from _thread import LockType, allocate_lock
 from collections import deque
 from collections.abc import Callable
+
+_LONGEST_WAIT = 1.0
+"""Seconds after which a waiting thread looks whether a signal has arrived."""
+
+
+def wait_for(lock: LockType, timeout: float | None = None) -> bool:
+    """Acquire a lock that another thread will release; return whether that was within ``timeout`` seconds.
+
+    A signal usually interrupts the wait. But if it arrives right before the wait, after the interpreter has
+    last looked, or in another thread, then CPython runs its handler only when the wait ends. So no wait is
+    long.
+    """
+    if timeout is None:
+        while not lock.acquire(True, _LONGEST_WAIT):
+            pass
+        return True
+    end = time.monotonic() + timeout
+    while (left := end - time.monotonic()) > 0:
+        if lock.acquire(True, min(left, _LONGEST_WAIT)):
+            return True
+    return False
 
 
 class Gate:
@@ -54,9 +76,7 @@ class Gate:
         lock.acquire()
         self.then(lock.release)
         try:
-            if timeout is None:
-                lock.acquire()
-            elif timeout <= 0 or not lock.acquire(True, min(timeout, TIMEOUT_MAX)):
+            if not wait_for(lock, timeout):
                 self._take_back(lock.release)
         except BaseException:
             # An interrupt: each interrupted wait would otherwise leave a call behind.

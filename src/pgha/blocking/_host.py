@@ -27,7 +27,7 @@ from pgha._telemetry.log import say
 from pgha._wire.loops import current_loop
 from pgha.blocking._call import Call
 from pgha.blocking._errors import WouldDeadlock
-from pgha.blocking._gate import Gate
+from pgha.blocking._gate import Gate, wait_for
 from pgha.blocking._mailbox import Job, Letter, Mailbox
 from pgha.blocking._replies import Reply, Task
 from pgha.blocking._starter import CLOSED, Starter
@@ -230,7 +230,7 @@ class Host:
         call = Call(request, lock.release, self.now())
         try:
             self.post(call)
-            lock.acquire()
+            wait_for(lock)
         except BaseException:
             self.give_up(call)
             raise
