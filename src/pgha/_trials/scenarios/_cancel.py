@@ -13,6 +13,8 @@ import sniffio
 from anyio.lowlevel import checkpoint
 
 import pgha
+from pgha import chaos
+from pgha._options import Tuning
 from pgha._trials.catalogue import scenario
 from pgha._trials.field import Field
 from pgha._trials.load import WRITE, note_failure
@@ -26,16 +28,14 @@ _PROMPT = 2.0
 """Seconds within which a cancelled operation must end, whatever the state of its node."""
 
 
-async def _slow_read(field: Field, seconds: float) -> pgha.Operation[Any]:
+async def _slow_read(field: Field, victim: chaos.Node, seconds: float) -> pgha.Operation[Any]:
     """Return a read that is running on the server.
 
     Its connection is open already, so that a fault of the proxy for new connections hits the cancel request
     alone.
     """
-    operation = field.cluster.submit(
-        f"SELECT pg_sleep({seconds})", read=True, route=pgha.pin(field.victim.name)
-    )
-    await field.running(field.victim, f"pg_sleep({seconds})")
+    operation = field.cluster.submit(f"SELECT pg_sleep({seconds})", read=True, route=pgha.pin(victim.name))
+    await field.running(victim, f"pg_sleep({seconds})")
     return operation
 
 
@@ -54,14 +54,15 @@ async def _cancelled_promptly(field: Field, operation: pgha.Operation[Any]) -> N
     20,
     "late-cancel",
     "A cancel request is delayed until its operation is over: no other operation is cancelled",
-    # All reads of the victim are on the connection whose operation is cancelled.
-    setup=replace(_PROXIED, options={"read_connections": 1}),
+    # All reads of a node are on the connection whose operation is cancelled.
+    setup=replace(_PROXIED, options={"read_connections": 1, "_tuning": Tuning(max_lanes=1)}),
 )
 async def late_cancel(field: Field) -> None:
     for held in (0.1, 0.3, 0.5):
         await field.more()
-        operation = await _slow_read(field, 0.25)
-        victim, proxy, route = field.victim, field.proxy, pgha.pin(field.victim.name)
+        victim = field.victim
+        operation = await _slow_read(field, victim, 0.25)
+        proxy, route = field.proxy_of(victim), pgha.pin(victim.name)
         proxy.mute()
         neighbours = [
             field.cluster.submit(
@@ -99,13 +100,14 @@ async def late_cancel(field: Field) -> None:
 async def no_cancel(field: Field) -> None:
     for fault in ("refuse", "mute"):
         await field.more()
-        operation = await _slow_read(field, 20)
-        proxy = field.proxy
+        victim = field.victim
+        operation = await _slow_read(field, victim, 20)
+        proxy = field.proxy_of(victim)
         proxy.refuse() if fault == "refuse" else proxy.mute()
         await _cancelled_promptly(field, operation)
         await field.more()
         # pgha ends the statement through the monitor's connection, which is open already.
-        await field.none_runs(field.victim, "pg_sleep(20)")
+        await field.none_runs(victim, "pg_sleep(20)")
         proxy.heal()
         await field.more()
 
