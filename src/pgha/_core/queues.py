@@ -22,13 +22,13 @@ class AgeQueue(Generic[T]):
     million operations that timed out while no node was usable would stay in memory.
     """
 
-    __slots__ = ("_back", "_fresh", "_last")
+    __slots__ = ("_back", "_fresh", "newest")
 
     def __init__(self) -> None:
         self._fresh: OrderedDict[T, int] = OrderedDict()
         self._back: list[tuple[int, T]] = []
         """The items that came back, the oldest last."""
-        self._last = -1
+        self.newest = -1
         """The highest age ever added."""
 
     def __len__(self) -> int:
@@ -42,8 +42,8 @@ class AgeQueue(Generic[T]):
 
     def push(self, item: T, age: int) -> None:
         """Add ``item`` at the place of its age."""
-        if age > self._last:
-            self._last = age
+        if age > self.newest:
+            self.newest = age
             self._fresh[item] = age
         else:
             insort(self._back, (age, item), key=_youngest_first)
@@ -76,14 +76,25 @@ class AgeQueue(Generic[T]):
         """Remove ``item``; return False if ``item`` was not in the queue."""
         if self._fresh.pop(item, None) is not None:
             return True
+        index = self._index(item, age)
+        if index is None:
+            return False
+        del self._back[index]
+        return True
+
+    def _index(self, item: T, age: int) -> int | None:
+        """Return the position of ``item`` among the items that came back."""
         back = self._back
         index = bisect_left(back, -age, key=_youngest_first)
         while index < len(back) and back[index][0] == age:
             if back[index][1] is item:
-                del back[index]
-                return True
+                return index
             index += 1
-        return False
+        return None
+
+    def has(self, item: T, age: int) -> bool:
+        """Return whether ``item`` is in the queue."""
+        return item in self._fresh or self._index(item, age) is not None
 
     def drain(self) -> list[T]:
         """Remove and return all items, the oldest first."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from pgha._core.outcome import GaveUp, Outcome
+from pgha._dispatch.common import Common
 from pgha._dispatch.failure import LegLost, given_up, in_doubt
 from pgha._dispatch.races import Races
 from pgha._dispatch.resolution import Resolver
-from pgha._dispatch.timers import Timers
-from pgha._dispatch.tracker import Tracker
 from pgha._operation.operation import Operation, Stage
-from pgha._options import Tuning
 
 
 class CancellationCallbacks(Protocol):
@@ -27,16 +24,15 @@ class Cancellation:
     """Ends operations that are no longer wanted, in whatever stage they are."""
 
     def __init__(
-        self, queues: CancellationCallbacks, tracker: Tracker, races: Races, resolver: Resolver,
-        times: Timers, clock: Callable[[], float], tuning: Tuning,
-    ) -> None:  # fmt: skip
-        self._queues = queues
-        self._tracker = tracker
+        self, common: Common, races: Races, resolver: Resolver, queues: CancellationCallbacks
+    ) -> None:
+        self._tracker = common.tracker
+        self._times = common.times
+        self._clock = common.clock
+        self._tuning = common.tuning
         self._races = races
         self._resolver = resolver
-        self._times = times
-        self._clock = clock
-        self._tuning = tuning
+        self._queues = queues
 
     def give_up(self, operation: Operation[Any], why: GaveUp) -> None:
         """End an operation that its caller cancelled, or whose deadline passed."""

@@ -11,7 +11,7 @@ is due. Acts run one after another. When none is left, what waits is handed to l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,17 +21,18 @@ from pgha._core.door import Door
 from pgha._core.health import Transition
 from pgha._core.outcome import GaveUp, Outcome
 from pgha._core.pipeline import Doing
-from pgha._core.statements import Entry
 from pgha._dispatch.cancellation import Cancellation
+from pgha._dispatch.common import Common
 from pgha._dispatch.failure import given_up, in_doubt
 from pgha._dispatch.feeding import Feeding
+from pgha._dispatch.flushing import Flushing
 from pgha._dispatch.lineages import Lineages
-from pgha._dispatch.loading import Loading
 from pgha._dispatch.node_changes import NodeChanges
 from pgha._dispatch.orphans import adopt
 from pgha._dispatch.placing import Placing
 from pgha._dispatch.races import Races
 from pgha._dispatch.resolution import Resolver
+from pgha._dispatch.results import Results
 from pgha._dispatch.retries import Retries
 from pgha._dispatch.timers import Timers
 from pgha._dispatch.tracker import Tracker
@@ -45,12 +46,8 @@ from pgha._operation.operation import Operation, Request, Stage
 from pgha._options import Options
 from pgha._telemetry.log import ClusterLog
 from pgha._types import ConnectionLost, Fastest, Pin
-from pgha._wire import PGresult
 from pgha._wire.interrupts import uninterrupted
 from pgha._wire.loops import current_loop
-
-_FEW_ROWS = 64
-"""A result with so few rows is loaded at once."""
 
 
 class Dispatcher:
@@ -70,86 +67,31 @@ class Dispatcher:
         self._nodes = nodes
         self._clock = clock
         self._started = 0
-        self._handed_over: list[Lane] = []
-        """The lanes that have something to be written."""
-        self._later: list[Lane] = []
-        """The lanes that are written at the next `rest`."""
-        self._rests = False
-        """Whether `rest` is about to be called."""
+        common = Common(self, options, nodes, self.times, self.tracker, self.door.enter)
         self._waiting = WaitQueue(options, self.times, clock, self, self.observers)
-        self._lineages = Lineages(
-            nodes, self.tracker.events, self.log, self.times, clock, options.tuning.first_look, self.reroute
-        )
+        self._lineages = Lineages(common, self.reroute)
         self._placing = Placing(nodes, self._waiting, options.tuning, self._lineages.incomplete)
         self._feeding = Feeding(nodes, self._waiting, self._placing, self.tracker, clock, self)
-        self._changes = NodeChanges(
-            nodes,
-            self._waiting,
-            self._placing,
-            self._feeding,
-            self._lineages,
-            self.tracker,
-            clock,
-            self,
-            options.tuning.overflow_after,
-        )
+        self._changes = NodeChanges(common, self._waiting, self._placing, self._feeding, self._lineages, self)
         self._races = Races(self, self, self.tracker, clock, options.tuning.max_attempts)
-        self._resolver = Resolver(
-            self, self, self.tracker, self.times, options.sources, options.failover_timeout, self.door.enter
-        )
-        self._retries = Retries(
-            self,
-            self,
-            nodes,
-            self.tracker,
-            self._races,
-            self._resolver,
-            self.times,
-            options.sources,
-            options.tuning,
-        )
-        self._loading = Loading(self.loop, self.door.enter, self)
-        self._proofs, self._budgets = self._retries.proofs, self._retries.budgets
-        self._cancellation = Cancellation(
-            self,
-            self.tracker,
-            self._races,
-            self._resolver,
-            self.times,
-            clock,
-            options.tuning,
-        )
+        self._resolver = Resolver(common, self)
+        self._retries = Retries(common, self._races, self._resolver, self)
+        self._proofs = self._retries.proofs
+        self._results = Results(common, self.loop, self._retries.budgets)
+        self._flushing = Flushing(self.loop, self.door.enter)
+        self._cancellation = Cancellation(common, self._races, self._resolver, self)
+        # Called for every operation, and so without a call in between.
+        self.succeeded = self._results.succeeded
+        self.rest = self._flushing.rest
 
     def _settle(self) -> bool:
         """Do what the acts left to be done; return whether that has caused more."""
-        feeding = self._feeding
+        feeding, flushing = self._feeding, self._flushing
         if feeding.hungry:
             feeding.feed()
-        if self._handed_over or self._later:
-            self._flush(later=True)
+        if flushing.lanes:
+            flushing.flush()
         return bool(feeding.hungry)
-
-    def _flush(self, *, later: bool) -> None:
-        """Write what the lanes were handed; with ``later``, some of it once other tasks have run."""
-        self._handed_over += self._later
-        self._later.clear()
-        while self._handed_over:
-            # One by one: an interrupt in one of them must keep none from being written.
-            lane = self._handed_over[-1]
-            if later and lane.may_flush_later() and (self._rests or self.loop.rest()):
-                self._rests = True
-                self._later.append(lane)
-            else:
-                lane.flush()
-            self._handed_over.remove(lane)
-
-    def rest(self) -> None:
-        """Write what was to be written later; called by the loop."""
-        self._rests = False
-        self.door.enter(self._rest, None)
-
-    def _rest(self, _: None) -> None:
-        self._flush(later=False)
 
     def _adopt(self, _: BaseException) -> None:
         """Look after the lanes and the operations that a failed act left half done."""
@@ -271,50 +213,9 @@ class Dispatcher:
 
     # Reports of the lanes
 
-    def succeeded(
-        self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult], entry: Entry | None
-    ) -> None:
-        """Load the results of an operation, and end the operation."""
-        request = operation.request
-        attempts = operation.attempts
-        attempts[-1].outcome = Outcome.APPLIED
-        if request.raw:
-            self.tracker.succeed(operation, [one.get_value(0, 0) if one.ntuples else None for one in results])
-            return
-        self._budgets.successes += 1
-        operation.ended_at = now = self._clock()
-        latency = now - operation.started_at
-        make, load, count = request.row_factory, lane.link.load, len(attempts)
-        # A row factory or loader is the user's code. What it starts and cancels is put in line at the door.
-        try:
-            if not request.batch and results[0].ntuples > _FEW_ROWS and lane.link.many(results[0]):
-                parts = lane.link.load_in_parts(results[0], entry, make, lane.node, count, latency)
-                self._loading.begin(lane, operation, parts)
-                return
-            if request.batch:
-                loaded: Any = [load(result, None, make, lane.node, count, latency) for result in results]
-            else:
-                loaded = load(results[0], entry, make, lane.node, count, latency)
-        except BaseException as error:  # noqa: BLE001 - the user's code: its error goes to its operation
-            self.tracker.fail(operation, error, Outcome.APPLIED)
-            return
-        self.tracker.succeed(operation, loaded)
-
-    def loaded(self, operation: Operation[Any], result: Any) -> None:
-        """Take the result of an operation that was loaded in parts."""
-        self.tracker.succeed(operation, result)
-
-    def not_loaded(self, operation: Operation[Any], error: BaseException) -> None:
-        """Take what a loader or the row factory raised."""
-        self.tracker.fail(operation, error, Outcome.APPLIED)
-
     def segment_failed(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
         """Perform the next step after an attempt that did not simply succeed."""
         self._retries.segment_failed(lane, operation, failure)
-
-    def delivered(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None:
-        """Take the results of an operation that succeeded in spite of a failure."""
-        self.succeeded(lane, operation, results, None)
 
     def stranded(self, operation: Operation[Any]) -> None:
         """Send a read elsewhere that was taken back from a lane; no attempt of its own fault."""
@@ -323,7 +224,7 @@ class Dispatcher:
 
     def handed_over(self, lane: Lane) -> None:
         """Flush the lane before the present act is over."""
-        self._handed_over.append(lane)
+        self._flushing.lanes.append(lane)
         if (node := self._nodes.get(lane.node)) is not None:
             node.busy()
 
@@ -339,7 +240,7 @@ class Dispatcher:
 
         ``in_flight`` is the number of operations that the connection carried when it ended.
         """
-        self._loading.finish(lane)
+        self._results.finish(lane)
         self.tracker.counters.connections_lost += 1
         events = self.tracker.events
         if events.has_subscribers:

@@ -5,30 +5,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from pgha._core.timelines import Timelines
-from pgha._dispatch.events import EventHub
-from pgha._dispatch.timers import Timers
+from pgha._dispatch.common import Common
 from pgha._node.node import ManagedNode
-from pgha._telemetry.log import ClusterLog
 from pgha._types import PrimarySuperseded
 
 
 class Lineages:
     """The lineages of a cluster's nodes."""
 
-    def __init__(
-        self, nodes: Mapping[str, ManagedNode], events: EventHub, log: ClusterLog, times: Timers,
-        clock: Callable[[], float], first_look: float, reroute: Callable[[], None],
-    ) -> None:  # fmt: skip
+    def __init__(self, common: Common, reroute: Callable[[], None]) -> None:
         self._timelines = Timelines()
-        self._nodes = nodes
-        self._events = events
-        self._log = log
-        self._times = times
-        self._clock = clock
-        self._first_look = first_look
+        self._nodes = common.nodes
+        self._events = common.tracker.events
+        self._log = common.tracker.log
+        self._times = common.times
+        self._clock = common.clock
+        self._first_look = common.tuning.first_look
         self._reroute = reroute
         self._planned: set[str] = set()
         """The nodes for whose first answer a choice waits, each with a timer."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import anyio
 
 from pgha._core.health import Transition
 from pgha._core.outcome import Outcome
+from pgha._dispatch.common import Common
 from pgha._dispatch.failure import LegLost
 from pgha._dispatch.feeding import Feeding
 from pgha._dispatch.lineages import Lineages
 from pgha._dispatch.placing import Placing
-from pgha._dispatch.tracker import Tracker
 from pgha._dispatch.wait_queue import WaitQueue
 from pgha._node.node import ManagedNode
 from pgha._operation.operation import Operation
@@ -36,22 +35,21 @@ class NodeChanges:
     """Follows the nodes; see the head of this file."""
 
     def __init__(
-        self, nodes: Mapping[str, ManagedNode], waiting: WaitQueue, placing: Placing, feeding: Feeding,
-        lineages: Lineages, tracker: Tracker, clock: Callable[[], float], owner: NodeChangesCallbacks,
-        patience: float,
+        self, common: Common, waiting: WaitQueue, placing: Placing, feeding: Feeding, lineages: Lineages,
+        owner: NodeChangesCallbacks,
     ) -> None:  # fmt: skip
         self.watchers: set[anyio.Event] = set()
         """Events of the tasks that wait for a change."""
-        self._nodes = nodes
+        self._nodes = common.nodes
+        self._tracker = common.tracker
+        self._log = common.tracker.log
+        self._clock = common.clock
+        self._patience = common.tuning.overflow_after
+        """Seconds for which an operation waits for the node that it was moved to."""
         self._waiting = waiting
         self._placing = placing
         self._feeding = feeding
         self._lineages = lineages
-        self._patience = patience
-        """Seconds for which an operation waits for the node that it was moved to."""
-        self._tracker = tracker
-        self._log = tracker.log
-        self._clock = clock
         self._owner = owner
 
     def notify(self) -> None:
@@ -125,7 +123,7 @@ class NodeChanges:
     def let_go(self, node: ManagedNode, now: float) -> None:
         """Let operations go elsewhere that were moved to this node, and have waited here for too long."""
         for line in [one for one in self._waiting.active if one.need.node == node.name]:
-            for operation in list(line.waiting):
+            for operation in list(line):
                 if operation.parent is not None or isinstance(operation.request.route, Pin):
                     continue
                 if now - operation.queued_at > self._patience:

@@ -31,7 +31,7 @@ def is_orphan(operation: Operation[Any]) -> bool:
     place = operation.place
     match operation.stage:
         case Stage.QUEUED:
-            return place is None or operation not in list(place.waiting)
+            return place is None or operation not in list(place)
         case Stage.SENT:
             if place is None:
                 return True
@@ -56,6 +56,7 @@ def adopt(
         repeatable = operation.request.read or operation.request.idempotent
         if operation.stage is Stage.QUEUED and operation.place is not None:
             operation.place.waiting.remove(operation, operation.number)
+            operation.place.behind.remove(operation, operation.number)
         operation.stage, operation.place = Stage.NEW, None
         if sent and not repeatable:
             operation.doubted = True

@@ -72,7 +72,7 @@ class Placing:
         if need.node is not None:
             line.target = self._nodes.get(need.node)
         elif need.lineage is not None:
-            line.target = self._of_lineage(need.lineage)
+            line.target = self._of_lineage(need.lineage, before)
         else:
             # Operations that need a lane of their own go to the same node as all others.
             usual = self._waiting.find(need, exclusive=False) if line.exclusive else None
@@ -87,10 +87,11 @@ class Placing:
         name = choose(views, before.name if before is not None else None, need)
         return self._nodes[name] if name is not None else None
 
-    def _of_lineage(self, lineage: int) -> ManagedNode | None:
+    def _of_lineage(self, lineage: int, before: ManagedNode | None) -> ManagedNode | None:
         current = self.target(USUAL["write"])
         views = [node.candidate("write") for node in self._members(lineage)]
-        name = among(views, current.name if current is not None else None, None)
+        current_name, last = (one.name if one is not None else None for one in (current, before))
+        name = among(views, current_name, last)
         return self._nodes.get(name) if name is not None else None
 
     def relieve(self, node: ManagedNode, now: float) -> list[ManagedNode]:

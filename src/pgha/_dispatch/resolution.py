@@ -32,14 +32,12 @@ import psycopg
 from pgha._core.backoff import delay
 from pgha._core.ledger_rules import LIFE, RowMeaning, row_meaning
 from pgha._core.outcome import GaveUp, Outcome
-from pgha._core.sources import Sources
+from pgha._dispatch.common import Common
 from pgha._dispatch.failure import in_doubt, note
-from pgha._dispatch.timers import Timers
-from pgha._dispatch.tracker import Tracker
 from pgha._errors import IdempotencyKeyReused
 from pgha._operation.in_doubt import InDoubtOutcome
 from pgha._operation.key import Keyed, undecided
-from pgha._operation.operation import Operation, OperationCallbacks, Request, Stage
+from pgha._operation.operation import Operation, Request, Stage
 from pgha._rows.result import Result
 from pgha._types import nearest
 from pgha._wire.link import NO_EXTRAS, Extras
@@ -95,18 +93,15 @@ class Resolution:
 class Resolver:
     """Asks the ledger for the outcomes of writes; see the head of this file."""
 
-    def __init__(
-        self, runner: OperationCallbacks, callbacks: ResolverCallbacks, tracker: Tracker, times: Timers,
-        sources: Sources, patience: float, enter: Callable[[Callable[[Any], object], Any], None],
-    ) -> None:  # fmt: skip
-        self._runner = runner
+    def __init__(self, common: Common, callbacks: ResolverCallbacks) -> None:
+        self._runner = common.runner
         self._callbacks = callbacks
-        self._tracker = tracker
-        self._times = times
-        self._clock = sources.clock
-        self._draw = sources.draw
-        self._enter = enter
-        self._patience = patience
+        self._tracker = common.tracker
+        self._times = common.times
+        self._clock = common.clock
+        self._draw = common.sources.draw
+        self._enter = common.enter
+        self._patience = common.options.failover_timeout
         """Seconds to ask for an operation without a deadline."""
         self._running: dict[object, Resolution] = {}
         """The running resolutions, by the operation or the `InDoubtOutcome` that they are for."""

@@ -6,7 +6,7 @@ performs that step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from pgha._core.backoff import RetryBudgets, delay
@@ -14,20 +14,17 @@ from pgha._core.need import USUAL
 from pgha._core.next_step import OWN_DOING, NextStep
 from pgha._core.outcome import Outcome, outcome
 from pgha._core.routing import elsewhere
-from pgha._core.sources import Sources
+from pgha._core.statements import Entry
 from pgha._dispatch.classification import classify
+from pgha._dispatch.common import Common
 from pgha._dispatch.failure import Decision, LegLost, error_for, if_not_applied, server_error
 from pgha._dispatch.proofs import Proofs
 from pgha._dispatch.races import Races
 from pgha._dispatch.resolution import Resolver
 from pgha._dispatch.role_checks import RoleChecks
-from pgha._dispatch.timers import Timers
-from pgha._dispatch.tracker import Tracker
 from pgha._node.callbacks import SegmentFailure
 from pgha._node.lane import Lane
-from pgha._node.node import ManagedNode
-from pgha._operation.operation import Operation, OperationCallbacks, Stage
-from pgha._options import Tuning
+from pgha._operation.operation import Operation, Stage
 from pgha._types import Pin
 from pgha._wire import PGresult
 
@@ -39,31 +36,30 @@ class RetryCallbacks(Protocol):
         """Send an operation, or put it into a queue."""
         ...
 
-    def delivered(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None:
-        """Take the results of an operation that succeeded in spite of a failure."""
+    def succeeded(
+        self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult], entry: Entry | None
+    ) -> None:
+        """Load the results of an operation, and end the operation."""
         ...
 
 
 class Retries:
     """Performs the next step of operations whose attempt failed."""
 
-    def __init__(
-        self, runner: OperationCallbacks, callbacks: RetryCallbacks, nodes: Mapping[str, ManagedNode],
-        tracker: Tracker, races: Races, resolver: Resolver, times: Timers, sources: Sources, tuning: Tuning,
-    ) -> None:  # fmt: skip
-        clock = sources.clock
+    def __init__(self, common: Common, races: Races, resolver: Resolver, callbacks: RetryCallbacks) -> None:
+        clock = common.clock
         self.budgets = RetryBudgets(clock())
-        self.roles = RoleChecks(times, clock, tuning.probe_no_primary)
-        self.proofs = Proofs(runner, self, nodes, clock)
-        self._callbacks = callbacks
-        self._nodes = nodes
-        self._tracker = tracker
+        self.roles = RoleChecks(common.times, clock, common.tuning.probe_no_primary)
+        self.proofs = Proofs(common.runner, self, common.nodes, clock)
+        self._nodes = common.nodes
+        self._tracker = common.tracker
+        self._times = common.times
+        self._clock = clock
+        self._draw = common.sources.draw
+        self._tuning = common.tuning
         self._races = races
         self._resolver = resolver
-        self._times = times
-        self._clock = clock
-        self._draw = sources.draw
-        self._tuning = tuning
+        self._callbacks = callbacks
 
     def segment_failed(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
         """Perform the next step after an attempt on ``lane`` that did not simply succeed."""
@@ -78,7 +74,7 @@ class Retries:
 
     def delivered(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None:
         """Take the results of a write that a later commit has proven."""
-        self._callbacks.delivered(lane, operation, results)
+        self._callbacks.succeeded(lane, operation, results, None)
 
     def unproven(self, lane: Lane, operation: Operation[Any], failure: SegmentFailure) -> None:
         """Perform the next step of a write whose wait for a standby was broken off, and not proven."""
@@ -95,7 +91,7 @@ class Retries:
         decision = classify(operation, failure, self._tuning, exhausted, role_changed)
         match decision.next_step:
             case NextStep.DELIVER:
-                self._callbacks.delivered(lane, operation, failure.answer.results)
+                self._callbacks.succeeded(lane, operation, failure.answer.results, None)
             case NextStep.CHECK_ROLE:
                 self._check_role(lane, operation, failure)
             case NextStep.RESOLVE:
@@ -150,7 +146,7 @@ class Retries:
         """End a question to the ledger; if it failed, the resolver asks again with another one."""
         answer = failure.answer
         if answer.results and (answer.commit_tag == "ROLLBACK" or outcome(failure.facts) is Outcome.APPLIED):
-            self._callbacks.delivered(lane, operation, answer.results)
+            self._callbacks.succeeded(lane, operation, answer.results, None)
             return
         decision = classify(operation, failure, self._tuning, frozenset())
         error = server_error(operation, failure) or LegLost(f"{lane.node}: {decision.reason}")

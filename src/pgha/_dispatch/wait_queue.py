@@ -11,6 +11,7 @@ While no node serves a line, the time that its operations wait is limited.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any, Protocol
 
 from pgha._core.need import Need
@@ -26,21 +27,27 @@ from pgha._types import Pin
 class Line:
     """The operations that wait with one need; those that must be alone on a lane have a line of their own."""
 
-    __slots__ = ("exclusive", "joined", "left", "need", "overflow", "target", "waiting", "was_served")
+    __slots__ = ("behind", "exclusive", "need", "overflow", "target", "waiting", "was_served")
 
     def __init__(self, need: Need, exclusive: bool) -> None:
         self.need = need
         self.exclusive = exclusive
         self.waiting: AgeQueue[Operation[Any]] = AgeQueue()
+        """The operations within the length of the line."""
+        self.behind: AgeQueue[Operation[Any]] = AgeQueue()
+        """The operations beyond it, which move up; all are younger, and were never sent."""
         self.target: ManagedNode | None = None
         """The node to which the operations are sent; None while no node is eligible."""
         self.overflow: ManagedNode | None = None
         """Another node to which they are sent as well, because nothing moves on the target."""
         self.was_served = False
         """Whether the line was `served` when somebody looked last."""
-        self.joined = 0
-        self.left = 0
-        """How many operations have joined and left the line so far; see `WaitQueue.beyond`."""
+
+    def __iter__(self) -> Iterator[Operation[Any]]:
+        return chain(self.waiting, self.behind)
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.behind)
 
     def goes_to(self, node: ManagedNode) -> bool:
         """Return whether the operations are sent to this node at present."""
@@ -116,15 +123,11 @@ class WaitQueue:
     def beyond(self, operation: Operation[Any]) -> bool:
         """Return whether a waiting operation stands beyond the length of its line, and was never sent."""
         line = operation.place
-        return (
-            operation.stage is Stage.QUEUED
-            and not operation.attempts
-            and operation.joined - line.left >= self._limit
-        )
+        return operation.stage is Stage.QUEUED and line.behind.has(operation, operation.number)
 
     def all_beyond(self) -> list[Operation[Any]]:
         """Return the operations that stand beyond the length of their lines."""
-        return [one for line in self.active for one in line.waiting if self.beyond(one)]
+        return [one for line in self.active for one in line.behind]
 
     # Joining and leaving
 
@@ -133,14 +136,14 @@ class WaitQueue:
         waiting = line.waiting
         if not waiting:
             self.active[line] = None
+        elif len(waiting) >= self._limit and operation.number > waiting.newest and not operation.attempts:
+            waiting = line.behind
         waiting.push(operation, operation.number)
         operation.stage = Stage.QUEUED
         operation.place = line
         operation.queued_at = now
         for tell in self._observers.queued:
             tell(operation)
-        operation.joined = line.joined
-        line.joined += 1
         self.length += 1
         if (target := line.target) is None or not target.serves(line.need.access):
             self.expire_later(operation)
@@ -149,17 +152,30 @@ class WaitQueue:
         operation.place = None
         operation.stage = Stage.NEW
         self.length -= 1
-        line.left += 1
+        if line.behind:
+            self._move_up(line)
         if not line.waiting:
             self.active.pop(line, None)
         if operation.expiry is not None:
             self._times.cancel(operation.expiry)
             operation.expiry = None
 
+    def _move_up(self, line: Line) -> None:
+        waiting, behind = line.waiting, line.behind
+        while behind and len(waiting) < self._limit:
+            operation = behind.oldest()
+            # In both for a moment, rather than in none when an exception comes in between.
+            waiting.push(operation, operation.number)
+            behind.remove(operation, operation.number)
+
     def recount(self) -> None:
         """Count anew what waits, after something was interrupted between two counts."""
+        for line in self.lines():
+            for operation in line.waiting:
+                line.behind.remove(operation, operation.number)
+            self._move_up(line)
         self.active = {line: None for line in self.lines() if line.waiting}
-        self.length = sum(len(line.waiting) for line in self.active)
+        self.length = sum(len(line) for line in self.active)
 
     def take(self, line: Line) -> Operation[Any]:
         """Remove and return the oldest operation of ``line``."""
@@ -170,12 +186,13 @@ class WaitQueue:
     def remove(self, operation: Operation[Any]) -> None:
         """Remove an operation from its line, at whatever position."""
         line = operation.place
-        line.waiting.remove(operation, operation.number)
+        if not line.waiting.remove(operation, operation.number):
+            line.behind.remove(operation, operation.number)
         self._left(operation, line)
 
     def drain(self, line: Line) -> list[Operation[Any]]:
         """Remove and return all operations of a line, the oldest first."""
-        operations = line.waiting.drain()
+        operations = [*line.waiting.drain(), *line.behind.drain()]
         for operation in operations:
             self._left(operation, line)
         return operations
@@ -219,7 +236,7 @@ class WaitQueue:
 
     def _expire_all(self, line: Line) -> None:
         when = self._clock() + self._failover_timeout
-        for operation in line.waiting:
+        for operation in line:
             if operation.expiry is not None:
                 self._times.cancel(operation.expiry)
                 operation.expiry = None

@@ -164,7 +164,6 @@ class Operation(Generic[T]):
         "guard",
         "guarded_until",
         "hits",
-        "joined",
         "legs",
         "lineage",
         "need",
@@ -221,8 +220,6 @@ class Operation(Generic[T]):
         self.place: Any = None
         # Its age: the lower, the older. An operation that is run again keeps it.
         self.number = 0
-        # How many operations had joined the line before.
-        self.joined = 0
         # What it asks of its node at present: the request's need, or that of one node for a while.
         self.need = request.need
         # Its end was asked for; the act that ends it may still be in line.

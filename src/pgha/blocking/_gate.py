@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from _thread import LockType, allocate_lock
 from collections import deque
 from collections.abc import Callable
@@ -18,14 +17,11 @@ def wait_for(lock: LockType, timeout: float | None = None) -> bool:
     last looked, or in another thread, then CPython runs its handler only when the wait ends. So no wait is
     long.
     """
-    if timeout is None:
-        while not lock.acquire(True, _LONGEST_WAIT):
-            pass
-        return True
-    end = time.monotonic() + timeout
-    while (left := end - time.monotonic()) > 0:
+    left = float("inf") if timeout is None else timeout
+    while left > 0:
         if lock.acquire(True, min(left, _LONGEST_WAIT)):
             return True
+        left -= _LONGEST_WAIT
     return False
 
 

@@ -71,7 +71,9 @@ class QueueAgainstList(RuleBasedStateMachine):
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:
         item = data.draw(st.sampled_from(self.list))
+        assert self.queue.has(item, item.age)
         assert self.queue.remove(item, item.age)
+        assert not self.queue.has(item, item.age)
         self.list.remove(item)
         self.gone.append(item)
 

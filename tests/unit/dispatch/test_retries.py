@@ -14,6 +14,8 @@ from support.failures import failed
 from pgha import nearest
 from pgha._core.backoff import Budget
 from pgha._core.outcome import Facts
+from pgha._core.statements import Entry
+from pgha._dispatch.common import Common
 from pgha._dispatch.races import Races
 from pgha._dispatch.resolution import Resolver
 from pgha._dispatch.retries import Retries
@@ -22,7 +24,7 @@ from pgha._dispatch.tracker import Tracker
 from pgha._node.callbacks import SegmentFailure
 from pgha._node.lane import Lane
 from pgha._operation.operation import AttemptState, Operation, OperationCallbacks, Request, Stage
-from pgha._options import REAL, Tuning
+from pgha._options import REAL, Options
 from pgha._wire import PGresult
 from pgha._wire.segment import Answer
 
@@ -45,10 +47,15 @@ class Bench:
                 node="n1", link=SimpleNamespace(read_only=lambda: False), server=SimpleNamespace(ledger=True)
             ),
         )
-        self.retries = Retries(
-            cast(OperationCallbacks, self), self, {}, cast(Tracker, self), cast(Races, None),
-            cast(Resolver, None), cast(Timers, self), replace(REAL, clock=lambda: self.now), Tuning(),
-        )  # fmt: skip
+        common = Common(
+            cast(OperationCallbacks, self),
+            Options(sources=replace(REAL, clock=lambda: self.now)),
+            {},
+            cast(Timers, self),
+            cast(Tracker, self),
+            cast(Any, None),
+        )
+        self.retries = Retries(common, cast(Races, None), cast(Resolver, None), self)
 
     def at(self, when: float, call: Callable[[], None]) -> None:
         self.timers.append((when, call))
@@ -62,7 +69,9 @@ class Bench:
         operation.stage = Stage.QUEUED
         self.queue.insert(0, operation)
 
-    def delivered(self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult]) -> None:
+    def succeeded(
+        self, lane: Lane, operation: Operation[Any], results: Sequence[PGresult], entry: Entry | None
+    ) -> None:
         raise AssertionError("nothing succeeds here")
 
     def retried(self, operation: Operation[Any], decision: object) -> None:

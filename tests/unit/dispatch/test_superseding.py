@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 from pgha._core.health import Health
 from pgha._core.server_status import ServerStatus
+from pgha._dispatch.common import Common
 from pgha._dispatch.lineages import Lineages
+from pgha._options import REAL, Options, Tuning
 from pgha._types import PrimarySuperseded
 
 LOOK = 1.0
@@ -34,10 +38,11 @@ class World:
         self.logged: list[tuple[str, int, int]] = []
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.rerouted = 0
-        self.lineages = Lineages(
-            cast(Any, self.nodes), cast(Any, self), cast(Any, self), cast(Any, self), lambda: self.now, LOOK,
-            self.reroute,
-        )  # fmt: skip
+        options = Options(sources=replace(REAL, clock=lambda: self.now), tuning=Tuning(first_look=LOOK))
+        tracker = SimpleNamespace(events=self, log=self)
+        nothing = cast(Any, None)
+        common = Common(nothing, options, cast(Any, self.nodes), cast(Any, self), cast(Any, tracker), nothing)
+        self.lineages = Lineages(common, self.reroute)
 
     def emit(self, event: PrimarySuperseded) -> None:
         self.events.append(event)

@@ -113,6 +113,21 @@ async def test_the_oldest_keeps_its_place_in_a_full_line(make_world: MakeWorld) 
     assert errors == [pgha.OperationCancelled] * 2 + [pgha.ClusterClosed]
 
 
+async def test_only_who_never_had_a_place_is_told_that_the_queue_was_full(make_world: MakeWorld) -> None:
+    """Who leaves behind an operation gives it no place, and who had a place keeps it."""
+    world = make_world(tuning=ONE_BY_ONE, max_queued=2)
+    lane, link = world.open("a", "write")
+    world.start("INSERT 0")
+    ends = [6.0, 7.0, 4.0, 8.0, 1.0, 2.0, 5.0]
+    waiting = [world.start(f"INSERT {number}", timeout=end) for number, end in enumerate(ends, 1)]
+    world.answer(lane, link)  # the first is sent, and the third moves up
+    world.wait(9.0, 0.5)
+    kinds = [type(failed(one)) for one in waiting[1:]]
+    full, late = pgha.QueueFull, pgha.OperationTimeout
+    # The fourth moves up when the third ends. The last three end before or while others have all places.
+    assert kinds == [late, late, late, full, full, full]
+
+
 # The choice of the node
 
 
