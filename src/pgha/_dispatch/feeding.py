@@ -128,11 +128,13 @@ class Feeding:
         lanes, waiting = node.sets[access], self._waiting
         lines = [one for one in waiting.active if one.need.access == access and one.goes_to(node)]
         now = self._clock()
-        others = any(not one.exclusive for one in lines)
+        ordinary = [one for one in lines if not one.exclusive]
         while lines:
             line = lines[0] if len(lines) == 1 else min(lines, key=oldest)
             if line.exclusive:
-                lane = lanes.alone(others=others, waited=now - line.waiting.oldest().queued_at)
+                age, waited = oldest(line), now - line.waiting.oldest().queued_at
+                older = any(one.waiting and oldest(one) < age for one in ordinary)
+                lane = lanes.alone(others=bool(ordinary), older=older, waited=waited)
             else:
                 lane = lanes.with_capacity(now)
             if lane is None:

@@ -108,11 +108,12 @@ class LaneSet:
             best, best_load, best_depth = lane, load, depth
         return best
 
-    def alone(self, *, others: bool, waited: float) -> Lane | None:
+    def alone(self, *, others: bool, older: bool, waited: float) -> Lane | None:
         """Return a lane for an exclusive operation, or None; one is then kept free as soon as it is quiet.
 
-        ``others`` says that ordinary operations wait, too: one lane at least is left to them. ``waited`` is
-        the seconds for which the exclusive operation has waited.
+        ``others`` says that ordinary operations wait, too: one lane at least is left to them, if there are
+        two. ``older`` says that they have waited for longer: then the only lane is theirs. ``waited`` is the
+        seconds for which the exclusive operation has waited.
         """
         most = self._options.tuning.max_lanes
         limit = most - 1 if others and most > 1 else most
@@ -129,7 +130,7 @@ class LaneSet:
             self._leased = []
             return found
         if not self._leased and (self._full or waited > self._options.tuning.lease_after):
-            self._lease()
+            self._lease(at_least=2 if older else 1)
         return None
 
     @property
@@ -137,10 +138,10 @@ class LaneSet:
         """Whether no more lanes may be opened, or the last attempt to open one failed."""
         return self.failures > 0 or len(self.lanes) + self.opening >= self._options.tuning.max_lanes
 
-    def _lease(self) -> None:
-        """Keep one lane free: under steady load no lane would ever become quiet by itself."""
+    def _lease(self, at_least: int) -> None:
+        """Keep one of ``at_least`` lanes free: under steady load none would ever become quiet by itself."""
         shared = [lane for lane in self.lanes if not lane.alone]
-        if shared:
+        if len(shared) >= at_least:
             self._leased.append(min(shared, key=lambda lane: lane.in_flight))
 
     def stuck(self, now: float) -> bool:

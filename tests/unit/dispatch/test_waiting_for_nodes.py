@@ -226,6 +226,23 @@ async def test_one_that_must_be_alone_gets_a_lane_where_no_more_can_be_opened(ma
     assert call.stage is Stage.SENT
 
 
+async def test_one_that_must_be_alone_comes_after_the_older_ones_on_the_only_lane(
+    make_world: MakeWorld,
+) -> None:
+    world = make_world(tuning=Tuning(depth=2, max_lanes=1))
+    lane, link = world.open("a", "write")
+    for number in range(4):
+        world.start(f"INSERT {number}")
+    world.start("INSERT alone", exclusive=True)
+    world.start("INSERT younger")
+    world.wait(1.0)
+    for _ in range(6):
+        world.answer(lane, link)
+    assert [sent for (sent,) in link.sent] == [
+        *(f"INSERT {number}" for number in range(4)), "INSERT alone", "INSERT younger"
+    ]  # fmt: skip
+
+
 async def test_ordinary_operations_keep_a_lane_while_others_must_be_alone(make_world: MakeWorld) -> None:
     world = make_world(tuning=TWO_LANES)
     lanes = dict(world.open("a", "write") for _ in range(2))
