@@ -21,6 +21,7 @@ from support.common import cluster_of, eventually, gate, nothing_left, running, 
 import pgha
 from pgha._core.outcome import Handed
 from pgha._options import Tuning
+from pgha._wire.compiler import Statement
 from pgha._wire.link import Link, SendFailed
 from pgha._wire.segment import Segment
 from pgha.chaos import LocalNode, Proxy
@@ -267,6 +268,32 @@ async def test_nothing_goes_on_to_a_node_where_sending_failed(
         with within():
             result = await operation
         assert (result.value(), result.attempts, told) == (3, 3, ["up"] * 3)
+
+
+class JobTimeout(Exception):
+    """What the handler of an alarm raises."""
+
+
+async def test_an_exception_of_a_handler_during_a_send_reaches_the_program(
+    server: LocalNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exception is not taken for a failure of the connection; nobody knows what libpq was handed."""
+    async with cluster_of(server, read_connections=1) as cluster:
+        await cluster.execute("SELECT 1")
+        kept, calls = Link._send_one, iter(range(2))
+
+        def send(link: Link, statement: Statement) -> Segment:
+            segment = kept(link, statement)
+            if next(calls, None) == 0:
+                raise JobTimeout
+            return segment
+
+        monkeypatch.setattr(Link, "_send_one", send)
+        with within(), pytest.raises(JobTimeout):
+            await cluster.execute("SELECT 2")
+        with within():
+            assert (await cluster.execute("SELECT 3")).value() == 3
+        assert cluster.statistics().connections_lost == 1
 
 
 async def test_a_race_on_lost_connections_counts_once(server: LocalNode) -> None:

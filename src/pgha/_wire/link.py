@@ -51,6 +51,10 @@ WATCHED = (
 )
 """The settings whose changes the server reports (search_path: since PostgreSQL 18)."""
 
+_SEND_ERRORS = (psycopg.Error, TypeError, ValueError, OverflowError, MemoryError)
+"""What psycopg raises when it hands something to libpq: its C layer raises TypeError for a value of the wrong
+type. Anything else is an exception of a signal's handler, or a defect."""
+
 
 class SendFailed(Exception):
     """Sending failed; the connection must be closed."""
@@ -215,8 +219,7 @@ class Link:
                 segment = self._send_many(statements, extras, ledger, ())
             else:
                 segment = self._send_keyed(ledger, statements[0])
-        except Exception as error:
-            # Not only psycopg's errors: psycopg's C layer raises TypeError for a value of the wrong type.
+        except _SEND_ERRORS as error:
             handed = Handed.PART if segment is None else Handed.WHOLE
             raise SendFailed(handed, segment or Segment([], framed=extras.framed), error) from error
         self._sync_due = True
