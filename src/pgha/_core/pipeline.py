@@ -45,7 +45,7 @@ import enum
 import itertools
 from collections import deque
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from pgha._core.outcome import Handed
 
@@ -60,6 +60,10 @@ class Gate(enum.Enum):
     OPEN = enum.auto()
     GATED = enum.auto()
     DRAINING = enum.auto()
+
+
+_OPEN: Final = Gate.OPEN  # see `pgha._operation.operation.DONE`
+_WHOLE: Final = Handed.WHOLE
 
 
 class Act(enum.Enum):
@@ -132,7 +136,7 @@ class Slot(Generic[T, S]):
         self.exclusive = exclusive
         self.expected = expected
         """The seconds for which the segment will keep the lane busy, by its pace."""
-        self.handed = Handed.WHOLE
+        self.handed: Handed = _WHOLE
         """The part of the segment that libpq has taken."""
         self.sent_at = now
         self.head_at: float | None = None
@@ -167,7 +171,7 @@ class Pipeline(Generic[T, S]):
         self._bounds = bounds
         self._ask_first = ask_first
         self.slots: deque[Slot[T, S]] = deque()
-        self.gate = Gate.OPEN
+        self.gate: Gate = _OPEN
         self.backlog = 0.0
         """The seconds for which the segments in flight will keep the lane busy, by their pace."""
         self.behind = bounds.behind
@@ -182,7 +186,7 @@ class Pipeline(Generic[T, S]):
 
     def has_capacity(self, now: float) -> bool:
         """Return whether one more segment may be sent behind those in flight."""
-        if self.gate is not Gate.OPEN:
+        if self.gate is not _OPEN:
             return False
         slots = self.slots
         if not slots:
@@ -197,11 +201,11 @@ class Pipeline(Generic[T, S]):
     @property
     def quiet(self) -> bool:
         """Whether an exclusive segment may be sent: the lane is open and nothing is in flight."""
-        return self.gate is Gate.OPEN and not self.slots
+        return self.gate is _OPEN and not self.slots
 
     def stuck(self, now: float) -> bool:
         """Return whether the lane is blocked for a while: by slow or exclusive segments, or by a cancel."""
-        if self.gate is not Gate.OPEN:
+        if self.gate is not _OPEN:
             return True
         if not self.slots:
             return False
@@ -267,7 +271,7 @@ class Pipeline(Generic[T, S]):
         self._target = self.slots[0]
         self._cancel_at = now
         self._delivering = True
-        if self.gate is Gate.OPEN:
+        if self.gate is _OPEN:
             self.gate = Gate.GATED
         for slot in self.slots:
             slot.overlapped = True
@@ -286,7 +290,7 @@ class Pipeline(Generic[T, S]):
 
     def _maybe_open(self) -> None:
         if self.gate is Gate.GATED and not self._delivering and self._target is None:
-            self.gate = Gate.OPEN
+            self.gate = _OPEN
 
     def tick(self, now: float) -> Act:
         """Return the action that is due by now: a grace is over, the head is old, a cancel had no effect."""

@@ -42,7 +42,7 @@ from pgha._node.callbacks import SegmentFailure
 from pgha._node.lane import Lane
 from pgha._node.node import ManagedNode
 from pgha._operation.in_doubt import InDoubtOutcome
-from pgha._operation.operation import Operation, Request, Stage
+from pgha._operation.operation import DONE, SENT, Operation, Request, Stage
 from pgha._options import Options
 from pgha._telemetry.log import ClusterLog
 from pgha._types import ConnectionLost, Fastest, Pin
@@ -141,7 +141,7 @@ class Dispatcher:
             raise
 
     def _start(self, operation: Operation[Any]) -> None:
-        if operation.stage is Stage.DONE:
+        if operation.stage is DONE:
             return  # cancelled by somebody who entered first
         now = operation.started_at
         request = operation.request
@@ -365,7 +365,7 @@ class Dispatcher:
     def in_doubt(self, operation: Operation[Any]) -> InDoubtOutcome:
         """Return the object through which the outcome of a failing operation may still become known."""
         place = operation.place
-        outstanding = operation.stage is Stage.SENT and place[1] in place[0].pipeline.slots
+        outstanding = operation.stage is SENT and place[1] in place[0].pipeline.slots
         return self._resolver.in_doubt(operation, outstanding=outstanding)
 
     def unretrieved(self, operation: Operation[Any], error: BaseException) -> None:
@@ -395,7 +395,7 @@ class Dispatcher:
     def _fail_all(self, _: None) -> None:
         self._resolver.close()
         for operation in tuple(self.tracker.open):
-            sent = operation.stage in (Stage.SENT, Stage.RESOLVING) and not operation.request.read
+            sent = operation.stage in (SENT, Stage.RESOLVING) and not operation.request.read
             operation.doubted = operation.doubted or sent
             operation.gave_up = operation.gave_up or "cancelled"
             self.tracker.fail(operation, given_up(operation), Outcome.NOT_APPLIED)

@@ -17,7 +17,7 @@ from pgha._dispatch.tracker import Tracker
 from pgha._dispatch.wait_queue import Line, WaitQueue, oldest
 from pgha._node.lane import Lane
 from pgha._node.node import ManagedNode
-from pgha._operation.operation import ACCESS_MODES, AccessMode, Operation, Stage
+from pgha._operation.operation import ACCESS_MODES, DONE, NEW, AccessMode, Operation
 from pgha._types import SendInfo
 
 
@@ -164,7 +164,7 @@ class Feeding:
             self._send(lane, node, operation, now)
         except BaseException:
             # An exception of a signal's handler must not leave the operation nowhere.
-            if operation.stage is Stage.NEW and operation.place is None and not operation.unwanted:
+            if operation.stage is NEW and operation.place is None and not operation.unwanted:
                 self._waiting.push(operation, line, now)
             raise
 
@@ -185,9 +185,9 @@ class Feeding:
             if request.on_send is not None:
                 request.on_send(SendInfo(node, len(operation.attempts) + 1, pairs, key))
         except BaseException as error:  # noqa: BLE001 - the user's callback: its error goes to its operation
-            if operation.stage is not Stage.DONE:
+            if operation.stage is not DONE:
                 self._tracker.fail(operation, error, Outcome.NOT_APPLIED)
-        return not operation.unwanted and operation.stage is not Stage.DONE
+        return not operation.unwanted and operation.stage is not DONE
 
     def _key_for(self, operation: Operation[Any], node: str) -> UUID | None:
         """Return the key that is sent with the operation, or None."""

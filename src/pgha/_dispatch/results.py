@@ -8,19 +8,20 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from pgha._core.backoff import RetryBudgets
 from pgha._core.outcome import Outcome
 from pgha._core.statements import Entry
 from pgha._dispatch.common import Common
 from pgha._node.lane import Lane
-from pgha._operation.operation import Operation, Stage
+from pgha._operation.operation import DONE, Operation
 from pgha._rows.result import Result
 from pgha._wire import PGresult
 from pgha._wire.loops import Loop
 
 Parts = Generator[None, None, Result[Any]]
+_APPLIED: Final = Outcome.APPLIED  # see `pgha._operation.operation.DONE`
 _FEW_ROWS = 64
 """A result with so few rows is loaded at once."""
 
@@ -48,7 +49,7 @@ class Results:
         """Load the results of an operation, and end the operation."""
         request = operation.request
         attempts = operation.attempts
-        attempts[-1].outcome = Outcome.APPLIED
+        attempts[-1].outcome = _APPLIED
         if request.raw:
             values = [one.get_value(0, 0) if one.ntuples else None for one in results]
             self._tracker.succeed(operation, values)
@@ -93,7 +94,7 @@ class Results:
     def _advance(self, load: _Load) -> bool:
         """Load one part; return whether there is another."""
         operation = load.operation
-        if operation.stage is Stage.DONE:
+        if operation.stage is DONE:
             load.parts.close()
             return False
         try:

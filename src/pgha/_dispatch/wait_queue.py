@@ -19,7 +19,7 @@ from pgha._core.queues import AgeQueue
 from pgha._dispatch.timers import Timers
 from pgha._node.node import ManagedNode
 from pgha._operation.observer import Observers
-from pgha._operation.operation import Operation, Stage
+from pgha._operation.operation import NEW, QUEUED, Operation
 from pgha._options import Options
 from pgha._types import Pin
 
@@ -123,7 +123,7 @@ class WaitQueue:
     def beyond(self, operation: Operation[Any]) -> bool:
         """Return whether a waiting operation stands beyond the length of its line, and was never sent."""
         line = operation.place
-        return operation.stage is Stage.QUEUED and line.behind.has(operation, operation.number)
+        return operation.stage is QUEUED and line.behind.has(operation, operation.number)
 
     def all_beyond(self) -> list[Operation[Any]]:
         """Return the operations that stand beyond the length of their lines."""
@@ -139,7 +139,7 @@ class WaitQueue:
         elif len(waiting) >= self._limit and operation.number > waiting.newest and not operation.attempts:
             waiting = line.behind
         waiting.push(operation, operation.number)
-        operation.stage = Stage.QUEUED
+        operation.stage = QUEUED
         operation.place = line
         operation.queued_at = now
         for tell in self._observers.queued:
@@ -150,7 +150,7 @@ class WaitQueue:
 
     def _left(self, operation: Operation[Any], line: Line) -> None:
         operation.place = None
-        operation.stage = Stage.NEW
+        operation.stage = NEW
         self.length -= 1
         if line.behind:
             self._move_up(line)
@@ -201,7 +201,7 @@ class WaitQueue:
 
     def expire_later(self, operation: Operation[Any]) -> None:
         """Limit the waiting time of an operation that no node can take now."""
-        if operation.expiry is not None or operation.stage is not Stage.QUEUED:
+        if operation.expiry is not None or operation.stage is not QUEUED:
             return
         if self._unlimited(operation):
             return
@@ -212,7 +212,7 @@ class WaitQueue:
 
     def _expire(self, operation: Operation[Any]) -> None:
         operation.expiry = None
-        if operation.stage is not Stage.QUEUED:
+        if operation.stage is not QUEUED:
             return
         line = operation.place
         if line.served:

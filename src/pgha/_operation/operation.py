@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Generator, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar, final
+from typing import Any, Final, Generic, Protocol, TypeVar, final
 from uuid import UUID
 
 from anyio.lowlevel import checkpoint
@@ -104,6 +104,13 @@ class Stage(enum.Enum):
     DONE = enum.auto()
 
 
+# Looked up for every operation, and CPython 3.11 looks up a member of an enumeration by a Python function.
+NEW: Final = Stage.NEW
+QUEUED: Final = Stage.QUEUED
+SENT: Final = Stage.SENT
+DONE: Final = Stage.DONE
+
+
 class OperationCallbacks(Protocol):
     """The dispatcher's methods that an operation calls."""
 
@@ -199,7 +206,7 @@ class Operation(Generic[T]):
         self.request = request
         # The context variables of the caller, for observers.
         self.context = context or copy_context()
-        self.stage = Stage.NEW
+        self.stage = NEW
         self.started_at = now
         self.queued_at = now
         self.ended_at: float | None = None
@@ -268,7 +275,7 @@ class Operation(Generic[T]):
     @property
     def done(self) -> bool:
         """Whether the operation has a result or an error."""
-        return self.stage is Stage.DONE
+        return self.stage is DONE
 
     @property
     def record(self) -> Record:
@@ -288,7 +295,7 @@ class Operation(Generic[T]):
         Awaiting the operation then returns its result (it finished first), or raises `OperationCancelled`
         (certainly not applied) or `CommitInDoubt`. Does nothing if the operation is done.
         """
-        if self.stage is not Stage.DONE:
+        if self.stage is not DONE:
             self._runner.give_up(self, "cancelled")
 
     async def wait(self) -> None:
@@ -296,7 +303,7 @@ class Operation(Generic[T]):
 
         Cancelling the wait does not cancel the operation.
         """
-        if self.stage is Stage.DONE:
+        if self.stage is DONE:
             await checkpoint()
             return
         waiter = self._park()
@@ -324,7 +331,7 @@ class Operation(Generic[T]):
 
     @uninterrupted
     def __await__(self) -> Generator[Any, Any, T]:
-        if self.stage is Stage.DONE:
+        if self.stage is DONE:
             yield from checkpoint().__await__()
         else:
             self._waiters += 1
@@ -356,7 +363,7 @@ class Operation(Generic[T]):
 
     def finish(self, result: T | None, error: BaseException | None) -> None:
         """Internal: set the outcome, and wake the waiting tasks."""
-        self.stage = Stage.DONE
+        self.stage = DONE
         self._result = result
         self._error = error
         self.place = None
@@ -374,7 +381,7 @@ class Operation(Generic[T]):
 
     def when_done(self, callback: Callable[[Operation[T]], None]) -> None:
         """Internal: call ``callback`` once, synchronously, when the operation is done; at once if it is."""
-        if self.stage is Stage.DONE:
+        if self.stage is DONE:
             callback(self)
         elif self._callbacks is None:
             self._callbacks = [callback]

@@ -30,6 +30,7 @@ class Default(enum.Enum):
 
 
 DEFAULT: Final = Default.DEFAULT
+_PLAIN: Final = Handling.PLAIN  # see `pgha._operation.operation.DONE`
 Seconds: TypeAlias = float | Default | None
 OnSend: TypeAlias = Callable[[SendInfo], object]
 BatchItem: TypeAlias = AnyQuery | tuple[AnyQuery, AnyParams | None]
@@ -55,7 +56,7 @@ class RequestMaker:
         statement = self._compiler.compile(query, params)
         found = statement.kind
         framed, exclusive = False, found.sets_session
-        if found.handling is not Handling.PLAIN:
+        if found.handling is not _PLAIN:
             _check_alone(found, read=read)
             limited = self._limit(statement_timeout) is not None
             framed = found.handling is Handling.FRAMED or (limited and found.same_in_block)

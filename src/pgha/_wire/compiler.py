@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 from psycopg._compat import Template
@@ -34,6 +34,7 @@ _BUFFERS = frozenset({bytes, bytearray, memoryview, type(None)})
 
 AnyQuery: TypeAlias = Query
 AnyParams: TypeAlias = Params
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -101,6 +102,8 @@ class Compiler:
         self._transformer = Transformer(self)
         self._paces = Paces(KNOWN)
         self._known: dict[str, _Known] = {}
+        self._plain: dict[str, Statement] = {}
+        """The statements without parameters."""
 
     def compile(self, query: AnyQuery, params: AnyParams | None) -> Statement:
         """Convert a query and its parameters.
@@ -118,6 +121,8 @@ class Compiler:
                 _check_values(values, len(known.text))
                 types, formats = transformer.types or (), transformer.formats
                 return Statement(known.text, values, types, formats, known.kind, known.pace)
+        elif params is None and type(query) is str and (plain := self._plain.get(query)) is not None:
+            return plain
         return self._compile(query, params)
 
     def _compile(self, query: AnyQuery, params: AnyParams | None) -> Statement:
@@ -134,11 +139,18 @@ class Compiler:
         if len(text) > REMEMBERED:
             return Statement(text, values, compiled.types, compiled.formats, classify_statement(text))
         known = _Known(compiled, self._paces.of(text))
-        if type(query) is str and 0 <= known.placeholders <= FEW:
-            if len(self._known) >= KNOWN:
-                self._known.clear()
-            self._known[query] = known
-        return Statement(text, values, compiled.types, compiled.formats, known.kind, known.pace)
+        statement = Statement(text, values, compiled.types, compiled.formats, known.kind, known.pace)
+        if type(query) is str and params is None:
+            _remember(self._plain, query, statement)
+        elif type(query) is str and 0 <= known.placeholders <= FEW:
+            _remember(self._known, query, known)
+        return statement
+
+
+def _remember(known: dict[str, T], query: str, found: T) -> None:
+    if len(known) >= KNOWN:
+        known.clear()
+    known[query] = found
 
 
 def _check_values(values: Sequence[Any], size: int) -> None:
