@@ -71,7 +71,9 @@ class Cancellation:
         lane.abandon(slot, now, urgent=True)
 
     def _await_proof(self, operation: Operation[Any], seconds: float) -> None:
-        self._times.at(self._clock() + seconds, lambda: self._no_proof(operation))
+        if operation.expiry is not None:
+            self._times.cancel(operation.expiry)
+        operation.expiry = self._times.at(self._clock() + seconds, lambda: self._no_proof(operation))
 
     def _no_proof(self, operation: Operation[Any]) -> None:
         if operation.attempts and operation.attempts[-1].outcome is Outcome.APPLIED:

@@ -73,7 +73,7 @@ class Tracker:
             tell(operation, None)
         if operation.counted:
             self.open.discard(operation)
-        if operation.timer is not None or self._idle is not None:
+        if operation.timer is not None or operation.expiry is not None or self._idle is not None:
             self._close(operation)
         if operation.gave_up == "cancelled":
             self._emit_resolved_later(operation, "applied")
@@ -110,6 +110,9 @@ class Tracker:
         if operation.timer is not None:
             self._times.cancel(operation.timer)
             operation.timer = None
+        if operation.expiry is not None:
+            self._times.cancel(operation.expiry)
+            operation.expiry = None
         if operation.counted:
             self.open.discard(operation)
             if self._idle is not None and not self.open:

@@ -222,6 +222,7 @@ class Operation(Generic[T]):
         self.unprepared = False
         self.gave_up: GaveUp | None = None
         self.timer: Any = None
+        # QUEUED: ends the wait for a node. Given up: ends the wait for proof of the outcome.
         self.expiry: Any = None
         # QUEUED: the line. SENT: the lane and its slot.
         self.place: Any = None
