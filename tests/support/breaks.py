@@ -24,8 +24,8 @@ from pgha._core.statement_kind import Handling
 from pgha._dispatch import resolution
 from pgha._dispatch.cancellation import Cancellation
 from pgha._dispatch.timers import Timers
-from pgha._node.lane import Lane
 from pgha._node.monitor import Monitor
+from pgha._node.receiving import Receiver
 from pgha._operation.key import Keyed, new_idempotency_key
 from pgha._operation.operation import Operation, Request
 from pgha._wire import compiler, link
@@ -87,12 +87,12 @@ def believe_a_broken_wait(patch: Patch) -> None:
 
 
 def swap_answers(patch: Patch) -> None:
-    kept = Lane._handle
+    kept = Receiver._handle
 
-    def resolve(lane: Lane, answers: Sequence[Any], now: float) -> None:
-        kept(lane, answers[::-1], now)
+    def handle(receiver: Receiver[Any], answers: Sequence[Any], now: float) -> None:
+        kept(receiver, answers[::-1], now)
 
-    patch.setattr(Lane, "_handle", resolve)
+    patch.setattr(Receiver, "_handle", handle)
 
 
 def cancel_without_a_gate(patch: Patch) -> None:

@@ -19,6 +19,7 @@ from pgha._core.statements import Entry
 from pgha._node.callbacks import FlightSlot, LaneBounds, SegmentFailure
 from pgha._node.evidence import failure_of
 from pgha._node.lane import Lane
+from pgha._node.receiving import Receiver
 from pgha._operation.observer import Observers
 from pgha._operation.operation import AttemptState, Operation, OperationCallbacks, Request
 from pgha._options import REAL, parse_nodes
@@ -41,8 +42,8 @@ MISFIT = object()
 Query = str | tuple[str, Sequence[object]]
 
 
-class _Watched(Lane):
-    """A lane that also records the facts of a success, which only tests need."""
+class _Watched(Receiver[Lane]):
+    """Also records the facts of a success, which only tests need."""
 
     def _answered(self, slot: FlightSlot, results: list[PGresult], now: float) -> None:
         if slot.item is not None:
@@ -50,6 +51,12 @@ class _Watched(Lane):
             owner = cast(Witness, self._owner)
             owner.facts[slot.item] = failure_of(slot, answer, synced=not answer.protocol_mismatch).facts
         super()._answered(slot, results, now)
+
+
+class _WatchedLane(Lane):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._receiver = _Watched(self, self._owner, self._sender.rollback)
 
 
 class Witness:
@@ -148,7 +155,7 @@ async def witnessed(dsn: str) -> AsyncGenerator[Witness]:
     (config,) = parse_nodes([dsn])
     pgconn = await open_pgconn(config, PATIENCE)
     link = witness.link = Link(pgconn, None, 1)
-    witness.lane = _Watched(link, "n1", "write", witness, _BOUNDS, REAL)
+    witness.lane = _WatchedLane(link, "n1", "write", witness, _BOUNDS, REAL)
     async with anyio.create_task_group() as tasks:
         opened = anyio.Event()
         tasks.start_soon(witness.lane.run, opened.set)

@@ -87,3 +87,8 @@ def _by_order(fault: ServerError | None) -> bool:
 def _ends_all(fault: ServerError | None) -> bool:
     """Return whether the error ends the backend, so that it never begins with the segments behind."""
     return fault is not None and fault.genuine and fault.fatal and not fault.broken_connection
+
+
+def one_line(error: BaseException) -> str:
+    """Return the error's message on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
