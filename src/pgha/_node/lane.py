@@ -219,6 +219,7 @@ class Lane:
                     failure.not_suspected = True  # it may be counted already
                 else:
                     break
+            slot.item = None
         self.end()
         if raised is not None:
             try:
@@ -323,6 +324,7 @@ class Lane:
             operation = slot.item
             if operation is not None and waits_for(operation, slot) and operation.parent is None:
                 self.pipeline.abandon(slot, now, urgent=False)
+                slot.item = None  # its result will come from elsewhere, and is not kept alive here
                 operation.place = None
                 operation.stage = Stage.NEW
                 taken.append(operation)

@@ -90,6 +90,8 @@ class Receiver(Generic[L]):
                     pace.took(share)
                     known = pace
             self._answered(slot, results, now)
+            # Whoever still has the slot, as an inspection that is on its way, must not keep the result alive.
+            slot.item = None
             self._paired.popleft()
         if slots and (successor := slots[0].item) is not None and waits_for(successor, slots[0]):
             successor.attempts[-1].head_at = slots[0].head_at
