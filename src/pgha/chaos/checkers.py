@@ -272,8 +272,8 @@ def unended(evidence: Observations) -> Iterator[Violation]:
 def stale(evidence: Observations) -> Iterator[Violation]:
     """Find reads that missed a write which their node had acknowledged before the read began.
 
-    Only writes that the answering node applied itself count (`Entry.number`): a node has its own commits at
-    once, and those of other nodes only after replication.
+    Only writes that the answering node applied itself count (`Entry.number`), as the rows show, or else the
+    acknowledgement: a node has its own commits at once, and those of other nodes only after replication.
 
     Args:
         evidence: The history, the rows of the nodes, and the promise.
@@ -290,9 +290,20 @@ def stale(evidence: Observations) -> Iterator[Violation]:
         if before and (entry.number or 0) < numbers[before - 1]:
             text = (
                 f"read {entry.key} of {entry.node} saw writer {entry.writer} up to {entry.number or 0}, after"
-                f" {entry.node} had acknowledged {numbers[before - 1]}"
+                f" {numbers[before - 1]} of {entry.node} had been acknowledged"
             )
             yield Violation("stale", entry.key, text)
+
+
+def _applied_by(entry: Entry, evidence: Observations) -> str | None:
+    """Return the node that applied a write, or None if that is unknown.
+
+    A write that was sent several times may be acknowledged by another node than the one that applied it.
+    """
+    appliers = evidence.appliers.get(entry.key, set())
+    if not appliers or entry.node in appliers:
+        return entry.node
+    return next(iter(appliers)) if len(appliers) == 1 else None
 
 
 def _acknowledged(evidence: Observations) -> dict[tuple[int, str | None], tuple[list[float], list[int]]]:
@@ -301,8 +312,10 @@ def _acknowledged(evidence: Observations) -> dict[tuple[int, str | None], tuple[
     for entry in evidence.writes():
         if entry.ending != "acknowledged" or entry.writer is None or entry.number is None:
             continue
-        if entry.node is not None and entry.ended is not None and entry.node not in evidence.promise.may_lose:
-            found[entry.writer, entry.node].append((entry.ended, entry.number))
+        node = _applied_by(entry, evidence)
+        if node is None or node in evidence.promise.may_lose or entry.ended is None:
+            continue
+        found[entry.writer, node].append((entry.ended, entry.number))
     highest = {}
     for place, pairs in found.items():
         pairs.sort()

@@ -91,6 +91,11 @@ class Case:
 
 RIGHT = [
     Case("nothing at all", ()),
+    Case(
+        "acknowledged by the reader's node, applied by another",
+        (write(writer=1, number=3), read(**SEEN, number=2)),
+        everywhere(("w", "n2")),
+    ),
     Case("acknowledged and everywhere", (write(),), HERE),
     Case("acknowledged and nobody looked", (write(),), None),
     Case("refused and nowhere", (write(**REFUSED),)),
@@ -231,13 +236,19 @@ WRONG: dict[str, list[Case]] = {
             "too low",
             (write(writer=1, number=3), read(**SEEN, number=2)),
             HERE,
-            says="saw writer 1 up to 2, after n1 had acknowledged 3",
+            says="saw writer 1 up to 2, after 3 of n1 had been acknowledged",
         ),
         Case("nothing seen", (write(writer=1, number=3), read(**SEEN)), HERE, says="up to 0"),
         Case(
             "the highest counts, not the last",
             (write(writer=1, number=3), write("v", writer=1, number=2, ended=0.6), read(**SEEN, number=2)),
             everywhere(("w", "n1"), ("v", "n1")),
+        ),
+        Case(
+            "applied by this node, acknowledged by another",
+            (write(writer=1, number=3, node="n2"), read(**SEEN, number=2)),
+            HERE,
+            says="after 3 of n1 had been acknowledged",
         ),
     ],
     "unproven_retry": [

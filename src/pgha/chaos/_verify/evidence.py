@@ -104,6 +104,14 @@ class Observations:
         return _origins(self.rows or {})
 
     @cached_property
+    def appliers(self) -> dict[str, set[str]]:
+        """The nodes that applied each key."""
+        found = defaultdict(set)
+        for key, origin in self.origins:
+            found[key].add(origin)
+        return found
+
+    @cached_property
     def times(self) -> dict[str, int]:
         """The number of times that each key was applied, by all nodes together."""
         return _summed(self.origins)
