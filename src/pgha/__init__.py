@@ -43,6 +43,7 @@ from pgha._types import OperationInDoubt as OperationInDoubt
 from pgha._types import OperationResolved as OperationResolved
 from pgha._types import OperationRetried as OperationRetried
 from pgha._types import Pin as Pin
+from pgha._types import Primary as Primary
 from pgha._types import PrimarySuperseded as PrimarySuperseded
 from pgha._types import Record as Record
 from pgha._types import RoleChanged as RoleChanged
@@ -51,6 +52,7 @@ from pgha._types import Statistics as Statistics
 from pgha._types import fastest as fastest
 from pgha._types import nearest as nearest
 from pgha._types import pin as pin
+from pgha._types import primary as primary
 
 __all__ = [
     "ClockSkewed",
@@ -85,6 +87,7 @@ __all__ = [
     "OperationTimeout",
     "Pin",
     "Pruned",
+    "Primary",
     "PrimarySuperseded",
     "QueueFull",
     "Record",
@@ -101,6 +104,7 @@ __all__ = [
     "new_idempotency_key",
     "open_cluster",
     "pin",
+    "primary",
 ]
 
 for _name in __all__:

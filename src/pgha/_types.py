@@ -54,11 +54,23 @@ class Fastest:
     """
 
 
-ReadRoute = Nearest | Pin | Fastest
-WriteRoute = Nearest | Pin
+@final
+@dataclass(frozen=True, slots=True)
+class Primary:
+    """Route to the primary that the writes go to; for reads that must see what was written.
+
+    Example::
+
+        rows = await cluster.fetch("SELECT id, name FROM item", route=pgha.Primary())
+    """
+
+
+ReadRoute = Nearest | Pin | Fastest | Primary
+WriteRoute = Nearest | Pin | Primary
 
 _NEAREST = Nearest()
 _FASTEST = Fastest()
+_PRIMARY = Primary()
 
 
 def nearest() -> Nearest:
@@ -91,6 +103,20 @@ def fastest() -> Fastest:
         The route. The first good answer wins; the operation fails only when every node has failed.
     """
     return _FASTEST
+
+
+def primary() -> Primary:
+    """Return the route to the primary that the writes go to: of several masters, the one that has them now.
+
+    A read by this route sees every write that was acknowledged before the read began, on the same node. After
+    a failover it sees what the new primary has; see the promises. For a write the route is `nearest`: writes
+    go to a primary in any case.
+
+    Returns:
+        The route. While there is no primary the operation waits, at most ``failover_timeout`` seconds. A
+        server that is read-only by default is read only if no other primary is known.
+    """
+    return _PRIMARY
 
 
 @final

@@ -240,6 +240,32 @@ async def test_a_standby_gets_reads_and_no_writes() -> None:
                 await cluster.execute("INSERT INTO t VALUES ('x')", route=pgha.pin(standby.name))
 
 
+async def test_reads_by_the_primary_route_see_what_was_written() -> None:
+    """The standby applies late, then the primary dies and the standby is promoted."""
+    async with replicas() as nodes:
+        primary, standby = nodes
+        await primary.execute("CREATE TABLE t (id int)")
+        await nodes.wait_replicated()
+        async with cluster_of(standby, primary, min_ready=2) as cluster:
+            await standby.execute("SELECT pg_wal_replay_pause()")
+            for number in range(50):
+                await cluster.execute("INSERT INTO t VALUES (%s)", [number], route=pgha.primary())
+                rows = await cluster.fetch("SELECT count(*) FROM t", route=pgha.primary())
+                assert (rows.value(), rows.node) == (number + 1, primary.name)
+            assert await cluster.fetch_value("SELECT count(*) FROM t", route=pgha.pin(standby.name)) == 0
+            await standby.execute("SELECT pg_wal_replay_resume()")
+            await nodes.wait_replicated()
+            await primary.kill()
+            await eventually(lambda: cluster.nodes[primary.name].state == "down")
+            waiting = cluster.submit("SELECT count(*) FROM t", read=True, route=pgha.primary())
+            assert (await cluster.fetch("SELECT 1")).node == standby.name
+            assert not waiting.done
+            await nodes.promote(standby)
+            with anyio.fail_after(PATIENCE):
+                result = await waiting
+            assert (result.value(), result.node) == (50, standby.name)
+
+
 async def test_promotion() -> None:
     """The primary is killed, writes wait, and the promoted standby takes them."""
     async with replicas() as nodes:

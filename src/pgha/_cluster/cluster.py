@@ -114,7 +114,7 @@ class Cluster(Generic[Row]):
             query: SQL with psycopg's placeholders (``%s`` or ``%(name)s``), as text, bytes, `psycopg.sql`
                 objects or a template string.
             params: Parameters, a sequence or a mapping; None if there are none.
-            route: The node to use: `nearest` (the default), `pin` or `fastest`.
+            route: The node to use: `nearest` (the default), `primary`, `pin` or `fastest`.
             timeout: Seconds until the operation ends with `OperationTimeout`, counted from the call, waiting
                 and retries included. None is no limit; the default is the cluster's ``timeout``.
             statement_timeout: PostgreSQL's statement_timeout in seconds (0.001 to 2147483), enforced by the
@@ -266,7 +266,7 @@ class Cluster(Generic[Row]):
             idempotency_key: UUID that makes the write apply exactly once by means of the ledger
                 (`Cluster.ledger`): `new_idempotency_key`, or a UUID of your own. None (the default) is no
                 key, unless the cluster was opened with ``ledger="auto"``.
-            route: The node to use: `nearest` (the default) or `pin`.
+            route: The node to use: `nearest` (the default), `primary` or `pin`.
             timeout: Seconds until the operation is cancelled on the server, counted from the call, waiting
                 and retries included. None is no limit; the default is the cluster's ``timeout``.
             statement_timeout: PostgreSQL's statement_timeout in seconds (0.001 to 2147483), enforced by the

@@ -34,6 +34,8 @@ class Need(NamedTuple):
 
 READ = Need("read")
 """The need of a read that any node may answer."""
+PRIMARY_READ = Need("read", "primary")
+"""The need of a read that must come from the primary that the writes go to."""
 WRITE = Need("write", "primary")
 """The need of a write that any primary may apply."""
 USUAL: dict[AccessMode, Need] = {"read": READ, "write": WRITE}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pgha._core.need import USUAL, Need
+from pgha._core.need import PRIMARY_READ, WRITE, Need
 from pgha._core.routing import among, choose, eligible
 from pgha._dispatch.wait_queue import Line, WaitQueue
 from pgha._node.node import ManagedNode
@@ -58,13 +58,18 @@ class Placing:
 
     def aim_all(self) -> list[Line]:
         """Choose the target of every line anew, and return the lines whose target changed."""
-        changed = []
-        for line in self._waiting.lines():
-            before = line.target
-            self._aim(line)
-            if line.target is not before:
-                changed.append(line)
-        return changed
+        # First the line of the writes, which other lines follow.
+        writes = self._waiting.find(WRITE, exclusive=False)
+        lines = [line for line in self._waiting.lines() if line is not writes]
+        if writes is not None:
+            lines.insert(0, writes)
+        return [line for line in lines if self._moves(line)]
+
+    def _moves(self, line: Line) -> bool:
+        """Choose the target of a line anew; return whether it changed."""
+        before = line.target
+        self._aim(line)
+        return line.target is not before
 
     def _aim(self, line: Line) -> None:
         need, before = line.need, line.target
@@ -73,6 +78,9 @@ class Placing:
             line.target = self._nodes.get(need.node)
         elif need.lineage is not None:
             line.target = self._of_lineage(need.lineage, before)
+        elif need == PRIMARY_READ:
+            # It sees what was written where the writes go, also with several masters.
+            line.target = self.target(WRITE) or self._nearest(need, before)
         else:
             # Operations that need a lane of their own go to the same node as all others.
             usual = self._waiting.find(need, exclusive=False) if line.exclusive else None
@@ -88,7 +96,7 @@ class Placing:
         return self._nodes[name] if name is not None else None
 
     def _of_lineage(self, lineage: int, before: ManagedNode | None) -> ManagedNode | None:
-        current = self.target(USUAL["write"])
+        current = self.target(WRITE)
         views = [node.candidate("write") for node in self._members(lineage)]
         current_name, last = (one.name if one is not None else None for one in (current, before))
         name = among(views, current_name, last)
@@ -97,18 +105,20 @@ class Placing:
     def relieve(self, node: ManagedNode, now: float) -> list[ManagedNode]:
         """Let reads that wait for a node whose lanes are all stuck go to another node as well.
 
-        Writes stay: another master would not see what the stuck statements hold.
+        Writes stay: another master would not see what the stuck statements hold. So do reads that follow the
+        writes.
         """
         relieved: list[ManagedNode] = []
         if len(self._nodes) < 2:
             return relieved
         stuck = node.sets["read"].stuck(now)
         for line in self._waiting.active:
-            if line.need.access == "write" or line.need.node is not None or line.target is not node:
+            need = line.need
+            if need.role == "primary" or need.node is not None or line.target is not node:
                 continue
             age = now - line.waiting.oldest().queued_at
             late = stuck and age > self._overflow_after
-            line.overflow = self._other(node, line.need, now) if late else None
+            line.overflow = self._other(node, need, now) if late else None
             if line.overflow is not None:
                 relieved.append(line.overflow)
         return relieved

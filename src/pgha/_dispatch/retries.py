@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from pgha._core.backoff import RetryBudgets, delay
-from pgha._core.need import USUAL
 from pgha._core.next_step import OWN_DOING, NextStep
 from pgha._core.outcome import Outcome, outcome
 from pgha._core.routing import elsewhere
@@ -183,7 +182,7 @@ class Retries:
     def _elsewhere(self, operation: Operation[Any], away_from: str) -> str | None:
         kind = operation.request.kind
         views = [node.candidate(kind) for node in self._nodes.values() if not node.leaving]
-        return elsewhere(views, away_from, USUAL[kind])
+        return elsewhere(views, away_from, operation.request.need)
 
     def _resume(self, operation: Operation[Any]) -> None:
         if operation.stage is Stage.PAUSED:

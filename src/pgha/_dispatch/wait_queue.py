@@ -220,7 +220,8 @@ class WaitQueue:
             self._expire_at(operation, self._clock() + max(self._failover_timeout, 0.5))
             return
         node = line.need.node
-        what = f"node {node} was not" if node else "no node was"
+        any_node = "no primary was" if line.need.role == "primary" else "no node was"
+        what = f"node {node} was not" if node else any_node
         self.remove(operation)
         self._owner.expired(
             operation, f"{what} usable for {line.need.access}s within {self._failover_timeout:g} s"

@@ -12,13 +12,13 @@ from uuid import UUID
 from anyio.lowlevel import checkpoint
 
 from pgha._core.need import ACCESS_MODES as ACCESS_MODES
-from pgha._core.need import USUAL, Need
+from pgha._core.need import PRIMARY_READ, USUAL, Need
 from pgha._core.need import AccessMode as AccessMode
 from pgha._core.outcome import GaveUp, Outcome
 from pgha._core.pace import Pace
 from pgha._operation.in_doubt import InDoubtOutcome
 from pgha._operation.key import Keyed
-from pgha._types import Attempt, Evidence, Fastest, Nearest, Pin, Record, SendInfo
+from pgha._types import Attempt, Evidence, Pin, Primary, ReadRoute, Record, SendInfo
 from pgha._wire.compiler import Statement
 from pgha._wire.interrupts import uninterrupted
 from pgha._wire.link import NO_EXTRAS, Extras
@@ -35,7 +35,7 @@ class Request:
     kind: AccessMode
     read: bool
     batch: bool
-    route: Nearest | Pin | Fastest
+    route: ReadRoute
     row_factory: Callable[[Any], Any]
     idempotent: bool = False
     exclusive: bool = False
@@ -55,7 +55,11 @@ class Request:
     def __post_init__(self) -> None:
         need = USUAL[self.kind]
         route = self.route
-        self.need = need._replace(node=route.name) if type(route) is Pin else need
+        if type(route) is Pin:
+            need = need._replace(node=route.name)
+        elif type(route) is Primary and self.read:
+            need = PRIMARY_READ
+        self.need = need
 
 
 class AttemptState:

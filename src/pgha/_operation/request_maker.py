@@ -14,7 +14,7 @@ from pgha._errors import ConfigError, SessionRequired
 from pgha._operation.key import Keyed, checked, key_from, keyed, may_be_keyed
 from pgha._operation.operation import Request
 from pgha._options import Options, seconds, statement_limit
-from pgha._types import Fastest, Nearest, Pin, SendInfo
+from pgha._types import Fastest, Nearest, Pin, Primary, ReadRoute, SendInfo, WriteRoute
 from pgha._wire.compiler import AnyParams, AnyQuery, Compiler, Statement
 from pgha._wire.connect import TELL_WARNINGS
 from pgha._wire.link import NO_EXTRAS, Extras
@@ -47,7 +47,7 @@ class RequestMaker:
 
     def single(
         self, query: AnyQuery, params: AnyParams | None, *, read: bool, idempotent: bool = False,
-        route: Nearest | Pin | Fastest, timeout: Seconds, statement_timeout: Seconds, row_factory: Any,
+        route: ReadRoute, timeout: Seconds, statement_timeout: Seconds, row_factory: Any,
         on_send: OnSend | None, idempotency_key: UUID | None = None, hash_later: bool = False,
     ) -> Request:  # fmt: skip
         if type(route) is not Nearest:
@@ -96,7 +96,7 @@ class RequestMaker:
         )
 
     def batch(
-        self, items: Sequence[BatchItem], *, idempotent: bool, route: Nearest | Pin, timeout: Seconds,
+        self, items: Sequence[BatchItem], *, idempotent: bool, route: WriteRoute, timeout: Seconds,
         statement_timeout: Seconds, row_factory: Any, on_send: OnSend | None,
         idempotency_key: UUID | None = None, hash_later: bool = False,
     ) -> Request:  # fmt: skip
@@ -155,17 +155,18 @@ class RequestMaker:
             raise SessionRequired(f"statement {index} of the batch: {refusal}")
         return statement
 
-    def _check_route(self, route: Nearest | Pin | Fastest, *, read: bool) -> None:
+    def _check_route(self, route: ReadRoute, *, read: bool) -> None:
         if isinstance(route, Pin):
             if not self._known(route.name):
                 raise ConfigError(f"no node is called {route.name!r}: Cluster.nodes lists the names")
         elif isinstance(route, Fastest):
             if not read:
                 raise ConfigError(
-                    "fastest() is for reads only: every node would apply a write; use nearest() or pin(name)"
+                    "fastest() is for reads only: every node would apply a write;"
+                    " use nearest(), primary() or pin(name)"
                 )
-        elif not isinstance(route, Nearest):
-            raise ConfigError(f"route must be nearest(), pin(name) or fastest(), not {route!r}")
+        elif not isinstance(route, (Nearest, Primary)):
+            raise ConfigError(f"route must be nearest(), primary(), pin(name) or fastest(), not {route!r}")
 
     def _timeout(self, given: Seconds) -> float | None:
         if given is DEFAULT:

@@ -114,7 +114,8 @@ class Cluster(Generic[Row]):
             query: SQL with psycopg's placeholders (``%s`` or ``%(name)s``), as text, bytes, `psycopg.sql`
                 objects or a template string.
             params: Parameters, a sequence or a mapping; None if there are none.
-            route: The node to use: `pgha.nearest` (the default), `pgha.pin` or `pgha.fastest`.
+            route: The node to use: `pgha.nearest` (the default), `pgha.primary`, `pgha.pin` or
+                `pgha.fastest`.
             timeout: Seconds until the operation ends with `pgha.OperationTimeout`, counted from the call,
                 waiting and retries included. None is no limit; the default is the cluster's ``timeout``.
             statement_timeout: PostgreSQL's statement_timeout in seconds (0.001 to 2147483), enforced by the
@@ -250,7 +251,7 @@ class Cluster(Generic[Row]):
             idempotency_key: UUID that makes the write apply exactly once by means of the ledger
                 (`Cluster.ledger`): `pgha.new_idempotency_key`, or a UUID of your own. None (the default) is
                 no key, unless the cluster was opened with ``ledger="auto"``.
-            route: The node to use: `pgha.nearest` (the default) or `pgha.pin`.
+            route: The node to use: `pgha.nearest` (the default), `pgha.primary` or `pgha.pin`.
             timeout: Seconds until the operation is cancelled on the server, counted from the call, waiting
                 and retries included. None is no limit; the default is the cluster's ``timeout``.
             statement_timeout: PostgreSQL's statement_timeout in seconds (0.001 to 2147483), enforced by the
