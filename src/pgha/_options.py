@@ -169,7 +169,7 @@ class Options:
     read_connections: int = 2
     min_ready: int = 1
     connect_timeout: float = 10.0
-    failover_timeout: float = 30.0
+    failover_timeout: float = 60.0
     timeout: float | None = None
     statement_timeout: float | None = None
     ping_interval: float = 1.0

@@ -35,6 +35,7 @@ class InMemory:
     def __init__(self, names: str = "a", *, tuning: Tuning | None = None, **options: Any) -> None:
         self.now = 100.0
         sources = replace(REAL, clock=lambda: self.now, cpu=lambda: 0.0, draw=lambda: 0.5)
+        options.setdefault("failover_timeout", 30.0)
         self.options = Options(tuning=tuning or Tuning(), sources=sources, **options)
         self.nodes: dict[str, ManagedNode] = {}
         self.dispatcher = Dispatcher(self.options, self.nodes)

@@ -23,7 +23,7 @@ async def open_cluster(
     read_connections: int = 2,
     min_ready: int = 1,
     connect_timeout: float = 10.0,
-    failover_timeout: float = 30.0,
+    failover_timeout: float = 60.0,
     timeout: float | None = None,
     statement_timeout: float | None = None,
     ping_interval: float = 1.0,
@@ -61,7 +61,8 @@ async def open_cluster(
             runs at once.
         connect_timeout: Seconds per connection attempt; the default is 10.
         failover_timeout: Seconds that an operation waits for a usable node before it raises
-            `NoNodeAvailable`; the default is 30. Entering waits as long for ``min_ready`` nodes.
+            `NoNodeAvailable`; the default is 60, since a failover manager needs its time (Patroni
+            with its defaults 20 to 35 seconds). Entering waits as long for ``min_ready`` nodes.
         timeout: Default time limit of operations in seconds, enforced by the client; None (the default) is no
             limit.
         statement_timeout: PostgreSQL's statement_timeout for every connection, in seconds; None (the default)

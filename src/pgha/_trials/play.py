@@ -39,8 +39,10 @@ from pgha.chaos.history import Recorder
 
 _ACT_BOUND = 60.0
 """Seconds that a scenario may take. They are generous, so that only a scenario that hangs exceeds them."""
+_FAILOVER = 30.0
+"""The clusters' `failover_timeout`."""
 _END_BOUND = 40.0
-"""Seconds within which every operation must end once all faults are healed: above `failover_timeout`."""
+"""Seconds within which every operation must end once all faults are healed: above `_FAILOVER`."""
 _SETTLE_BOUND = 30.0
 """Seconds for resolving all writes in doubt by the ledger, once all faults are healed."""
 
@@ -124,7 +126,7 @@ async def _fielded(
     """Open the cluster, and yield the field around it."""
     reached = [(one.name, one.dsn) for one in (proxies or nodes)]
     named = [pgha.Node(dsn, name) for name, dsn in reached]
-    options = {"min_ready": len(named), **setup.options}
+    options = {"min_ready": len(named), "failover_timeout": _FAILOVER, **setup.options}
     injector = chaos.Injector(nodes, proxies)
     async with pgha.open_cluster(*named, application_name=application, **options) as cluster:
         if setup.keyed:
