@@ -17,6 +17,10 @@ pytestmark = pytest.mark.anyio
 PER_OPERATION = 10_000
 """Bytes per operation, with its parameters, its place in the queue and its result: a generous limit."""
 
+BY_CHANCE = 500_000
+"""Bytes for what may be made once in either round: a few connections, larger tables. 2,000 operations that
+are kept take 4 MB."""
+
 
 @pytest.fixture
 def traced() -> Iterator[None]:
@@ -42,14 +46,14 @@ async def test_thousands_submitted(server: LocalNode, traced: None, most: int) -
                 assert (await operation).value() == index
 
         with anyio.fail_after(90):
-            await round_of(500)  # for what is made once: caches, prepared statements, lanes
+            await round_of(2_000)  # for what is made once: caches, prepared statements, lanes
             before = held()
             tracemalloc.reset_peak()
             await round_of(most)
             peak = tracemalloc.get_traced_memory()[1] - before
             assert peak < most * PER_OPERATION
-            assert held() - before < peak / 10
-        assert cluster.statistics().succeeded == most + 500
+            assert held() - before < max(peak / 10, BY_CHANCE)
+        assert cluster.statistics().succeeded == most + 2_000
 
 
 async def test_operations_that_are_dropped(server: LocalNode, traced: None) -> None:
@@ -63,4 +67,4 @@ async def test_operations_that_are_dropped(server: LocalNode, traced: None) -> N
                 del group
                 if turn == 0:
                     before = held()
-            assert held() - before < 500 * PER_OPERATION / 10
+            assert held() - before < BY_CHANCE
