@@ -72,14 +72,14 @@ class Feeding:
             lanes.demand(now, 0.0, quiet=False)
             return
         if (
-            lane.reads_before(operation)
+            (lane.kind == "write" or operation.suspected_crashes)
+            and lane.reads_before(operation)
             and lane.freshen()
             and not (lane.has_capacity(now) and self._first(line, node))
         ):
             self.place(operation, now)
             return
         self._send(lane, node, operation, now)
-        node.busy()
 
     def place(self, operation: Operation[Any], now: float) -> None:
         """Put an operation into its line, from where it is sent before the door is left, if possible."""

@@ -80,7 +80,7 @@ class Reporting(Observer):
                 OperationRetried(at=self._clock(), node=node, attempt=len(attempts), reason=reason)
             )
 
-    def ended(self, operation: Operation[Any], error: BaseException | None) -> None:
+    def failed(self, operation: Operation[Any], error: BaseException) -> None:
         """Report a write in doubt."""
         if not isinstance(error, CommitInDoubt) or not operation.counted:
             return

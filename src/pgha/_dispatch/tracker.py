@@ -61,6 +61,8 @@ class Tracker:
         operation.ended_at = self._clock()
         for tell in self.observers.ended:
             tell(operation, error)
+        for tell_failure in self.observers.failed:
+            tell_failure(operation, error)
         if isinstance(error, CommitInDoubt):
             error.record = operation.record
         if operation.gave_up == "cancelled":

@@ -96,9 +96,12 @@ class LaneSet:
         best: Lane | None = None
         best_load, best_depth = 0.0, 0
         for lane in self.lanes:
-            if not lane.has_capacity(now) or (self._leased and lane in self._leased):
-                continue
             pipeline = lane.pipeline
+            # As `Lane.has_capacity`, without the call.
+            if not lane.usable or not pipeline.has_capacity(now):
+                continue
+            if self._leased and lane in self._leased:
+                continue
             depth = len(pipeline.slots)
             load = pipeline.backlog if depth else 0.0
             if best is not None:

@@ -141,7 +141,8 @@ class Sender(Generic[L]):
                     for tell in self._observers.became_head:
                         tell(operation, attempt)
             self._unwritten += 1
-            self._to_flush()
+            if not self._flush_due:
+                self._to_flush()
             slot.segment = self._link.send(statements, extras, ledger)
         except SendFailed as failure:
             slot.segment, slot.handed = failure.segment, failure.handed
@@ -156,9 +157,8 @@ class Sender(Generic[L]):
         self._put((_ROLLBACK,), NO_EXTRAS, None, now)
 
     def _to_flush(self) -> None:
-        if not self._flush_due:
-            self._owner.handed_over(self._lane)
-            self._flush_due = True
+        self._owner.handed_over(self._lane)
+        self._flush_due = True
 
     # Acts
 
@@ -180,7 +180,8 @@ class Sender(Generic[L]):
         server. libpq writes what it was handed before it reads: reading afterwards would be too late.
         """
         self._fresh = True
-        self._to_flush()  # the flush ends the freshness
+        if not self._flush_due:
+            self._to_flush()  # the flush ends the freshness
         if not self._link.readable():
             return False
         for _ in range(_MOST_READS):

@@ -47,11 +47,14 @@ class Observer:
     def ended(self, operation: Operation[Any], error: BaseException | None) -> None:
         """The operation has its outcome: a result, or ``error``."""
 
+    def failed(self, operation: Operation[Any], error: BaseException) -> None:
+        """The operation has ended with ``error``; told right after `ended`."""
+
 
 class Observers:
     """The observers of one cluster, by step: a step that nobody wants costs next to nothing."""
 
-    __slots__ = ("answered", "became_head", "began", "ended", "queued", "retried", "sent")
+    __slots__ = ("answered", "became_head", "began", "ended", "failed", "queued", "retried", "sent")
 
     def __init__(self, *observers: Observer) -> None:
         self.began: tuple[_Step, ...] = ()
@@ -61,6 +64,7 @@ class Observers:
         self.answered: tuple[_AttemptStep, ...] = ()
         self.retried: tuple[Callable[[Operation[Any], str], None], ...] = ()
         self.ended: tuple[Callable[[Operation[Any], BaseException | None], None], ...] = ()
+        self.failed: tuple[Callable[[Operation[Any], BaseException], None], ...] = ()
         for one in observers:
             self.add(one)
 

@@ -233,7 +233,9 @@ class Link:
         return self._cache.lookup((statement.query, statement.types))
 
     def _send_one(self, statement: Statement) -> Segment:
-        entry = self._lookup(statement)
+        # As `_lookup`, without the call.
+        committing = statement.kind.self_committing
+        entry = None if committing else self._cache.lookup((statement.query, statement.types))
         if entry is None:
             self._send_unprepared(statement)
             return _UNPREPARED
