@@ -57,17 +57,17 @@ def taken(handler: Taken | None = None) -> Iterator[Taken]:
 
 
 @asynccontextmanager
-async def reading(cluster: pgha.Cluster) -> AsyncGenerator[None]:
-    """Keep ``LOAD`` operations in flight all the time."""
+async def writing(cluster: pgha.Cluster) -> AsyncGenerator[None]:
+    """Keep ``LOAD`` operations in flight on one node: reads that wait would be spread over all."""
     done = False
 
-    async def read() -> None:
+    async def write() -> None:
         while not done:
-            await cluster.fetch("SELECT pg_sleep(0.01)")
+            await cluster.execute("SELECT pg_sleep(0.01)", idempotent=True)
 
     async with anyio.create_task_group() as group:
         for _ in range(LOAD):
-            group.start_soon(read)
+            group.start_soon(write)
         await anyio.sleep(0.3)
         yield
         done = True
@@ -76,8 +76,8 @@ async def reading(cluster: pgha.Cluster) -> AsyncGenerator[None]:
 async def test_a_node_is_killed_under_load_and_restarted() -> None:
     async with standalone(2) as nodes:
         with taken() as log, within(60):
-            async with cluster_of(*nodes, min_ready=2) as cluster, reading(cluster):
-                victim = nodes[(await cluster.fetch("SELECT 1")).node]
+            async with cluster_of(*nodes, min_ready=2) as cluster, writing(cluster):
+                victim = nodes[(await cluster.execute("SELECT 1", idempotent=True)).node]
                 log.records.clear()
                 await victim.kill()
                 await eventually(lambda: log.has("will be run again"))

@@ -22,7 +22,7 @@ params = st.none() | st.lists(
 def compiled(compiler: Compiler, query: Any, given_params: Any) -> object:
     try:
         made = compiler.compile(query, given_params)
-    except psycopg.Error as error:
+    except (psycopg.Error, UnicodeEncodeError) as error:
         return type(error), str(error)
     values = None if made.params is None else [None if one is None else bytes(one) for one in made.params]
     return made.query, values, made.types, list(made.formats or ()), made.kind
