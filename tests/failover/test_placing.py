@@ -18,6 +18,7 @@ from support.servers import standalone
 
 import pgha
 from pgha._core.door import Door
+from pgha._core.need import READ
 from pgha._core.outcome import Outcome
 from pgha._dispatch.failure import LegLost
 from pgha._dispatch.races import Races
@@ -277,7 +278,7 @@ class Track:
     def in_doubt(self, operation: Operation[Any]) -> InDoubtOutcome:
         raise AssertionError("a read is never in doubt")
 
-    def unretrieved(self, operation: Operation[Any], error: BaseException) -> None: ...
+    def unretrieved(self, error: BaseException) -> None: ...
 
 
 class Race:
@@ -291,7 +292,7 @@ class Race:
         self.tracker = Tracker(times, time.monotonic, ClusterLog(times, time.monotonic))
         self.races = Races(self.track, self.track, self.tracker, time.monotonic, self.MOST)
         statement = Compiler(AdaptersMap(psycopg.adapters)).compile("SELECT 1", None)
-        request = Request((statement,), "read", True, False, pgha.fastest(), tuple_row)
+        request = Request((statement,), READ, True, False, pgha.fastest(), tuple_row)
         self.operation: Operation[Any] = Operation(self.track, request, 0.0)
 
     def run(self, *ends: BaseException | str) -> None:

@@ -47,7 +47,7 @@ async def way(server: Node) -> list[Call]:
             ways = [await recorded(cluster, value) for value in range(20)]
         finally:
             await cluster.execute("DROP TABLE way")
-    prepared = [one for one in ways if ("_wire/link.py", "Link._send_prepared") in one]
+    prepared = [one for one in ways if ("_wire/link.py", "Link._send_unprepared") not in one]
     return min(prepared, key=len)
 
 

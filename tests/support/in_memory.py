@@ -9,7 +9,7 @@ from typing import Any
 
 from psycopg.rows import tuple_row
 
-from pgha._core.need import AccessMode
+from pgha._core.need import PRIMARY_READ, READ, WRITE, AccessMode
 from pgha._core.pipeline import Doing
 from pgha._core.server_status import ServerStatus
 from pgha._core.statement_kind import classify_statement
@@ -20,7 +20,7 @@ from pgha._node.node import ManagedNode
 from pgha._operation.key import Keyed, new_idempotency_key
 from pgha._operation.operation import Operation, Request
 from pgha._options import REAL, Options, Tuning, parse_nodes
-from pgha._types import Nearest, Pin, nearest
+from pgha._types import Nearest, Pin, Primary, nearest
 from pgha._wire.compiler import Statement, own_adapters
 from support.fake_link import FakeLink
 
@@ -62,15 +62,20 @@ class InMemory:
         return lane, link
 
     def make(
-        self, text: str, *, read: bool = False, route: Nearest | Pin | None = None, keyed: bool = False,
-        exclusive: bool = False, **more: Any,
+        self, text: str, *, read: bool = False, route: Nearest | Pin | Primary | None = None,
+        keyed: bool = False, exclusive: bool = False, **more: Any,
     ) -> Operation[Any]:  # fmt: skip
         """Return an operation of one statement, not started."""
         query = text.encode()
         statement = Statement(query, None, (), None, classify_statement(query))
         key = Keyed(new_idempotency_key(), b"0" * 16, False, 0) if keyed else None
+        need = READ if read else WRITE
+        if isinstance(route, Pin):
+            need = need._replace(node=route.name)
+        elif read and isinstance(route, Primary):
+            need = PRIMARY_READ
         request = Request(
-            (statement,), "read" if read else "write", read, False, route or nearest(), tuple_row, keyed=key,
+            (statement,), need, read, False, route or nearest(), tuple_row, keyed=key,
             exclusive=exclusive, **more,
         )  # fmt: skip
         return Operation(self.dispatcher, request, self.now)

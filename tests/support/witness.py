@@ -12,6 +12,7 @@ from psycopg.rows import tuple_row
 
 from pgha import nearest
 from pgha._core.door import Door
+from pgha._core.need import WRITE
 from pgha._core.outcome import Facts, Handed
 from pgha._core.pipeline import Bounds, Doing
 from pgha._core.statement_kind import classify_statement
@@ -82,7 +83,7 @@ class Witness:
         extras = Extras(framed=True, undone=undone) if framed else NO_EXTRAS
         committing = len(statements) == 1 and statements[0].kind.self_committing
         request = Request(
-            statements, "write", False, len(statements) > 1, nearest(), tuple_row,
+            statements, WRITE, False, len(statements) > 1, nearest(), tuple_row,
             exclusive=framed or committing, self_committing=committing, extras=extras,
         )  # fmt: skip
         operation: Operation[Any] = Operation(cast(OperationCallbacks, self), request, time.monotonic())
@@ -99,7 +100,7 @@ class Witness:
         pgconn = self.link.pgconn
         pgconn.send_query_params(b"COMMIT", None)
         pgconn.pipeline_sync()
-        request = Request((), "write", False, True, nearest(), tuple_row)
+        request = Request((), WRITE, False, True, nearest(), tuple_row)
         operation: Operation[Any] = Operation(cast(OperationCallbacks, self), request, time.monotonic())
         operation.attempts.append(AttemptState(self.lane.node, time.monotonic()))
         self.lane.pipeline.sent(operation, Segment([Piece(PieceKind.COMMIT)], framed=True), time.monotonic())

@@ -88,15 +88,6 @@ class Health:
         """Whether the node's connections are kept: the node has answered, and nothing proves its loss."""
         return self.state == "up" or self.state == "suspect"
 
-    @property
-    def sendable(self) -> bool:
-        """Whether operations may be sent to the node.
-
-        Nothing is sent while a ping is to decide: after one lane broke, the others may be about to break,
-        and an operation that is lost twice is not run again.
-        """
-        return self.state == "up"
-
     def answered(self, now: float, status: ServerStatus, trip: float) -> Transition:
         """Record the answer to a ping, which took ``trip`` seconds."""
         self._trips.append(trip)

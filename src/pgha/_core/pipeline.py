@@ -62,7 +62,8 @@ class Gate(enum.Enum):
     DRAINING = enum.auto()
 
 
-_OPEN: Final = Gate.OPEN  # see `pgha._operation.operation.DONE`
+OPEN: Final = Gate.OPEN
+DRAINING: Final = Gate.DRAINING  # see `pgha._operation.operation.DONE`
 _WHOLE: Final = Handed.WHOLE
 
 
@@ -171,7 +172,7 @@ class Pipeline(Generic[T, S]):
         self._bounds = bounds
         self._ask_first = ask_first
         self.slots: deque[Slot[T, S]] = deque()
-        self.gate: Gate = _OPEN
+        self.gate: Gate = OPEN
         self.backlog = 0.0
         """The seconds for which the segments in flight will keep the lane busy, by their pace."""
         self.behind = bounds.behind
@@ -186,7 +187,7 @@ class Pipeline(Generic[T, S]):
 
     def has_capacity(self, now: float) -> bool:
         """Return whether one more segment may be sent behind those in flight."""
-        if self.gate is not _OPEN:
+        if self.gate is not OPEN:
             return False
         slots = self.slots
         if not slots:
@@ -201,11 +202,11 @@ class Pipeline(Generic[T, S]):
     @property
     def quiet(self) -> bool:
         """Whether an exclusive segment may be sent: the lane is open and nothing is in flight."""
-        return self.gate is _OPEN and not self.slots
+        return self.gate is OPEN and not self.slots
 
     def stuck(self, now: float) -> bool:
         """Return whether the lane is blocked for a while: by slow or exclusive segments, or by a cancel."""
-        if self.gate is not _OPEN:
+        if self.gate is not OPEN:
             return True
         if not self.slots:
             return False
@@ -238,15 +239,10 @@ class Pipeline(Generic[T, S]):
             self._maybe_open()
         return slot
 
-    def take(self, count: int, now: float) -> list[Slot[T, S]]:
-        """Remove and return the ``count`` oldest segments, whose Syncs have arrived together."""
-        if count == 1:
-            return [self.answered(now)]
-        taken = []
+    def take(self, count: int, now: float) -> None:
+        """Remove the ``count`` oldest segments, whose Syncs have arrived together."""
         for _ in range(count):
-            slot = self.answered(now)
-            taken.append(slot)
-        return taken
+            self.answered(now)
 
     def abandon(self, slot: Slot[T, S], now: float, *, urgent: bool) -> Act:
         """Record that no caller waits for this segment any more.
@@ -271,7 +267,7 @@ class Pipeline(Generic[T, S]):
         self._target = self.slots[0]
         self._cancel_at = now
         self._delivering = True
-        if self.gate is _OPEN:
+        if self.gate is OPEN:
             self.gate = Gate.GATED
         for slot in self.slots:
             slot.overlapped = True
@@ -290,7 +286,7 @@ class Pipeline(Generic[T, S]):
 
     def _maybe_open(self) -> None:
         if self.gate is Gate.GATED and not self._delivering and self._target is None:
-            self.gate = _OPEN
+            self.gate = OPEN
 
     def tick(self, now: float) -> Act:
         """Return the action that is due by now: a grace is over, the head is old, a cancel had no effect."""
@@ -362,9 +358,9 @@ class Pipeline(Generic[T, S]):
 
     def stop_sending(self) -> None:
         """Send nothing more; the lane is closed once nothing is in flight."""
-        self.gate = Gate.DRAINING
+        self.gate = DRAINING
 
     @property
     def draining(self) -> bool:
         """Whether nothing more is sent on the lane."""
-        return self.gate is Gate.DRAINING
+        return self.gate is DRAINING

@@ -22,7 +22,7 @@ class AgeQueue(Generic[T]):
     million operations that timed out while no node was usable would stay in memory.
     """
 
-    __slots__ = ("_back", "_fresh", "newest")
+    __slots__ = ("_back", "_fresh", "count", "newest")
 
     def __init__(self) -> None:
         self._fresh: OrderedDict[T, int] = OrderedDict()
@@ -30,9 +30,11 @@ class AgeQueue(Generic[T]):
         """The items that came back, the oldest last."""
         self.newest = -1
         """The highest age ever added."""
+        self.count = 0
+        """The number of items, for those who look often: the same as ``len``."""
 
     def __len__(self) -> int:
-        return len(self._fresh) + len(self._back)
+        return self.count
 
     def __iter__(self) -> Iterator[T]:
         return iter([item for _, item in self._ordered()])
@@ -47,10 +49,11 @@ class AgeQueue(Generic[T]):
             self._fresh[item] = age
         else:
             insort(self._back, (age, item), key=_youngest_first)
+        self.recount()
 
     def oldest(self) -> T:
         """Return the oldest item; raise an error if the queue is empty."""
-        return self._first()[1]
+        return self._first()[1] if self._back or not self._fresh else next(iter(self._fresh))
 
     def oldest_age(self) -> int:
         """Return the age of the oldest item; raise an error if the queue is empty."""
@@ -66,20 +69,19 @@ class AgeQueue(Generic[T]):
 
     def take(self) -> T:
         """Remove and return the oldest item; raise an error if the queue is empty."""
-        if not self._back:
-            return self._fresh.popitem(last=False)[0]
-        if self._first() is self._back[-1]:
-            return self._back.pop()[1]
-        return self._fresh.popitem(last=False)[0]
+        back = self._back
+        item = back.pop()[1] if back and self._first() is back[-1] else self._fresh.popitem(last=False)[0]
+        self.count = len(self._fresh) + len(back)
+        return item
 
     def remove(self, item: T, age: int) -> bool:
         """Remove ``item``; return False if ``item`` was not in the queue."""
-        if self._fresh.pop(item, None) is not None:
-            return True
-        index = self._index(item, age)
-        if index is None:
-            return False
-        del self._back[index]
+        if self._fresh.pop(item, None) is None:
+            index = self._index(item, age)
+            if index is None:
+                return False
+            del self._back[index]
+        self.count = len(self._fresh) + len(self._back)
         return True
 
     def _index(self, item: T, age: int) -> int | None:
@@ -96,11 +98,16 @@ class AgeQueue(Generic[T]):
         """Return whether ``item`` is in the queue."""
         return item in self._fresh or self._index(item, age) is not None
 
+    def recount(self) -> None:
+        """Count the items anew, after an exception came between a change and its count."""
+        self.count = len(self._fresh) + len(self._back)
+
     def drain(self) -> list[T]:
         """Remove and return all items, the oldest first."""
         items = list(self)
         self._fresh.clear()
         self._back.clear()
+        self.count = 0
         return items
 
 

@@ -147,14 +147,17 @@ class Dispatcher:
         request = operation.request
         self._started += 1
         operation.number = self._started
-        self.tracker.begin(operation)
+        # As an act of the tracker, without the call.
+        self.tracker.open.add(operation)
+        for tell in self.observers.began:
+            tell(operation)
         if self.closed:
             self.tracker.fail(operation, ClusterClosed("the cluster is closed"), Outcome.NOT_APPLIED)
             return
         if request.timeout is not None:
             operation.deadline = now + request.timeout
             operation.timer = self.times.at(operation.deadline, lambda: self.give_up(operation, "timeout"))
-        if request.kind == "write" and not self.writes_seen:
+        if request.need.access == "write" and not self.writes_seen:
             self._first_write()
         if type(request.route) is Fastest:
             serving = [node.name for node in self._nodes.values() if node.ready]
@@ -368,8 +371,8 @@ class Dispatcher:
         outstanding = operation.stage is SENT and place[1] in place[0].pipeline.slots
         return self._resolver.in_doubt(operation, outstanding=outstanding)
 
-    def unretrieved(self, operation: Operation[Any], error: BaseException) -> None:
-        """Report a failure that was never retrieved; called from the operation's ``__del__``."""
+    def unretrieved(self, error: BaseException) -> None:
+        """Report a failure that was never retrieved; called when the operation is dropped."""
         if self.log.closed:
             self.tracker.unretrieved(error)
         else:

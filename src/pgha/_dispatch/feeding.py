@@ -56,7 +56,7 @@ class Feeding:
         if line is None or operation.exclusive or (node := line.target) is None:
             self.place(operation, now)
             return
-        if line.waiting:
+        if line.waiting.count:
             # The usual case under load, and so kept cheap. Whatever frees a lane looks at the line.
             self._waiting.push(operation, line, now)
             return
@@ -79,7 +79,10 @@ class Feeding:
         ):
             self.place(operation, now)
             return
-        self._send(lane, node, operation, now)
+        if operation.unwanted or operation.request.on_send is not None:
+            self._send(lane, node, operation, now)
+        else:
+            lane.send(operation, now)
 
     def place(self, operation: Operation[Any], now: float) -> None:
         """Put an operation into its line, from where it is sent before the door is left, if possible."""
@@ -142,13 +145,14 @@ class Feeding:
                 # A lane for one that must be alone may become quiet later; others need not wait for that.
                 lines = [one for one in lines if one.exclusive is not line.exclusive]
                 continue
-            if lane.reads_before(line.waiting.oldest()) and lane.freshen():
+            operation = line.waiting.oldest()
+            if lane.reads_before(operation) and lane.freshen():
                 if not node.takes(access):
                     return
-                lines = [one for one in lines if one.waiting]
+                lines = [one for one in lines if one.waiting.count]
                 continue
-            self._take_and_send(lane, node, line, now)
-            if not line.waiting:
+            self._take_and_send(lane, node, line, operation, now)
+            if not line.waiting.count:
                 lines.remove(line)
         node.busy()
         exclusive = (one for one in waiting.active if one.exclusive and one.need.access == access)
@@ -157,8 +161,10 @@ class Feeding:
 
     # Sending
 
-    def _take_and_send(self, lane: Lane, node: ManagedNode, line: Line, now: float) -> None:
-        operation = line.waiting.oldest()
+    def _take_and_send(
+        self, lane: Lane, node: ManagedNode, line: Line, operation: Operation[Any], now: float
+    ) -> None:
+        """Send the operation, which is the oldest in its line."""
         try:
             self._waiting.take(line)
             self._send(lane, node, operation, now)

@@ -26,11 +26,8 @@ class Flushing:
         self._rests = False
         """Whether `rest` is about to be called."""
 
-    def flush(self) -> None:
-        """Write what the lanes were handed, now or once other tasks have run."""
-        self._flush(later=True)
-
-    def _flush(self, *, later: bool) -> None:
+    def flush(self, *, later: bool = True) -> None:
+        """Write what the lanes were handed, now or with ``later`` perhaps once other tasks have run."""
         lanes = self.lanes
         lanes += self._later
         self._later.clear()
@@ -50,4 +47,4 @@ class Flushing:
         self._enter(self._rest, None)
 
     def _rest(self, _: None) -> None:
-        self._flush(later=False)
+        self.flush(later=False)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pgha._core.need import WRITE
 from pgha._core.statement_kind import classify_statement
 from pgha._node.callbacks import SegmentFailure
 from pgha._node.lane import Lane
@@ -103,7 +104,7 @@ class Proofs:
 
     def _send(self, lane: Lane, proof: _Proof, now: float) -> None:
         proof.attempts += 1
-        request = Request((COMMIT,), "write", False, False, nearest(), tuple, raw=True)
+        request = Request((COMMIT,), WRITE, False, False, nearest(), tuple, raw=True)
         commit: Operation[Any] = Operation(self._runner, request, now)
         commit.counted = False
         commit.when_done(lambda done: self._done(lane, proof, done))

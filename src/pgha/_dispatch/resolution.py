@@ -31,6 +31,7 @@ import psycopg
 
 from pgha._core.backoff import delay
 from pgha._core.ledger_rules import LIFE, RowMeaning, row_meaning
+from pgha._core.need import WRITE
 from pgha._core.outcome import GaveUp, Outcome
 from pgha._dispatch.common import Common
 from pgha._dispatch.failure import in_doubt, note
@@ -324,7 +325,7 @@ def _question(resolution: Resolution, now: float) -> Request:
     asked = keyed.tell(system) if resolution.may_be_pruned(now) else keyed.decide(system)
     return Request(
         (asked, undecided(resolution.guard)) if resolution.look else (asked,),
-        "write",
+        WRITE,
         read=False,
         batch=False,
         route=nearest(),

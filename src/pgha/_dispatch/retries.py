@@ -180,7 +180,7 @@ class Retries:
         self._callbacks.place(operation, now)
 
     def _elsewhere(self, operation: Operation[Any], away_from: str) -> str | None:
-        kind = operation.request.kind
+        kind = operation.request.need.access
         views = [node.candidate(kind) for node in self._nodes.values() if not node.leaving]
         return elsewhere(views, away_from, operation.request.need)
 

@@ -37,12 +37,6 @@ class Tracker:
         self.log = log
         self._idle: anyio.Event | None = None
 
-    def begin(self, operation: Operation[Any]) -> None:
-        """Record the start of an operation."""
-        self.open.add(operation)
-        for tell in self.observers.began:
-            tell(operation)
-
     def retried(self, operation: Operation[Any], decision: Decision) -> None:
         """Record that an operation is run again."""
         for tell in self.observers.retried:

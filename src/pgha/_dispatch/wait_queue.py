@@ -134,9 +134,9 @@ class WaitQueue:
     def push(self, operation: Operation[Any], line: Line, now: float) -> None:
         """Put an operation into a line, at the place of its age."""
         waiting = line.waiting
-        if not waiting:
+        if not waiting.count:
             self.active[line] = None
-        elif len(waiting) >= self._limit and operation.number > waiting.newest and not operation.attempts:
+        elif waiting.count >= self._limit and operation.number > waiting.newest and not operation.attempts:
             waiting = line.behind
         waiting.push(operation, operation.number)
         operation.stage = QUEUED
@@ -152,9 +152,9 @@ class WaitQueue:
         operation.place = None
         operation.stage = NEW
         self.length -= 1
-        if line.behind:
+        if line.behind.count:
             self._move_up(line)
-        if not line.waiting:
+        if not line.waiting.count:
             self.active.pop(line, None)
         if operation.expiry is not None:
             self._times.cancel(operation.expiry)
@@ -171,6 +171,8 @@ class WaitQueue:
     def recount(self) -> None:
         """Count anew what waits, after something was interrupted between two counts."""
         for line in self.lines():
+            line.waiting.recount()
+            line.behind.recount()
             for operation in line.waiting:
                 line.behind.remove(operation, operation.number)
             self._move_up(line)

@@ -10,7 +10,7 @@ from anyio.abc import TaskGroup
 from psycopg.adapt import AdaptersMap
 
 from pgha._core.backoff import delay
-from pgha._core.pipeline import Bounds
+from pgha._core.pipeline import OPEN, Bounds
 from pgha._node.callbacks import LaneBounds, LaneCallbacks, ServerFacts
 from pgha._node.connector import Connector
 from pgha._node.lane import Lane
@@ -96,13 +96,13 @@ class LaneSet:
         best: Lane | None = None
         best_load, best_depth = 0.0, 0
         for lane in self.lanes:
+            # As `Lane.has_capacity`, without the calls.
             pipeline = lane.pipeline
-            # As `Lane.has_capacity`, without the call.
-            if not lane.usable or not pipeline.has_capacity(now):
+            depth = len(pipeline.slots)
+            if not lane.usable or not (pipeline.has_capacity(now) if depth else pipeline.gate is OPEN):
                 continue
             if self._leased and lane in self._leased:
                 continue
-            depth = len(pipeline.slots)
             load = pipeline.backlog if depth else 0.0
             if best is not None:
                 more = load > best_load or (load == best_load and depth > best_depth)

@@ -306,8 +306,13 @@ class ManagedNode:
         self._enter(self._host.pump, self)
 
     def takes(self, kind: AccessMode) -> bool:
-        """Return whether the node's state and role allow operations of this access mode."""
-        return self.health.sendable and not self.leaving and (kind == "read" or self.health.writable)
+        """Return whether the node's state and role allow operations of this access mode.
+
+        Nothing is sent while a ping is to decide: after one lane broke, the others may be about to break,
+        and an operation that is lost twice is not run again.
+        """
+        health = self.health
+        return health.state == "up" and not self.leaving and (kind == "read" or health.writable)
 
     def admits(self, kind: AccessMode) -> bool:
         """Return whether the node takes operations of this access mode now, or once a ping was answered."""

@@ -78,11 +78,12 @@ class Receiver(Generic[L]):
             return
         self._lane.asked = 0
         share, known = self._share(slots[0], now, len(answers)), None
+        paired = self._paired
         # In both places for a moment, rather than in none when an exception comes in between.
-        self._paired += zip(islice(slots, len(answers)), answers, strict=True)
+        paired += zip(islice(slots, len(answers)), answers, strict=True)
         self._lane.pipeline.take(len(answers), now)
-        while self._paired:
-            slot, results = self._paired[0]
+        while paired:
+            slot, results = paired[0]
             operation = slot.item
             if operation is not None:
                 pace = operation.request.pace
@@ -92,7 +93,7 @@ class Receiver(Generic[L]):
             self._answered(slot, results, now)
             # Whoever still has the slot, as an inspection that is on its way, must not keep the result alive.
             slot.item = None
-            self._paired.popleft()
+            paired.popleft()
         if slots and (successor := slots[0].item) is not None and waits_for(successor, slots[0]):
             successor.attempts[-1].head_at = slots[0].head_at
             for tell in self._observers.became_head:
@@ -117,7 +118,8 @@ class Receiver(Generic[L]):
 
     def _answered(self, slot: FlightSlot, results: list[PGresult], now: float) -> None:
         operation, segment = slot.item, slot.segment
-        pending = operation is not None and waits_for(operation, slot)
+        # As `waits_for`, without the call.
+        pending = operation is not None and operation.stage is SENT and operation.place[1] is slot
         if pending and operation is not None:
             attempt = operation.attempts[-1]
             attempt.answered_at = now

@@ -107,7 +107,7 @@ class Sender(Generic[L]):
         request = operation.request
         extras = extras_of(operation) if operation.unprepared else request.extras
         ledger: LedgerPart | None = None
-        if request.kind == "write":
+        if request.need.access == "write":
             attempt.system = self._lane.system
             if request.keyed is not None or operation.lineage is not None:
                 part = ledger_part(operation, attempt, self._lane.server, now)
@@ -142,7 +142,9 @@ class Sender(Generic[L]):
                         tell(operation, attempt)
             self._unwritten += 1
             if not self._flush_due:
-                self._to_flush()
+                # As `_to_flush`, without the call.
+                self._owner.handed_over(self._lane)
+                self._flush_due = True
             slot.segment = self._link.send(statements, extras, ledger)
         except SendFailed as failure:
             slot.segment, slot.handed = failure.segment, failure.handed

@@ -5,20 +5,20 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Generator, Sequence
 from contextvars import Context, copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar, final
 from uuid import UUID
 
 from anyio.lowlevel import checkpoint
 
 from pgha._core.need import ACCESS_MODES as ACCESS_MODES
-from pgha._core.need import PRIMARY_READ, USUAL, Need
 from pgha._core.need import AccessMode as AccessMode
+from pgha._core.need import Need
 from pgha._core.outcome import GaveUp, Outcome
 from pgha._core.pace import Pace
 from pgha._operation.in_doubt import InDoubtOutcome
 from pgha._operation.key import Keyed
-from pgha._types import Attempt, Evidence, Pin, Primary, ReadRoute, Record, SendInfo
+from pgha._types import Attempt, Evidence, ReadRoute, Record, SendInfo
 from pgha._wire.compiler import Statement
 from pgha._wire.interrupts import uninterrupted
 from pgha._wire.link import NO_EXTRAS, Extras
@@ -32,7 +32,8 @@ class Request:
     """The caller's validated request; shared by the legs of `fastest`, never changed."""
 
     statements: Sequence[Statement]
-    kind: AccessMode
+    need: Need
+    """What the request asks of its node, by its access mode and its route."""
     read: bool
     batch: bool
     route: ReadRoute
@@ -49,17 +50,6 @@ class Request:
     keyed: Keyed | None = None
     raw: bool = False
     """Whether this is pgha's own query: its result is the first value, as the server wrote it."""
-    need: Need = field(init=False)
-    """What the request asks of its node, by its access mode and its route."""
-
-    def __post_init__(self) -> None:
-        need = USUAL[self.kind]
-        route = self.route
-        if type(route) is Pin:
-            need = need._replace(node=route.name)
-        elif type(route) is Primary and self.read:
-            need = PRIMARY_READ
-        self.need = need
 
 
 class AttemptState:
@@ -132,9 +122,29 @@ class OperationCallbacks(Protocol):
         """Return the pending outcome of an operation that is about to fail without proof."""
         ...
 
-    def unretrieved(self, operation: Operation[Any], error: BaseException) -> None:
+    def unretrieved(self, error: BaseException) -> None:
         """Report the error of an operation that was dropped without being awaited."""
         ...
+
+
+class Unretrieved:
+    """Reports the failure of an operation that is dropped without being awaited.
+
+    An object of its own, so that an operation without a failure costs no finalizer.
+    """
+
+    __slots__ = ("_runner", "error")
+
+    def __init__(self, runner: OperationCallbacks, error: BaseException) -> None:
+        self.error: BaseException | None = None
+        self._runner = runner
+        self.error = error
+
+    def __del__(self) -> None:
+        # The attribute is missing if __init__ was interrupted (trio raises KeyboardInterrupt anywhere).
+        error = getattr(self, "error", None)
+        if error is not None:
+            self._runner.unretrieved(error)
 
 
 @final
@@ -160,6 +170,7 @@ class Operation(Generic[T]):
         "_result",
         "_retrieved",
         "_runner",
+        "_unretrieved",
         "_waiters",
         "attempts",
         "context",
@@ -205,6 +216,7 @@ class Operation(Generic[T]):
         self._more: dict[Waiter, None] | None = None
         self._waiters = 0
         self._retrieved = False
+        self._unretrieved: Unretrieved | None = None
         self._callbacks: list[Callable[[Operation[T]], None]] | None = None
         # The attributes below belong to the runner.
         self.request = request
@@ -313,7 +325,7 @@ class Operation(Generic[T]):
             return
         waiter = self._park()
         try:
-            await waiter.wait()
+            await waiter
         except BaseException:
             self._leave(waiter)
             raise
@@ -342,7 +354,7 @@ class Operation(Generic[T]):
             self._waiters += 1
             waiter = self._park()
             try:
-                yield from waiter.wait().__await__()
+                yield from waiter.__await__()
             except BaseException:
                 self._leave(waiter)
                 # Cancelled, by a scope or natively. The last waiting task to leave cancels the operation. If
@@ -352,13 +364,13 @@ class Operation(Generic[T]):
                         self._runner.left(self)
                     else:
                         self._runner.give_up(self, "cancelled")
-                    self._retrieved = True
+                    self.retrieve()
                 raise
             finally:
                 self._waiters -= 1
-        self._retrieved = True
         error = self._error
         if error is not None:
+            self.retrieve()
             try:
                 raise error.with_traceback(None)
             finally:
@@ -370,15 +382,18 @@ class Operation(Generic[T]):
         """Internal: set the outcome, and wake the waiting tasks."""
         self.stage = DONE
         self._result = result
-        self._error = error
+        if error is not None:
+            self._error = error
+            if not self._retrieved and self.gave_up != "cancelled":
+                self._unretrieved = Unretrieved(self._runner, error)
         self.place = None
         self.legs = None
         first, more = self._first, self._more
         self._first = self._more = None
         if first is not None:
-            first.set()
+            self._runner.loop.wake(first)
         for waiter in more or ():
-            waiter.set()
+            self._runner.loop.wake(waiter)
         if self._callbacks is not None:
             callbacks, self._callbacks = self._callbacks, None
             for callback in callbacks:
@@ -406,14 +421,10 @@ class Operation(Generic[T]):
     def retrieve(self) -> None:
         """Internal: mark the outcome as retrieved, because it was passed on in another way."""
         self._retrieved = True
+        if self._unretrieved is not None:
+            self._unretrieved.error = None
 
     @property
     def value(self) -> T | None:
         """Internal: the operation's result, once it is done."""
         return self._result
-
-    def __del__(self) -> None:
-        # The attribute is missing if __init__ was interrupted (trio raises KeyboardInterrupt anywhere).
-        error = getattr(self, "_error", None)
-        if error is not None and not self._retrieved and self.gave_up != "cancelled":
-            self._runner.unretrieved(self, error)

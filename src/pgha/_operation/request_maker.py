@@ -9,6 +9,7 @@ from uuid import UUID
 
 import psycopg
 
+from pgha._core.need import PRIMARY_READ, READ, WRITE, Need
 from pgha._core.statement_kind import Handling, StatementKind, frame_needed, refuse_in_batch
 from pgha._errors import ConfigError, SessionRequired
 from pgha._operation.key import Keyed, checked, key_from, keyed, may_be_keyed
@@ -50,8 +51,9 @@ class RequestMaker:
         route: ReadRoute, timeout: Seconds, statement_timeout: Seconds, row_factory: Any,
         on_send: OnSend | None, idempotency_key: UUID | None = None, hash_later: bool = False,
     ) -> Request:  # fmt: skip
+        need = READ if read else WRITE
         if type(route) is not Nearest:
-            self._check_route(route, read=read)
+            need = self._need(route, read=read)
         options = self._options
         statement = self._compiler.compile(query, params)
         found = statement.kind
@@ -80,7 +82,7 @@ class RequestMaker:
             extras = _extras(framed, self._limit(statement_timeout), read, (found,))
         return Request(
             (statement,),
-            "read" if read else "write",
+            need,
             read,
             False,
             route,
@@ -100,7 +102,7 @@ class RequestMaker:
         statement_timeout: Seconds, row_factory: Any, on_send: OnSend | None,
         idempotency_key: UUID | None = None, hash_later: bool = False,
     ) -> Request:  # fmt: skip
-        self._check_route(route, read=False)
+        need = self._need(route, read=False)
         given: object = items
         if not isinstance(given, Sequence) or isinstance(given, (str, bytes)) or not given:
             raise ConfigError(
@@ -110,7 +112,7 @@ class RequestMaker:
         framed = frame_needed(one.kind for one in statements)
         return Request(
             tuple(statements),
-            "write",
+            need,
             read=False,
             batch=True,
             route=route,
@@ -155,18 +157,24 @@ class RequestMaker:
             raise SessionRequired(f"statement {index} of the batch: {refusal}")
         return statement
 
-    def _check_route(self, route: ReadRoute, *, read: bool) -> None:
+    def _need(self, route: ReadRoute, *, read: bool) -> Need:
+        """Return what an operation with this route asks of its node; raise if the route is not possible."""
+        need = READ if read else WRITE
         if isinstance(route, Pin):
             if not self._known(route.name):
                 raise ConfigError(f"no node is called {route.name!r}: Cluster.nodes lists the names")
-        elif isinstance(route, Fastest):
+            return need._replace(node=route.name)
+        if isinstance(route, Primary):
+            return PRIMARY_READ if read else need
+        if isinstance(route, Fastest):
             if not read:
                 raise ConfigError(
                     "fastest() is for reads only: every node would apply a write;"
                     " use nearest(), primary() or pin(name)"
                 )
-        elif not isinstance(route, (Nearest, Primary)):
+        elif not isinstance(route, Nearest):
             raise ConfigError(f"route must be nearest(), primary(), pin(name) or fastest(), not {route!r}")
+        return need
 
     def _timeout(self, given: Seconds) -> float | None:
         if given is DEFAULT:

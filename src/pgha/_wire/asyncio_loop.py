@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextvars import copy_context
 
 import anyio
@@ -30,10 +30,13 @@ class AsyncioLoop:
         self._context = copy_context()
         self._context.run(current_async_library_cvar.set, "asyncio")
         self._on_rest: Callable[[], object] | None = None
+        # A future for one task only, because cancelling a task cancels the future that the task awaits.
+        self.waiter = self._loop.create_future
 
-    def waiter(self) -> AsyncioWaiter:
-        """Return a new waiter; see `Loop.waiter`."""
-        return AsyncioWaiter(self._loop)
+    def wake(self, waiter: asyncio.Future[None]) -> None:
+        """Wake the task that awaits ``waiter``; see `Loop.wake`."""
+        if not waiter.done():
+            waiter.set_result(None)
 
     async def serve(self, fd: int, on_readable: Callable[[], bool]) -> None:
         """Call ``on_readable`` whenever ``fd`` is readable; see `Loop.serve`."""
@@ -103,21 +106,3 @@ class _Serving:
         except BaseException as error:  # noqa: BLE001 - passed on to the task that serves
             if not self.end.done():
                 self.end.set_exception(error)
-
-
-class AsyncioWaiter:
-    """A future for one task only, because cancelling a task cancels the future that the task waits for."""
-
-    __slots__ = ("_future",)
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._future: asyncio.Future[None] = loop.create_future()
-
-    def set(self) -> None:
-        """Wake the task that waits."""
-        if not self._future.done():
-            self._future.set_result(None)
-
-    def wait(self) -> Awaitable[object]:
-        """Wait until `set` is called."""
-        return self._future

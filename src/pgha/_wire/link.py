@@ -172,8 +172,7 @@ class Link:
         self._unreplicated |= result.error_field(field.SOURCE_FUNCTION) == _REPLICATION_WAIT
 
     def _read_settings(self) -> list[bytes | None]:
-        ask = self._pgconn.parameter_status
-        return [ask(name) for name in WATCHED]
+        return list(map(self._pgconn.parameter_status, WATCHED))
 
     @property
     def pgconn(self) -> PGconn:
@@ -233,14 +232,15 @@ class Link:
         return self._cache.lookup((statement.query, statement.types))
 
     def _send_one(self, statement: Statement) -> Segment:
-        # As `_lookup`, without the call.
+        # As `_lookup` and `_send_prepared`, without the calls.
         committing = statement.kind.self_committing
         entry = None if committing else self._cache.lookup((statement.query, statement.types))
         if entry is None:
             self._send_unprepared(statement)
             return _UNPREPARED
         if entry.ready:
-            self._send_prepared(entry, statement)
+            assert entry.name is not None
+            self._pgconn.send_query_prepared(entry.name, statement.params, statement.formats)
             if entry.segment is None:
                 entry.segment = Segment(entry=entry)
             return entry.segment  # type: ignore[no-any-return]

@@ -8,28 +8,25 @@ is two objects and a coroutine around one future.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from sniffio import current_async_library
 
 
-class Waiter(Protocol):
-    """An event that one task waits for, once."""
-
-    def set(self) -> None:
-        """Wake the task that waits."""
-        ...
-
-    def wait(self) -> Awaitable[object]:
-        """Wait until `set` is called."""
-        ...
+class Waiter(Awaitable[object], Protocol):
+    """Something that one task awaits, once, until `Loop.wake` is called."""
 
 
 class Loop(Protocol):
     """The event loop in which a cluster runs."""
 
-    def waiter(self) -> Waiter:
-        """Return a new waiter, for one task only."""
+    @property
+    def waiter(self) -> Callable[[], Waiter]:
+        """Makes a new waiter, for one task only."""
+        ...
+
+    def wake(self, waiter: Any) -> None:
+        """Wake the task that awaits ``waiter``; does nothing if that task has left."""
         ...
 
     async def serve(self, fd: int, on_readable: Callable[[], bool]) -> None:

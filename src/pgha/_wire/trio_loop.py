@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from typing import Any
 
 import trio
 from anyio.lowlevel import checkpoint
@@ -18,10 +19,13 @@ class TrioLoop:
     def __init__(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
         self._resting: trio.lowlevel.Task | None = None
+        self.waiter = TrioWaiter
 
-    def waiter(self) -> TrioWaiter:
-        """Return a new waiter; see `Loop.waiter`."""
-        return TrioWaiter()
+    def wake(self, waiter: TrioWaiter) -> None:
+        """Wake the task that awaits ``waiter``; see `Loop.wake`."""
+        task, waiter.task = waiter.task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
 
     async def serve(self, fd: int, on_readable: Callable[[], bool]) -> None:
         """Call ``on_readable`` whenever ``fd`` is readable; see `Loop.serve`."""
@@ -65,25 +69,18 @@ class TrioLoop:
 
 
 class TrioWaiter:
-    """A `trio.Event` for one task, which must wait before the waiter is set."""
+    """A `trio.Event` for one task, which must wait before it is woken."""
 
-    __slots__ = ("_task",)
+    __slots__ = ("task",)
 
     def __init__(self) -> None:
-        self._task: trio.lowlevel.Task | None = None
-
-    def set(self) -> None:
-        """Wake the task that waits."""
-        task, self._task = self._task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task)
+        self.task: trio.lowlevel.Task | None = None
 
     @trio.lowlevel.enable_ki_protection
-    async def wait(self) -> None:
-        """Wait until `set` is called."""
-        self._task = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._abort)
+    def __await__(self) -> Generator[Any, Any, object]:
+        self.task = trio.lowlevel.current_task()
+        return trio.lowlevel.wait_task_rescheduled(self._abort).__await__()  # noqa: ASYNC105 - awaited by the caller
 
     def _abort(self, raise_cancel: object) -> trio.lowlevel.Abort:
-        self._task = None
+        self.task = None
         return trio.lowlevel.Abort.SUCCEEDED

@@ -89,7 +89,6 @@ def test_transition(before: State, event: str) -> None:
 def test_what_may_be_done_in_each_state(state: State) -> None:
     node = node_in(state)
     assert node.usable == (state in IN_USE)
-    assert node.sendable == (state == "up")
 
 
 def test_a_new_node_is_known_by_nothing() -> None:

@@ -13,6 +13,7 @@ from support.failures import failed
 
 from pgha import nearest
 from pgha._core.backoff import Budget
+from pgha._core.need import WRITE
 from pgha._core.outcome import Facts
 from pgha._core.statements import Entry
 from pgha._dispatch.common import Common
@@ -82,7 +83,7 @@ class Bench:
         self.failed.append(operation)
 
     def operation(self, started_at: float = 0.0) -> Operation[Any]:
-        request = Request((), "write", False, False, nearest(), tuple_row)
+        request = Request((), WRITE, False, False, nearest(), tuple_row)
         return Operation(cast(OperationCallbacks, None), request, started_at)
 
     def attempt(self, operation: Operation[Any], facts: Facts, **more: Any) -> None:

@@ -8,6 +8,7 @@ import pytest
 from psycopg.rows import tuple_row
 
 from pgha import nearest
+from pgha._core.need import WRITE
 from pgha._core.next_step import Case, NextStep, decide
 from pgha._core.outcome import Outcome, ServerError
 from pgha._node.callbacks import ServerFacts
@@ -35,7 +36,7 @@ def test_only_a_fatal_tells_of_the_connection(
 
 def test_a_write_that_meets_another_server_goes_elsewhere() -> None:
     """The lane refuses it in the server's place, since only a server of its lineage knows its key."""
-    request = Request((), "write", False, False, nearest(), tuple_row)
+    request = Request((), WRITE, False, False, nearest(), tuple_row)
     operation: Operation[Any] = Operation(cast(OperationCallbacks, None), request, 0.0)
     operation.lineage, operation.doubted = 1, True
     attempt = AttemptState("n1", 1.0)

@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
+from pgha._core.need import READ
 from pgha._operation.operation import Operation, Request
 from pgha._types import nearest
 from pgha._wire.loops import current_loop
@@ -26,7 +27,7 @@ class Runner:
 
 
 def operation_of(runner: Any) -> Operation[int]:
-    return Operation(runner, Request((), "read", True, False, nearest(), tuple), 0.0)
+    return Operation(runner, Request((), READ, True, False, nearest(), tuple), 0.0)
 
 
 def waiters(operation: Operation[Any]) -> int:
