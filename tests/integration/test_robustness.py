@@ -15,6 +15,7 @@ import anyio
 import psutil
 import psycopg
 import pytest
+from psycopg import pq
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 from psycopg.conninfo import make_conninfo
@@ -487,3 +488,28 @@ async def test_waiting_for_room_in_the_queue_when_the_cluster_is_left() -> None:
     for operation in queued:
         with pytest.raises(pgha.OperationCancelled):
             await operation
+
+
+class Gaps:
+    """A value whose dumper gives a buffer with gaps, which libpq does not take."""
+
+
+class GapsDumper(Dumper):
+    format = pq.Format.BINARY
+    oid = 17
+
+    def dump(self, obj: Gaps) -> memoryview:
+        return memoryview(b"abcdef")[::2]
+
+
+async def test_a_buffer_with_gaps_fails_its_own_operation(server: Node) -> None:
+    async with cluster_of(server) as cluster:
+        cluster.adapters.register_dumper(Gaps, GapsDumper)
+        other = cluster.submit("SELECT pg_sleep(0.2)")
+        for value in (Gaps(), memoryview(b"abcdef")[::2]):
+            for call in (cluster.fetch, cluster.execute):
+                with within(), pytest.raises((psycopg.ProgrammingError, BufferError)):  # psycopg's own
+                    await call("SELECT %s", [value])
+        await other
+        assert await cluster.fetch_value("SELECT %s", [memoryview(b"abc")[1:]]) == b"bc"
+        assert await cluster.fetch_value("SELECT 1") == 1

@@ -38,5 +38,3 @@ PRIMARY_READ = Need("read", "primary")
 """The need of a read that must come from the primary that the writes go to."""
 WRITE = Need("write", "primary")
 """The need of a write that any primary may apply."""
-USUAL: dict[AccessMode, Need] = {"read": READ, "write": WRITE}
-"""The need of an operation without a node or lineage of its own, by its access mode."""

@@ -289,6 +289,7 @@ class Dispatcher:
 
     def ticked(self, node: ManagedNode, now: float) -> None:
         """Do what is due by time for the operations that wait for the node."""
+        self._flushing.overdue()
         if self._proofs.waiting:
             for lane in tuple(self._proofs.waiting):
                 self._proofs.capacity_freed(lane)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pgha._node.lane import Lane
+from pgha._wire.interrupts import uninterrupted
 from pgha._wire.loops import Loop
 
 
@@ -41,6 +42,16 @@ class Flushing:
                 lane.flush()
             lanes.remove(lane)
 
+    def overdue(self) -> None:
+        """Write what was to be written later; for a tick, long after it was due.
+
+        Something interrupted the `rest`, before it began or in the middle of it.
+        """
+        self._rests = False
+        if self._later:
+            self.flush(later=False)
+
+    @uninterrupted
     def rest(self) -> None:
         """Write what was to be written later; called by the loop."""
         self._rests = False

@@ -31,7 +31,10 @@ def is_orphan(operation: Operation[Any]) -> bool:
     place = operation.place
     match operation.stage:
         case Stage.QUEUED:
-            return place is None or operation not in list(place)
+            number = operation.number
+            return place is None or not (
+                place.waiting.has(operation, number) or place.behind.has(operation, number)
+            )
         case Stage.SENT:
             if place is None:
                 return True

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from pgha._core.backoff import RetryBudgets, delay
+from pgha._core.need import PRIMARY_READ
 from pgha._core.next_step import OWN_DOING, NextStep
 from pgha._core.outcome import Outcome, outcome
 from pgha._core.routing import elsewhere
@@ -167,8 +168,9 @@ class Retries:
         self._tracker.retried(operation, decision)
         now = self._clock()
         if operation.parent is None and not isinstance(operation.request.route, Pin):
-            any_node = away_from is None or operation.exactly_once
             need = operation.request.need
+            # A read from the primary follows the writes: another master may not have what they wrote.
+            any_node = away_from is None or operation.exactly_once or need == PRIMARY_READ
             other = None if any_node else self._elsewhere(operation, away_from or "")
             operation.need = need._replace(node=other) if other is not None else need
         if pause or (away_from is not None and operation.need.node in (None, away_from)):

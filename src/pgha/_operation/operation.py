@@ -325,7 +325,11 @@ class Operation(Generic[T]):
             return
         waiter = self._park()
         try:
-            await waiter
+            if self.done:
+                self._leave(waiter)  # see `__await__`
+                await checkpoint()
+            else:
+                await waiter
         except BaseException:
             self._leave(waiter)
             raise
@@ -354,7 +358,12 @@ class Operation(Generic[T]):
             self._waiters += 1
             waiter = self._park()
             try:
-                yield from waiter.__await__()
+                if self.done:
+                    # By what ran in the middle of this: a finalizer, or a handler of a signal.
+                    self._leave(waiter)
+                    yield from checkpoint().__await__()
+                else:
+                    yield from waiter.__await__()
             except BaseException:
                 self._leave(waiter)
                 # Cancelled, by a scope or natively. The last waiting task to leave cancels the operation. If

@@ -30,7 +30,7 @@ FEW = 32
 """The largest number of parameters of a remembered text; texts with more are mostly generated, each one
 different."""
 _QUERIES = (str, bytes, Composable, Template)
-_BUFFERS = frozenset({bytes, bytearray, memoryview, type(None)})
+_BUFFERS = frozenset({bytes, bytearray, type(None)})
 
 AnyQuery: TypeAlias = Query
 AnyParams: TypeAlias = Params
@@ -180,4 +180,9 @@ def _check_kinds(values: Sequence[Any]) -> None:
         if value is not None and not isinstance(value, (bytes, bytearray, memoryview)):
             raise psycopg.ProgrammingError(
                 f"a dumper gave {type(value).__name__}, not bytes: a Dumper's dump() returns a buffer or None"
+            )
+        if type(value) is memoryview and not value.c_contiguous:
+            # libpq would refuse it in the middle of a segment, at its neighbours' expense.
+            raise psycopg.ProgrammingError(
+                "a memoryview with gaps (a slice with a step, say) cannot be sent: pass bytes(view)"
             )

@@ -51,9 +51,10 @@ WATCHED = (
 )
 """The settings whose changes the server reports (search_path: since PostgreSQL 18)."""
 
-_SEND_ERRORS = (psycopg.Error, TypeError, ValueError, OverflowError, MemoryError)
+_SEND_ERRORS = (psycopg.Error, TypeError, ValueError, OverflowError, MemoryError, BufferError)
 """What psycopg raises when it hands something to libpq: its C layer raises TypeError for a value of the wrong
-type. Anything else is an exception of a signal's handler, or a defect."""
+type, and BufferError for a memory view with gaps. Anything else is an exception of a signal's handler, or a
+defect."""
 
 
 class SendFailed(Exception):

@@ -23,8 +23,16 @@ class TrioLoop:
 
     def wake(self, waiter: TrioWaiter) -> None:
         """Wake the task that awaits ``waiter``; see `Loop.wake`."""
-        task, waiter.task = waiter.task, None
-        if task is not None:
+        waits = waiter.waits
+        if waits and getattr(waits[0].coro, "cr_running", False):
+            # A finalizer, or a handler of a signal, wakes the task that it runs in, just before that waits.
+            self._token.run_sync_soon(self.wake, waiter)
+            return
+        try:
+            task = waits.pop()
+        except IndexError:
+            waiter.woken = True
+        else:
             trio.lowlevel.reschedule(task)
 
     async def serve(self, fd: int, on_readable: Callable[[], bool]) -> None:
@@ -69,18 +77,31 @@ class TrioLoop:
 
 
 class TrioWaiter:
-    """A `trio.Event` for one task, which must wait before it is woken."""
+    """A `trio.Event` for one task.
 
-    __slots__ = ("task",)
+    Whoever removes the task from the list, in one step, is the one that wakes it: a cancellation may come in
+    the middle of the waking, and the other way round.
+    """
+
+    __slots__ = ("waits", "woken")
 
     def __init__(self) -> None:
-        self.task: trio.lowlevel.Task | None = None
+        self.waits: list[trio.lowlevel.Task] = []
+        """The task that waits, or is just about to."""
+        self.woken = False
+        """Whether it was woken before it waited."""
 
     @trio.lowlevel.enable_ki_protection
     def __await__(self) -> Generator[Any, Any, object]:
-        self.task = trio.lowlevel.current_task()
+        self.waits.append(trio.lowlevel.current_task())
+        if self.woken:
+            self.waits.clear()
+            return checkpoint().__await__()
         return trio.lowlevel.wait_task_rescheduled(self._abort).__await__()  # noqa: ASYNC105 - awaited by the caller
 
     def _abort(self, raise_cancel: object) -> trio.lowlevel.Abort:
-        self.task = None
+        try:
+            self.waits.pop()
+        except IndexError:
+            return trio.lowlevel.Abort.FAILED
         return trio.lowlevel.Abort.SUCCEEDED

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgha._core.need import READ, USUAL, WRITE, Need
+from pgha._core.need import READ, WRITE, Need
 from pgha._core.routing import Candidate, among, choose, eligible, elsewhere
 from pgha._types import Role, State
 
@@ -64,7 +64,7 @@ def test_a_need_of_one_lineage(need: Need) -> None:
 
 
 def test_a_write_needs_a_primary() -> None:
-    assert {"read": Need("read"), "write": Need("write", "primary")} == USUAL
+    assert (Need("read"), Need("write", "primary")) == (READ, WRITE)
 
 
 # The choice

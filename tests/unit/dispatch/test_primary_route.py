@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support.fake_link import FakeError
 from support.in_memory import InMemory
 
 import pgha
@@ -110,3 +111,21 @@ async def test_a_read_only_primary_is_better_than_none(make_world: MakeWorld) ->
     says(world, "a", STANDBY)
     says(world, "b", ServerStatus(system=7, read_only=True))
     assert node_of(read(world)) == "b"
+
+
+async def test_after_an_error_of_its_node_it_follows_the_writes(make_world: MakeWorld) -> None:
+    """Another master may lack what was written: a full disk sends no such read there."""
+    world = make_world("ab")
+    lanes = {}
+    for system, name in enumerate("ab", 1):
+        lanes[name, "read"], lanes[name, "write"] = world.open(name, "read"), world.open(name, "write")
+        says(world, name, ServerStatus(system=system))
+    writes = node_of(world.start("INSERT 1"))
+    one = read(world)
+    assert node_of(one) == writes
+    lane, link = lanes[writes, "read"]
+    link.answer(FakeError("53200"))
+    lane._readable()
+    assert one.stage is Stage.PAUSED
+    world.wait(1.0)
+    assert [attempt.node for attempt in one.attempts] == [writes, writes]

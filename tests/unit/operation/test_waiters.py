@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from typing import Any
 
 import anyio
 import pytest
+from support.interruption import Interruption
 
 from pgha._core.need import READ
 from pgha._operation.operation import Operation, Request
@@ -24,6 +27,9 @@ class Runner:
 
     def give_up(self, operation: Operation[Any], why: str) -> None:
         self.given_up.append(why)
+
+    def left(self, operation: Operation[Any]) -> None:
+        self.given_up.append("left")
 
 
 def operation_of(runner: Any) -> Operation[int]:
@@ -87,3 +93,31 @@ async def test_an_awaiting_task_that_leaves_others_waiting_is_forgotten() -> Non
         assert runner.given_up == []
         operation.finish(7, None)
     assert results == [7]
+
+
+@pytest.mark.parametrize("awaits", [True, False], ids=["await", "wait"])
+async def test_an_end_in_the_middle_of_beginning_to_wait_is_noticed(awaits: bool) -> None:
+    """A finalizer, say, ends the operation between any two bytecodes of the await."""
+    position = 0
+    while True:
+        operation = operation_of(Runner())
+        ending = Interruption(position, partial(operation.finish, 1, None))
+
+        async def waiting(operation: Operation[Any] = operation, ending: Interruption = ending) -> None:
+            sys.settrace(ending.trace)
+            try:
+                await (operation if awaits else operation.wait())
+            finally:
+                sys.settrace(None)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(waiting)
+            await anyio.wait_all_tasks_blocked()
+            if not ending.happened:
+                tasks.cancel_scope.cancel()
+                break
+            assert waiters(operation) == 0, ending.where
+            with anyio.fail_after(5):
+                await operation.wait()
+        position += 1
+    assert position > 10
