@@ -49,6 +49,10 @@ from pgha._types import ConnectionLost, Fastest, Pin
 from pgha._wire.interrupts import uninterrupted
 from pgha._wire.loops import current_loop
 
+# Every act runs to its end, whoever comes in: a task, a timer, a tick.
+uninterrupted(Door.enter)
+uninterrupted(Door._drain)
+
 
 class Dispatcher:
     """The owner of every operation of a cluster; see the head of this file."""
