@@ -63,7 +63,7 @@ class Gate(enum.Enum):
 
 
 OPEN: Final = Gate.OPEN
-DRAINING: Final = Gate.DRAINING  # see `pgha._operation.operation.DONE`
+_DRAINING: Final = Gate.DRAINING  # see `pgha._operation.operation.DONE`
 _WHOLE: Final = Handed.WHOLE
 
 
@@ -358,9 +358,9 @@ class Pipeline(Generic[T, S]):
 
     def stop_sending(self) -> None:
         """Send nothing more; the lane is closed once nothing is in flight."""
-        self.gate = DRAINING
+        self.gate = _DRAINING
 
     @property
     def draining(self) -> bool:
         """Whether nothing more is sent on the lane."""
-        return self.gate is DRAINING
+        return self.gate is _DRAINING

@@ -19,7 +19,7 @@ from typing import Any
 import anyio
 from anyio.abc import TaskGroup
 
-from pgha._core.pipeline import DRAINING, Doing, Pipeline
+from pgha._core.pipeline import Doing, Pipeline
 from pgha._core.sources import Sources
 from pgha._node.callbacks import FlightSlot, LaneBounds, LaneCallbacks, SegmentFailure, ServerFacts
 from pgha._node.evidence import failure_of, failures_after_loss, late_outcome, one_line
@@ -178,7 +178,7 @@ class Lane:
 
     def _drained(self, now: float) -> None:
         self.idle_since = now
-        if self.pipeline.gate is DRAINING:
+        if self.pipeline.draining:
             self.abort("drained")
         elif not self.link.clean():
             # A statement changed the session without detection: no other operation may use the session.
